@@ -1,0 +1,251 @@
+"""Frame links: the framed protocol on asyncio transports, Unix or TCP.
+
+Lives here: connecting, listening, coalesced writes, request and reply by stream, bounds on unsent bytes.
+Does not live here: what messages mean. Receivers are called synchronously on the loop and must not block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from understudy.wire.errors import Code, ConfigError, ProtocolError, UnderstudyError
+from understudy.wire.frames import FRAME_BYTES_MAX_DEFAULT, Frame, FrameDecoder
+from understudy.wire.messages import Failure, Kind, Message, decode_message, encode_message
+
+M = TypeVar("M")
+OnFrame = Callable[["FrameLink", Frame], None]
+OnLost = Callable[["FrameLink", Exception | None], None]
+BUFFER_BYTES_MAX_DEFAULT = 64 * 1024 * 1024
+
+
+class FrameLink(asyncio.Protocol):
+    """One connection. Writes of one loop turn leave in one system call.
+
+    `on_frame` gets every frame that is not the reply to a `call`. A peer that breaks the protocol, or
+    stops reading until `buffer_bytes_max` are unsent, is disconnected; `on_lost` says why.
+    """
+
+    def __init__(
+        self,
+        on_frame: OnFrame,
+        on_lost: OnLost | None = None,
+        *,
+        frame_bytes_max: int = FRAME_BYTES_MAX_DEFAULT,
+        buffer_bytes_max: int = BUFFER_BYTES_MAX_DEFAULT,
+        on_made: Callable[[FrameLink], None] | None = None,
+    ) -> None:
+        self.peer: Any = None  # whatever the owner wants to know the link by
+        self.closed = False
+        self.congested = False  # the peer reads slower than we write
+        self.last_heard_s = 0.0  # loop time of the newest bytes from the peer
+        self._on_frame = on_frame
+        self._on_lost = on_lost
+        self._on_made = on_made
+        self._decoder = FrameDecoder(frame_bytes_max)
+        self._buffer_bytes_max = buffer_bytes_max
+        self._transport: asyncio.Transport | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._out: list[bytes] = []
+        self._calls: dict[int, asyncio.Future[Frame]] = {}
+        self._next_stream = 1
+        self._error: Exception | None = None
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        self._loop = asyncio.get_running_loop()
+        self.last_heard_s = self._loop.time()
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._on_made is not None:
+            self._on_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        assert self._loop is not None
+        self.last_heard_s = self._loop.time()
+        try:
+            frames = self._decoder.feed(data)
+            for frame in frames:
+                if self._calls and frame.stream in self._calls:
+                    future = self._calls.pop(frame.stream)
+                    if not future.done():
+                        future.set_result(frame)
+                else:
+                    self._on_frame(self, frame)
+        except ProtocolError as error:
+            self.abort(error)
+
+    def pause_writing(self) -> None:
+        self.congested = True
+
+    def resume_writing(self) -> None:
+        self.congested = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        error = self._error or exc
+        calls, self._calls = self._calls, {}
+        for future in calls.values():
+            if not future.done():
+                future.set_exception(UnderstudyError(Code.LINK_LOST, f"connection lost: {error or 'closed'}"))
+        if self._on_lost is not None:
+            self._on_lost(self, error)
+
+    # sending
+
+    def write(self, data: bytes) -> None:
+        """Queue an encoded frame; it leaves at the end of this loop turn. Dropped when closed."""
+        if self.closed or self._transport is None:
+            return
+        if not self._out:
+            self._loop.call_soon(self._flush)  # type: ignore[union-attr]
+        self._out.append(data)
+
+    def _flush(self) -> None:
+        out = self._out
+        self._out = []
+        if self.closed or self._transport is None:
+            return
+        self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        if self.congested and self._transport.get_write_buffer_size() > self._buffer_bytes_max:
+            self.abort(UnderstudyError(Code.LINK_LOST, "the peer stopped reading"))
+
+    def send(self, message: Message, stream: int = 0, payload: bytes = b"") -> None:
+        self.write(encode_message(message, stream, payload))
+
+    def fail(self, stream: int, error: UnderstudyError) -> None:
+        self.send(Failure(error.code, error.message, error.context), stream)
+
+    async def call(self, message: Message, reply: type[M], timeout_s: float, payload: bytes = b"") -> M:
+        """Send `message` and wait for its `reply`.
+
+        Raises what the peer's `Failure` says, LINK_LOST, or TIMEOUT after `timeout_s`.
+        """
+        if self.closed or self._loop is None:
+            raise UnderstudyError(Code.LINK_LOST, "not connected")
+        stream = self.next_stream()
+        future: asyncio.Future[Frame] = self._loop.create_future()
+        self._calls[stream] = future
+        self.send(message, stream, payload)
+        try:
+            async with asyncio.timeout(timeout_s):
+                frame = await future
+        except TimeoutError:
+            what = type(message).__name__
+            raise UnderstudyError(Code.TIMEOUT, f"no reply to {what}", timeout_s=timeout_s) from None
+        finally:
+            self._calls.pop(stream, None)
+        answer = decode_message(frame)
+        if isinstance(answer, Failure):
+            raise answer.error()
+        if not isinstance(answer, reply):
+            raise ProtocolError(f"expected {reply.__name__}, got {Kind(frame.kind).name}")
+        return answer
+
+    def next_stream(self) -> int:
+        stream = self._next_stream
+        self._next_stream = 1 if stream >= 0x7FFFFFFF else stream + 1
+        return stream
+
+    # ending
+
+    def close(self) -> None:
+        """Flush what is queued, then close."""
+        if self._transport is not None and not self.closed:
+            if self._out:
+                self._flush()
+            self._transport.close()
+
+    def abort(self, error: Exception | None = None) -> None:
+        """Close now; unsent bytes are lost."""
+        self._error = self._error or error
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def parse_address(address: str) -> tuple[str, str, int]:
+    """("unix", path, 0) or ("tcp", host, port). Raises `ConfigError`."""
+    scheme, _, rest = address.partition(":")
+    if scheme == "unix" and rest:
+        if len(os.fsencode(rest)) > 107:
+            raise ConfigError(f"{address}: a Unix socket's path may have 107 bytes at most; set run_dir")
+        return "unix", rest, 0
+    host, _, port = rest.rpartition(":")
+    if scheme == "tcp" and host and port.isdigit() and int(port) <= 65535:
+        return "tcp", host.strip("[]"), int(port)
+    raise ConfigError(f"{address!r}: an address is unix:/path or tcp:host:port")
+
+
+async def dial(address: str, make: Callable[[], FrameLink], timeout_s: float = 2.0) -> FrameLink:
+    """Connect. Raises UNAVAILABLE when nobody listens there."""
+    kind, host, port = parse_address(address)
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timeout_s):
+            if kind == "unix":
+                _, link = await loop.create_unix_connection(make, host)
+            else:
+                _, link = await loop.create_connection(make, host, port)
+    except (OSError, TimeoutError) as error:
+        raise UnderstudyError(Code.UNAVAILABLE, f"{address}: {error or 'timed out'}") from error
+    return link
+
+
+async def listen(address: str, make: Callable[[], FrameLink]) -> asyncio.Server:
+    """Listen. A stale socket file is replaced; one that answers belongs to a live process: CONFIG error."""
+    kind, host, port = parse_address(address)
+    loop = asyncio.get_running_loop()
+    try:
+        if kind == "tcp":
+            return await loop.create_server(make, host, port)
+        path = Path(host)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.exists():
+            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+                probe.settimeout(0.2)
+                probe.connect(host)
+                raise ConfigError(f"{address}: another process listens here already")
+            path.unlink(missing_ok=True)
+        return await loop.create_unix_server(make, host)
+    except OSError as error:
+        raise ConfigError(f"{address}: can't listen: {error}") from error
+
+
+async def keep_connected(
+    address: str,
+    make: Callable[[], FrameLink],
+    serve: Callable[[FrameLink], Awaitable[None]],
+    *,
+    backoff_s: float = 0.02,
+    backoff_s_max: float = 0.5,
+) -> None:
+    """Dial, run `serve` until the link is lost, dial again with jittered back-off. Ends when cancelled.
+
+    `serve` should return when its link is lost.
+    """
+    delay_s = backoff_s
+    while True:
+        try:
+            link = await dial(address, make)
+        except UnderstudyError as error:
+            if error.code is not Code.UNAVAILABLE:
+                raise
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+            delay_s = min(delay_s * 2, backoff_s_max)
+            continue
+        delay_s = backoff_s
+        try:
+            await serve(link)
+        finally:
+            link.close()
+        await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))

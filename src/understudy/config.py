@@ -1,0 +1,345 @@
+"""Every setting, typed, with its unit in its name and its limits beside it.
+
+The only module that reads configuration files and the environment. One file describes a cluster; each
+process is told the file and its own name. Unknown fields are refused with the nearest known name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from understudy.wire.errors import ConfigError
+from understudy.wire.records import Batching, Criticality, TensorSpec
+
+T = TypeVar("T")
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")]
+Positive = Annotated[float, Meta(gt=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Root of everything that is read from a file."""
+
+
+class HttpLimits(Settings, frozen=True):
+    """What a client may ask of a gateway."""
+
+    connections_max: Count = 10_000
+    header_bytes_max: Count = 16_384  # request line and all headers
+    headers_max: Count = 100
+    body_bytes_max: Count = 64 * 1024 * 1024
+    body_bytes_total_max: Count = 512 * 1024 * 1024  # bodies held at once, over all connections
+    pipeline_max: Count = 64  # requests read ahead on one connection
+    header_timeout_s: Positive = 10.0  # first byte of a request -> end of its headers
+    body_timeout_s: Positive = 30.0  # end of headers -> end of body
+    idle_timeout_s: Positive = 75.0  # between requests
+    write_timeout_s: Positive = 30.0  # a client that doesn't read its answers
+    drain_timeout_s: Positive = 10.0
+
+
+class AdmissionSettings(Settings, frozen=True):
+    """Bounds on what one gateway holds per app."""
+
+    inflight_max: Count = 512  # sent to replicas and not answered
+    waiting_max: Count = 1024  # parked until a replica is ready
+    deadline_ms_max: Positive = 300_000.0
+    retry_after_s: Count = 1
+
+
+class RetrySettings(Settings, frozen=True):
+    budget_fraction: Fraction = 0.2  # of the requests of the last 10 s
+    budget_min: Count = 3
+    attempts_max: Count = 4
+    poison_kills: Count = 2  # workers that a request may take down before it is refused
+    poison_verdict_ms: Positive = 25.0  # wait for news of the node before a request is blamed
+
+
+class HedgeSettings(Settings, frozen=True):
+    enabled: bool = True
+    quantile: Fraction = 0.95
+    factor: Positive = 1.5  # times the live quantile
+    delay_ms_min: Positive = 4.0
+    delay_ms_max: Positive = 1000.0
+    budget_fraction: Fraction = 0.05
+
+
+class BreakerSettings(Settings, frozen=True):
+    """When a replica is taken out of rotation for what it answers (Envoy's outlier detection, tightened)."""
+
+    consecutive_failures: Count = 3
+    failure_fraction: Fraction = 0.5
+    calls_min: Count = 20
+    window_s: Positive = 10.0
+    open_s: Positive = 5.0  # times the number of ejections in a row
+    open_s_max: Positive = 120.0
+    jitter_fraction: Fraction = 0.2
+    panic_fraction: Fraction = 0.5  # fewer healthy replicas than this: use all
+
+
+class SuspicionSettings(Settings, frozen=True):
+    """When a silent peer is routed around. Local and reversible."""
+
+    heartbeats_missed: Count = 3
+    deviations: Positive = 4.0  # of the observed jitter, added to the expected arrival
+    silence_ms_min: Positive = 20.0  # replica: oldest unanswered request and nothing else heard
+    silence_factor: Positive = 8.0  # times the live p99 of the app
+    readmit_heartbeats: Count = 6  # heard on time before a suspect node is trusted again
+    self_lag_ms: Positive = 50.0  # own loop later than this: double all timeouts, declare nobody
+
+
+class ActivationSettings(Settings, frozen=True):
+    timeout_ms: Positive = 250.0  # no Activated within this: ask the next node
+    ready_timeout_ms: Positive = 10_000.0  # accepted, but nothing ready: ask the next node
+
+
+class GatewayTuning(Settings, frozen=True):
+    http: HttpLimits = HttpLimits()
+    admission: AdmissionSettings = AdmissionSettings()
+    retry: RetrySettings = RetrySettings()
+    hedge: HedgeSettings = HedgeSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    suspicion: SuspicionSettings = SuspicionSettings()
+    activation: ActivationSettings = ActivationSettings()
+    tick_ms: Positive = 2.0  # resolution of hedges, deadlines and suspicion
+    stats_interval_ms: Positive = 500.0
+    link_buffer_bytes_max: Count = 64 * 1024 * 1024  # unsent bytes to one worker
+    events_max: Count = 1000  # kept while no controller listens
+
+
+class WorkerTuning(Settings, frozen=True):
+    queue_rows_max: Count = 256  # beyond it: BUSY at once
+    frame_bytes_max: Count = 72 * 1024 * 1024
+    orphan_timeout_s: Positive = 60.0  # without an agent and without a request: exit
+    threads: Count = 1  # of one inference
+
+
+class AgentTuning(Settings, frozen=True):
+    blank_workers: Count = 2
+    heartbeat_interval_ms: Positive = 50.0
+    probe_interval_ms: Positive = 500.0
+    probe_timeout_ms: Positive = 400.0
+    probe_failures_restart: Count = 3  # in a row: kill and replace
+    load_timeout_s: Positive = 120.0
+    drain_timeout_ms: Positive = 5000.0
+    backoff_ms: Positive = 50.0  # first restart is at once, then this, doubling
+    backoff_ms_max: Positive = 10_000.0
+    backoff_jitter_fraction: Fraction = 0.2
+    crash_loop_count: Count = 5  # crashes within the window: quarantine
+    crash_loop_window_s: Positive = 60.0
+    memory_limit_factor: Positive = 2.0  # times the profile, where a variant declares no limit
+    memory_limit_mb_min: Positive = 256.0
+    progressive_skip_ms: NonNegative = 15.0  # load the target at once if it takes only this much longer
+    stage_bytes_max: Count = 64 * 1024**3
+    events_max: Count = 1000
+
+
+class ControllerTuning(Settings, frozen=True):
+    lease_ms: Positive = 1500.0  # no heartbeat for this long: the node is dead
+    start_grace_ms: Positive = 3000.0  # after a start, nobody is declared dead before this
+    stability_window_s: Positive = 5.0  # a returned node waits this long, doubling with each flap
+    stability_window_s_max: Positive = 300.0
+    flap_memory_s: Positive = 600.0
+    reconcile_interval_ms: Positive = 100.0
+    events_max: Count = 50_000  # rows kept in the event log
+    versions_max: Count = 20  # per app, kept in the store
+    upload_bytes_max: Count = 8 * 1024**3
+
+
+class PlanSettings(Settings, frozen=True):
+    survive: tuple[Literal["node", "site"], ...] = ("node", "site")
+    time_limit_s: Positive = 5.0
+    gap: Fraction = 0.001
+    movement_cost: NonNegative = 0.01  # per replica moved, in units of weighted accuracy
+    memory_cost: NonNegative = 0.001  # per fraction of all memory used
+    node_reserve_mb: NonNegative = 0.0  # kept free on each node
+
+
+class NodeConfig(Settings, frozen=True):
+    name: Name
+    memory_mb: Positive
+    site: Name = "default"
+    listen: str = ""  # "unix:/path" or "tcp:host:port"; default: a Unix socket in the run directory
+    worker_host: str = ""  # set on a cluster of many machines: workers listen on TCP at this address
+
+
+class GatewayConfig(Settings, frozen=True):
+    name: Name
+    http: str = "127.0.0.1:8080"
+
+
+class ControllerConfig(Settings, frozen=True):
+    name: Name = "c1"
+    http: str = "127.0.0.1:8090"
+    listen: str = ""
+
+
+class ClusterConfig(Settings, frozen=True):
+    """CLUSTER.toml. Relative paths are relative to the file."""
+
+    nodes: tuple[NodeConfig, ...]
+    name: Name = "understudy"
+    data_dir: str = "understudy-data"
+    run_dir: str = ""  # sockets; default: a short directory of its own under the system's for such files
+    artifacts_dir: str = ""  # default: <data_dir>/artifacts
+    gateways: tuple[GatewayConfig, ...] = (GatewayConfig(name="g1"),)
+    controllers: tuple[ControllerConfig, ...] = (ControllerConfig(),)
+    apps: tuple[str, ...] = ()  # manifests deployed by `understudy up`
+    gateway: GatewayTuning = GatewayTuning()
+    agent: AgentTuning = AgentTuning()
+    worker: WorkerTuning = WorkerTuning()
+    controller: ControllerTuning = ControllerTuning()
+    plan: PlanSettings = PlanSettings()
+
+    def role_dir(self, role: str, name: str) -> Path:
+        """State of one process across its restarts."""
+        return Path(self.data_dir) / role / name
+
+    def listen_address(self, role: str, name: str, configured: str) -> str:
+        return configured or f"unix:{Path(self.run_dir) / f'{role}-{name}.sock'}"
+
+    def node(self, name: str) -> NodeConfig:
+        return _named(self.nodes, name, "node")
+
+    def gateway_named(self, name: str) -> GatewayConfig:
+        return _named(self.gateways, name, "gateway")
+
+    def controller_named(self, name: str) -> ControllerConfig:
+        return _named(self.controllers, name, "controller")
+
+    def agent_address(self, name: str) -> str:
+        return self.listen_address("agent", name, self.node(name).listen)
+
+    def controller_addresses(self) -> list[str]:
+        return [self.listen_address("controller", c.name, c.listen) for c in self.controllers]
+
+
+class VariantManifest(Settings, frozen=True):
+    name: Name
+    runtime: Literal["onnx", "python"]
+    artifact: str  # file, or directory with a model.py for the python runtime; relative to the manifest
+    accuracy: Fraction
+    options: dict[str, Any] = {}
+    memory_limit_mb: Positive | None = None
+
+
+class AppManifest(Settings, frozen=True):
+    """APP.toml: what a user deploys."""
+
+    name: Name
+    variants: Annotated[tuple[VariantManifest, ...], Meta(min_length=1, max_length=32)]
+    criticality: Criticality = Criticality.STANDARD
+    weight: Positive = 1.0
+    replicas: Count = 1
+    idempotent: bool = True
+    deadline_ms: Positive = 1000.0
+    inputs: tuple[TensorSpec, ...] = ()  # read from the model where the runtime knows them
+    outputs: tuple[TensorSpec, ...] = ()
+    batching: Batching = Batching()
+    static: dict[str, Any] | None = None
+    probe: dict[str, Any] | None = None
+
+
+N = TypeVar("N", NodeConfig, GatewayConfig, ControllerConfig)
+
+
+def _named(items: tuple[N, ...], name: str, what: str) -> N:
+    for item in items:
+        if item.name == name:
+            return item
+    known = ", ".join(item.name for item in items)
+    raise ConfigError(f"no {what} named {name!r} in the cluster file; it has: {known}")
+
+
+def load_cluster(path: Path) -> ClusterConfig:
+    """Read and check CLUSTER.toml; fill in the directories. Raises `ConfigError`."""
+    config = read_toml(path, ClusterConfig)
+    if not config.nodes:
+        raise ConfigError(f"{path}: nodes: at least one [[nodes]] table is needed")
+    for field in ("nodes", "gateways", "controllers"):
+        names = [item.name for item in getattr(config, field)]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"{path}: {field}: the name {name!r} is used twice")
+    folder = path.resolve().parent
+    data_dir = folder / config.data_dir
+    artifacts_dir = folder / config.artifacts_dir if config.artifacts_dir else data_dir / "artifacts"
+    return msgspec.structs.replace(
+        config,
+        data_dir=str(data_dir),
+        artifacts_dir=str(artifacts_dir),
+        run_dir=str(folder / config.run_dir) if config.run_dir else _default_run_dir(data_dir),
+        apps=tuple(str(folder / app) for app in config.apps),
+    )
+
+
+def _default_run_dir(data_dir: Path) -> str:
+    # A Unix socket's path may have 107 bytes only, so it can't live under an arbitrary data directory.
+    short = hashlib.sha256(str(data_dir).encode()).hexdigest()[:10]
+    root = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"
+    return f"{root}/understudy-{os.getuid()}-{short}"
+
+
+def load_manifest(path: Path) -> AppManifest:
+    """Read and check APP.toml. Raises `ConfigError`; artifacts are not opened here."""
+    manifest = read_toml(path, AppManifest)
+    names = [v.name for v in manifest.variants]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{path}: variants: the name {name!r} is used twice")
+    return manifest
+
+
+def read_toml(path: Path, type_: type[T]) -> T:
+    """`path` as `type_`. Raises `ConfigError` naming file and field, with the nearest valid name."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+    try:
+        raw = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    try:
+        return msgspec.convert(raw, type_)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {explain(str(error), type_)}") from error
+
+
+_UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]*)`")
+_AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+
+
+def explain(message: str, type_: type) -> str:
+    """A validation message as `path.of.field: what is wrong`, with the nearest known name."""
+    at = _AT.search(message)
+    path = at["path"] if at else ""
+    what = _AT.sub("", message)
+    unknown = _UNKNOWN.search(what)
+    if not unknown:
+        return f"{path or 'top level'}: {what[:1].lower()}{what[1:]}"
+    field = unknown["field"]
+    known = _fields_at(type_, path)
+    near = difflib.get_close_matches(field, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+    return f"{path + '.' if path else ''}{field}: unknown field; {hint}"
+
+
+def _fields_at(type_: Any, path: str) -> list[str]:
+    for part in (p for p in re.split(r"\.|\[\.\.\.\]|\[\d+\]", path) if p):
+        type_ = get_type_hints(type_).get(part)
+        args = [a for a in getattr(type_, "__args__", ()) if isinstance(a, type)]
+        if args:
+            type_ = args[0]
+    return list(getattr(type_, "__struct_fields__", ()))

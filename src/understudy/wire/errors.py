@@ -1,0 +1,122 @@
+"""Every way in which Understudy can fail, by a stable code.
+
+Lives here: the one root of the error tree and the codes that cross process boundaries. Does not live
+here: what a transport makes of a code (HTTP status, exit status). Each transport has a table of its own.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+
+class Origin(StrEnum):
+    """Who has to change something for the failure to go away."""
+
+    CALLER = "caller"
+    US = "us"
+    PEER = "peer"
+    ENVIRONMENT = "environment"
+
+
+class Code(StrEnum):
+    """Stable names of failures. They appear on the wire, in logs, metrics and `--json` output."""
+
+    INVALID_ARGUMENT = "invalid-argument"
+    NOT_FOUND = "not-found"
+    CONFLICT = "conflict"
+    TOO_LARGE = "too-large"
+    TIMEOUT = "timeout"
+    BUSY = "busy"
+    SHED = "shed"
+    DRAINING = "draining"
+    UNAVAILABLE = "unavailable"
+    LINK_LOST = "link-lost"
+    CANCELLED = "cancelled"
+    MODEL_FAILED = "model-failed"
+    OUTPUT_INVALID = "output-invalid"
+    OUT_OF_MEMORY = "out-of-memory"
+    POISON = "poison"
+    ARTIFACT_CORRUPT = "artifact-corrupt"
+    ARTIFACT_MISSING = "artifact-missing"
+    LOAD_FAILED = "load-failed"
+    STORE_UNAVAILABLE = "store-unavailable"
+    PROTOCOL = "protocol"
+    CONFIG = "config"
+    INTERNAL = "internal"
+
+
+# code -> (may the same request succeed elsewhere or later, who has to act)
+TRAITS: dict[Code, tuple[bool, Origin]] = {
+    Code.INVALID_ARGUMENT: (False, Origin.CALLER),
+    Code.NOT_FOUND: (False, Origin.CALLER),
+    Code.CONFLICT: (False, Origin.CALLER),
+    Code.TOO_LARGE: (False, Origin.CALLER),
+    Code.TIMEOUT: (False, Origin.US),
+    Code.BUSY: (True, Origin.US),
+    Code.SHED: (True, Origin.US),
+    Code.DRAINING: (True, Origin.US),
+    Code.UNAVAILABLE: (True, Origin.US),
+    Code.LINK_LOST: (True, Origin.PEER),
+    Code.CANCELLED: (False, Origin.CALLER),
+    Code.MODEL_FAILED: (True, Origin.US),
+    Code.OUTPUT_INVALID: (True, Origin.US),
+    Code.OUT_OF_MEMORY: (True, Origin.ENVIRONMENT),
+    Code.POISON: (False, Origin.CALLER),
+    Code.ARTIFACT_CORRUPT: (True, Origin.ENVIRONMENT),
+    Code.ARTIFACT_MISSING: (True, Origin.ENVIRONMENT),
+    Code.LOAD_FAILED: (False, Origin.CALLER),
+    Code.STORE_UNAVAILABLE: (True, Origin.ENVIRONMENT),
+    Code.PROTOCOL: (False, Origin.PEER),
+    Code.CONFIG: (False, Origin.CALLER),
+    Code.INTERNAL: (False, Origin.US),
+}
+
+
+class UnderstudyError(Exception):
+    """Root of every expected failure.
+
+    `code` is stable, `message` is for a person and says how to mend it, `context` holds facts whose
+    names end in their unit.
+    """
+
+    def __init__(self, code: Code, message: str, **context: Any) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.context = context
+
+    @property
+    def retryable(self) -> bool:
+        return TRAITS[self.code][0]
+
+    @property
+    def origin(self) -> Origin:
+        return TRAITS[self.code][1]
+
+    def __str__(self) -> str:
+        if not self.context:
+            return self.message
+        facts = ", ".join(f"{name}={value}" for name, value in self.context.items())
+        return f"{self.message} ({facts})"
+
+
+class InvalidArgument(UnderstudyError):
+    """The caller sent something that can't be served; the message names the offending part."""
+
+    def __init__(self, message: str, **context: Any) -> None:
+        super().__init__(Code.INVALID_ARGUMENT, message, **context)
+
+
+class ProtocolError(UnderstudyError):
+    """A peer sent bytes that are not the framed protocol. The connection can't be used any more."""
+
+    def __init__(self, message: str, **context: Any) -> None:
+        super().__init__(Code.PROTOCOL, message, **context)
+
+
+class ConfigError(UnderstudyError):
+    """A configuration file or manifest is wrong; the message starts with the path of the field."""
+
+    def __init__(self, message: str, **context: Any) -> None:
+        super().__init__(Code.CONFIG, message, **context)

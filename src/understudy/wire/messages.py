@@ -1,0 +1,361 @@
+"""What processes say to each other: one struct per message, one frame kind per struct.
+
+Who speaks to whom (the right-hand side listens):
+
+    gateway -> worker       Infer, Cancel                          Result, Failure
+    agent   -> worker       Load, Probe, Stats, Drain              Loaded, Probed, WorkerStats, Drained
+    gateway -> agent        Hello, Activate                        Hello, NodeState, Heartbeat, Activated
+    agent   -> controller   Hello, NodeState, Heartbeat, Report    Hello, Target, Measure (agent: Measured)
+    gateway -> controller   Hello, Report, GatewayStats            Hello, RouteTable
+
+A reply carries the stream of its request. Messages nobody asked for use stream 0. `Failure` answers any
+request. Unknown kinds and unknown fields are ignored, so that versions can be mixed during an upgrade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Any
+
+import msgspec
+
+from understudy.wire.errors import Code, ProtocolError, UnderstudyError
+from understudy.wire.frames import Frame, encode_frame
+from understudy.wire.records import (
+    AppVersion,
+    ArtifactRef,
+    Batching,
+    Contingency,
+    Event,
+    Profile,
+    Role,
+    RouteTable,
+    TensorSpec,
+)
+
+PROTOCOL = 1
+
+
+class Kind(IntEnum):
+    INFER = 1
+    RESULT = 2
+    FAILURE = 3
+    CANCEL = 4
+    PING = 5
+    PONG = 6
+    HELLO = 10
+    LOAD = 20
+    LOADED = 21
+    PROBE = 22
+    PROBED = 23
+    STATS = 24
+    WORKER_STATS = 25
+    DRAIN = 26
+    DRAINED = 27
+    NODE_STATE = 30
+    HEARTBEAT = 31
+    ACTIVATE = 32
+    ACTIVATED = 33
+    TARGET = 34
+    MEASURE = 35
+    MEASURED = 36
+    ROUTES = 40
+    REPORT = 41
+    GATEWAY_STATS = 42
+
+
+class Infer(msgspec.Struct, array_like=True):
+    """Header of a request; the payload is the client's body as it came."""
+
+    timeout_us: int  # what is left of the deadline when the frame was written
+    json_bytes: int = -1  # length of the JSON part of a body with binary tensors; -1: all JSON
+
+
+class Result(msgspec.Struct, array_like=True):
+    """Header of an answer; the payload is the response body for the client."""
+
+    infer_us: int = 0
+    queue_us: int = 0
+    rows: int = 1  # rows of the batch that it was part of
+    json_bytes: int = -1
+
+
+class Failure(msgspec.Struct):
+    code: Code
+    message: str
+    context: dict[str, Any] = {}
+
+    def error(self) -> UnderstudyError:
+        return UnderstudyError(self.code, self.message, **self.context)
+
+
+class Cancel(msgspec.Struct, array_like=True):
+    """Nobody waits any more for the answer on this stream. Best effort; no reply."""
+
+
+class Ping(msgspec.Struct, array_like=True):
+    pass
+
+
+class Pong(msgspec.Struct, array_like=True):
+    pass
+
+
+class Hello(msgspec.Struct):
+    """First message in both directions of every link but those to workers."""
+
+    role: str  # gateway | agent | controller
+    name: str
+    protocol: int = PROTOCOL
+    incarnation: int = 0  # grows with each start of the process
+    address: str = ""  # where this process listens for frames, if it does
+    site: str = ""
+    memory_mb: float = 0.0
+    revision: int = 0  # newest route table or target that it holds
+
+
+class Load(msgspec.Struct):
+    """Turn a blank worker into a replica. Answered by `Loaded` after a real inference succeeded."""
+
+    replica: str
+    app: str
+    version: int
+    variant: str
+    runtime: str
+    path: str  # verified file (or unpacked directory) on local disk
+    options: dict[str, Any] = {}
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    batching: Batching = Batching()
+    probe: dict[str, Any] | None = None
+    queue_rows_max: int = 256
+    measure_latency_runs: int = 1  # inferences timed after loading; 1: the mandatory first one
+
+
+class Loaded(msgspec.Struct):
+    load_ms: float
+    first_inference_ms: float
+    latency_ms: float
+    base_mb: float
+    memory_mb: float
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Probe(msgspec.Struct):
+    """Run the probe input through the same queue and batcher as any request."""
+
+
+class Probed(msgspec.Struct):
+    latency_ms: float
+
+
+class Stats(msgspec.Struct):
+    pass
+
+
+class WorkerStats(msgspec.Struct):
+    pid: int
+    state: str  # blank | loading | ready | draining
+    replica: str = ""
+    app: str = ""
+    version: int = 0
+    variant: str = ""
+    requests: int = 0
+    failures: int = 0
+    queued: int = 0
+    pss_mb: float = 0.0
+    infer_us_mean: float = 0.0
+
+
+class Drain(msgspec.Struct):
+    """Finish what is queued, refuse anything new with DRAINING, answer `Drained`, exit with status 0."""
+
+    timeout_ms: float = 5000.0
+
+
+class Drained(msgspec.Struct):
+    finished: int
+
+
+class ReplicaState(msgspec.Struct, frozen=True):
+    """A replica as its agent sees it. `state` is one of core.lifecycle.REPLICA_STATES."""
+
+    id: str  # unique per worker process
+    app: str
+    version: int
+    variant: str
+    role: Role
+    state: str
+    address: str = ""
+    pid: int = 0
+    memory_mb: float = 0.0
+    restarts: int = 0
+    activation: str = ""  # key of the contingency that created it
+    detail: str = ""
+
+
+class NodeState(msgspec.Struct):
+    """Everything on a node. Sent whole, at once after each change and after each Hello."""
+
+    node: str
+    incarnation: int
+    serial: int  # grows with each change; an older one is ignored
+    target_revision: int
+    replicas: tuple[ReplicaState, ...] = ()
+    staged: tuple[str, ...] = ()  # digests
+    quarantined: tuple[tuple[str, int, str], ...] = ()
+    memory_used_mb: float = 0.0
+    blank_workers: int = 0
+
+
+class Heartbeat(msgspec.Struct, array_like=True):
+    node: str
+    incarnation: int
+    serial: int  # of the newest NodeState: a receiver that holds an older one knows that it missed one
+    interval_ms: float
+    lag_ms: float = 0.0  # how late the sender's own loop was
+
+
+class Activate(msgspec.Struct):
+    """Do `contingency` now. Idempotent by its key and version; any number of gateways may ask."""
+
+    contingency: Contingency
+    revision: int
+
+
+class Activated(msgspec.Struct):
+    key: str
+    accepted: bool
+    reason: str = ""
+
+
+class TargetReplica(msgspec.Struct, frozen=True):
+    app: str
+    version: int
+    variant: str
+    role: Role
+
+
+class Target(msgspec.Struct):
+    """What one node shall run. Replaces the node's former target if `revision` is not older."""
+
+    revision: int
+    apps: tuple[AppVersion, ...] = ()
+    replicas: tuple[TargetReplica, ...] = ()
+    contingencies: tuple[Contingency, ...] = ()
+    stage: tuple[ArtifactRef, ...] = ()
+    released: tuple[str, ...] = ()  # activation keys that are no longer needed
+    quarantined: tuple[tuple[str, int, str], ...] = ()
+
+
+class Measure(msgspec.Struct):
+    """Profile one variant in a worker of its own."""
+
+    app: AppVersion
+    variant: str
+
+
+class Measured(msgspec.Struct):
+    profile: Profile
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Report(msgspec.Struct):
+    """Events for the log. Kept (bounded) by the sender while no controller listens."""
+
+    events: tuple[Event, ...]
+
+
+class AppStats(msgspec.Struct):
+    """What one gateway saw of an app since its previous report."""
+
+    requests: int = 0
+    failed: int = 0
+    degraded: int = 0
+    shed: int = 0
+    retried: int = 0
+    hedged: int = 0
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
+    serving: str = ""  # variant of the newest answer
+    ready: bool = False
+
+
+class GatewayStats(msgspec.Struct):
+    gateway: str
+    revision: int
+    apps: dict[str, AppStats] = {}
+    suspects: tuple[str, ...] = ()  # nodes
+    http_address: str = ""
+
+
+Message = (
+    Infer | Result | Failure | Cancel | Ping | Pong | Hello | Load | Loaded | Probe | Probed | Stats
+    | WorkerStats | Drain | Drained | NodeState | Heartbeat | Activate | Activated | Target | Measure
+    | Measured | RouteTable | Report | GatewayStats
+)  # fmt: skip
+
+TYPES: dict[Kind, type] = {
+    Kind.INFER: Infer,
+    Kind.RESULT: Result,
+    Kind.FAILURE: Failure,
+    Kind.CANCEL: Cancel,
+    Kind.PING: Ping,
+    Kind.PONG: Pong,
+    Kind.HELLO: Hello,
+    Kind.LOAD: Load,
+    Kind.LOADED: Loaded,
+    Kind.PROBE: Probe,
+    Kind.PROBED: Probed,
+    Kind.STATS: Stats,
+    Kind.WORKER_STATS: WorkerStats,
+    Kind.DRAIN: Drain,
+    Kind.DRAINED: Drained,
+    Kind.NODE_STATE: NodeState,
+    Kind.HEARTBEAT: Heartbeat,
+    Kind.ACTIVATE: Activate,
+    Kind.ACTIVATED: Activated,
+    Kind.TARGET: Target,
+    Kind.MEASURE: Measure,
+    Kind.MEASURED: Measured,
+    Kind.ROUTES: RouteTable,
+    Kind.REPORT: Report,
+    Kind.GATEWAY_STATS: GatewayStats,
+}
+KINDS: dict[type, Kind] = {type_: kind for kind, type_ in TYPES.items()}
+
+# Small messages travel in the frame's header. These can outgrow its 64 KiB, so they travel as payload.
+_AS_PAYLOAD = frozenset(
+    {Kind.LOAD, Kind.NODE_STATE, Kind.TARGET, Kind.MEASURE, Kind.ROUTES, Kind.REPORT, Kind.GATEWAY_STATS}
+)
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoders: dict[int, Callable[[bytes], Any]] = {
+    kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in TYPES.items()
+}
+
+
+def encode_message(message: Message, stream: int = 0, payload: bytes = b"") -> bytes:
+    """`message` as one frame. Only Infer and Result take a `payload` of their own."""
+    kind = KINDS[type(message)]
+    if kind in _AS_PAYLOAD:
+        return encode_frame(kind, stream, b"", _encode(message))
+    return encode_frame(kind, stream, _encode(message), payload)
+
+
+def decode_message(frame: Frame) -> Message | None:
+    """The message in `frame`; None for a kind this version doesn't know.
+
+    Raises `ProtocolError` if the content is not what the kind promises.
+    """
+    decode = _decoders.get(frame.kind)
+    if decode is None:
+        return None
+    try:
+        message: Message = decode(frame.payload if frame.kind in _AS_PAYLOAD else frame.header)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"malformed {Kind(frame.kind).name} message: {error}") from error
+    return message

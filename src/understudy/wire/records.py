@@ -1,0 +1,200 @@
+"""Records that are stored and sent: apps, variants, nodes, plans.
+
+One shape for both, so that what the controller stored is what the gateway reads. Unknown fields are
+ignored and new fields have defaults: an old process reads what a new one wrote, and the other way round.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class Criticality(StrEnum):
+    """What an app is worth when room or time is short."""
+
+    CRITICAL = "critical"
+    STANDARD = "standard"
+    BEST_EFFORT = "best-effort"
+
+
+class Role(StrEnum):
+    """Why a replica exists."""
+
+    PRIMARY = "primary"
+    STANDBY = "standby"
+    CONTINGENCY = "contingency"
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """Name, datatype (a name of `tensors.DATATYPES`) and shape; -1 stands for any length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ArtifactRef(msgspec.Struct, frozen=True):
+    """A file by content. `format` is `file`, or `tar` for a packed directory."""
+
+    digest: str  # lower-case SHA-256, 64 hexadecimal digits
+    size_bytes: int
+    file_name: str
+    format: str = "file"
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """What a variant costs, measured in a real worker when it was imported."""
+
+    base_mb: float  # PSS of a blank worker before loading
+    memory_mb: float  # PSS that loading and one inference added
+    load_ms: float  # Load sent -> first inference done
+    latency_ms: float  # median of single-row inferences inside the worker
+    measured_on: str = ""
+
+    @property
+    def replica_mb(self) -> float:
+        """PSS of a whole replica: what placing one more costs its node."""
+        return self.base_mb + self.memory_mb
+
+
+class Variant(msgspec.Struct, frozen=True):
+    """One member of an app's family. `accuracy` is a fraction in [0, 1]."""
+
+    name: str
+    runtime: str  # onnx | python
+    artifact: ArtifactRef
+    accuracy: float
+    options: dict[str, Any] = {}
+    memory_limit_mb: float | None = None  # None: derived from the profile
+    profile: Profile | None = None
+
+
+class Batching(msgspec.Struct, frozen=True):
+    rows_max: int = 32
+    wait_us: int = 0
+
+
+class AppVersion(msgspec.Struct, frozen=True):
+    """An immutable, numbered release of an app. `variants` are ordered best first; [0] is full-size."""
+
+    app: str
+    version: int
+    variants: tuple[Variant, ...]
+    criticality: Criticality = Criticality.STANDARD
+    weight: float = 1.0
+    replicas: int = 1
+    idempotent: bool = True
+    deadline_ms: float = 1000.0
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    batching: Batching = Batching()
+    static: dict[str, Any] | None = None  # {"outputs": [...]} of an inference response
+    probe: dict[str, Any] | None = None  # an inference request; None: zeros of the declared shapes
+
+    def variant(self, name: str) -> Variant | None:
+        return next((v for v in self.variants if v.name == name), None)
+
+    def rank(self, name: str) -> int:
+        """0 for the full-size variant, 1 for the next best, …; unknown names come last."""
+        return next((i for i, v in enumerate(self.variants) if v.name == name), len(self.variants))
+
+    @property
+    def full_size(self) -> Variant:
+        return self.variants[0]
+
+    @property
+    def smallest(self) -> Variant:
+        """The variant that loads with the least memory (file size where nothing was measured yet)."""
+        return min(
+            self.variants,
+            key=lambda v: (v.profile.replica_mb if v.profile else 0.0, v.artifact.size_bytes),
+        )
+
+
+class NodeInfo(msgspec.Struct, frozen=True):
+    name: str
+    site: str
+    address: str  # of its agent: "unix:/path" or "tcp:host:port"
+    memory_mb: float
+
+
+class Placement(msgspec.Struct, frozen=True):
+    app: str
+    version: int
+    variant: str
+    node: str
+    role: Role
+
+
+class Contingency(msgspec.Struct, frozen=True):
+    """What to do for `app` when `failure` ("node:NAME" or "site:NAME") silences it.
+
+    `first` is loaded first because it loads fastest; `variant` then replaces it. Equal when one step is
+    enough.
+    """
+
+    app: str
+    version: int
+    failure: str
+    node: str
+    first: str
+    variant: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.app}/{self.failure}"
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """Proof line: what answers for `app` after `failure`. `how`: unaffected, warm, cold, static, none."""
+
+    failure: str
+    app: str
+    how: str
+    variant: str | None
+    node: str | None
+    accuracy: float
+    recovery_ms: float
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One revision of where everything is and what happens when something is lost."""
+
+    revision: int
+    placements: tuple[Placement, ...] = ()
+    contingencies: tuple[Contingency, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
+    unplaced: dict[str, str] = {}  # app -> why it has no primary
+    warnings: tuple[str, ...] = ()  # single points of failure and unmet wishes, one sentence each
+    objective: float = 0.0
+    gap: float = 0.0  # relative optimality gap reported by the solver
+    solve_ms: float = 0.0
+    reason: str = ""  # why this revision was made
+
+
+class RouteTable(msgspec.Struct, frozen=True):
+    """What a gateway needs to serve without anybody's help. Replica addresses come from the agents."""
+
+    revision: int
+    nodes: tuple[NodeInfo, ...] = ()
+    apps: tuple[AppVersion, ...] = ()
+    contingencies: tuple[Contingency, ...] = ()
+    placements: tuple[Placement, ...] = ()
+    quarantined: tuple[tuple[str, int, str], ...] = ()  # (app, version, variant)
+    cluster: str = ""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that happened, for people and for the event log. `kind` is `noun.verb_past`."""
+
+    kind: str
+    at_unix_ms: int
+    source: str  # "gateway:g1", "agent:n1", "controller:c1"
+    message: str
+    app: str = ""
+    node: str = ""
+    replica: str = ""
+    data: dict[str, Any] = {}
