@@ -13,6 +13,7 @@ import random
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 
 from understudy.wire.errors import Code, ConfigError, ProtocolError, UnderstudyError
@@ -44,7 +45,7 @@ class FrameLink(asyncio.Protocol):
         self.peer: Any = None  # whatever the owner wants to know the link by
         self.closed = False
         self.congested = False  # the peer reads slower than we write
-        self.last_heard_s = 0.0  # loop time of the newest bytes from the peer
+        self.last_heard_s = 0.0  # monotonic time of the newest bytes from the peer
         self._on_frame = on_frame
         self._on_lost = on_lost
         self._on_made = on_made
@@ -56,13 +57,14 @@ class FrameLink(asyncio.Protocol):
         self._calls: dict[int, asyncio.Future[Frame]] = {}
         self._next_stream = 1
         self._error: Exception | None = None
+        self._ended: asyncio.Future[None] | None = None
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         self._loop = asyncio.get_running_loop()
-        self.last_heard_s = self._loop.time()
+        self.last_heard_s = monotonic()
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -70,8 +72,7 @@ class FrameLink(asyncio.Protocol):
             self._on_made(self)
 
     def data_received(self, data: bytes) -> None:
-        assert self._loop is not None
-        self.last_heard_s = self._loop.time()
+        self.last_heard_s = monotonic()
         try:
             frames = self._decoder.feed(data)
             for frame in frames:
@@ -97,8 +98,17 @@ class FrameLink(asyncio.Protocol):
         for future in calls.values():
             if not future.done():
                 future.set_exception(UnderstudyError(Code.LINK_LOST, f"connection lost: {error or 'closed'}"))
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
         if self._on_lost is not None:
             self._on_lost(self, error)
+
+    async def wait_closed(self) -> None:
+        """Return when the connection is gone. One waiter at a time."""
+        if self._transport is None or self._loop is None or self._transport.is_closing():
+            return
+        self._ended = self._loop.create_future()
+        await self._ended
 
     # sending
 
@@ -197,7 +207,7 @@ async def dial(address: str, make: Callable[[], FrameLink], timeout_s: float = 2
             else:
                 _, link = await loop.create_connection(make, host, port)
     except (OSError, TimeoutError) as error:
-        raise UnderstudyError(Code.UNAVAILABLE, f"{address}: {error or 'timed out'}") from error
+        raise UnderstudyError(Code.UNAVAILABLE, f"{address}: {str(error) or 'timed out'}") from error
     return link
 
 
@@ -210,7 +220,7 @@ async def listen(address: str, make: Callable[[], FrameLink]) -> asyncio.Server:
             return await loop.create_server(make, host, port)
         path = Path(host)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.exists():
+        if path.is_socket():
             with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
                 probe.settimeout(0.2)
                 probe.connect(host)

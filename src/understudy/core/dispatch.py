@@ -1,0 +1,491 @@
+"""Requests in flight: which replica gets one, and what happens when its answer doesn't come.
+
+The gateway calls this directly, once to submit and once per frame that comes back; `tick` does everything
+that depends on time (hedges, deadlines, silence, verdicts). No I/O: a replica's link is anything with
+`write`, and the request itself is told its end through `answered` or `failed`.
+
+What is promised here: each request ends exactly once; it is sent to a replica at most `attempts_max`
+times; nothing is retried that isn't idempotent and was sent; queues are bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from understudy.config import GatewayTuning
+from understudy.core.requests import Flight, Request
+from understudy.core.rotation import App, Replica
+from understudy.wire.errors import TRAITS, Code, UnderstudyError
+from understudy.wire.frames import Frame, encode_frame
+from understudy.wire.messages import Cancel, Failure, Infer, Kind, Result, decode_message, encode_message
+
+OUTSTANDING_MAX = (
+    128  # requests that one gateway keeps at one replica; the rest waits here, where it can move
+)
+BUSY_PAUSE_S = 0.005  # a replica that said BUSY is left alone for this long
+ROW_TIME_WEIGHT = 0.05
+LONE_PATIENCE_FACTOR = 3.0  # silence borne from a replica that has no stand-in: suspecting it costs a load
+HEDGE_DEGRADED_FACTOR = 2.0  # patience before a smaller variant may answer in place of a slow full-size one
+
+_encode_header = msgspec.msgpack.Encoder().encode
+_decode_result = msgspec.msgpack.Decoder(Result).decode
+
+
+class Dispatcher:
+    """Owns every request of a gateway between `submit` and its end."""
+
+    def __init__(
+        self,
+        settings: GatewayTuning,
+        *,
+        node_alive: Callable[[str], bool],
+        random: Callable[[], float],
+        poisoned: Callable[[Request], None],
+        changed: Callable[[App, float], None],
+    ) -> None:
+        """`changed` is called when an app's rotation must be worked out anew; `random` gives [0, 1)."""
+        self._settings = settings
+        self._node_alive = node_alive
+        self._random = random
+        self._poisoned = poisoned
+        self._changed = changed
+        self._accused: list[tuple[float, Request]] = []
+        self.inflight = 0
+
+    # A request comes in
+
+    def submit(self, request: Request, now: float) -> None:
+        app = request.app
+        app.stats.requests += 1
+        admission = self._settings.admission
+        if app.inflight >= admission.inflight_max + admission.waiting_max:
+            self._refuse(request, "too many requests in flight", limit=admission.inflight_max)
+            return
+        app.inflight += 1
+        self.inflight += 1
+        replica = self._pick(app, now)
+        if replica is None:
+            self._park(request, now)
+            return
+        queued = len(replica.outstanding)
+        if queued > 8 and queued * app.row_s > request.deadline - now:
+            self._shed(request, "the queue is longer than the deadline", wait_ms=queued * app.row_s * 1000)
+            return
+        self._send(request, replica, now)
+
+    def _pick(self, app: App, now: float) -> Replica | None:
+        """The least loaded of the best replicas; None if there is none or none has room."""
+        best = app.best
+        if len(best) == 1:
+            replica = best[0]
+        elif best:
+            replica = min(best, key=_load)
+        else:
+            return None
+        if len(replica.outstanding) < OUTSTANDING_MAX and replica.busy_until <= now:
+            return replica
+        return None
+
+    def _park(self, request: Request, now: float) -> None:
+        app = request.app
+        if app.hopeless and not app.ranked:
+            self._give_up(request, "no replica, and no node can load one")
+        elif len(app.waiting) >= self._settings.admission.waiting_max:
+            self._shed(request, "too many requests are waiting", limit=self._settings.admission.waiting_max)
+        elif app.ranked and len(app.waiting) * app.row_s > request.deadline - now:
+            self._shed(request, "the queue is longer than the deadline")
+        else:
+            app.waiting.append(request)
+
+    def _send(self, request: Request, replica: Replica, now: float) -> None:
+        stream = replica.next_stream
+        replica.next_stream = stream + 1 if stream < 0x7FFFFFFF else 1
+        flight = Flight(request, replica, stream, now)
+        replica.outstanding[stream] = flight
+        request.flights.append(flight)
+        request.attempts += 1
+        header = _encode_header(Infer(int((request.deadline - now) * 1e6), request.json_bytes))
+        replica.link.write(encode_frame(1, stream, header, request.body))  # type: ignore[union-attr]
+        if not replica.breaker.closed:
+            replica.breaker.sent()
+            self._changed(replica.app, now)
+        if request.attempts == 1:
+            request.app.watch.append(request)  # and from there into `slow`, until it ends
+
+    # A frame comes back
+
+    def frame_received(self, replica: Replica, frame: Frame, now: float) -> None:
+        """An answer, or anything else that shows that the replica lives."""
+        flight = replica.outstanding.pop(frame.stream, None)
+        if replica.suspect and (flight is not None or not replica.outstanding):
+            # A mere pong doesn't clear a replica that owes answers: its loop may live while inference hangs.
+            replica.suspect = False
+            self._changed(replica.app, now)
+        if flight is None:
+            return  # somebody else was faster, or nobody waits any more
+        if frame.kind == Kind.RESULT:
+            self._succeeded(flight, _decode_result(frame.header), frame.payload, now)
+        elif frame.kind == Kind.FAILURE:
+            failure = decode_message(frame)
+            assert isinstance(failure, Failure)
+            self._failed(flight, failure.error(), now)
+        app = replica.app
+        if app.waiting or app.suspects:
+            self.release(app, now)
+
+    def _succeeded(self, flight: Flight, result: Result, body: bytes, now: float) -> None:
+        request, replica, app = flight.request, flight.replica, flight.replica.app
+        replica.breaker.succeeded(now)
+        if not replica.breaker.closed or replica not in app.ranked:
+            self._changed(app, now)
+        app.digest.record(now - flight.sent_at)
+        app.row_s += ROW_TIME_WEIGHT * (result.infer_us / 1e6 / max(result.rows, 1) - app.row_s)
+        if request.done:
+            return
+        self._end(request, keep=flight)
+        app.stats.serving = replica.variant
+        if replica.degraded:
+            app.stats.degraded += 1
+        request.answered(replica, result, body)
+
+    def _failed(self, flight: Flight, error: UnderstudyError, now: float) -> None:
+        request, replica = flight.request, flight.replica
+        code = error.code
+        if code in (Code.MODEL_FAILED, Code.OUTPUT_INVALID, Code.OUT_OF_MEMORY, Code.INTERNAL):
+            if replica.breaker.failed(now, self._random()):
+                self._changed(replica.app, now)
+        else:
+            replica.breaker.abandoned()
+        if code is Code.BUSY:
+            replica.busy_until = now + BUSY_PAUSE_S
+        if code in (Code.DRAINING, Code.UNAVAILABLE) and replica.state == "ready":
+            replica.state = "draining"  # its agent will say the same in a moment
+            self._changed(replica.app, now)
+        if request.done:
+            return
+        request.flights.remove(flight)
+        request.last_error = error
+        if code is not Code.BUSY:
+            request.tried.append(replica.id)
+        if request.flights:
+            return  # another copy is on its way
+        if code is Code.TIMEOUT or not TRAITS[code][0]:
+            self._fail(request, error)
+        else:
+            self._again(request, now, error)
+
+    def _again(self, request: Request, now: float, error: UnderstudyError) -> None:
+        """Try another replica, wait for one, or give up."""
+        app = request.app
+        if error.code in (Code.BUSY, Code.DRAINING, Code.UNAVAILABLE):
+            # It was refused before anything ran, so this costs nothing and is not bounded by the budget.
+            other = self._other(request, now)
+            if other is not None:
+                self._send(request, other, now)
+            else:
+                self._park(request, now)
+            return
+        other = self._other(request, now)
+        if other is None or not app.spec.idempotent or request.attempts >= self._settings.retry.attempts_max:
+            self._fail(request, error)
+        elif app.retry_budget.withdraw(now):
+            app.stats.retried += 1
+            self._send(request, other, now)
+        else:
+            self._fail(request, error)
+
+    def _other(self, request: Request, now: float) -> Replica | None:
+        """The best routable replica that has not had this request."""
+        busy = {flight.replica.id for flight in request.flights}
+        for replica in request.app.ranked:
+            if replica.id in request.tried or replica.id in busy or replica.busy_until > now:
+                continue
+            if len(replica.outstanding) < OUTSTANDING_MAX and replica.breaker.permits(now):
+                return replica
+        return None
+
+    # A replica is lost
+
+    def link_lost(self, replica: Replica, now: float) -> None:
+        """Its connection broke. Every request in flight on it moves, inside its own deadline.
+
+        Any of them may be what killed the worker, so they are retried one at a time: the next worker to
+        die then has one culprit. The caller has taken the replica out of the rotation already.
+        """
+        flights = list(replica.outstanding.values())
+        replica.outstanding.clear()
+        for flight in flights:
+            request = flight.request
+            if request.done:
+                continue
+            request.flights.remove(flight)
+            request.tried.append(replica.id)
+            request.kills.append(replica.node)
+            self._leave_isolation(request)
+            if request.flights:
+                continue
+            if not request.app.spec.idempotent:
+                self._fail(
+                    request, UnderstudyError(Code.LINK_LOST, "the replica died after the request was sent")
+                )
+            elif len(request.kills) >= self._settings.retry.poison_kills:
+                due = now + self._settings.retry.poison_verdict_ms / 1000
+                self._accused.append((due, request))
+            else:
+                request.app.stats.retried += 1
+                request.app.suspects.append(request)
+        self.release(replica.app, now)
+
+    def release(self, app: App, now: float) -> None:
+        """Send what waits, as far as there is room: first one suspect, then the others in order."""
+        while app.suspects and app.isolated is None:
+            request = app.suspects[0]
+            other = self._other(request, now)
+            if other is None:
+                break
+            app.suspects.popleft()
+            if not request.done:
+                request.isolated = True
+                app.isolated = request
+                self._send(request, other, now)
+        while app.waiting:
+            replica = self._pick(app, now)
+            if replica is None:
+                return
+            request = app.waiting.popleft()
+            if not request.done:
+                self._send(request, replica, now)
+
+    def panic(self, app: App, now: float) -> None:
+        """Nothing healthy is left and nobody can load anything: try whatever still has a connection."""
+        candidates = [r for r in app.replicas.values() if r.usable_in_panic()]
+        if not candidates:
+            self.give_up_waiting(app)
+            return
+        while app.waiting:
+            request = app.waiting.popleft()
+            if not request.done:
+                self._send(request, min(candidates, key=_load), now)
+
+    def give_up_waiting(self, app: App) -> None:
+        while app.waiting:
+            request = app.waiting.popleft()
+            if not request.done:
+                self._give_up(request, "no replica, and no node can load one")
+        while app.suspects:
+            request = app.suspects.popleft()
+            if not request.done:
+                self._give_up(request, "its replica died, and no node can load another")
+
+    def cancel(self, request: Request) -> None:
+        """The client is gone."""
+        if not request.done:
+            self._end(request, keep=None)
+
+    # Time passes
+
+    def tick(self, apps: list[App], now: float, doubt: float, punctual: bool = True) -> None:
+        """Hedge, time out, suspect. `doubt` >= 1 stretches patience (see suspicion.SelfDoubt).
+
+        Not `punctual`: this tick came late, so answers may lie unread in the sockets. Accuse nobody.
+        """
+        for app in apps:
+            if app.busy or app.slow or app.watch:
+                self._tick_watch(app, now)
+                self._tick_slow(app, now)
+                self._tick_waiting(app, now)
+                if punctual:
+                    self._tick_silence(app, now, doubt)
+        if self._accused:
+            self._judge(now)
+
+    def _tick_watch(self, app: App, now: float) -> None:
+        watch = app.watch
+        while watch:
+            request = watch[0]
+            if not request.done and request.deadline > now:
+                started = request.flights[0].sent_at if request.flights else request.arrived
+                if started + app.hedge_delay_s > now:
+                    return
+            watch.popleft()
+            if not request.done:
+                app.slow.append(request)
+
+    def _tick_slow(self, app: App, now: float) -> None:
+        if not app.slow:
+            return
+        still: list[Request] = []
+        for request in app.slow:
+            if request.done:
+                continue
+            if request.deadline <= now:
+                self._time_out(request, now)
+                continue
+            still.append(request)
+            if not request.hedged:
+                self._hedge(request, now)
+        app.slow = [r for r in still if not r.done]
+
+    def _hedge(self, request: Request, now: float) -> None:
+        app, hedge = request.app, self._settings.hedge
+        if not hedge.enabled or not app.spec.idempotent or request.isolated or len(request.flights) != 1:
+            return
+        flight = request.flights[0]
+        other = self._other(request, now)
+        if other is None:
+            return
+        patience_s = app.hedge_delay_s
+        if other.rank > flight.replica.rank:
+            patience_s *= HEDGE_DEGRADED_FACTOR
+        if now - flight.sent_at < patience_s:
+            return
+        if not flight.replica.suspect and not app.hedge_budget.withdraw(now):
+            return
+        request.hedged = True
+        app.stats.hedged += 1
+        self._send(request, other, now)
+
+    def _time_out(self, request: Request, now: float) -> None:
+        for flight in request.flights:
+            # A deadline far shorter than the app's usual latency says nothing about the replica.
+            if now - flight.sent_at >= request.app.silence_s:
+                if flight.replica.breaker.failed(now, self._random()):
+                    self._changed(flight.replica.app, now)
+            else:
+                flight.replica.breaker.abandoned()
+        waited_ms = (now - request.arrived) * 1000
+        error = UnderstudyError(Code.TIMEOUT, "no answer within the deadline", waited_ms=round(waited_ms, 1))
+        self._fail(request, error)
+
+    def _tick_waiting(self, app: App, now: float) -> None:
+        for queue in (app.waiting, app.suspects):
+            if not queue:
+                continue
+            kept = [r for r in queue if not self._expired(r, now)]
+            if len(kept) != len(queue):
+                queue.clear()
+                queue.extend(kept)
+        if app.waiting or app.suspects:
+            self.release(app, now)
+
+    def _expired(self, request: Request, now: float) -> bool:
+        if request.done:
+            return True
+        if request.app.spec.static is not None and not request.app.ranked:
+            # Half of the patience went by without a replica: an answer now beats none later.
+            if now >= (request.arrived + request.deadline) / 2:
+                self._give_up(request, "no replica in time")
+                return True
+            return False
+        if request.deadline <= now:
+            self._time_out(request, now)
+            return True
+        return False
+
+    def _tick_silence(self, app: App, now: float, doubt: float) -> None:
+        for replica in app.replicas.values():
+            if not replica.outstanding or replica.suspect or replica.link is None:
+                continue
+            oldest = next(iter(replica.outstanding.values())).sent_at
+            silent_s = now - max(oldest, replica.link.last_heard_s)
+            patience_s = app.silence_s * doubt
+            if app.ranked == [replica]:
+                patience_s *= LONE_PATIENCE_FACTOR
+            if silent_s > patience_s:
+                self.suspect(replica, now)
+
+    def suspect(self, replica: Replica, now: float) -> None:
+        """It owes an answer and says nothing: route around it, and copy what it holds elsewhere."""
+        replica.suspect = True
+        self._changed(replica.app, now)
+        self.copy_elsewhere(replica, now)
+
+    def copy_elsewhere(self, replica: Replica, now: float) -> None:
+        """Give every request that a suspect holds a second chance; the first answer wins."""
+        for flight in list(replica.outstanding.values()):
+            request = flight.request
+            if request.done or len(request.flights) > 1 or not request.app.spec.idempotent:
+                continue
+            other = self._other(request, now)
+            if other is not None:
+                request.hedged = True
+                request.app.stats.hedged += 1
+                self._send(request, other, now)
+            elif request not in request.app.waiting and not request.app.ranked:
+                request.app.waiting.append(request)
+
+    def _judge(self, now: float) -> None:
+        """Requests that were on two dying workers: guilty, unless a node died rather than a worker."""
+        pending: list[tuple[float, Request]] = []
+        for due, request in self._accused:
+            if request.done:
+                continue
+            if now < due:
+                pending.append((due, request))
+                continue
+            request.kills = [node for node in request.kills if self._node_alive(node)]
+            if len(request.kills) < self._settings.retry.poison_kills:
+                request.app.suspects.append(request)
+                self.release(request.app, now)
+                continue
+            self._poisoned(request)
+            self._fail(
+                request, UnderstudyError(Code.POISON, "this request took down its workers; not tried again")
+            )
+        self._accused = pending
+
+    # Ends
+
+    def _end(self, request: Request, keep: Flight | None) -> None:
+        """Exactly once per admitted request. Copies that are still on their way are called back."""
+        request.done = True
+        request.app.inflight -= 1
+        self.inflight -= 1
+        for flight in request.flights:
+            replica = flight.replica
+            # A suspect keeps its debt: only an answer clears it.
+            if flight is keep or replica.suspect or flight.stream not in replica.outstanding:
+                continue
+            del replica.outstanding[flight.stream]
+            replica.breaker.abandoned()
+            if replica.link is not None:
+                replica.link.write(encode_message(Cancel(), flight.stream))
+        request.flights = []
+        self._leave_isolation(request)
+
+    def _leave_isolation(self, request: Request) -> None:
+        if request.isolated:
+            request.isolated = False
+            if request.app.isolated is request:
+                request.app.isolated = None
+
+    def _fail(self, request: Request, error: UnderstudyError) -> None:
+        self._end(request, keep=None)
+        request.app.stats.failed += 1
+        request.failed(error)
+
+    def _shed(self, request: Request, why: str, **context: Any) -> None:
+        self._end(request, keep=None)
+        self._refuse(request, why, **context)
+
+    def _refuse(self, request: Request, why: str, **context: Any) -> None:
+        request.done = True
+        request.app.stats.shed += 1
+        request.failed(UnderstudyError(Code.SHED, f"overloaded: {why}", **context))
+
+    def _give_up(self, request: Request, why: str) -> None:
+        """No replica will answer this: the app's static answer, else an honest 503."""
+        static = request.app.spec.static
+        if static is None:
+            self._fail(request, UnderstudyError(Code.UNAVAILABLE, why))
+            return
+        self._end(request, keep=None)
+        request.app.stats.degraded += 1
+        request.answered_static(static)
+
+
+def _load(replica: Replica) -> int:
+    return len(replica.outstanding)

@@ -1,0 +1,421 @@
+"""The gateway's machine: what it knows of nodes, apps and replicas, and what follows from it.
+
+`step(event, now) -> effects` for everything but requests, which go through `dispatch` directly. Needs no
+controller, no store and no majority: route table, heartbeats and broken connections are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import assert_never
+
+import msgspec
+
+from understudy.config import GatewayTuning
+from understudy.core.activation import Activation, choose
+from understudy.core.dispatch import Dispatcher
+from understudy.core.requests import Request
+from understudy.core.rotation import App, Replica
+from understudy.core.suspicion import HeartbeatDetector, SelfDoubt
+from understudy.wire.messages import Activated, Heartbeat, NodeState
+from understudy.wire.records import Contingency, NodeInfo, RouteTable
+
+HEARTBEAT_S_DEFAULT = 0.05  # until the first heartbeat tells
+RETUNE_S = 0.1
+PING_S = 0.1
+START_GRACE_S = 1.0  # an app that was never seen ready is given this long before anybody is asked to load it
+HOPELESS_RETRY_S = 0.5
+LATE_TICKS = 2.0  # a tick that is this many ticks late accuses nobody
+
+
+# Events
+
+
+class RoutesReceived(msgspec.Struct, frozen=True):
+    table: RouteTable
+
+
+class NodeStateReceived(msgspec.Struct, frozen=True):
+    state: NodeState
+
+
+class HeartbeatReceived(msgspec.Struct, frozen=True):
+    heartbeat: Heartbeat
+
+
+class AgentConnected(msgspec.Struct, frozen=True):
+    node: str
+
+
+class AgentLost(msgspec.Struct, frozen=True):
+    node: str
+
+
+class ActivatedReceived(msgspec.Struct, frozen=True):
+    node: str
+    answer: Activated
+
+
+class WorkerConnected(msgspec.Struct, frozen=True):
+    replica: str
+
+
+class WorkerLost(msgspec.Struct, frozen=True):
+    replica: str
+
+
+class Ticked(msgspec.Struct, frozen=True):
+    late_s: float = 0.0
+
+
+GatewayEvent = (
+    RoutesReceived | NodeStateReceived | HeartbeatReceived | AgentConnected | AgentLost
+    | ActivatedReceived | WorkerConnected | WorkerLost | Ticked
+)  # fmt: skip
+
+
+# Effects
+
+
+class SaveTable(msgspec.Struct, frozen=True):
+    table: RouteTable
+
+
+class FollowNodes(msgspec.Struct, frozen=True):
+    """Keep a link to the agent of each of these nodes and of no other."""
+
+    nodes: tuple[NodeInfo, ...]
+
+
+class ConnectWorker(msgspec.Struct, frozen=True):
+    replica: Replica
+
+
+class DropWorker(msgspec.Struct, frozen=True):
+    replica: Replica
+
+
+class SendActivate(msgspec.Struct, frozen=True):
+    node: str
+    contingency: Contingency
+    revision: int
+
+
+class PingWorker(msgspec.Struct, frozen=True):
+    replica: Replica
+
+
+class Note(msgspec.Struct, frozen=True):
+    """Something for the event log. `kind` is listed in `registry.EVENTS`."""
+
+    kind: str
+    message: str
+    app: str = ""
+    node: str = ""
+    replica: str = ""
+
+
+GatewayEffect = SaveTable | FollowNodes | ConnectWorker | DropWorker | SendActivate | PingWorker | Note
+
+
+class Node:
+    """What this gateway knows of a node."""
+
+    __slots__ = ("connected", "detector", "incarnation", "info", "replicas", "serial")
+
+    def __init__(self, info: NodeInfo, detector: HeartbeatDetector) -> None:
+        self.info = info
+        self.detector = detector
+        self.connected = False
+        self.incarnation = 0
+        self.serial = -1
+        self.replicas: set[str] = set()
+
+    @property
+    def alive(self) -> bool:
+        return self.connected and not self.detector.suspect
+
+
+class Gateway:
+    """State and decisions of one gateway."""
+
+    def __init__(self, settings: GatewayTuning, random: Callable[[], float], now: float) -> None:
+        self.settings = settings
+        self.table = RouteTable(revision=-1)
+        self.apps: dict[str, App] = {}
+        self.nodes: dict[str, Node] = {}
+        self.replicas: dict[str, Replica] = {}
+        self.doubt = SelfDoubt(settings.suspicion.self_lag_ms)
+        self.dispatcher = Dispatcher(
+            settings,
+            node_alive=lambda name: name in self.nodes and self.nodes[name].alive,
+            random=random,
+            poisoned=self._note_poison,
+            changed=self._refresh,
+        )
+        self._effects: list[GatewayEffect] = []
+        self._retune_at = now
+        self._ping_at = now
+        self._started_at = now
+
+    def step(self, event: GatewayEvent, now: float) -> list[GatewayEffect]:
+        match event:
+            case RoutesReceived(table):
+                self._take_table(table, now)
+            case NodeStateReceived(state):
+                self._take_node_state(state, now)
+            case HeartbeatReceived(heartbeat):
+                self._take_heartbeat(heartbeat, now)
+            case AgentConnected(name):
+                self._agent_connected(name, now)
+            case AgentLost(name):
+                self._agent_lost(name, now)
+            case ActivatedReceived(node, answer):
+                self._take_activated(node, answer, now)
+            case WorkerConnected(id_):
+                self._worker_connected(id_, now)
+            case WorkerLost(id_):
+                self._worker_lost(id_, now)
+            case Ticked(late_s):
+                self._tick(late_s, now)
+            case _:
+                assert_never(event)
+        return self.drain_effects()
+
+    def drain_effects(self) -> list[GatewayEffect]:
+        """Effects of what was decided since the last call, also by the dispatcher."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    # Facts
+
+    def _take_table(self, table: RouteTable, now: float) -> None:
+        if table.revision < self.table.revision:
+            return
+        changed = table != self.table
+        self.table = table
+        specs = {spec.app: spec for spec in table.apps}
+        for name in [n for n in self.apps if n not in specs]:
+            app = self.apps.pop(name)
+            self.dispatcher.give_up_waiting(app)
+            for replica in list(app.replicas.values()):
+                self._forget(replica, now)
+        for name, spec in specs.items():
+            app = self.apps.get(name) or App(spec, self.settings, now)
+            app.spec = spec
+            app.planned_variants = frozenset(
+                p.variant for p in table.placements if p.app == name and p.role == "primary"
+            )
+            if name not in self.apps:
+                self.apps[name] = app
+        infos = {node.name: node for node in table.nodes}
+        for name in [n for n in self.nodes if n not in infos]:
+            self._agent_lost(name, now)
+            del self.nodes[name]
+        for name, info in infos.items():
+            if name in self.nodes:
+                self.nodes[name].info = info
+            else:
+                detector = HeartbeatDetector(self.settings.suspicion, HEARTBEAT_S_DEFAULT, now)
+                self.nodes[name] = Node(info, detector)
+        for app in self.apps.values():
+            self._refresh(app, now)
+        self._effects.append(FollowNodes(table.nodes))
+        if changed:
+            self._effects.append(SaveTable(table))
+
+    def _take_node_state(self, state: NodeState, now: float) -> None:
+        node = self.nodes.get(state.node)
+        if node is None or (state.incarnation, state.serial) < (node.incarnation, node.serial):
+            return
+        node.incarnation, node.serial = state.incarnation, state.serial
+        touched: dict[str, App] = {}
+        seen: set[str] = set()
+        for report in state.replicas:
+            app = self.apps.get(report.app)
+            if app is None:
+                continue
+            seen.add(report.id)
+            replica = self.replicas.get(report.id)
+            if replica is None:
+                replica = Replica(report, app, state.node, now, self.settings.breaker)
+                replica.node_suspect = node.detector.suspect
+                self.replicas[report.id] = app.replicas[report.id] = replica
+                node.replicas.add(report.id)
+            replica.state, replica.role, replica.pid = report.state, report.role, report.pid
+            replica.address = report.address
+            if replica.link is None and replica.state in ("ready", "failing") and replica.address:
+                self._effects.append(ConnectWorker(replica))
+            touched[app.name] = app
+        for id_ in node.replicas - seen:
+            replica = self.replicas[id_]
+            touched[replica.app.name] = replica.app
+            self._forget(replica, now)
+        for app in touched.values():
+            self._refresh(app, now)
+
+    def _forget(self, replica: Replica, now: float) -> None:
+        self.replicas.pop(replica.id, None)
+        replica.app.replicas.pop(replica.id, None)
+        if replica.node in self.nodes:
+            self.nodes[replica.node].replicas.discard(replica.id)
+        replica.state = "stopped"
+        self.dispatcher.link_lost(replica, now)
+        self._effects.append(DropWorker(replica))
+
+    def _take_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
+        node = self.nodes.get(heartbeat.node)
+        if node is not None and node.detector.heartbeat(heartbeat.interval_ms / 1000, now) and node.connected:
+            self._set_node_suspect(node, False, now)
+            self._note("node.cleared", f"node {node.info.name} is heard on time again", node=node.info.name)
+
+    def _agent_connected(self, name: str, now: float) -> None:
+        if name in self.nodes:
+            self.nodes[name].connected = True
+            self.nodes[name].serial = -1  # what it sends first is the whole truth
+
+    def _agent_lost(self, name: str, now: float) -> None:
+        """The agent is gone, which says nothing of its workers: they have links of their own."""
+        node = self.nodes.get(name)
+        if node is None:
+            return
+        node.connected = False
+        for app in self.apps.values():
+            pending = app.activation
+            if pending is not None and pending.contingency.node == name:
+                self._refused(app, name, "its agent is gone", now)
+
+    def _worker_connected(self, id_: str, now: float) -> None:
+        replica = self.replicas.get(id_)
+        if replica is not None:
+            if replica.state == "lost":
+                replica.state = "ready"  # the connection broke, the worker didn't
+            self._refresh(replica.app, now)
+
+    def _worker_lost(self, id_: str, now: float) -> None:
+        replica = self.replicas.get(id_)
+        if replica is None:
+            return
+        was_ready = replica.state == "ready"
+        replica.link = None
+        replica.suspect = False
+        if was_ready:
+            replica.state = "lost"  # until its agent says otherwise, or it can be reached again
+            self._effects.append(ConnectWorker(replica))
+            self._note(
+                "replica.lost", f"connection to {replica.variant} on {replica.node} broke", replica=replica
+            )
+        self._refresh(replica.app, now)
+        self.dispatcher.link_lost(replica, now)
+
+    def _set_node_suspect(self, node: Node, suspect: bool, now: float) -> None:
+        for id_ in list(node.replicas):
+            replica = self.replicas[id_]
+            replica.node_suspect = suspect
+            self._refresh(replica.app, now)
+            if suspect:
+                self.dispatcher.copy_elsewhere(replica, now)
+
+    # Rotation and activation
+
+    def _refresh(self, app: App, now: float) -> None:
+        was_ready = app.ready
+        app.refresh(now, 0.0)
+        if app.ready:
+            if not was_ready:
+                self.dispatcher.release(app, now)
+        elif self._loss_is_real(app, now):
+            self._starved(app, now)
+
+    def _loss_is_real(self, app: App, now: float) -> bool:
+        """Should somebody be asked to load the app, or is it just not up yet?"""
+        if app.was_ready:
+            return True
+        hosts = {p.node for p in self.table.placements if p.app == app.name}
+        if any(name in self.nodes and self.nodes[name].alive for name in hosts):
+            return False  # its planned node lives and is loading it
+        return now - max(app.known_since, self._started_at) >= START_GRACE_S
+
+    def _starved(self, app: App, now: float) -> None:
+        """No replica may get a request: have a contingency carried out."""
+        pending = app.activation
+        if pending is not None:
+            limits = self.settings.activation
+            limit_ms = limits.ready_timeout_ms if pending.accepted else limits.timeout_ms
+            if now - pending.asked_at < limit_ms / 1000 * self.doubt.factor(now):
+                return
+            app.refused[pending.contingency.node] = now
+            app.activation = None
+        for node in [n for n, at in app.refused.items() if now - at >= HOPELESS_RETRY_S]:
+            del app.refused[node]
+        alive = {name for name, node in self.nodes.items() if node.alive}
+        lost = {p.node for p in self.table.placements if p.app == app.name} | (set(self.nodes) - alive)
+        choice = choose(app.spec, self.table.contingencies, self.table.nodes, alive, lost, app.refused)
+        if choice is None:
+            app.hopeless = bool(self.nodes) and now - self._started_at >= START_GRACE_S
+            if app.hopeless:
+                self.dispatcher.panic(app, now)
+            return
+        app.hopeless = False
+        app.activation = Activation(contingency=choice, asked_at=now)
+        self._effects.append(SendActivate(choice.node, choice, self.table.revision))
+        self._note(
+            "contingency.activated",
+            f"no ready replica ({choice.failure}): {choice.node} loads {choice.first}, then {choice.variant}",
+            app=app.name,
+            node=choice.node,
+        )
+
+    def _take_activated(self, node: str, answer: Activated, now: float) -> None:
+        for app in self.apps.values():
+            pending = app.activation
+            if pending is None or pending.contingency.key != answer.key or pending.contingency.node != node:
+                continue
+            if answer.accepted:
+                pending.accepted = True
+                pending.asked_at = now
+            else:
+                self._refused(app, node, answer.reason, now)
+
+    def _refused(self, app: App, node: str, why: str, now: float) -> None:
+        app.refused[node] = now
+        app.activation = None
+        self._note("contingency.refused", f"{node} can't load it: {why}", app=app.name, node=node)
+        if not app.ready:
+            self._starved(app, now)
+
+    # Time
+
+    def _tick(self, late_s: float, now: float) -> None:
+        self.doubt.ticked(late_s, now)
+        doubt = self.doubt.factor(now)
+        if not self.doubt.just_late(late_s):
+            # After a late tick heartbeats may lie unread in the sockets: look again next time.
+            for node in self.nodes.values():
+                if node.connected and node.detector.expired(now, doubt):
+                    silent_ms = node.detector.silent_for_s(now) * 1000
+                    self._note("node.suspected", f"silent for {silent_ms:.0f} ms", node=node.info.name)
+                    self._set_node_suspect(node, True, now)
+            punctual = late_s < LATE_TICKS * self.settings.tick_ms / 1000
+            self.dispatcher.tick(list(self.apps.values()), now, doubt, punctual)
+        if now >= self._retune_at:
+            self._retune_at = now + RETUNE_S
+            for app in self.apps.values():
+                app.retune(self.settings, now)
+                if not app.ready or any(not r.breaker.closed for r in app.replicas.values()):
+                    self._refresh(app, now)
+        if now >= self._ping_at:
+            self._ping_at = now + PING_S
+            self._effects.extend(PingWorker(r) for r in self.replicas.values() if r.suspect and r.link)
+
+    def _note_poison(self, request: Request) -> None:
+        self._note(
+            "request.poisoned", f"took down workers on {', '.join(request.kills)}", app=request.app.name
+        )
+
+    def _note(
+        self, kind: str, message: str, *, app: str = "", node: str = "", replica: Replica | None = None
+    ) -> None:
+        if replica is not None:
+            app, node = replica.app.name, replica.node
+        self._effects.append(Note(kind, message, app, node, replica.id if replica else ""))

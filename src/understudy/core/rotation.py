@@ -1,0 +1,183 @@
+"""Who may answer for an app right now, and in which order.
+
+`App` and `Replica` are a gateway's view: facts from the route table and the agents, plus what it saw
+itself. `App.refresh` turns them into `ranked` (every replica that may get a request, best first) and
+`best` (the ones among which load decides). It runs when a fact changes, never per request.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+from understudy.config import BreakerSettings, GatewayTuning
+from understudy.core.breaker import Breaker
+from understudy.core.budget import Budget
+from understudy.core.latency import LatencyDigest
+from understudy.wire.messages import AppStats, ReplicaState
+from understudy.wire.records import AppVersion
+
+if TYPE_CHECKING:
+    from understudy.core.activation import Activation
+    from understudy.core.requests import Flight, Request
+
+OLD_VERSION_PENALTY = 1000  # any variant of the current version comes before any of another one
+HEDGE_SAMPLES_MIN = 20  # answers seen before the live quantile is believed
+
+
+class Link(Protocol):
+    """What a decision needs of a connection to a worker."""
+
+    congested: bool
+    last_heard_s: float
+
+    def write(self, data: bytes) -> None: ...
+
+
+class Replica:
+    """One worker process as a gateway sees it."""
+
+    __slots__ = (
+        "address",
+        "app",
+        "breaker",
+        "busy_until",
+        "degraded",
+        "id",
+        "link",
+        "next_stream",
+        "node",
+        "node_suspect",
+        "outstanding",
+        "pid",
+        "prefix",
+        "rank",
+        "role",
+        "state",
+        "suspect",
+        "variant",
+        "version",
+    )
+
+    def __init__(
+        self, state: ReplicaState, app: App, node: str, now: float, settings: BreakerSettings
+    ) -> None:
+        self.id = state.id
+        self.app = app
+        self.node = node
+        self.version = state.version
+        self.variant = state.variant
+        self.address = state.address
+        self.pid = state.pid
+        self.role = state.role
+        self.state = state.state
+        self.link: Link | None = None
+        self.breaker = Breaker(settings, now)
+        self.outstanding: dict[int, Flight] = {}
+        self.next_stream = 1
+        self.suspect = False  # silent although it owes an answer
+        self.node_suspect = False
+        self.busy_until = 0.0
+        self.rank = 0
+        self.degraded = ""
+        self.prefix = b""  # start of an HTTP answer by this replica; kept here by the shell
+
+    def routable(self, now: float) -> bool:
+        return (
+            self.link is not None
+            and self.state == "ready"
+            and not self.suspect
+            and not self.node_suspect
+            and self.breaker.permits(now)
+        )
+
+    def usable_in_panic(self) -> bool:
+        """Better than nothing when nothing healthy is left."""
+        return self.link is not None and self.state in ("ready", "failing") and not self.node_suspect
+
+
+class App:
+    """One app as a gateway sees it, with everything that is counted and bounded per app."""
+
+    def __init__(self, spec: AppVersion, settings: GatewayTuning, now: float) -> None:
+        self.spec = spec
+        self.name = spec.app
+        self.replicas: dict[str, Replica] = {}
+        self.ranked: list[Replica] = []
+        self.best: list[Replica] = []
+        self.planned_variants: frozenset[str] = frozenset()
+        self.was_ready = False
+        self.known_since = now
+        self.starved_since: float | None = now
+        self.hopeless = False  # nobody can be asked to load it
+        self.activation: Activation | None = None
+        self.refused: dict[str, float] = {}  # node -> when it refused to activate
+        # requests
+        self.inflight = 0
+        self.waiting: deque[Request] = deque()  # no replica is ready, or all are full
+        self.watch: deque[Request] = deque()  # in order of sending; too young to hedge
+        self.slow: list[Request] = []  # past their hedge time; looked at until done or due
+        self.suspects: deque[Request] = deque()  # were in flight on a worker that died
+        self.isolated: Request | None = None  # the one suspect that is being retried
+        # measurements
+        self.digest = LatencyDigest(now)
+        self.row_s = 0.0  # moving average of inference time per row
+        self.hedge_delay_s = settings.hedge.delay_ms_min * 4 / 1000
+        self.silence_s = settings.suspicion.silence_ms_min * 4 / 1000
+        self.retry_budget = Budget(settings.retry.budget_fraction, settings.retry.budget_min, now)
+        self.hedge_budget = Budget(settings.hedge.budget_fraction, settings.retry.budget_min, now)
+        self.stats = AppStats()
+        self.stats_total = AppStats()
+        self._deposited = 0
+
+    def refresh(self, now: float, doubtful_s: float) -> None:
+        """Work out `ranked`, `best` and each replica's `degraded` reason anew."""
+        spec = self.spec
+        for replica in self.replicas.values():
+            rank = spec.rank(replica.variant)
+            degraded = ""
+            if replica.version != spec.version:
+                rank += OLD_VERSION_PENALTY
+                degraded = "previous-version"
+            elif rank > 0:
+                degraded = "placement" if replica.variant in self.planned_variants else "failover"
+            if degraded != replica.degraded:
+                replica.degraded, replica.prefix = degraded, b""
+            replica.rank = rank
+        ranked = [r for r in self.replicas.values() if r.routable(now)]
+        ranked.sort(key=lambda r: (r.rank, r.id))
+        self.ranked = ranked
+        self.best = [r for r in ranked if r.rank == ranked[0].rank]
+        if ranked:
+            self.was_ready = True
+            self.starved_since = None
+            self.hopeless = False
+            self.activation = None
+            self.refused.clear()
+        elif self.starved_since is None:
+            self.starved_since = now - doubtful_s
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.ranked)
+
+    @property
+    def busy(self) -> bool:
+        """Does a tick have anything to look at?"""
+        return bool(self.inflight or self.waiting or self.suspects)
+
+    def retune(self, settings: GatewayTuning, now: float) -> None:
+        """Bring hedge delay, silence bound and budgets up to date. On a timer, some times a second."""
+        self.digest.rotate(now)
+        requests = self.stats_total.requests + self.stats.requests
+        self.retry_budget.deposit(requests - self._deposited)
+        self.hedge_budget.deposit(requests - self._deposited)
+        self._deposited = requests
+        if self.digest.samples < HEDGE_SAMPLES_MIN:
+            return
+        hedge, suspicion = settings.hedge, settings.suspicion
+        high_s = self.digest.quantile(hedge.quantile) or 0.0
+        delay_s = max(high_s * hedge.factor, hedge.delay_ms_min / 1000)
+        self.hedge_delay_s = min(delay_s, hedge.delay_ms_max / 1000)
+        p99_s = self.digest.quantile(0.99) or 0.0
+        self.silence_s = max(p99_s * suspicion.silence_factor, suspicion.silence_ms_min / 1000)

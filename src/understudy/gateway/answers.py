@@ -1,0 +1,80 @@
+"""What a gateway writes to its clients: status lines, headers, error bodies."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from understudy.core.rotation import Replica
+from understudy.wire.errors import Code, UnderstudyError
+
+# The one place that knows which HTTP status a failure has.
+STATUS: dict[Code, HTTPStatus] = {
+    Code.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
+    Code.NOT_FOUND: HTTPStatus.NOT_FOUND,
+    Code.CONFLICT: HTTPStatus.CONFLICT,
+    Code.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    Code.TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
+    Code.BUSY: HTTPStatus.SERVICE_UNAVAILABLE,
+    Code.SHED: HTTPStatus.SERVICE_UNAVAILABLE,
+    Code.DRAINING: HTTPStatus.SERVICE_UNAVAILABLE,
+    Code.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    Code.LINK_LOST: HTTPStatus.BAD_GATEWAY,
+    Code.OUT_OF_MEMORY: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
+_encode = msgspec.json.Encoder().encode
+
+
+def status_of(error: UnderstudyError) -> int:
+    return STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR).value
+
+
+def head(status: int, *headers: tuple[str, str]) -> bytes:
+    """Status line and headers, up to where Connection and Content-Length follow."""
+    lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}", "Content-Type: application/json"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    return ("\r\n".join(lines) + "\r\n").encode("latin-1", "replace")
+
+
+def whole(prefix: bytes, connection: bytes, body: bytes) -> bytes:
+    return b"%bContent-Length: %d\r\n%b\r\n%b" % (prefix, len(body), connection, body)
+
+
+def replica_head(replica: Replica) -> bytes:
+    """Start of an answer by `replica`. Kept on the replica until its degradation changes."""
+    headers = [("Understudy-Variant", replica.variant), ("Understudy-Version", str(replica.version))]
+    if replica.degraded:
+        headers.append(("Understudy-Degraded", replica.degraded))
+    replica.prefix = head(200, *headers)
+    return replica.prefix
+
+
+def static_head(version: int) -> bytes:
+    return head(
+        200,
+        ("Understudy-Variant", "static"),
+        ("Understudy-Version", str(version)),
+        ("Understudy-Degraded", "static"),
+    )
+
+
+def error_answer(
+    error: UnderstudyError, retry_after_s: int, *, status: int | None = None
+) -> tuple[bytes, bytes]:
+    """Head and body for a failure: always `{"error": ...}`."""
+    code = status or status_of(error)
+    headers = [("Understudy-Code", str(error.code))]
+    if code == HTTPStatus.SERVICE_UNAVAILABLE:
+        headers.append(("Retry-After", str(retry_after_s)))
+    if code == HTTPStatus.METHOD_NOT_ALLOWED and "allow" in error.context:
+        headers.append(("Allow", str(error.context["allow"])))
+        return head(code, *headers), json_body({"error": error.message})
+    return head(code, *headers), json_body({"error": str(error)})
+
+
+def json_body(content: Any) -> bytes:
+    return _encode(content)

@@ -1,0 +1,259 @@
+"""What a path means: the Open Inference Protocol over HTTP, and the gateway's own status.
+
+Inference is looked up in one dictionary by the raw URL; everything else is a table of patterns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+import msgspec
+
+import understudy
+from understudy.config import GatewayTuning
+from understudy.core.gateway import Gateway
+from understudy.core.requests import Request
+from understudy.core.rotation import App
+from understudy.gateway import answers
+from understudy.gateway.http import Exchange, HttpConnection, InferRequest
+from understudy.wire.errors import Code, UnderstudyError
+
+if TYPE_CHECKING:
+    from understudy.wire.records import AppVersion
+
+EXTENSIONS: list[str] = []
+PLATFORMS = {"onnx": "onnxruntime_onnx", "python": "python"}
+
+Answer = tuple[int, Any]
+
+
+class Api:
+    """Serves every connection of one gateway process."""
+
+    def __init__(self, gateway: Gateway, settings: GatewayTuning) -> None:
+        self.gateway = gateway
+        self.settings = settings
+        self.retry_after_s = settings.admission.retry_after_s
+        self.draining = False
+        self.connections: set[HttpConnection] = set()
+        self.body_bytes_held = 0
+        self._infer: dict[bytes, App] = {}
+        self._last_closed = asyncio.Event()
+        model = r"/v2/models/(?P<app>[^/]+)(?:/versions/(?P<version>[^/]+))?"
+        self._get: list[tuple[re.Pattern[str], Callable[..., Answer]]] = [
+            (re.compile(r"/v2/?"), self._server),
+            (re.compile(r"/v2/health/live"), self._live),
+            (re.compile(r"/v2/health/ready"), self._server_ready),
+            (re.compile(model), self._model),
+            (re.compile(model + "/ready"), self._model_ready),
+            (re.compile(r"/understudy/status"), self._status),
+        ]
+        self._infer_pattern = re.compile(model + "/infer")
+
+    # connections
+
+    def connection_opened(self, connection: HttpConnection) -> bool:
+        self.connections.add(connection)
+        return len(self.connections) <= self.settings.http.connections_max
+
+    def connection_closed(self, connection: HttpConnection) -> None:
+        self.connections.discard(connection)
+        if not self.connections:
+            self._last_closed.set()
+
+    async def all_closed(self) -> None:
+        """Return when no connection is open any more."""
+        while self.connections:
+            self._last_closed.clear()
+            await self._last_closed.wait()
+
+    def release_bytes(self, exchange: Exchange) -> None:
+        self.body_bytes_held -= exchange.held_bytes
+        exchange.held_bytes = 0
+
+    def cancel(self, request: Request) -> None:
+        self.gateway.dispatcher.cancel(request)
+
+    # requests
+
+    def routes_changed(self) -> None:
+        """The set of apps or their versions changed."""
+        self._infer = {}
+        for name, app in self.gateway.apps.items():
+            path = f"/v2/models/{name}"
+            self._infer[f"{path}/infer".encode()] = app
+            self._infer[f"{path}/versions/{app.spec.version}/infer".encode()] = app
+
+    def handle(
+        self, exchange: Exchange, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes
+    ) -> None:
+        app = self._infer.get(url)
+        try:
+            if app is not None and method == b"POST":
+                self._submit(exchange, app, headers, body)
+            else:
+                self._handle_rest(exchange, method.decode("latin-1"), url, headers, body)
+        except UnderstudyError as error:
+            exchange.fail(error, error.context.pop("status", None))
+
+    def _submit(self, exchange: Exchange, app: App, headers: dict[bytes, bytes], body: bytes) -> None:
+        now = monotonic()
+        timeout = headers.get(b"understudy-timeout-ms")
+        timeout_ms = app.spec.deadline_ms if timeout is None else self._timeout_ms(timeout)
+        if b"content-encoding" in headers or b"inference-header-content-length" in headers:
+            raise UnderstudyError(
+                Code.INVALID_ARGUMENT,
+                "only plain JSON bodies are served: no Content-Encoding, no binary tensors",
+            )
+        request = InferRequest(app, body, now, now + timeout_ms / 1000, exchange)
+        exchange.request = request
+        self.gateway.dispatcher.submit(request, now)
+
+    def _timeout_ms(self, value: bytes) -> float:
+        try:
+            timeout_ms = float(value)
+        except ValueError:
+            timeout_ms = -1.0
+        limit = self.settings.admission.deadline_ms_max
+        if not 0 < timeout_ms <= limit:
+            message = f"header Understudy-Timeout-Ms: {value!r} is not a number of ms in (0, {limit:g}]"
+            raise UnderstudyError(Code.INVALID_ARGUMENT, message)
+        return timeout_ms
+
+    def _handle_rest(
+        self, exchange: Exchange, method: str, url: bytes, headers: dict[bytes, bytes], body: bytes
+    ) -> None:
+        path = unquote(url.partition(b"?")[0].decode("latin-1"))
+        infer = self._infer_pattern.fullmatch(path)
+        if infer:
+            self._allow(method, "POST")
+            self._submit(exchange, self._app(**infer.groupdict()), headers, body)
+            return
+        for pattern, answer in self._get:
+            match = pattern.fullmatch(path)
+            if match:
+                self._allow(method, "GET")
+                status, content = answer(**match.groupdict())
+                exchange.finish(answers.head(status), answers.json_body(content))
+                return
+        raise UnderstudyError(Code.NOT_FOUND, f"no such path: {path[:200]}")
+
+    def _allow(self, method: str, allowed: str) -> None:
+        if method != allowed:
+            message = f"use {allowed} here, not {method}"
+            raise UnderstudyError(Code.INVALID_ARGUMENT, message, status=405, allow=allowed)
+
+    def _app(self, app: str, version: str | None) -> App:
+        found = self.gateway.apps.get(app)
+        if found is None:
+            known = ", ".join(sorted(self.gateway.apps)[:20]) or "none"
+            raise UnderstudyError(Code.NOT_FOUND, f"unknown model {app!r}; served here: {known}")
+        if version is not None and version != str(found.spec.version):
+            served = found.spec.version
+            raise UnderstudyError(
+                Code.NOT_FOUND, f"model {app!r} has no version {version!r}; it serves {served}"
+            )
+        return found
+
+    # everything but inference
+
+    def _server(self) -> Answer:
+        return 200, {"name": "understudy", "version": understudy.__version__, "extensions": EXTENSIONS}
+
+    def _live(self) -> Answer:
+        return 200, {"live": True}
+
+    def _server_ready(self) -> Answer:
+        """Ready to be sent traffic: it has routes and can answer for at least one app."""
+        apps = self.gateway.apps.values()
+        ready = self.gateway.table.revision >= 0 and not self.draining
+        ready = ready and (not apps or any(app.ready for app in apps))
+        return (200 if ready else 503), {"ready": ready}
+
+    def _model(self, app: str, version: str | None) -> Answer:
+        spec = self._app(app, version).spec
+        return 200, {
+            "name": spec.app,
+            "versions": [str(spec.version)],
+            "platform": PLATFORMS.get(spec.full_size.runtime, spec.full_size.runtime),
+            "inputs": [msgspec.to_builtins(tensor) for tensor in spec.inputs],
+            "outputs": [msgspec.to_builtins(tensor) for tensor in spec.outputs],
+        }
+
+    def _model_ready(self, app: str, version: str | None) -> Answer:
+        """True if a replica answered a real inference within the last probe interval."""
+        ready = self._app(app, version).ready
+        content: dict[str, Any] = {"name": app, "ready": ready}
+        if not ready:
+            content["error"] = f"no replica of {app!r} is ready"
+        return (200 if ready else 503), content
+
+    def _status(self) -> Answer:
+        """What this gateway sees, for operators: rotation, suspicion, counters. No secrets in it."""
+        gateway = self.gateway
+        return 200, {
+            "revision": gateway.table.revision,
+            "draining": self.draining,
+            "connections": len(self.connections),
+            "inflight": gateway.dispatcher.inflight,
+            "body_bytes_held": self.body_bytes_held,
+            "nodes": [
+                {
+                    "name": name,
+                    "site": node.info.site,
+                    "connected": node.connected,
+                    "suspect": node.detector.suspect,
+                    "replicas": sorted(node.replicas),
+                }
+                for name, node in sorted(gateway.nodes.items())
+            ],
+            "apps": [_app_status(app) for _, app in sorted(gateway.apps.items())],
+        }
+
+
+def _app_status(app: App) -> dict[str, Any]:
+    spec: AppVersion = app.spec
+    best = app.ranked[0] if app.ranked else None
+    return {
+        "name": app.name,
+        "version": spec.version,
+        "criticality": spec.criticality,
+        "ready": app.ready,
+        "serving": best.variant if best else ("static" if spec.static is not None else None),
+        "full_size": spec.full_size.name,
+        "degraded": best.degraded if best else "down",
+        "inflight": app.inflight,
+        "waiting": len(app.waiting),
+        "p50_ms": _ms(app.digest.quantile(0.5)),
+        "p99_ms": _ms(app.digest.quantile(0.99)),
+        "requests": app.stats_total.requests + app.stats.requests,
+        "failed": app.stats_total.failed + app.stats.failed,
+        "retried": app.stats_total.retried + app.stats.retried,
+        "hedged": app.stats_total.hedged + app.stats.hedged,
+        "shed": app.stats_total.shed + app.stats.shed,
+        "replicas": [
+            {
+                "id": r.id,
+                "node": r.node,
+                "variant": r.variant,
+                "version": r.version,
+                "role": r.role,
+                "state": r.state,
+                "pid": r.pid,
+                "connected": r.link is not None,
+                "suspect": r.suspect or r.node_suspect,
+                "breaker": r.breaker.state,
+                "outstanding": len(r.outstanding),
+            }
+            for r in sorted(app.replicas.values(), key=lambda r: (r.rank, r.id))
+        ],
+    }
+
+
+def _ms(seconds: float | None) -> float:
+    return round((seconds or 0.0) * 1000, 3)

@@ -1,0 +1,305 @@
+"""One client connection: HTTP/1.1 in, requests to the dispatcher, answers in order.
+
+Lives here: parsing (by httptools), limits on what a client may send, pipelining, time limits, half-closed
+and broken connections. Does not live here: what a path means (`api`) and where a request goes (`core`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import httptools
+
+from understudy.config import HttpLimits
+from understudy.core.requests import Request
+from understudy.core.rotation import App, Replica
+from understudy.gateway import answers
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.messages import Result
+
+if TYPE_CHECKING:
+    from understudy.gateway.api import Api
+
+CLOSE = b"Connection: close\r\n"
+KEEP = b"Connection: keep-alive\r\n"  # only HTTP/1.0 has to be told
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Exchange:
+    """A place in the order of answers on one connection."""
+
+    __slots__ = ("connection", "connection_header", "data", "held_bytes", "request")
+
+    def __init__(self, connection: HttpConnection, connection_header: bytes) -> None:
+        self.connection = connection
+        self.connection_header = connection_header
+        self.data: bytes | None = None
+        self.held_bytes = 0
+        self.request: Request | None = None
+
+    def finish(self, head: bytes, body: bytes) -> None:
+        self.data = answers.whole(head, self.connection_header, body)
+        self.connection.exchange_done(self)
+
+    def fail(self, error: UnderstudyError, status: int | None = None) -> None:
+        head, body = answers.error_answer(error, self.connection.api.retry_after_s, status=status)
+        self.finish(head, body)
+
+
+class InferRequest(Request):
+    """A request whose end is written to an exchange."""
+
+    __slots__ = ("exchange",)
+
+    def __init__(self, app: App, body: bytes, arrived: float, deadline: float, exchange: Exchange) -> None:
+        super().__init__(app, body, arrived, deadline)
+        self.exchange = exchange
+
+    def answered(self, replica: Replica, result: Result, body: bytes) -> None:
+        self.exchange.finish(replica.prefix or answers.replica_head(replica), body)
+
+    def failed(self, error: UnderstudyError) -> None:
+        self.exchange.fail(error)
+
+    def answered_static(self, static: dict[str, Any]) -> None:
+        spec = self.app.spec
+        body = {"model_name": spec.app, "model_version": str(spec.version), **static}
+        self.exchange.finish(answers.static_head(spec.version), answers.json_body(body))
+
+
+class _Refused(Exception):
+    """The client's input ends here; the answer is queued already."""
+
+
+class HttpConnection(asyncio.Protocol):
+    """One connection. httptools calls the `on_…` methods from within `data_received`."""
+
+    def __init__(self, api: Api, limits: HttpLimits) -> None:
+        self.api = api
+        self.limits = limits
+        self.queue: deque[Exchange] = deque()
+        self.closing = False  # no further request is read
+        self.phase = "idle"  # idle | header | body
+        self.due = monotonic() + limits.header_timeout_s  # when the sweep loses patience
+        self.write_due: float | None = None
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._paused = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._headers_count = 0
+        self._header_bytes = 0
+        self._parts: list[bytes] = []
+        self._body_bytes = 0
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        if not self.api.connection_opened(self):
+            error = UnderstudyError(Code.SHED, "too many connections")
+            self._refuse(error)
+
+    def data_received(self, data: bytes) -> None:
+        if self.closing:
+            return
+        if self.phase != "body":
+            if self.phase == "idle":
+                self._begin()
+            self._header_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, "upgrades are not supported"))
+            return
+        except httptools.HttpParserCallbackError as error:
+            if not isinstance(error.__context__, _Refused):
+                raise
+            return
+        except httptools.HttpParserError as error:
+            self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"malformed HTTP: {error}"))
+            return
+        if self.phase == "header" and self._header_bytes > self.limits.header_bytes_max:
+            self._refuse_header_bytes()
+
+    def eof_received(self) -> bool:
+        """The client sends no more; what it asked for before is still answered."""
+        if self.phase != "idle" and not self.closing:
+            self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, "the connection ended within a request"))
+        self.closing = True
+        self._close_if_done()
+        return True
+
+    def pause_writing(self) -> None:
+        self.write_due = monotonic() + self.limits.write_timeout_s
+        self._pause()
+
+    def resume_writing(self) -> None:
+        self.write_due = None
+        self._resume()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closing = True
+        self.api.body_bytes_held -= self._body_bytes if self.phase == "body" else 0
+        self.phase = "idle"
+        self._transport = None
+        for exchange in self.queue:
+            self.api.release_bytes(exchange)
+            if exchange.request is not None:
+                self.api.cancel(exchange.request)
+        self.queue.clear()
+        self.api.connection_closed(self)
+
+    # httptools
+
+    def _begin(self) -> None:
+        self.phase = "header"
+        self._reset()
+        self.due = monotonic() + self.limits.header_timeout_s
+
+    def on_message_begin(self) -> None:
+        if self.phase == "idle":  # a further request in the same read
+            self._begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+        if len(self._url) > self.limits.header_bytes_max:
+            self._refuse_header_bytes()
+            raise _Refused
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+        self._headers_count += 1
+        if self._headers_count > self.limits.headers_max:
+            error = UnderstudyError(Code.TOO_LARGE, "too many headers", limit=self.limits.headers_max)
+            self._refuse(error, status=431)
+            raise _Refused
+
+    def on_headers_complete(self) -> None:
+        size = sum(map(len, self._headers)) + sum(map(len, self._headers.values()))
+        if size + len(self._url) > self.limits.header_bytes_max:
+            self._refuse_header_bytes()
+            raise _Refused
+        self.phase = "body"
+        self.due += self.limits.body_timeout_s
+        length = self._headers.get(b"content-length")
+        if length is not None:
+            if b"transfer-encoding" in self._headers:
+                # Two lengths are how requests are smuggled past proxies (RFC 9112, 6.3).
+                self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, "Content-Length and Transfer-Encoding"))
+                raise _Refused
+            if int(length) > self.limits.body_bytes_max:
+                self._refuse_body()
+        if b"expect" in self._headers and self._transport is not None:
+            self._transport.write(CONTINUE)
+
+    def on_body(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._body_bytes += len(data)
+        self.api.body_bytes_held += len(data)
+        if self._body_bytes > self.limits.body_bytes_max:
+            self._refuse_body()
+        if self.api.body_bytes_held > self.limits.body_bytes_total_max:
+            self._refuse(UnderstudyError(Code.SHED, "too many request bodies at once"))
+            raise _Refused
+
+    def on_message_complete(self) -> None:
+        parser = self._parser
+        if parser.should_keep_alive() and not self.api.draining:
+            header = KEEP if parser.get_http_version() == "1.0" else b""
+        else:
+            header = CLOSE
+            self.closing = True
+        exchange = Exchange(self, header)
+        exchange.held_bytes = self._body_bytes
+        self.queue.append(exchange)
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self.phase = "idle"
+        self._parts = []
+        self.due = monotonic() + self.limits.idle_timeout_s
+        self.api.handle(exchange, parser.get_method(), self._url, self._headers, body)
+        if len(self.queue) >= self.limits.pipeline_max:
+            self._pause()
+        if self.closing:
+            raise _Refused  # whatever follows on this connection is not for us
+
+    # answering
+
+    def exchange_done(self, exchange: Exchange) -> None:
+        """Write the answers that are next in order."""
+        self.api.release_bytes(exchange)
+        queue, transport = self.queue, self._transport
+        if transport is None:
+            return
+        while queue and queue[0].data is not None:
+            transport.write(queue.popleft().data)  # type: ignore[arg-type]
+        if self.closing:
+            self._close_if_done()
+        elif self._paused and self.write_due is None and len(queue) < self.limits.pipeline_max:
+            self._resume()
+
+    def _close_if_done(self) -> None:
+        if not self.queue and self._transport is not None:
+            self._transport.close()
+
+    def _refuse(self, error: UnderstudyError, status: int | None = None) -> None:
+        """Answer an error and read nothing more."""
+        self.closing = True
+        if self.phase == "body":
+            self.api.body_bytes_held -= self._body_bytes
+        self.phase = "idle"
+        self._parts = []
+        self.due = monotonic() + self.limits.header_timeout_s
+        exchange = Exchange(self, CLOSE)
+        self.queue.append(exchange)
+        exchange.fail(error, status)
+
+    def _refuse_header_bytes(self) -> None:
+        limit = self.limits.header_bytes_max
+        self._refuse(UnderstudyError(Code.TOO_LARGE, "headers too large", limit_bytes=limit), status=431)
+
+    def _refuse_body(self) -> None:
+        limit = self.limits.body_bytes_max
+        self._refuse(UnderstudyError(Code.TOO_LARGE, "body too large", limit_bytes=limit))
+        raise _Refused
+
+    def _pause(self) -> None:
+        if not self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+    # time
+
+    def sweep(self, now: float) -> None:
+        """Called about twice a second: end what takes longer than the limits allow."""
+        if self.write_due is not None and now > self.write_due:
+            self.abort()
+        elif now < self.due:
+            return
+        elif self.phase == "idle":
+            if not self.queue and self._transport is not None:
+                self._transport.close()
+        elif not self.closing:
+            what = "headers" if self.phase == "header" else "body"
+            self._refuse(UnderstudyError(Code.TIMEOUT, f"the request's {what} took too long"))
+
+    def drain(self) -> None:
+        """Answer what was asked, then close."""
+        if self.phase == "idle":
+            self.closing = True
+            self._close_if_done()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

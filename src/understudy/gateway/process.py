@@ -1,0 +1,331 @@
+"""The gateway process: sockets, links and timers around `core.gateway`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import random
+import signal
+import time
+from collections import deque
+from time import monotonic
+from typing import assert_never
+
+import msgspec
+import structlog
+import uvloop
+
+from understudy.adapters import logs
+from understudy.adapters.links import FrameLink, dial, keep_connected
+from understudy.config import ClusterConfig
+from understudy.core import gateway as core
+from understudy.core.rotation import Replica
+from understudy.gateway import table as stored_table
+from understudy.gateway.api import Api
+from understudy.gateway.http import HttpConnection
+from understudy.wire.errors import ConfigError, UnderstudyError
+from understudy.wire.frames import Frame
+from understudy.wire.messages import (
+    Activate,
+    Activated,
+    AppStats,
+    GatewayStats,
+    Heartbeat,
+    Hello,
+    Kind,
+    NodeState,
+    Ping,
+    Report,
+    decode_message,
+)
+from understudy.wire.records import Event, NodeInfo, RouteTable
+
+IDLE_TICK_S = 0.01  # while nothing is in flight
+SWEEP_S = 0.5
+CONNECT_RETRY_S = 0.02
+CONNECT_RETRY_S_MAX = 1.0
+BACKLOG = 1024
+GC_THRESHOLD = 50_000  # requests leave no cycles behind, so collections find little; have few of them
+
+
+class GatewayProcess:
+    """Drives one `core.gateway.Gateway`."""
+
+    def __init__(self, config: ClusterConfig, name: str) -> None:
+        self.config = config
+        self.name = name
+        self.http_address = config.gateway_named(name).http
+        self.settings = config.gateway
+        self.log = structlog.get_logger()
+        self.gateway = core.Gateway(self.settings, random.random, monotonic())
+        self.api = Api(self.gateway, self.settings)
+        self.table_path = config.role_dir("gateway", name) / "routes.bin"
+        self.incarnation = time.time_ns()
+        self.events: deque[Event] = deque(maxlen=self.settings.events_max)
+        self.controllers: set[FrameLink] = set()
+        self._agents: dict[str, tuple[str, asyncio.Task[None], list[FrameLink]]] = {}
+        self._dialing: set[str] = set()
+        self._unsaved: RouteTable | None = None
+        self._unsaved_set = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        host, _, port = self.http_address.rpartition(":")
+        try:
+            server = await loop.create_server(
+                lambda: HttpConnection(self.api, self.settings.http),
+                host.strip("[]"),
+                int(port),
+                backlog=BACKLOG,
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"gateways: http: can't listen on {self.http_address}: {error}") from error
+        async with asyncio.TaskGroup() as self.tasks:
+            table = stored_table.load(self.table_path)
+            if table is not None:
+                self.log.info("table.restored", revision=table.revision, apps=len(table.apps))
+                self.step(core.RoutesReceived(table))
+            background = [self.tasks.create_task(self._tick()), self.tasks.create_task(self._sweep())]
+            background.append(self.tasks.create_task(self._save_tables()))
+            background.append(self.tasks.create_task(self._report()))
+            background.extend(
+                self.tasks.create_task(self._follow_controller(address))
+                for address in self.config.controller_addresses()
+            )
+            gc.freeze()
+            gc.set_threshold(GC_THRESHOLD)
+            self.log.info("gateway.started", http=self.http_address)
+            await self._stopping.wait()
+            await self._drain(server)
+            for task in background:
+                task.cancel()
+            for _, task, _ in self._agents.values():
+                task.cancel()
+        self.log.info("gateway.stopped")
+
+    async def _drain(self, server: asyncio.Server) -> None:
+        """Take no new connections, answer what is in flight, then close."""
+        self.api.draining = True
+        server.close()
+        for connection in list(self.api.connections):
+            connection.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.http.drain_timeout_s):
+                await self.api.all_closed()
+        for connection in list(self.api.connections):
+            connection.abort()
+
+    # events and effects
+
+    def step(self, event: core.GatewayEvent) -> None:
+        self._carry_out(self.gateway.step(event, monotonic()))
+
+    def _carry_out(self, effects: list[core.GatewayEffect]) -> None:
+        for effect in effects:
+            match effect:
+                case core.SaveTable(table):
+                    self._unsaved = table
+                    self._unsaved_set.set()
+                    self.api.routes_changed()
+                    self.log.info("table.received", revision=table.revision)
+                case core.FollowNodes(nodes):
+                    self._follow_agents(nodes)
+                case core.ConnectWorker(replica):
+                    if replica.id not in self._dialing:
+                        self._dialing.add(replica.id)
+                        self.tasks.create_task(self._connect_worker(replica))
+                case core.DropWorker(replica):
+                    if isinstance(replica.link, FrameLink):
+                        replica.link.close()
+                case core.SendActivate(node, contingency, revision):
+                    for link in self._agents[node][2] if node in self._agents else []:
+                        link.send(Activate(contingency, revision))
+                case core.PingWorker(replica):
+                    if isinstance(replica.link, FrameLink):
+                        replica.link.send(Ping())
+                case core.Note():
+                    self._note(effect)
+                case _:
+                    assert_never(effect)
+
+    def _note(self, note: core.Note) -> None:
+        at = time.time_ns() // 1_000_000
+        source = f"gateway:{self.name}"
+        event = Event(note.kind, at, source, note.message, note.app, note.node, note.replica)
+        self.log.info(note.kind, message=note.message, app=note.app, node=note.node)
+        self.events.append(event)
+        self._send_events()
+
+    def _send_events(self) -> None:
+        if self.controllers and self.events:
+            report = Report(tuple(self.events))
+            self.events.clear()
+            next(iter(self.controllers)).send(report)
+
+    # links to workers
+
+    async def _connect_worker(self, replica: Replica) -> None:
+        """Dial until it answers or its agent no longer reports it."""
+
+        def on_frame(link: FrameLink, frame: Frame) -> None:
+            self.gateway.dispatcher.frame_received(replica, frame, monotonic())
+
+        def on_lost(link: FrameLink, error: Exception | None) -> None:
+            if replica.link is link:
+                replica.link = None
+                self.step(core.WorkerLost(replica.id))
+
+        def make() -> FrameLink:
+            limit = self.settings.link_buffer_bytes_max
+            frame_limit = self.config.worker.frame_bytes_max
+            return FrameLink(on_frame, on_lost, frame_bytes_max=frame_limit, buffer_bytes_max=limit)
+
+        pause_s = CONNECT_RETRY_S
+        try:
+            while replica.state in ("ready", "failing", "lost") and not self._stopping.is_set():
+                try:
+                    link = await dial(replica.address, make, timeout_s=1.0)
+                except UnderstudyError:
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(pause_s * 2, CONNECT_RETRY_S_MAX)
+                    continue
+                if not link.closed:
+                    replica.link = link
+                    self.step(core.WorkerConnected(replica.id))
+                    return
+        finally:
+            self._dialing.discard(replica.id)
+
+    # links to agents
+
+    def _follow_agents(self, nodes: tuple[NodeInfo, ...]) -> None:
+        wanted = {node.name: node.address for node in nodes}
+        for name, (address, task, _) in list(self._agents.items()):
+            if wanted.get(name) != address:
+                task.cancel()
+                del self._agents[name]
+        for name, address in wanted.items():
+            if name not in self._agents:
+                links: list[FrameLink] = []
+                task = self.tasks.create_task(self._follow_agent(name, address, links))
+                self._agents[name] = (address, task, links)
+
+    async def _follow_agent(self, node: str, address: str, links: list[FrameLink]) -> None:
+        def on_frame(link: FrameLink, frame: Frame) -> None:
+            message = decode_message(frame)
+            if isinstance(message, Heartbeat):
+                self.step(core.HeartbeatReceived(message))
+            elif isinstance(message, NodeState):
+                self.step(core.NodeStateReceived(message))
+            elif isinstance(message, Activated):
+                self.step(core.ActivatedReceived(node, message))
+
+        async def serve(link: FrameLink) -> None:
+            links[:] = [link]
+            self.step(core.AgentConnected(node))
+            link.send(self._hello())
+            try:
+                await link.wait_closed()
+            finally:
+                links.clear()
+                self.step(core.AgentLost(node))
+
+        await keep_connected(address, lambda: FrameLink(on_frame), serve)
+
+    # links to controllers
+
+    async def _follow_controller(self, address: str) -> None:
+        def on_frame(link: FrameLink, frame: Frame) -> None:
+            if frame.kind == Kind.ROUTES:
+                message = decode_message(frame)
+                assert isinstance(message, RouteTable)
+                self.step(core.RoutesReceived(message))
+
+        async def serve(link: FrameLink) -> None:
+            link.send(self._hello())
+            self.controllers.add(link)
+            self._send_events()
+            self.log.info("controller.connected", address=address)
+            try:
+                await link.wait_closed()
+            finally:
+                self.controllers.discard(link)
+                self.log.info("controller.disconnected", address=address)
+
+        await keep_connected(address, lambda: FrameLink(on_frame), serve)
+
+    def _hello(self) -> Hello:
+        revision = self.gateway.table.revision
+        return Hello("gateway", self.name, incarnation=self.incarnation, revision=max(revision, 0))
+
+    # timers
+
+    async def _tick(self) -> None:
+        """Hedges, deadlines and suspicion. Its own lateness is what self-doubt is made of."""
+        tick_s = self.settings.tick_ms / 1000
+        while True:
+            pause_s = tick_s if self.gateway.dispatcher.inflight else IDLE_TICK_S
+            due = monotonic() + pause_s
+            await asyncio.sleep(pause_s)
+            self.step(core.Ticked(monotonic() - due))
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = monotonic()
+            for connection in list(self.api.connections):
+                connection.sweep(now)
+
+    async def _save_tables(self) -> None:
+        while True:
+            await self._unsaved_set.wait()
+            self._unsaved_set.clear()
+            table = self._unsaved
+            if table is None:
+                continue
+            try:
+                await asyncio.to_thread(stored_table.save, self.table_path, table)
+            except OSError as error:
+                # Serving goes on; only a restart without a controller would miss this revision.
+                self.log.warning("table.save_failed", path=str(self.table_path), error=str(error))
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.stats_interval_ms / 1000)
+            stats = {name: self._app_stats(name) for name in self.gateway.apps}
+            suspects = tuple(n for n, node in self.gateway.nodes.items() if node.detector.suspect)
+            revision = self.gateway.table.revision
+            message = GatewayStats(self.name, revision, stats, suspects, self.http_address)
+            for link in self.controllers:
+                link.send(message)
+            self._send_events()
+
+    def _app_stats(self, name: str) -> AppStats:
+        """Counters since the previous report; the totals keep their sum."""
+        app = self.gateway.apps[name]
+        stats, app.stats = app.stats, AppStats()
+        total = app.stats_total
+        for field in ("requests", "failed", "degraded", "shed", "retried", "hedged"):
+            setattr(total, field, getattr(total, field) + getattr(stats, field))
+        p50_s, p99_s = app.digest.quantile(0.5), app.digest.quantile(0.99)
+        return msgspec.structs.replace(
+            stats,
+            p50_ms=(p50_s or 0.0) * 1000,
+            p99_ms=(p99_s or 0.0) * 1000,
+            serving=app.ranked[0].variant if app.ranked else "",
+            ready=app.ready,
+        )
+
+
+def run_gateway(config: ClusterConfig, name: str) -> None:
+    """Serve until SIGTERM. Raises `ConfigError` if the start can't succeed."""
+    logs.configure("gateway", name)
+
+    async def main() -> None:
+        await GatewayProcess(config, name).run()
+
+    uvloop.run(main())
