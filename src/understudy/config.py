@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Meta
 
 from understudy.wire.errors import ConfigError
-from understudy.wire.records import Batching, Criticality, TensorSpec
+from understudy.wire.records import Criticality
 
 T = TypeVar("T")
 
@@ -27,6 +27,10 @@ Positive = Annotated[float, Meta(gt=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "BF16", "FP32", "FP64", "BYTES",
+]  # fmt: skip
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -141,12 +145,14 @@ class AgentTuning(Settings, frozen=True):
     memory_limit_factor: Positive = 2.0  # times the profile, where a variant declares no limit
     memory_limit_mb_min: Positive = 256.0
     progressive_skip_ms: NonNegative = 15.0  # load the target at once if it takes only this much longer
+    waiting_max: Count = 64  # measurements asked for and not begun
     stage_bytes_max: Count = 64 * 1024**3
     events_max: Count = 1000
 
 
 class ControllerTuning(Settings, frozen=True):
     lease_ms: Positive = 1500.0  # no heartbeat for this long: the node is dead
+    suspect_ms: Positive = 500.0  # no heartbeat for this long: the node is suspect
     start_grace_ms: Positive = 3000.0  # after a start, nobody is declared dead before this
     stability_window_s: Positive = 5.0  # a returned node waits this long, doubling with each flap
     stability_window_s_max: Positive = 300.0
@@ -155,6 +161,14 @@ class ControllerTuning(Settings, frozen=True):
     events_max: Count = 50_000  # rows kept in the event log
     versions_max: Count = 20  # per app, kept in the store
     upload_bytes_max: Count = 8 * 1024**3
+    uploads_max: Count = 8  # at once
+    release_after_s: NonNegative = 1.0  # primaries ready for this long before anything is taken away
+    store_timeout_s: Positive = 1.0  # publishing waits no longer than this for the store
+    events_pending_max: Count = 5000  # kept in memory while the store is away
+    deployments_max: Count = 100  # remembered by the controller, the running ones among them
+    profile_timeout_s: Positive = 120.0  # of one variant
+    profile_attempts_max: Count = 3  # of one variant, each on another node if there is one
+    placing_timeout_s: Positive = 120.0  # plan committed -> primary ready
 
 
 class PlanSettings(Settings, frozen=True):
@@ -163,6 +177,9 @@ class PlanSettings(Settings, frozen=True):
     gap: Fraction = 0.001
     movement_cost: NonNegative = 0.01  # per replica moved, in units of weighted accuracy
     memory_cost: NonNegative = 0.001  # per fraction of all memory used
+    standby_memory_cost: NonNegative = (
+        0.1  # of a standby as large as its app's full-size variant, in accuracy
+    )
     node_reserve_mb: NonNegative = 0.0  # kept free on each node
 
 
@@ -234,6 +251,19 @@ class VariantManifest(Settings, frozen=True):
     memory_limit_mb: Positive | None = None
 
 
+class TensorSettings(Settings, frozen=True):
+    """An input or output, where the runtime doesn't know it from the model itself."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[Annotated[int, Meta(ge=-1)], ...]  # -1: any length
+
+
+class BatchingSettings(Settings, frozen=True):
+    rows_max: Count = 32
+    wait_us: Annotated[int, Meta(ge=0)] = 0  # for more rows, when fewer are there
+
+
 class AppManifest(Settings, frozen=True):
     """APP.toml: what a user deploys."""
 
@@ -244,9 +274,9 @@ class AppManifest(Settings, frozen=True):
     replicas: Count = 1
     idempotent: bool = True
     deadline_ms: Positive = 1000.0
-    inputs: tuple[TensorSpec, ...] = ()  # read from the model where the runtime knows them
-    outputs: tuple[TensorSpec, ...] = ()
-    batching: Batching = Batching()
+    inputs: tuple[TensorSettings, ...] = ()
+    outputs: tuple[TensorSettings, ...] = ()
+    batching: BatchingSettings = BatchingSettings()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
 
@@ -325,7 +355,7 @@ def explain(message: str, type_: type) -> str:
     """A validation message as `path.of.field: what is wrong`, with the nearest known name."""
     at = _AT.search(message)
     path = at["path"] if at else ""
-    what = _AT.sub("", message)
+    what = _AT.sub("", message).removeprefix("Object ")
     unknown = _UNKNOWN.search(what)
     if not unknown:
         return f"{path or 'top level'}: {what[:1].lower()}{what[1:]}"

@@ -272,6 +272,7 @@ class Gateway:
     def _agent_connected(self, name: str, now: float) -> None:
         if name in self.nodes:
             self.nodes[name].connected = True
+            self.nodes[name].detector.reconnected(now)
             self.nodes[name].serial = -1  # what it sends first is the whole truth
 
     def _agent_lost(self, name: str, now: float) -> None:

@@ -78,6 +78,10 @@ class HeartbeatDetector:
         self.accuse()
         return True
 
+    def reconnected(self, now: float) -> None:
+        """Its connection is new: the silence before it says nothing."""
+        self._last = now
+
     def accuse(self) -> None:
         """Suspect the peer at once: its connection broke."""
         self.suspect = True

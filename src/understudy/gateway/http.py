@@ -116,7 +116,6 @@ class HttpConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, "upgrades are not supported"))
             return
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _Refused):
@@ -211,7 +210,8 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         parser = self._parser
-        if parser.should_keep_alive() and not self.api.draining:
+        # An offer to upgrade is declined by ignoring it (RFC 9110, 7.8), but nothing can follow it here.
+        if parser.should_keep_alive() and not parser.should_upgrade() and not self.api.draining:
             header = KEEP if parser.get_http_version() == "1.0" else b""
         else:
             header = CLOSE

@@ -80,7 +80,7 @@ class UnderstudyError(Exception):
     names end in their unit.
     """
 
-    def __init__(self, code: Code, message: str, **context: Any) -> None:
+    def __init__(self, code: Code, message: str, /, **context: Any) -> None:
         super().__init__(message)
         self.code = code
         self.message = message

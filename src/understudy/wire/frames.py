@@ -19,7 +19,6 @@ from understudy.wire.errors import ProtocolError
 PREFIX = struct.Struct("<IIBBH")
 PREFIX_BYTES = PREFIX.size
 HEADER_BYTES_MAX = 0xFFFF
-STREAM_MAX = 0xFFFFFFFF
 FRAME_BYTES_MAX_DEFAULT = 72 * 1024 * 1024
 
 _pack = PREFIX.pack

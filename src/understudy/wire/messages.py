@@ -167,6 +167,7 @@ class WorkerStats(msgspec.Struct):
     queued: int = 0
     pss_mb: float = 0.0
     infer_us_mean: float = 0.0
+    tcp_address: str = ""  # "tcp:host:port" if the worker listens there too
 
 
 class Drain(msgspec.Struct):
@@ -329,7 +330,16 @@ KINDS: dict[type, Kind] = {type_: kind for kind, type_ in TYPES.items()}
 
 # Small messages travel in the frame's header. These can outgrow its 64 KiB, so they travel as payload.
 _AS_PAYLOAD = frozenset(
-    {Kind.LOAD, Kind.NODE_STATE, Kind.TARGET, Kind.MEASURE, Kind.ROUTES, Kind.REPORT, Kind.GATEWAY_STATS}
+    {
+        Kind.FAILURE,
+        Kind.LOAD,
+        Kind.NODE_STATE,
+        Kind.TARGET,
+        Kind.MEASURE,
+        Kind.ROUTES,
+        Kind.REPORT,
+        Kind.GATEWAY_STATS,
+    }
 )
 
 _encode = msgspec.msgpack.Encoder().encode

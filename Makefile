@@ -1,0 +1,63 @@
+# The front door. Every target sets up what it needs in .venv by itself; `make help` lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+# A test that hangs ends the run, with the stack of every thread.
+PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
+DEFINITIONS := pyproject.toml constraints.txt
+
+# Levels that hold only decisions and small I/O run side by side. The rest own the machine while they
+# run: they start whole clusters, kill them and measure how long the answers take.
+FAST_LEVELS := $(wildcard tests/tidy tests/unit tests/property tests/contract tests/sim)
+SLOW_LEVELS := $(wildcard tests/integration tests/e2e)
+SOURCES := $(wildcard src tests benchmarks docs examples)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-slow check docs bench clean
+.DELETE_ON_ERROR:
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(VENV)/.stamp-dev  ## install everything for development into .venv
+
+demo: $(VENV)/.stamp-demo  ## start a cluster of three nodes, break it in five ways, report what clients saw
+	$(BIN)/understudy demo
+
+test: test-fast test-slow  ## run every test
+
+test-fast: $(VENV)/.stamp-dev  ## run the tests that need no cluster
+	$(PYTEST) --numprocesses 2 $(FAST_LEVELS)
+
+test-slow: $(VENV)/.stamp-dev  ## run the tests that start and break real processes
+	$(PYTEST) $(SLOW_LEVELS)
+
+check: $(VENV)/.stamp-dev  ## check format, lint, types and the rules of tests/tidy
+	$(BIN)/ruff format --check --quiet $(SOURCES) || { echo "mend with: $(BIN)/ruff format $(SOURCES)"; exit 1; }
+	$(BIN)/ruff check --quiet $(SOURCES)
+	$(BIN)/mypy
+	$(PYTEST) --quiet --tb=short tests/tidy
+
+docs: $(VENV)/.stamp-dev  ## write the generated pages of docs/reference anew
+	$(BIN)/python docs/generate.py
+
+bench: $(VENV)/.stamp-bench  ## compare with FastAPI + ONNX Runtime and with HAProxy, over HTTP
+	benchmarks/require wrk haproxy
+	$(BIN)/python -m benchmarks.http
+
+clean:  ## remove everything that the other targets made
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { rm -rf $(VENV); echo "no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.stamp-%: $(DEFINITIONS) | $(BIN)/python
+	@echo "setting up $(VENV) for $* (the first time takes about a minute)"
+	@$(PIP) --editable '.[$*]'
+	@touch $@

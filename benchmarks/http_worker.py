@@ -1,0 +1,115 @@
+"""A worker that answers HTTP itself, for HAProxy to stand in front of: `MODEL ADDRESS` as arguments.
+
+Queue, batches, decoding, inference, guard and encoding are the worker's own (`worker.replica`); only the
+transport differs. A connection plays the link that a replica answers on, and takes the body out of the
+frame that was meant for a gateway, which costs it less than a microsecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import cast
+
+import httptools
+import msgspec
+import uvloop
+
+from benchmarks.digits_model import NAME
+from understudy.adapters.links import FrameLink, parse_address
+from understudy.wire.errors import UnderstudyError
+from understudy.wire.frames import PREFIX, PREFIX_BYTES
+from understudy.wire.messages import Infer, Load
+from understudy.worker.model import load_model
+from understudy.worker.replica import Replica
+
+DEADLINE_US = 1_000_000
+HEAD = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+
+
+class HttpConnection(asyncio.Protocol):
+    """One request at a time, as clients and proxies without pipelining send them."""
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._parser = httptools.HttpRequestParser(self)
+        self._body: list[bytes] = []
+        self._transport: asyncio.Transport
+        self._infer = Infer(DEADLINE_US)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._replica.forget(cast(FrameLink, self))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._transport.close()
+
+    # httptools
+
+    def on_body(self, body: bytes) -> None:
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        body = b"".join(self._body)
+        self._body.clear()
+        if self._parser.get_method() == b"POST":
+            self._replica.infer(cast(FrameLink, self), 1, self._infer, body)
+        else:
+            self._reply(b"200 OK", b'{"ready":true}')
+
+    # what a replica wants of a link
+
+    def write(self, frame: bytes) -> None:
+        header_bytes = PREFIX.unpack_from(frame)[4]
+        self._reply(b"200 OK", frame[PREFIX_BYTES + header_bytes :])
+
+    def fail(self, stream: int, error: UnderstudyError) -> None:
+        self._reply(b"500 Internal Server Error", msgspec.json.encode({"error": str(error)}))
+
+    def _reply(self, status: bytes, body: bytes) -> None:
+        self._transport.write(HEAD % (status, len(body)) + body)
+
+
+async def serve(path: str, address: str) -> None:
+    thread = ThreadPoolExecutor(max_workers=1)
+    load = Load("r1", NAME, 1, "full", "onnx", path)
+    model, _ = load_model(load, threads=1)
+    replica = Replica(model, load, await measure_hop_s(thread), thread)
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    async with await listen(address, lambda: HttpConnection(replica)):
+        gc.freeze()
+        await stopped.wait()
+
+
+async def measure_hop_s(thread: ThreadPoolExecutor) -> float:
+    """Seconds to the thread and back, by which a replica decides where to infer. The shortest of a few."""
+    hops_s = []
+    for _ in range(9):
+        started_s = perf_counter()
+        await asyncio.get_running_loop().run_in_executor(thread, int)
+        hops_s.append(perf_counter() - started_s)
+    return min(hops_s)
+
+
+async def listen(address: str, make: Callable[[], HttpConnection]) -> asyncio.Server:
+    kind, host, port = parse_address(address)
+    loop = asyncio.get_running_loop()
+    if kind == "unix":
+        return await loop.create_unix_server(make, host)
+    return await loop.create_server(make, host, port)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve(sys.argv[1], sys.argv[2]))

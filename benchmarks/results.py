@@ -1,0 +1,89 @@
+"""The file that a benchmark leaves: where it ran, every figure, and which aims are met."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+class Row(msgspec.Struct):
+    """One figure over the rounds of a run."""
+
+    figure: str
+    unit: str
+    n: int
+    min: float
+    median: float
+    p99: float
+    max: float
+
+
+class Aim(msgspec.Struct):
+    name: str
+    value: float
+    aim: float
+    better: str  # higher | lower
+    met: bool
+
+
+def row(figure: str, unit: str, values: Sequence[float]) -> Row:
+    ordered = sorted(values)
+    p99 = ordered[min(len(ordered) - 1, round(0.99 * (len(ordered) - 1)))]
+    rounded = (round(value, 4) for value in (ordered[0], statistics.median(ordered), p99, ordered[-1]))
+    return Row(figure, unit, len(ordered), *rounded)
+
+
+def aim(name: str, value: float, aim: float, better: str) -> Aim:
+    met = value >= aim if better == "higher" else value <= aim
+    return Aim(name, round(value, 3), aim, better, met)
+
+
+def environment(packages: Sequence[str], programs: Sequence[Sequence[str]], **more: Any) -> dict[str, Any]:
+    """Machine, versions and commit. `programs` are commands that print their version first."""
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in packages}
+    versions |= {command[0]: _first_line(command) for command in programs}
+    return {
+        "machine": {
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        },
+        "versions": versions,
+        "commit": _first_line(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]),
+        **more,
+    }
+
+
+def write(name: str, environment: dict[str, Any], rows: list[Row], aims: list[Aim]) -> Path:
+    content = {"environment": environment, "rows": rows, "aims": aims}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+    return path
+
+
+def _cpu() -> str:
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.processor()
+
+
+def _first_line(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "none"
+    return (done.stdout or done.stderr).partition("\n")[0].strip()

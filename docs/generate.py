@@ -1,0 +1,231 @@
+"""Writes the reference pages that are drawn from code: settings, events, errors, lifecycles.
+
+`make docs` runs it; tests/tidy compares the pages with what it would write.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from enum import Enum
+from io import StringIO
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import msgspec
+
+from understudy import config, registry
+from understudy.core import lifecycle
+from understudy.wire import errors
+
+REFERENCE = Path(__file__).resolve().parent / "reference"
+NOTICE = "<!-- Written by docs/generate.py. Change the code, then run `make docs`. -->"
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page with the content that it should have."""
+    contents = {
+        "settings.md": settings_page(),
+        "events.md": events_page(),
+        "errors.md": errors_page(),
+        "lifecycles.md": lifecycles_page(),
+    }
+    return {REFERENCE / name: f"{NOTICE}\n\n{text.strip()}\n" for name, text in contents.items()}
+
+
+# Settings
+
+
+def settings_page() -> str:
+    lines = [
+        "# Settings",
+        "",
+        "One TOML file describes a cluster, and one an app. A name ends in its unit. An unknown name is",
+        "refused, with the nearest known one. Whatever isn't set has the default given here.",
+        "",
+        "## The cluster file",
+        "",
+    ]
+    lines += _tables(config.ClusterConfig, "")
+    lines += ["## The manifest of an app", ""]
+    lines += _tables(config.AppManifest, "")
+    return "\n".join(lines)
+
+
+def _tables(type_: type[msgspec.Struct], path: str) -> Iterator[str]:
+    """One table for `type_`, then one for each table inside it. `path` as it is written in TOML."""
+    title = f"`{path}`" if path else "Top level"
+    yield f"### {title}"
+    yield ""
+    if about := _about(type_):
+        yield from (about, "")
+    yield "| setting | value | default | meaning |"
+    yield "|---|---|---|---|"
+    comments = _comments(type_)
+    inner: list[tuple[type[msgspec.Struct], str]] = []
+    for field in msgspec.structs.fields(type_):
+        table, is_list = _table_in(field.type)
+        if table is not None:
+            name = f"{path.strip('[]')}.{field.name}".lstrip(".")
+            inner.append((table, f"[[{name}]]" if is_list else f"[{name}]"))
+        else:
+            default = "required" if field.required else f"`{_toml(_default(field))}`"
+            words = _words(msgspec.inspect.type_info(field.type))
+            yield f"| `{field.name}` | {words} | {default} | {comments.get(field.name, '')} |"
+    yield ""
+    for table, name in inner:
+        yield from _tables(table, name)
+
+
+def _about(type_: type) -> str:
+    text = type_.__doc__ or ""
+    return "" if text.startswith(type_.__name__ + "(") else text.strip()
+
+
+def _table_in(type_: Any) -> tuple[type[msgspec.Struct] | None, bool]:
+    """The struct that a field holds, and whether it holds a list of them."""
+    if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+        return type_, False
+    for inner in get_args(type_):
+        table, _ = _table_in(inner)
+        if table is not None:
+            return table, get_origin(type_) is tuple or _is_list(type_)
+    return None, False
+
+
+def _is_list(type_: Any) -> bool:
+    return any(get_origin(inner) is tuple for inner in get_args(type_))
+
+
+def _words(info: msgspec.inspect.Type) -> str:
+    """What may be written, in words."""
+    match info:
+        case msgspec.inspect.BoolType():
+            return "`true` or `false`"
+        case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
+            word = "whole number" if isinstance(info, msgspec.inspect.IntType) else "number"
+            limits = ((">", info.gt), ("≥", info.ge), ("<", info.lt), ("≤", info.le))
+            bounds = [f"{sign} {limit:g}" for sign, limit in limits if limit is not None]
+            return " ".join([word, ", ".join(bounds)]).strip()
+        case msgspec.inspect.StrType(pattern=pattern):
+            return "name" if pattern else "text"
+        case msgspec.inspect.LiteralType(values=values):
+            return " or ".join(f"`{value}`" for value in sorted(values))
+        case msgspec.inspect.EnumType(cls=cls):
+            return " or ".join(f"`{member.value}`" for member in cls)
+        case msgspec.inspect.VarTupleType(item_type=item):
+            return f"list of {_words(item)}"
+        case msgspec.inspect.UnionType(types=types):
+            return _words(next(t for t in types if not isinstance(t, msgspec.inspect.NoneType)))
+        case msgspec.inspect.DictType():
+            return "table"
+    raise TypeError(f"no words for {info}")
+
+
+def _default(field: msgspec.structs.FieldInfo) -> Any:
+    made = field.default_factory is not msgspec.NODEFAULT
+    return field.default_factory() if made else field.default
+
+
+def _toml(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Enum):
+        return f'"{value.value}"'
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{}"
+    return f"{value:_}" if isinstance(value, int) else f"{value:g}"
+
+
+def _comments(type_: type) -> dict[str, str]:
+    """Field -> the comment at the end of its line in the source."""
+    source = Path(sys.modules[type_.__module__].__file__ or "").read_text()
+    by_line = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(StringIO(source).readline)
+        if token.type == tokenize.COMMENT
+    }
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef) and node.name == type_.__name__:
+            fields = (s for s in node.body if isinstance(s, ast.AnnAssign))
+            return {f.target.id: by_line.get(f.lineno, "") for f in fields if isinstance(f.target, ast.Name)}
+    return {}
+
+
+# Events, errors, lifecycles
+
+
+def events_page() -> str:
+    lines = [
+        "# Events",
+        "",
+        "What happened, as entries of the log and, where an operator should know, of the cluster's event log",
+        "(`understudy events`).",
+        "",
+        "| event | meaning |",
+        "|---|---|",
+    ]
+    lines += [f"| `{name}` | {registry.EVENTS[name]} |" for name in sorted(registry.EVENTS)]
+    return "\n".join(lines)
+
+
+def errors_page() -> str:
+    lines = [
+        "# Errors",
+        "",
+        "Codes are stable, messages may change. Retryable: the same request may succeed elsewhere or later.",
+        "",
+        "| code | retryable | who has to act |",
+        "|---|---|---|",
+    ]
+    for code, (retryable, origin) in errors.TRAITS.items():
+        lines.append(f"| `{code.value}` | {'yes' if retryable else 'no'} | {origin.value} |")
+    return "\n".join(lines)
+
+
+def lifecycles_page() -> str:
+    lines = [
+        "# Lifecycles",
+        "",
+        "Drawn from the tables in `src/understudy/core/lifecycle.py`, by which the processes move.",
+        "",
+    ]
+    for name, table in vars(lifecycle).items():
+        if isinstance(table, dict) and re.fullmatch("[A-Z]+", name):
+            lines += [f"## {name.capitalize()}", "", *_diagram(table), "", *_transitions(table), ""]
+    return "\n".join(lines)
+
+
+def _diagram(table: lifecycle.Table) -> Iterator[str]:
+    yield "```mermaid"
+    yield "stateDiagram-v2"
+    yield f"    [*] --> {next(iter(table))[0]}"
+    for (state, event), after in table.items():
+        yield f"    {state} --> {after}: {event}"
+    yield "```"
+
+
+def _transitions(table: lifecycle.Table) -> Iterator[str]:
+    yield "| in state | on | goes to |"
+    yield "|---|---|---|"
+    for (state, event), after in table.items():
+        yield f"| {state} | {event} | {after} |"
+
+
+def main() -> None:
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    for path, text in pages().items():
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Artifacts by content: the cluster's store as a directory, and a node's local copies of it.
+
+A name is the SHA-256 of the content, so nothing is ever overwritten and every reader can check what it
+got. A file appears under its name only when it is complete. Everything here blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Collection, Iterator
+from io import BufferedReader
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
+from understudy.wire.records import ArtifactRef
+
+CHUNK_BYTES = 1024 * 1024
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_PARTIAL = ".partial-"  # prefix of files that are still being written
+
+
+def check_digest(digest: str) -> str:
+    """`digest` if it is one. Raises `InvalidArgument`: digests become file names."""
+    if not _DIGEST.fullmatch(digest):
+        raise InvalidArgument(f"{digest[:80]!r} is no digest: 64 lower-case hexadecimal digits are needed")
+    return digest
+
+
+def digest_of(file: BufferedReader) -> str:
+    """SHA-256 of the rest of `file`. Releases the interpreter's lock while it computes."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Upload:
+    """One file on its way into a store. Leaving the context without `commit` discards it."""
+
+    def __init__(self, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=_PARTIAL, dir=target.parent)
+        self._file = os.fdopen(descriptor, "wb")
+        self._partial = Path(name)
+        self._target = target
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        self._file.write(chunk)
+        self._hash.update(chunk)
+        self.size_bytes += len(chunk)
+
+    def commit(self, *, durable: bool = True) -> None:
+        """Publish the file under its name. Raises ARTIFACT_CORRUPT if the content isn't what it should be."""
+        found = self._hash.hexdigest()
+        if found != self._target.name:
+            raise UnderstudyError(
+                Code.ARTIFACT_CORRUPT, "content and digest differ", wanted=self._target.name, found=found
+            )
+        self._file.flush()
+        if durable:
+            os.fsync(self._file.fileno())
+        self._partial.rename(self._target)
+        if durable:
+            _sync_directory(self._target.parent)
+
+
+class DirectoryStore:
+    """Artifacts as files of a directory that all nodes see: `<digest[:2]>/<digest>`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def path(self, digest: str) -> Path:
+        return self._root / check_digest(digest)[:2] / digest
+
+    def has(self, digest: str) -> bool:
+        return self.path(digest).is_file()
+
+    def upload(self, digest: str) -> Upload:
+        """To be written piece by piece and committed."""
+        return Upload(self.path(digest))
+
+    def put(self, digest: str, source: BinaryIO) -> None:
+        """Store all of `source`, or nothing: raises ARTIFACT_CORRUPT if it hashes to something else."""
+        with self.upload(digest) as upload:
+            for chunk in _chunks(source):
+                upload.write(chunk)
+            upload.commit()
+
+    def open(self, digest: str) -> BufferedReader:
+        """Raises ARTIFACT_MISSING; the content is not verified."""
+        try:
+            return self.path(digest).open("rb")
+        except OSError as error:
+            raise UnderstudyError(
+                Code.ARTIFACT_MISSING, f"the artifact store lacks it: {error.strerror}", digest=digest
+            ) from error
+
+    def verify(self, digest: str) -> None:
+        """Raises ARTIFACT_MISSING or ARTIFACT_CORRUPT unless it is there and whole."""
+        with self.open(digest) as file:
+            _check_content(file, digest)
+
+
+class LocalArtifacts:
+    """A node's own copies, `<root>/<digest>`, bounded by `bytes_max`.
+
+    A copy is checked while it is made and again before each use. It needs no fsync: a torn one is found
+    and fetched again.
+    """
+
+    def __init__(self, root: Path, store: DirectoryStore, bytes_max: int) -> None:
+        self._root = root
+        self._store = store
+        self._bytes_max = bytes_max
+        root.mkdir(parents=True, exist_ok=True)
+        for leftover in root.glob(f"{_PARTIAL}*"):
+            leftover.unlink()
+
+    def digests(self) -> list[str]:
+        """Copies that are here; each is verified before it is used."""
+        return sorted(path.name for path in self._root.iterdir() if _DIGEST.fullmatch(path.name))
+
+    def path(self, digest: str) -> Path:
+        return self._root / check_digest(digest)
+
+    def verify(self, digest: str) -> Path:
+        """The copy's path. Raises ARTIFACT_MISSING or ARTIFACT_CORRUPT; a corrupt copy is deleted."""
+        path = self.path(digest)
+        try:
+            with path.open("rb") as file:
+                _check_content(file, digest)
+        except OSError as error:
+            raise UnderstudyError(
+                Code.ARTIFACT_MISSING, f"not staged: {error.strerror}", digest=digest
+            ) from error
+        except UnderstudyError:
+            path.unlink(missing_ok=True)
+            raise
+        return path
+
+    def stage(self, ref: ArtifactRef, keep: Collection[str]) -> list[str]:
+        """Copy `ref` from the store, verified; the digests evicted to make room.
+
+        Raises ARTIFACT_MISSING, ARTIFACT_CORRUPT (the store's own copy is bad), or TOO_LARGE when it doesn't
+        fit beside what must be kept.
+        """
+        try:
+            evicted = self._make_room(ref, keep)
+            with self._store.open(ref.digest) as source, Upload(self.path(ref.digest)) as copy:
+                for chunk in _chunks(source):
+                    copy.write(chunk)
+                copy.commit(durable=False)
+        except OSError as error:
+            raise UnderstudyError(
+                Code.ARTIFACT_MISSING, f"can't be staged: {error.strerror}", digest=ref.digest
+            ) from error
+        self.warm(ref.digest)
+        return evicted
+
+    def warm(self, digest: str) -> None:
+        """Ask the kernel to hold the copy in its page cache: a failover must not wait for the disk."""
+        with contextlib.suppress(OSError), self.path(digest).open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+    def _make_room(self, ref: ArtifactRef, keep: Collection[str]) -> list[str]:
+        sizes_bytes = {digest: self.path(digest).stat().st_size for digest in self.digests()}
+        evicted: list[str] = []
+        for digest in sorted(sizes_bytes, key=lambda d: self.path(d).stat().st_atime):
+            if sum(sizes_bytes.values()) + ref.size_bytes <= self._bytes_max:
+                return evicted
+            if digest not in keep:
+                self.path(digest).unlink()
+                del sizes_bytes[digest]
+                evicted.append(digest)
+        if sum(sizes_bytes.values()) + ref.size_bytes > self._bytes_max:
+            raise UnderstudyError(
+                Code.TOO_LARGE,
+                "no room for the artifact; raise agent.stage_bytes_max",
+                size_bytes=ref.size_bytes,
+                stage_bytes_max=self._bytes_max,
+            )
+        return evicted
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar file into `folder`, made anew. Raises LOAD_FAILED if it would leave the folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, OSError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UnderstudyError(Code.LOAD_FAILED, f"the artifact can't be unpacked: {error}") from error
+
+
+def _chunks(source: BinaryIO) -> Iterator[bytes]:
+    while chunk := source.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _check_content(file: BufferedReader, digest: str) -> None:
+    found = digest_of(file)
+    if found != digest:
+        raise UnderstudyError(Code.ARTIFACT_CORRUPT, "content and digest differ", wanted=digest, found=found)
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

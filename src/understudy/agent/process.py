@@ -1,0 +1,248 @@
+"""The agent process: loop, timer, signals and files around `core.agent`."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import os
+import shutil
+import signal
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import IO, Any, NoReturn, assert_never
+
+import structlog
+import uvloop
+
+from understudy.adapters import logs
+from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
+from understudy.agent.limits import MemoryLimits
+from understudy.agent.peers import Peers
+from understudy.agent.staging import Staging
+from understudy.agent.state_file import StateFile, Stored
+from understudy.agent.workers import Workers
+from understudy.config import ClusterConfig
+from understudy.core import agent_events as ev
+from understudy.core.agent import AgentMachine
+from understudy.wire.errors import ConfigError, UnderstudyError
+from understudy.wire.messages import Hello
+from understudy.wire.records import Event
+
+STOP_GRACE_S = 1.0  # beyond the drain timeout, before workers are left to SIGKILL
+
+
+class AgentProcess:
+    """Drives one `AgentMachine`: the world in as events, effects out to the world."""
+
+    def __init__(self, config: ClusterConfig, name: str) -> None:
+        self._config = config
+        self._name = name
+        self._node = config.node(name)
+        self._log = structlog.get_logger()
+        self._loop = asyncio.get_running_loop()
+        self._state_dir = config.role_dir("agent", name)
+        self._state_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self._state_dir / "lock")
+        self._state_file = StateFile(self._state_dir / "state")
+        stored, problem = self._state_file.load()
+        # Grows with each start, also when the file was lost or the clock was set back.
+        self._incarnation = max(stored.incarnation + 1, time.time_ns() // 1_000_000)
+        self._saved = stored.saved
+        self._save_asked = asyncio.Event()
+        self._save_asked.set()
+        self._machine = AgentMachine(
+            name, self._node.memory_mb, self._incarnation, config.agent, stored.saved
+        )
+        revision = stored.saved.target.revision if stored.saved.target else 0
+        hello = Hello(
+            role="agent",
+            name=name,
+            incarnation=self._incarnation,
+            address=config.agent_address(name),
+            site=self._node.site,
+            memory_mb=self._node.memory_mb,
+            revision=revision,
+        )
+        self._peers = Peers(config, hello, self.step)
+        self._limits = MemoryLimits(name)
+        store = DirectoryStore(Path(config.artifacts_dir))
+        artifacts = LocalArtifacts(self._state_dir / "artifacts", store, config.agent.stage_bytes_max)
+        self._staging = Staging(artifacts, self._state_dir / "replicas", self.step, self._tell)
+        self._workers = Workers(config, self._node, self._limits, self._staging, self.step, self._spawn)
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+        if problem:
+            self._tell("state.discarded", problem)
+
+    async def run(self) -> None:
+        self._loop.set_exception_handler(self._callback_failed)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stopping.set)
+        async with asyncio.TaskGroup() as self._tasks:
+            await self._begin()
+            await self._peers.listen()
+            self._spawn(self._staging.run())
+            self._spawn(self._peers.beat())
+            self._spawn(self._save())
+            for address in self._config.controller_addresses():
+                self._spawn(self._peers.follow_controller(address))
+            self._log.info(
+                "agent.started", incarnation=self._incarnation, limits=self._limits.kind, pid=os.getpid()
+            )
+            await self._stopping.wait()
+            await self._end()
+
+    async def _begin(self) -> None:
+        self._workers.start()
+        for digest in self._staging.find():
+            self.step(ev.ArtifactStaged(digest))
+        await self._workers.adopt()
+        self.step(ev.Started())
+        self._peers.publish(self._machine.state)
+        gc.freeze()  # what is alive now stays alive: later collections needn't look at it
+
+    async def _end(self) -> None:
+        self.step(ev.StopAsked())
+        try:
+            async with asyncio.timeout(self._config.agent.drain_timeout_ms / 1000 + STOP_GRACE_S):
+                await self._stopped.wait()
+        except TimeoutError:
+            self._log.warning("agent.stop_timed_out")
+        for task in list(self._running):
+            task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._workers.close()
+        self._peers.close()
+        self._state_file.save(Stored(self._incarnation, self._saved))
+        shutil.rmtree(self._state_dir / "replicas", ignore_errors=True)
+        _unlink_socket(self._config.agent_address(self._name))
+        self._lock.close()
+        self._log.info("agent.stopped")
+
+    # events and effects
+
+    def step(self, event: ev.Event) -> None:
+        try:
+            for effect in self._machine.step(event, self._loop.time()):
+                self._carry_out(effect)
+        except BaseException as error:
+            self._crash(error)
+        due_s = self._machine.due_s
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due_s, self.step, ev.Tick()) if due_s < float("inf") else None
+
+    def _carry_out(self, effect: ev.Effect) -> None:
+        match effect:
+            case ev.LoadWorker():
+                self._workers.load(effect)
+            case ev.ForkWorker(worker):
+                self._workers.fork(worker)
+            case ev.ProbeWorker(worker):
+                self._workers.probe(worker)
+            case ev.CheckBlank(worker):
+                self._workers.check(worker)
+            case ev.DrainWorker(worker):
+                self._workers.drain(worker)
+            case ev.KillWorker(worker):
+                self._workers.kill(worker)
+            case ev.StageArtifacts(artifacts, keep):
+                self._staging.want(artifacts, keep)
+            case ev.AnswerActivate(token, activated):
+                self._peers.answer(token, activated)
+            case ev.AnswerMeasure(token, measured):
+                self._peers.answer(token, measured)
+            case ev.RefuseMeasure(token, code, message):
+                self._peers.refuse(token, UnderstudyError(code, message))
+            case ev.Publish(state):
+                self._peers.publish(state)
+            case ev.Tell(kind, message, app, replica, data):
+                self._tell(kind, message, app, replica, data)
+            case ev.Save(saved):
+                self._saved = saved
+                self._save_asked.set()
+            case ev.Stopped():
+                self._stopped.set()
+            case _:
+                assert_never(effect)
+
+    def _tell(
+        self, kind: str, message: str, app: str = "", replica: str = "", data: dict[str, object] | None = None
+    ) -> None:
+        self._log.info(kind, message=message, app=app, replica=replica)
+        event = Event(
+            kind=kind,
+            at_unix_ms=time.time_ns() // 1_000_000,
+            source=f"agent:{self._name}",
+            message=message,
+            app=app,
+            node=self._name,
+            replica=replica,
+            data=data or {},
+        )
+        self._peers.report(event)
+
+    async def _save(self) -> None:
+        """Write the newest state whenever it changed. Ends when cancelled."""
+        while True:
+            await self._save_asked.wait()
+            self._save_asked.clear()
+            stored = Stored(self._incarnation, self._saved)
+            try:
+                await asyncio.to_thread(self._state_file.save, stored)
+            except OSError as error:  # serve on; the next change tries again
+                self._log.error("state.unsaved", reason=str(error))
+
+    def _callback_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if "handle" in context:
+            self._crash(context.get("exception"))
+        loop.default_exception_handler(context)
+
+    def _crash(self, error: BaseException | None) -> NoReturn:
+        """End at once: the loop would only log what a callback raised, and carry on with half a step done.
+
+        The workers serve on, and the next agent adopts them.
+        """
+        self._log.critical("agent.crashed", error=repr(error), exc_info=error)
+        os._exit(os.EX_SOFTWARE)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = self._tasks.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+
+def run_agent(config: ClusterConfig, name: str) -> None:
+    """Run until SIGTERM or SIGINT, then drain. Raises `ConfigError` if it can't start."""
+    logs.configure("agent", name)
+    config.node(name)
+    Path(config.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    async def main() -> None:
+        await AgentProcess(config, name).run()
+
+    try:
+        uvloop.run(main())
+    except* ConfigError as errors:
+        raise errors.exceptions[0] from None
+
+
+def _lock(path: Path) -> IO[str]:
+    """Hold `path` for this process's life: two agents of one node would fight over its workers."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ConfigError(f"{path}: another agent of this node is running") from error
+    return file
+
+
+def _unlink_socket(address: str) -> None:
+    if address.startswith("unix:"):
+        Path(address.removeprefix("unix:")).unlink(missing_ok=True)

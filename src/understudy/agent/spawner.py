@@ -1,0 +1,149 @@
+"""The agent's side of its zygote: keeps one running, asks it for workers, hears of their exits."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from understudy.agent.zygote import MESSAGE_BYTES_MAX, Answer, Exited, Fork, Forked, ForkFailed
+from understudy.config import AgentTuning
+
+FORK_TIMEOUT_S = 10.0  # the zygote has imported its runtime and answered by then, or is replaced
+STOP_TIMEOUT_S = 2.0
+
+_decode = msgspec.msgpack.Decoder(Answer).decode
+
+
+class Spawner:
+    """Forks workers. A zygote that dies is replaced, and what it still owed is asked of the new one."""
+
+    def __init__(
+        self,
+        tuning: AgentTuning,
+        on_forked: Callable[[str, int], None],
+        on_failed: Callable[[str, str], None],
+        on_exited: Callable[[int, int], None],
+    ) -> None:
+        self._tuning = tuning
+        self._on_forked = on_forked
+        self._on_failed = on_failed
+        self._on_exited = on_exited
+        self._loop = asyncio.get_running_loop()
+        self._log = structlog.get_logger()
+        self._owed: dict[str, Fork] = {}
+        self._control: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._failures = 0
+        self._closed = False
+        self.generation = 0  # of the zygote; it knows the exit status of its own children only
+
+    def start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "understudy.agent.zygote", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+            )
+        self._control = ours
+        self.generation += 1
+        self._loop.add_reader(ours, self._readable)
+        for request in self._owed.values():
+            self._send(request)
+
+    def fork(self, request: Fork) -> None:
+        self._owed[request.worker] = request
+        self._send(request)
+
+    async def close(self) -> None:
+        """End the zygote; workers that are still there live on."""
+        self._closed = True
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        self._hang_up()
+        if self._process is not None:
+            await asyncio.to_thread(_end, self._process, STOP_TIMEOUT_S)
+
+    def _send(self, request: Fork) -> None:
+        if self._control is None:
+            return  # asked again when the next zygote is there
+        if self._watchdog is None:
+            self._watchdog = self._loop.call_later(FORK_TIMEOUT_S, self._overdue)
+        # A full or broken socket belongs to a stuck or dead zygote; the watchdog or the reader sees to it.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            self._control.send(msgspec.msgpack.encode(request))
+
+    def _readable(self) -> None:
+        try:
+            message = self._control.recv(MESSAGE_BYTES_MAX) if self._control is not None else b""
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            message = b""
+        if not message:
+            self._lost("it ended")
+            return
+        match _decode(message):
+            case Forked(worker, pid):
+                self._settle(worker)
+                self._failures = 0
+                self._on_forked(worker, pid)
+            case ForkFailed(worker, reason):
+                self._settle(worker)
+                self._on_failed(worker, reason)
+            case Exited(pid, status):
+                self._on_exited(pid, status)
+
+    def _settle(self, worker: str) -> None:
+        self._owed.pop(worker, None)
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = self._loop.call_later(FORK_TIMEOUT_S, self._overdue) if self._owed else None
+
+    def _overdue(self) -> None:
+        self._watchdog = None
+        if self._owed:
+            self._lost("it doesn't answer")
+
+    def _lost(self, why: str) -> None:
+        self._hang_up()
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        if self._process is not None:
+            _end(self._process, 0)
+        if self._closed:
+            return
+        delay_ms = min(self._tuning.backoff_ms * 2**self._failures, self._tuning.backoff_ms_max)
+        self._log.warning("zygote.restarted", reason=why, delay_ms=delay_ms if self._failures else 0)
+        self._loop.call_later(delay_ms / 1000 if self._failures else 0, self._restart)
+        self._failures += 1
+
+    def _restart(self) -> None:
+        if not self._closed:
+            self.start()
+
+    def _hang_up(self) -> None:
+        if self._control is not None:
+            self._loop.remove_reader(self._control)
+            self._control.close()
+            self._control = None
+
+
+def _end(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """Wait for a zygote that was hung up on; kill it if it takes longer."""
+    if timeout_s > 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout_s)
+            return
+    process.kill()
+    process.wait()

@@ -1,0 +1,124 @@
+"""Artifacts on the node's disk: copied ahead, verified before each load, fetched again when damaged."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from understudy.adapters.artifacts import LocalArtifacts, unpack
+from understudy.core.agent_events import ArtifactDropped, ArtifactStaged, Event
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.records import ArtifactRef
+
+RETRY_S = 1.0  # an artifact that couldn't be had is looked for again after this, then twice as long, …
+RETRY_S_MAX = 60.0
+
+
+class Staging:
+    """Drives `LocalArtifacts` in threads and tells the machine what is here.
+
+    `tell` takes (kind, message) of an event for the log.
+    """
+
+    def __init__(
+        self,
+        artifacts: LocalArtifacts,
+        replicas_dir: Path,
+        step: Callable[[Event], None],
+        tell: Callable[[str, str], None],
+    ) -> None:
+        self._artifacts = artifacts
+        self._replicas_dir = replicas_dir
+        self._step = step
+        self._tell = tell
+        self._wanted: tuple[ArtifactRef, ...] = ()
+        self._keep: frozenset[str] = frozenset()
+        self._changed = asyncio.Event()
+        self._staged: set[str] = set()
+        self._complained: set[str] = set()
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    def find(self) -> list[str]:
+        """Digests that survived from a former life."""
+        found = self._artifacts.digests()
+        self._staged.update(found)
+        return found
+
+    def want(self, artifacts: tuple[ArtifactRef, ...], keep: frozenset[str]) -> None:
+        self._wanted, self._keep = artifacts, keep
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Stage what is wanted, in order, and try again what couldn't be had. Ends when cancelled."""
+        await asyncio.to_thread(self._warm, sorted(self._staged))
+        retry_s = RETRY_S
+        while True:
+            if self._changed.is_set():
+                retry_s = RETRY_S
+            self._changed.clear()
+            missing = False
+            for ref in self._wanted:
+                if ref.digest not in self._staged:
+                    missing |= not await self._try_stage(ref)
+            try:
+                async with asyncio.timeout(retry_s if missing else None):
+                    await self._changed.wait()
+            except TimeoutError:
+                retry_s = min(retry_s * 2, RETRY_S_MAX)
+
+    async def provide(self, ref: ArtifactRef, replica: str) -> Path:
+        """A verified copy of `ref` for `replica`; a directory of its own for a packed one.
+
+        Raises ARTIFACT_CORRUPT when the store's copy is damaged too, ARTIFACT_MISSING, TOO_LARGE or
+        LOAD_FAILED.
+        """
+        try:
+            path = await asyncio.to_thread(self._artifacts.verify, ref.digest)
+        except UnderstudyError as error:
+            self._forget(ref.digest)
+            if error.code is Code.ARTIFACT_CORRUPT:
+                self._tell(
+                    "artifact.corrupted", f"{ref.file_name}: the local copy is damaged; fetching it again"
+                )
+            await self._stage(ref)
+            path = self._artifacts.path(ref.digest)
+        if ref.format == "tar":
+            folder = self.folder(replica)
+            await asyncio.to_thread(unpack, path, folder)
+            return folder
+        return path
+
+    def folder(self, replica: str) -> Path:
+        """Where a replica's unpacked artifact lies."""
+        return self._replicas_dir / replica
+
+    async def _try_stage(self, ref: ArtifactRef) -> bool:
+        try:
+            await self._stage(ref)
+        except UnderstudyError as error:
+            if ref.digest not in self._complained:
+                self._complained.add(ref.digest)
+                self._tell("artifact.refused", f"{ref.file_name}: {error}")
+            return False
+        self._complained.discard(ref.digest)
+        return True
+
+    async def _stage(self, ref: ArtifactRef) -> None:
+        async with self._locks.setdefault(ref.digest, asyncio.Lock()):
+            if ref.digest in self._staged:
+                return
+            evicted = await asyncio.to_thread(self._artifacts.stage, ref, self._keep | {ref.digest})
+            for digest in evicted:
+                self._forget(digest)
+            self._staged.add(ref.digest)
+            self._step(ArtifactStaged(ref.digest))
+
+    def _forget(self, digest: str) -> None:
+        if digest in self._staged:
+            self._staged.discard(digest)
+            self._step(ArtifactDropped(digest))
+
+    def _warm(self, digests: list[str]) -> None:
+        for digest in digests:
+            self._artifacts.warm(digest)

@@ -1,0 +1,316 @@
+"""The `understudy` command: what can be asked, and with which options.
+
+Lives here: names, options and help of the commands. Does not live here: what they do; each one's module is
+imported when it runs, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from understudy.cli.exits import Exit
+from understudy.cli.output import Output
+from understudy.wire.errors import UnderstudyError
+
+if TYPE_CHECKING:
+    from understudy.cli.control import Servers
+    from understudy.cli.roles import RoleName
+
+app = typer.Typer(
+    name="understudy",
+    help="A model server that keeps answering: every model has an understudy.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 ok, 1 failed, 2 wrong usage or configuration, 3 not found, 4 unavailable, "
+    "5 timed out, 6 degraded (status --check).",
+)
+quarantine = typer.Typer(help="Variants that are kept off all nodes because they kept crashing.")
+app.add_typer(quarantine, name="quarantine", no_args_is_help=True, rich_help_panel="Operate")
+
+Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else.")]
+Url = Annotated[
+    str | None,
+    typer.Option("--url", envvar="UNDERSTUDY_URL", help="The control API (default http://127.0.0.1:8090)."),
+]
+Gateway = Annotated[
+    str | None,
+    typer.Option("--gateway", envvar="UNDERSTUDY_GATEWAY", help="A gateway (default http://127.0.0.1:8080)."),
+]
+ClusterFile = Annotated[
+    Path | None, typer.Option("--cluster", metavar="FILE", help="Take the addresses from CLUSTER.toml.")
+]
+RoleCluster = Annotated[Path, typer.Option("--cluster", metavar="FILE", help="CLUSTER.toml.")]
+RoleArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its name in the cluster file.")]
+Parent = Annotated[int | None, typer.Option("--parent", hidden=True)]
+
+RUN, OPERATE, LOOK = "Run", "Operate", "Look"
+
+
+def main() -> None:
+    """Entry point. Ends the process with a status of `exits.Exit`."""
+    try:
+        app()
+    except UnderstudyError as error:
+        # Commands report their own failures; this is for those that have no --json.
+        sys.exit(Output().error(error))
+
+
+def _attempt(output: Output, command: Callable[[], bool | None]) -> None:
+    """Run a command; False or an error become the exit status that goes with them."""
+    try:
+        done = command()
+    except UnderstudyError as error:
+        raise typer.Exit(output.error(error)) from error
+    if done is False:
+        raise typer.Exit(Exit.FAILED)
+
+
+def _controllers(url: str | None, cluster: Path | None) -> Servers:
+    from understudy.cli.control import controllers
+
+    return controllers(url, cluster)
+
+
+@app.command(rich_help_panel=RUN)
+def up(
+    config: Annotated[Path, typer.Argument(metavar="CLUSTER.toml", help="The cluster to run.")],
+    no_restart: Annotated[bool, typer.Option("--no-restart", help="Leave roles that die dead.")] = False,
+    json: Json = False,
+) -> None:
+    """Run a whole cluster on this machine, as real processes, until Ctrl-C."""
+    from understudy.cli.up import run_up
+
+    output = Output(as_json=json)
+    _attempt(output, lambda: run_up(config, output, restart=not no_restart))
+
+
+@app.command(rich_help_panel=RUN)
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the report goes.")] = Path(
+        "build/demo"
+    ),
+    json: Json = False,
+) -> None:
+    """Real models, real faults: kill workers, nodes and the controller, and count the answers."""
+    output = Output(as_json=json)
+    _attempt(output, lambda: _demo(out, output))
+
+
+def _demo(out: Path, output: Output) -> bool:
+    from understudy.cli.exits import CommandError
+    from understudy.wire.errors import Code
+
+    try:
+        from understudy.demo.run import run_demo
+    except ModuleNotFoundError as error:
+        hint = "install it with: pip install 'understudy[demo]'"
+        raise CommandError(Code.CONFIG, f"the demo needs {error.name}", hint) from error
+    return run_demo(out, json_output=output.as_json) == 0
+
+
+@app.command(rich_help_panel=RUN)
+def controller(name: RoleArgument, cluster: RoleCluster, parent: Parent = None) -> None:
+    """Run one controller in the foreground."""
+    _role("controller", name, cluster, parent)
+
+
+@app.command(rich_help_panel=RUN)
+def gateway(name: RoleArgument, cluster: RoleCluster, parent: Parent = None) -> None:
+    """Run one gateway in the foreground."""
+    _role("gateway", name, cluster, parent)
+
+
+@app.command(rich_help_panel=RUN)
+def agent(name: RoleArgument, cluster: RoleCluster, parent: Parent = None) -> None:
+    """Run the agent of one node in the foreground."""
+    _role("agent", name, cluster, parent)
+
+
+def _role(role: RoleName, name: str, cluster: Path, parent: int | None) -> None:
+    from understudy.cli.roles import run_role
+
+    _attempt(Output(), lambda: run_role(role, name, cluster, parent))
+
+
+@app.command(rich_help_panel=OPERATE)
+def deploy(
+    path: Annotated[Path, typer.Argument(metavar="APP.toml|DIR", help="A manifest, or several.")],
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is accepted.")] = False,
+    timeout: Annotated[
+        float, typer.Option(help="How long to wait for readiness, in seconds.", min=0)
+    ] = 300.0,
+    url: Url = None,
+    cluster: ClusterFile = None,
+    json: Json = False,
+) -> None:
+    """Upload an app's variants, measure them, place them, and wait until it answers."""
+    from understudy.cli.deploy import run_deploy
+
+    output = Output(as_json=json)
+    wait_s = None if no_wait else timeout
+    _attempt(output, lambda: run_deploy(_controllers(url, cluster), path, output, wait_s))
+
+
+@app.command(rich_help_panel=OPERATE)
+def remove(
+    name: Annotated[str, typer.Argument(metavar="APP")],
+    url: Url = None,
+    cluster: ClusterFile = None,
+    json: Json = False,
+) -> None:
+    """Stop serving an app and forget its versions."""
+    from understudy.cli.operate import run_remove
+
+    output = Output(as_json=json)
+    _attempt(output, lambda: run_remove(_controllers(url, cluster), name, output))
+
+
+@app.command(rich_help_panel=OPERATE)
+def drain(
+    node: Annotated[str, typer.Argument(metavar="NODE")],
+    url: Url = None,
+    cluster: ClusterFile = None,
+    json: Json = False,
+) -> None:
+    """Move everything off a node, without a lost request."""
+    from understudy.cli.operate import run_drain
+
+    output = Output(as_json=json)
+    _attempt(output, lambda: run_drain(_controllers(url, cluster), node, output, drained=True))
+
+
+@app.command(rich_help_panel=OPERATE)
+def undrain(
+    node: Annotated[str, typer.Argument(metavar="NODE")],
+    url: Url = None,
+    cluster: ClusterFile = None,
+    json: Json = False,
+) -> None:
+    """Give a drained node work again."""
+    from understudy.cli.operate import run_drain
+
+    output = Output(as_json=json)
+    _attempt(output, lambda: run_drain(_controllers(url, cluster), node, output, drained=False))
+
+
+@quarantine.command("list")
+def quarantine_list(url: Url = None, cluster: ClusterFile = None, json: Json = False) -> None:
+    """Show the variants in quarantine."""
+    from understudy.cli.operate import run_quarantine_list
+
+    output = Output(as_json=json)
+    _attempt(output, lambda: run_quarantine_list(_controllers(url, cluster), output))
+
+
+@quarantine.command("clear")
+def quarantine_clear(
+    name: Annotated[str, typer.Argument(metavar="APP")],
+    variant: Annotated[str, typer.Argument(metavar="VARIANT")],
+    url: Url = None,
+    cluster: ClusterFile = None,
+    json: Json = False,
+) -> None:
+    """Let a variant run again."""
+    from understudy.cli.operate import run_quarantine_clear
+
+    output = Output(as_json=json)
+    _attempt(output, lambda: run_quarantine_clear(_controllers(url, cluster), name, variant, output))
+
+
+@app.command(rich_help_panel=LOOK)
+def status(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it until Ctrl-C.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 6 unless every app is served by its full-size variant.")
+    ] = False,
+    url: Url = None,
+    gateway: Gateway = None,
+    cluster: ClusterFile = None,
+    json: Json = False,
+) -> None:
+    """Show apps, who serves them, how they are protected, and the nodes."""
+    from understudy.cli.control import gateways
+    from understudy.cli.status import run_status, run_watch
+
+    output = Output(as_json=json)
+
+    def show() -> None:
+        control, fallback = _controllers(url, cluster), gateways(gateway, cluster)
+        if watch:
+            run_watch(control, fallback, output)
+        elif not run_status(control, fallback, output) and check:
+            raise typer.Exit(Exit.UNMET)
+
+    _attempt(output, show)
+
+
+@app.command(rich_help_panel=LOOK)
+def plan(url: Url = None, cluster: ClusterFile = None, json: Json = False) -> None:
+    """Show what is protected, how, from which failures, and what is a single point of failure."""
+    from understudy.cli.plan import run_plan
+
+    output = Output(as_json=json)
+    _attempt(output, lambda: run_plan(_controllers(url, cluster), output))
+
+
+@app.command(rich_help_panel=LOOK)
+def events(
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing new ones.")] = False,
+    name: Annotated[str, typer.Option("--app", help="Only of this app.")] = "",
+    node: Annotated[str, typer.Option(help="Only of this node.")] = "",
+    limit: Annotated[int, typer.Option(help="How many of the newest.", min=1, max=1000)] = 50,
+    url: Url = None,
+    cluster: ClusterFile = None,
+    json: Json = False,
+) -> None:
+    """Show what happened, oldest first."""
+    from understudy.cli.events import run_events
+
+    output = Output(as_json=json)
+    _attempt(
+        output,
+        lambda: run_events(
+            _controllers(url, cluster), output, app=name, node=node, limit=limit, follow=follow
+        ),
+    )
+
+
+@app.command(rich_help_panel=LOOK)
+def infer(
+    name: Annotated[str, typer.Argument(metavar="APP")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|JSON|-",
+            help="A request of the Open Inference Protocol, or just the nested list of the only input.",
+        ),
+    ],
+    gateway: Gateway = None,
+    cluster: ClusterFile = None,
+    json: Json = False,
+) -> None:
+    """Send one inference; show the answer and who gave it."""
+    from understudy.cli.control import gateways
+    from understudy.cli.infer import run_infer
+
+    output = Output(as_json=json)
+    _attempt(output, lambda: run_infer(gateways(gateway, cluster), name, data, output))
+
+
+@app.command(rich_help_panel=LOOK)
+def version(json: Json = False) -> None:
+    """Show the version."""
+    from understudy import __version__
+
+    output = Output(as_json=json)
+    if output.as_json:
+        output.data({"version": __version__})
+    else:
+        output.stdout.print(f"understudy {__version__}")

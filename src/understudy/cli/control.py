@@ -1,0 +1,218 @@
+"""HTTP to the control API and to gateways, on the standard library.
+
+Lives here: finding a server, deadlines, streamed uploads, errors as `UnderstudyError`. Does not live here:
+what the documents mean.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+
+from understudy.cli.exits import CommandError
+from understudy.config import ClusterConfig, load_cluster
+from understudy.wire.errors import Code, UnderstudyError
+
+CONTROL_URL_DEFAULT = "http://127.0.0.1:8090"
+GATEWAY_URL_DEFAULT = "http://127.0.0.1:8080"
+TIMEOUT_S = 10.0
+UPLOAD_BLOCK_BYTES = 256 * 1024
+
+
+class Readable(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes
+
+    def document(self) -> Any:
+        """The body as JSON. Raises PROTOCOL: whoever answered isn't what we asked for."""
+        try:
+            return msgspec.json.decode(self.body) if self.body else {}
+        except msgspec.DecodeError as error:
+            raise CommandError(
+                Code.PROTOCOL,
+                f"the answer (HTTP {self.status}) is not JSON",
+                "is something else listening at this address?",
+            ) from error
+
+
+class Servers:
+    """One kind of server at one or more addresses, tried in order until one can be reached.
+
+    `source` says where the addresses come from, for the message when none answers.
+    """
+
+    def __init__(self, urls: Sequence[str], what: str, source: str, timeout_s: float = TIMEOUT_S) -> None:
+        self.urls = tuple(_checked(url) for url in urls)
+        self.what = what
+        self.source = source
+        self.timeout_s = timeout_s
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        upload: tuple[Readable, int] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Reply:
+        """The answer of the first server that can be reached, whatever its status.
+
+        `body` is sent as JSON; `upload` (content, size in bytes) as it is. Raises UNAVAILABLE when nobody
+        can be reached, TIMEOUT when one was reached and did not answer in time.
+        """
+        content: Any = None
+        sent_headers = {"Accept": "application/json", **(headers or {})}
+        if upload is not None:
+            content = upload[0]
+            sent_headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(upload[1])}
+        elif body is not None:
+            content = body if isinstance(body, bytes) else msgspec.json.encode(body)
+            sent_headers["Content-Type"] = "application/json"
+        failures: list[str] = []
+        limit_s = timeout_s or self.timeout_s
+        for url in self.urls:
+            try:
+                connection = _connect(url, limit_s)
+            except OSError as error:
+                failures.append(f"{url} ({_reason(error)})")
+                continue
+            try:
+                return _exchange(connection, method, urlsplit(url).path + path, content, sent_headers)
+            except TimeoutError as error:
+                what = f"{url} did not answer {method} {path} within {limit_s:g} s"
+                raise CommandError(Code.TIMEOUT, what) from error
+            except (OSError, http.client.HTTPException) as error:
+                if method != "GET":
+                    what = f"the connection to {url} broke during {method} {path} ({_reason(error)})"
+                    raise CommandError(
+                        Code.LINK_LOST, what, "it may have been done: look, then repeat"
+                    ) from error
+                failures.append(f"{url} ({_reason(error)})")
+            finally:
+                connection.close()
+        raise CommandError(
+            Code.UNAVAILABLE,
+            f"no {self.what} answers at {', '.join(failures)}, {self.source}",
+            f"start the cluster with `understudy up CLUSTER.toml`, or name a {self.what}'s address "
+            f"with {'--gateway' if self.what == 'gateway' else '--url'} or --cluster FILE",
+        )
+
+    def get(self, path: str, **query: Any) -> Any:
+        given = {name: value for name, value in query.items() if value not in (None, "")}
+        return self.ask("GET", f"{path}?{urlencode(given)}" if given else path)
+
+    def ask(self, method: str, path: str, *, body: Any = None) -> Any:
+        """The answer's document. An answer that is an error is raised as what it says."""
+        reply = self.call(method, path, body=body)
+        if reply.status >= 400:
+            raise failure(reply)
+        return reply.document()
+
+
+def failure(reply: Reply) -> UnderstudyError:
+    """What an error answer says; the status decides where it has no code that we know."""
+    try:
+        document = reply.document()
+    except UnderstudyError:
+        document = {}
+    if not isinstance(document, dict):
+        document = {}
+    message = str(document.get("error") or document.get("detail") or f"HTTP {reply.status}")
+    try:
+        code = Code(document.get("code") or reply.headers.get("understudy-code", ""))
+    except ValueError:
+        code = _CODES.get(reply.status, Code.INTERNAL if reply.status >= 500 else Code.INVALID_ARGUMENT)
+    return UnderstudyError(code, message)
+
+
+_CODES = {
+    404: Code.NOT_FOUND,
+    408: Code.TIMEOUT,
+    409: Code.CONFLICT,
+    413: Code.TOO_LARGE,
+    503: Code.UNAVAILABLE,
+    504: Code.TIMEOUT,
+}
+
+
+def segment(name: str) -> str:
+    """`name` as one part of a path."""
+    return quote(name, safe="")
+
+
+def controllers(url: str | None, cluster: Path | None, *, timeout_s: float = TIMEOUT_S) -> Servers:
+    """The control API: --url (or UNDERSTUDY_URL), else the addresses in --cluster, else the default."""
+    if url:
+        return Servers([url], "controller", "given by --url or UNDERSTUDY_URL", timeout_s)
+    if cluster:
+        config = load_cluster(cluster)
+        return cluster_controllers(config, source=f"from {cluster}", timeout_s=timeout_s)
+    return Servers([CONTROL_URL_DEFAULT], "controller", "the default address", timeout_s)
+
+
+def gateways(url: str | None, cluster: Path | None, *, timeout_s: float = TIMEOUT_S) -> Servers:
+    """Gateways: --gateway (or UNDERSTUDY_GATEWAY), else the addresses in --cluster, else the default."""
+    if url:
+        return Servers([url], "gateway", "given by --gateway or UNDERSTUDY_GATEWAY", timeout_s)
+    if cluster:
+        config = load_cluster(cluster)
+        return cluster_gateways(config, source=f"from {cluster}", timeout_s=timeout_s)
+    return Servers([GATEWAY_URL_DEFAULT], "gateway", "the default address", timeout_s)
+
+
+def cluster_controllers(config: ClusterConfig, *, source: str, timeout_s: float = TIMEOUT_S) -> Servers:
+    return Servers([f"http://{c.http}" for c in config.controllers], "controller", source, timeout_s)
+
+
+def cluster_gateways(config: ClusterConfig, *, source: str, timeout_s: float = TIMEOUT_S) -> Servers:
+    return Servers([f"http://{g.http}" for g in config.gateways], "gateway", source, timeout_s)
+
+
+def _checked(url: str) -> str:
+    whole = url if "://" in url else f"http://{url}"
+    parts = urlsplit(whole)
+    try:
+        port_ok = parts.port is None or parts.port > 0
+    except ValueError:
+        port_ok = False
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_ok:
+        raise CommandError(Code.CONFIG, f"{url!r} is not an address", "an address is http://HOST:PORT")
+    return whole.rstrip("/")
+
+
+def _connect(url: str, timeout_s: float) -> http.client.HTTPConnection:
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=timeout_s, blocksize=UPLOAD_BLOCK_BYTES)
+    connection.connect()
+    return connection
+
+
+def _exchange(
+    connection: http.client.HTTPConnection, method: str, path: str, content: Any, headers: Mapping[str, str]
+) -> Reply:
+    # A server that refuses an upload answers and closes before it has read everything.
+    with contextlib.suppress(BrokenPipeError):
+        connection.request(method, path, body=content, headers=dict(headers))
+    response = connection.getresponse()
+    names = {name.lower(): value for name, value in response.getheaders()}
+    return Reply(response.status, names, response.read())
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error) or type(error).__name__

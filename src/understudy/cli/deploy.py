@@ -1,0 +1,210 @@
+"""Deploying: pack, upload what the cluster lacks, register the app, follow it until it is ready."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import msgspec
+
+from understudy.cli.control import Servers, failure, segment
+from understudy.cli.exits import CommandError
+from understudy.cli.output import Output
+from understudy.cli.packing import Artifact, Package, find_manifests, pack
+from understudy.wire.errors import Code, UnderstudyError
+
+FOLLOW_INTERVAL_S = 0.1
+UPLOAD_TIMEOUT_S = 120.0  # for one block to go through, or the digest to be checked
+
+
+class Deployment(msgspec.Struct):
+    """How far a deployment is, as the control API tells it."""
+
+    state: str = "staging"  # staging | profiling | placing | ready | failed
+    done: int = 0
+    total: int = 0
+    message: str = ""
+    app: str = ""
+    version: int = 0
+    deployment: str | int = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.state in ("ready", "failed")
+
+
+class Progress(Protocol):
+    """Who is told how it goes."""
+
+    def uploading(self, artifact: Artifact, sent_bytes: int) -> None: ...
+    def following(self, deployment: Deployment) -> None: ...
+
+
+class Silent:
+    def uploading(self, artifact: Artifact, sent_bytes: int) -> None:
+        return None
+
+    def following(self, deployment: Deployment) -> None:
+        return None
+
+
+def submit(control: Servers, package: Package, progress: Progress) -> Deployment:
+    """Upload what is missing and register the app. Returns a deployment that has just begun."""
+    for artifact in package.artifacts:
+        path = f"/v1/artifacts/{artifact.ref.digest}"
+        if control.call("HEAD", path).status != 200:
+            source = _Metered(artifact, progress)
+            upload = (source, artifact.ref.size_bytes)
+            reply = control.call("PUT", path, upload=upload, timeout_s=UPLOAD_TIMEOUT_S)
+            if reply.status >= 400:
+                raise failure(reply)
+        progress.uploading(artifact, artifact.ref.size_bytes)
+    answer = control.ask("POST", "/v1/apps", body=package.description)
+    begun = msgspec.convert(answer, Deployment, strict=False)
+    begun.app = begun.app or package.name
+    return begun
+
+
+def follow(
+    control: Servers, begun: Iterable[Deployment], progress: Progress, timeout_s: float
+) -> list[Deployment]:
+    """Poll until each is ready or failed. Raises TIMEOUT; a controller that is away is waited for."""
+    deadline_s = time.monotonic() + timeout_s
+    current = list(begun)
+    while not all(d.finished for d in current):
+        if time.monotonic() > deadline_s:
+            late = ", ".join(f"{d.app} ({_describe(d)})" for d in current if not d.finished)
+            hint = "it goes on by itself: see `understudy status` and `understudy events`"
+            raise CommandError(Code.TIMEOUT, f"not ready within {timeout_s:g} s: {late}", hint)
+        time.sleep(FOLLOW_INTERVAL_S)
+        current = refresh(control, current, progress)
+    return current
+
+
+def refresh(control: Servers, deployments: Iterable[Deployment], progress: Progress) -> list[Deployment]:
+    """Where they are now. One that can't be asked about stays as it was."""
+    fresh = [d if d.finished else _refreshed(control, d) for d in deployments]
+    for deployment in fresh:
+        progress.following(deployment)
+    return fresh
+
+
+def deploy(
+    control: Servers, path: Path, progress: Progress | None = None, *, wait_s: float | None = 120.0
+) -> list[Deployment]:
+    """Deploy a manifest or a directory of manifests. `wait_s` None: return without waiting.
+
+    Everything is read and checked before anything is sent.
+    """
+    progress = progress or Silent()
+    with contextlib.ExitStack() as opened:
+        packages = [opened.enter_context(pack(manifest)) for manifest in find_manifests(path)]
+        begun = [submit(control, package, progress) for package in packages]
+    return begun if wait_s is None else follow(control, begun, progress, wait_s)
+
+
+def _refreshed(control: Servers, deployment: Deployment) -> Deployment:
+    try:
+        answer = control.get(f"/v1/deployments/{segment(str(deployment.deployment))}")
+    except UnderstudyError as error:
+        if error.code in (Code.UNAVAILABLE, Code.TIMEOUT):
+            return deployment
+        raise
+    fresh = msgspec.convert(answer, Deployment, strict=False)
+    fresh.deployment = deployment.deployment
+    return fresh
+
+
+def _describe(deployment: Deployment) -> str:
+    steps = f" {deployment.done}/{deployment.total}" if deployment.total else ""
+    return f"{deployment.state}{steps}{': ' + deployment.message if deployment.message else ''}"
+
+
+class _Metered:
+    """An artifact's content that tells how much of it was read."""
+
+    def __init__(self, artifact: Artifact, progress: Progress) -> None:
+        self._artifact = artifact
+        self._content: IO[bytes] = artifact.content
+        self._progress = progress
+        self._sent_bytes = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        block = self._content.read(size)
+        self._sent_bytes += len(block)
+        self._progress.uploading(self._artifact, self._sent_bytes)
+        return block
+
+
+class Bars:
+    """Progress bars on a terminal; elsewhere one line for each change of state."""
+
+    def __init__(self, output: Output) -> None:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self._output = output
+        self._live = output.stderr.is_terminal
+        self._tasks: dict[str, Any] = {}
+        self._states: dict[str, str] = {}
+        self._bars = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[state]}"),
+            console=output.stderr,
+            disable=not self._live,
+        )
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def uploading(self, artifact: Artifact, sent_bytes: int) -> None:
+        ref = artifact.ref
+        done = sent_bytes >= ref.size_bytes
+        self._show(ref.digest, ref.file_name, sent_bytes, ref.size_bytes, "uploaded" if done else "uploading")
+
+    def following(self, deployment: Deployment) -> None:
+        steps = max(deployment.total, 1)
+        done = steps if deployment.state == "ready" else min(deployment.done, steps)
+        self._show(str(deployment.deployment), deployment.app, done, steps, _describe(deployment))
+
+    def _show(self, key: str, label: str, done: int, total: int, state: str) -> None:
+        if not self._live:
+            if self._states.get(key) != state and state != "uploading":
+                self._output.note(f"{label}: {state}")
+            self._states[key] = state
+            return
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(label, total=total, state=state)
+        self._bars.update(self._tasks[key], completed=done, total=total, state=state)
+
+
+def run_deploy(control: Servers, path: Path, output: Output, wait_s: float | None) -> bool:
+    """The command. False when a deployment failed."""
+    bars: contextlib.AbstractContextManager[Progress] = (
+        contextlib.nullcontext(Silent()) if output.as_json else Bars(output)
+    )
+    with bars as progress:
+        finished = deploy(control, path, progress, wait_s=wait_s)
+    if output.as_json:
+        output.data({"deployments": finished})
+    else:
+        for deployment in finished:
+            output.stdout.print(sentence(deployment), markup=False, soft_wrap=True)
+    return not any(d.state == "failed" for d in finished)
+
+
+def sentence(deployment: Deployment) -> str:
+    name = f"{deployment.app} version {deployment.version}" if deployment.version else deployment.app
+    if deployment.state == "ready":
+        return f"{name} is ready"
+    if deployment.state == "failed":
+        return f"{name} failed: {deployment.message}"
+    return f"{name} accepted as deployment {deployment.deployment}"

@@ -1,0 +1,73 @@
+"""What commands write: results to standard output, everything else to standard error.
+
+With `--json` standard output carries JSON and nothing else. Colours and live displays are for terminals
+only; rich decides, and honours NO_COLOR.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from understudy.cli.exits import EXITS, CommandError, Exit
+from understudy.wire.errors import UnderstudyError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+PIPED_COLUMNS = 200  # a pipe has no width; tables take what they need up to this
+
+
+class Output:
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+
+    @cached_property
+    def stdout(self) -> Console:
+        return _console(stderr=False)
+
+    @cached_property
+    def stderr(self) -> Console:
+        return _console(stderr=True)
+
+    def show(self, *renderables: RenderableType) -> None:
+        """For people: tables and text."""
+        for renderable in renderables:
+            self.stdout.print(renderable)
+
+    def data(self, value: Any, *, lines: bool = False) -> None:
+        """For machines: `value` as JSON, indented, or on one line where a stream of values is written."""
+        encoded = msgspec.json.encode(value)
+        sys.stdout.write((encoded if lines else msgspec.json.format(encoded, indent=2)).decode() + "\n")
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Progress and remarks, for people, on standard error."""
+        self.stderr.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def error(self, error: UnderstudyError) -> Exit:
+        """Say what went wrong and how to mend it; returns the exit status that goes with it."""
+        hint = error.hint if isinstance(error, CommandError) else ""
+        if self.as_json:
+            document = {"error": str(error), "code": error.code.value}
+            if hint:
+                document["hint"] = hint
+            sys.stderr.write(msgspec.json.encode(document).decode() + "\n")
+        else:
+            from rich.text import Text
+
+            text = Text.assemble(("error: ", "bold red"), str(error))
+            if hint:
+                text.append_text(Text.assemble("\n", (" hint: ", "cyan"), hint))
+            self.stderr.print(text, soft_wrap=True, highlight=False)
+        return EXITS[error.code]
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=PIPED_COLUMNS)

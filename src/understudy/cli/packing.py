@@ -1,0 +1,146 @@
+"""From a manifest on disk to what the control API takes: artifacts by digest and the app's description."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Self
+
+import msgspec
+
+from understudy.cli.exits import CommandError
+from understudy.config import AppManifest, VariantManifest, load_manifest
+from understudy.wire.errors import Code, ConfigError
+from understudy.wire.records import ArtifactRef
+
+VARIANTS = re.compile(r"^\s*(\[\[variants\]\]|variants\s*=)", re.MULTILINE)
+PYTHON_ENTRY = "model.py"  # what a directory of the python runtime must hold
+
+
+class Artifact(NamedTuple):
+    """One file to upload, opened for reading at its beginning."""
+
+    ref: ArtifactRef
+    content: IO[bytes]
+
+
+@dataclass(frozen=True)
+class Package:
+    """An app ready to be sent. A context manager: its end closes the artifacts."""
+
+    description: dict[str, Any]  # the manifest's fields; each variant's artifact is an ArtifactRef
+    artifacts: tuple[Artifact, ...]  # each digest once
+    opened: contextlib.ExitStack
+
+    @property
+    def name(self) -> str:
+        return str(self.description["name"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.opened.close()
+
+
+def find_manifests(path: Path) -> list[Path]:
+    """`path` itself, or the manifests in a directory: */APP.toml, APP.toml and other *.toml with variants."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such file or directory")
+    found = sorted({*path.glob("*/APP.toml"), *path.glob("*.toml")})
+    # A cluster file may lie in the same directory; it has no variants.
+    manifests = [p for p in found if p.name == "APP.toml" or VARIANTS.search(p.read_text(errors="replace"))]
+    if not manifests:
+        raise ConfigError(f"{path}: no manifests here; expected */APP.toml or *.toml with variants")
+    return manifests
+
+
+def pack(manifest_path: Path) -> Package:
+    """Read a manifest and hash its artifacts; directories become tar files of the same bytes every time.
+
+    Raises `ConfigError` naming the field whose artifact is missing or unusable.
+    """
+    manifest = load_manifest(manifest_path)
+    artifacts: dict[str, Artifact] = {}
+    variants = []
+    with contextlib.ExitStack() as opened:
+        for index, variant in enumerate(manifest.variants):
+            path = manifest_path.parent / variant.artifact
+            _check_artifact(manifest_path, f"variants[{index}].artifact", variant, path)
+            content = opened.enter_context(_pack_directory(path) if path.is_dir() else _open_file(path))
+            ref = _refer(content, path)
+            artifacts.setdefault(ref.digest, Artifact(ref, content))
+            variants.append({**_plain(variant), "artifact": msgspec.to_builtins(ref)})
+        description = {**_plain(manifest), "variants": variants}
+        return Package(description, tuple(artifacts.values()), opened.pop_all())
+
+
+def _plain(settings: AppManifest | VariantManifest) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(settings)
+    return plain
+
+
+def _check_artifact(manifest_path: Path, field: str, variant: VariantManifest, path: Path) -> None:
+    if not path.exists():
+        raise CommandError(
+            Code.CONFIG,
+            f"{manifest_path}: {field}: {path} does not exist",
+            "the path is relative to the manifest",
+        )
+    if path.is_dir() and variant.runtime != "python":
+        raise ConfigError(f"{manifest_path}: {field}: {path} is a directory; {variant.runtime} takes a file")
+    if path.is_dir() and not (path / PYTHON_ENTRY).is_file():
+        raise ConfigError(f"{manifest_path}: {field}: {path} has no {PYTHON_ENTRY}")
+    if path.is_file() and path.stat().st_size == 0:
+        raise ConfigError(f"{manifest_path}: {field}: {path} is empty")
+
+
+def _open_file(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def _pack_directory(path: Path) -> IO[bytes]:
+    content = tempfile.TemporaryFile()  # noqa: SIM115 - the package closes it
+    try:
+        with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for file in _files(path):
+                # Names and contents only: who packed it, when and where must not change the digest.
+                entry = tarfile.TarInfo(file.relative_to(path).as_posix())
+                entry.size = file.stat().st_size
+                entry.mode = 0o755 if os.access(file, os.X_OK) else 0o644
+                with file.open("rb") as source:
+                    tar.addfile(entry, source)
+    except OSError as error:
+        content.close()
+        raise ConfigError(f"{path}: can't be packed: {error}") from error
+    return content
+
+
+def _files(path: Path) -> Iterator[Path]:
+    for file in sorted(path.rglob("*"), key=lambda f: f.relative_to(path).as_posix()):
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(path).parts)
+        if file.is_file() and not hidden:
+            yield file
+
+
+def _refer(content: IO[bytes], path: Path) -> ArtifactRef:
+    content.seek(0)
+    digest = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
+    size_bytes = content.tell()
+    content.seek(0)
+    packed = path.is_dir()
+    return ArtifactRef(
+        digest, size_bytes, f"{path.name}.tar" if packed else path.name, "tar" if packed else "file"
+    )

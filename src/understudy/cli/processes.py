@@ -1,0 +1,127 @@
+"""One role as a process group on this machine, across its restarts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+LOG_BYTES_MAX = 8 * 1024 * 1024  # of one role; beyond it the log is set aside when the role starts
+RESTART_DELAY_S = 0.1  # first restart is at once, then this, doubling
+RESTART_DELAY_S_MAX = 5.0
+HEALTHY_AFTER_S = 10.0  # alive for this long: the back-off starts anew
+KILL_TIMEOUT_S = 2.0  # the kernel needs milliseconds; more means that it is stuck in a device
+
+
+class RoleProcess:
+    """A role and what it has spawned. `wanted`: it should be running now.
+
+    The kernel ties the process to the thread that calls `start` (see `roles.follow_parent`).
+    """
+
+    def __init__(self, role: str, name: str, argv: list[str], log_path: Path, env: Mapping[str, str]) -> None:
+        self.role = role
+        self.name = name
+        self.log_path = log_path
+        self.wanted = False
+        self.starts = 0
+        self._argv = argv
+        self._env = dict(env)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._group = 0
+        self._killed = False
+        self._started_s = 0.0
+        self._restarts_in_a_row = 0
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.name}"
+
+    @property
+    def pid(self) -> int:
+        """Of the role's own process; 0 when it isn't running."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else 0
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs or before its first start; negative: the signal that ended it."""
+        return self._process.poll() if self._process is not None else None
+
+    def start(self) -> None:
+        """Start it, unless it runs. While workers of a former process live, it joins their group."""
+        self.wanted = True
+        if self._process is not None and self._killed:
+            self._process.wait(KILL_TIMEOUT_S)
+        if self.pid:
+            return
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES_MAX:
+            self.log_path.replace(self.log_path.with_suffix(".log.1"))
+        self._group = self._group if self.pids() else 0
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._env,
+                process_group=self._group,
+            )
+        self._group = self._group or self._process.pid
+        self._killed = False
+        self._started_s = time.monotonic()
+        self.starts += 1
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the role's own process."""
+        if self._process is not None:
+            self._killed = self._killed or number is signal.SIGKILL
+            self._process.send_signal(number)
+
+    def send_group(self, number: signal.Signals) -> None:
+        """Signal the role's process and everything that it has spawned."""
+        if self._group:
+            self._killed = self._killed or number is signal.SIGKILL
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._group, number)
+
+    def pids(self) -> list[int]:
+        """Everybody alive in its group."""
+        return group_pids(self._group) if self._group else []
+
+    def restart_delay_s(self) -> float:
+        """How long to wait before it is started again: not at all at first, then doubling."""
+        if time.monotonic() - self._started_s > HEALTHY_AFTER_S:
+            self._restarts_in_a_row = 0
+        tries = self._restarts_in_a_row
+        self._restarts_in_a_row += 1
+        if tries == 0:
+            return 0.0
+        delay_s: float = min(RESTART_DELAY_S * 2 ** min(tries - 1, 16), RESTART_DELAY_S_MAX)
+        return delay_s * random.uniform(0.8, 1.2)
+
+    def log_tail(self, lines: int = 15) -> str:
+        try:
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+
+def group_pids(group: int) -> list[int]:
+    """Processes of a group, without those that are dead and wait for their parent to notice."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = Path(entry.path, "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended while we looked
+        state, _parent, its_group = stat.rpartition(")")[2].split()[:3]
+        if int(its_group) == group and state not in ("Z", "X"):
+            found.append(int(entry.name))
+    return sorted(found)

@@ -1,0 +1,252 @@
+"""A whole cluster as real processes on this machine.
+
+Lives here: starting, signalling, restarting and ending roles, and waiting for what they do. A node is a
+process group (agent, zygote, workers), so that losing a node is one signal. Used by `understudy up`, by the
+demo and by the integration tests.
+
+What signals is synchronous and returns at once; what waits is a coroutine. Roles end with the thread that
+started them, so everything here is called from the main thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from understudy.cli.control import Servers, cluster_controllers
+from understudy.cli.exits import CommandError, Exit
+from understudy.cli.processes import KILL_TIMEOUT_S, RoleProcess
+from understudy.cli.views import DEGRADED, DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
+from understudy.config import load_cluster
+from understudy.wire.errors import Code, UnderstudyError
+
+POLL_S = 0.05
+WATCH_INTERVAL_S = 0.1
+STATUS_TIMEOUT_S = 2.0
+STOP_TIMEOUT_S = 2.0  # for draining; then roles are killed
+
+
+class Cluster:
+    """The processes of a cluster file. Nothing is started before `start` or one of its siblings."""
+
+    def __init__(self, config_path: Path, env: Mapping[str, str] | None = None) -> None:
+        """Raises `ConfigError` when the file is wrong. `env` replaces the environment of all roles."""
+        self.config_path = config_path.resolve()
+        self.config = load_cluster(config_path)
+        self.control = cluster_controllers(
+            self.config, source=f"from {config_path}", timeout_s=STATUS_TIMEOUT_S
+        )
+        environment = dict(os.environ if env is None else env)
+        self.logs_dir = Path(self.config.data_dir) / "logs"
+        names = [("controller", c.name) for c in self.config.controllers]
+        names += [("gateway", g.name) for g in self.config.gateways]
+        names += [("agent", n.name) for n in self.config.nodes]
+        self.roles = {
+            (role, name): RoleProcess(
+                role, name, self._argv(role, name), self.logs_dir / f"{role}-{name}.log", environment
+            )
+            for role, name in names
+        }
+
+    def _argv(self, role: str, name: str) -> list[str]:
+        whose = ["--cluster", str(self.config_path), "--parent", str(os.getpid())]
+        return [sys.executable, "-m", "understudy", role, name, *whose]
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    # starting, signalling: at once
+
+    def start(self) -> None:
+        """Start every role. They find each other in any order."""
+        for role in self.roles.values():
+            role.start()
+
+    def start_node(self, name: str) -> None:
+        """Start the agent of a node that is down, or whose agent alone was killed."""
+        self.roles["agent", name].start()
+
+    def kill_node(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Agent, zygote and workers of a node, all at once."""
+        self._end("agent", name, number, whole_group=True)
+
+    def freeze_node(self, name: str) -> None:
+        self.roles["agent", name].send_group(signal.SIGSTOP)
+
+    def thaw_node(self, name: str) -> None:
+        self.roles["agent", name].send_group(signal.SIGCONT)
+
+    def kill_agent(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """The agent alone; its workers live on."""
+        self._end("agent", name, number, whole_group=False)
+
+    def start_gateway(self, name: str) -> None:
+        self.roles["gateway", name].start()
+
+    def kill_gateway(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        self._end("gateway", name, number, whole_group=True)
+
+    def start_controller(self, name: str) -> None:
+        self.roles["controller", name].start()
+
+    def kill_controller(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        self._end("controller", name, number, whole_group=True)
+
+    def _end(self, role: str, name: str, number: signal.Signals, *, whole_group: bool) -> None:
+        process = self.roles[role, name]
+        process.wanted = False
+        if whole_group:
+            process.send_group(number)
+        else:
+            process.send(number)
+
+    def pids(self) -> list[int]:
+        """Every live process of the cluster."""
+        return sorted(pid for role in self.roles.values() for pid in role.pids())
+
+    # asking and waiting
+
+    async def status(self) -> StatusView:
+        """The controller's view. Raises UNAVAILABLE or TIMEOUT."""
+        return from_controller(await _ask(self.control, "/v1/status"), self.control.urls[0])
+
+    async def gateway_status(self, name: str) -> StatusView:
+        """One gateway's own view, which needs no controller."""
+        servers = self._gateway_servers([name])
+        return from_gateway(await _ask(servers, "/understudy/status"), servers.urls[0])
+
+    async def workers(self, app: str) -> list[ReplicaView]:
+        """An app's replicas with their processes, best variant first, as the gateways see them."""
+        servers = self._gateway_servers([gateway.name for gateway in self.config.gateways])
+        view = from_gateway(await _ask(servers, "/understudy/status"), servers.urls[0])
+        return next((a.replicas for a in view.apps if a.name == app), [])
+
+    def _gateway_servers(self, names: Iterable[str]) -> Servers:
+        urls = [f"http://{self.config.gateway_named(name).http}" for name in names]
+        return Servers(urls, "gateway", f"from {self.config_path}", STATUS_TIMEOUT_S)
+
+    async def wait_ready(self, apps: Iterable[str], timeout_s: float, *, full_size: bool = True) -> None:
+        """Until the controller and every running gateway say that `apps` answer, by their full-size variant
+        unless told otherwise. Raises TIMEOUT.
+        """
+        good = {OK} if full_size else {OK, DEGRADED}
+        await self.wait_until(
+            lambda views: all(_states(view, apps) <= good for view in views),
+            timeout_s,
+            f"readiness of {', '.join(apps)}",
+        )
+
+    async def wait_until(
+        self, holds: Callable[[list[StatusView]], bool], timeout_s: float, what: str
+    ) -> None:
+        """Poll until `holds` for the views of the controller and of every running gateway.
+
+        Raises TIMEOUT naming `what`, or CONFIG when a role can't start at all.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        latest = ""
+        while time.monotonic() < deadline_s:
+            self._check_starts()
+            try:
+                views = [await self.status()]
+                running = [g.name for g in self.config.gateways if self.roles["gateway", g.name].pid]
+                views += [await self.gateway_status(name) for name in running]
+            except UnderstudyError as error:
+                latest = str(error)
+            else:
+                if holds(views):
+                    return
+                latest = f"seen last: {msgspec.json.encode(views).decode()}"
+            await asyncio.sleep(POLL_S)
+        hint = f"logs are in {self.logs_dir}"
+        raise CommandError(Code.TIMEOUT, f"{what}: not within {timeout_s:g} s; {latest}", hint)
+
+    def _check_starts(self) -> None:
+        for role in self.roles.values():
+            if role.wanted and _cannot_start(role):
+                raise CommandError(
+                    Code.CONFIG, f"{role} can't start: {_last_error(role)}", f"its log is {role.log_path}"
+                )
+
+    async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """End everything: drain for `timeout_s` at most, then kill. No process is left."""
+        roles = list(self.roles.values())
+        for role in roles:
+            role.wanted = False
+            role.send_group(signal.SIGCONT)
+            role.send(signal.SIGTERM)
+        await _until(lambda: not any(role.pid for role in roles), timeout_s)
+        for role in roles:
+            role.send_group(signal.SIGKILL)
+        await _until(lambda: not any(role.pid for role in roles) and not self.pids(), KILL_TIMEOUT_S)
+
+    async def watch(self, tell: Callable[[str], None], *, restart: bool = True) -> None:
+        """Tell of wanted roles that died and, unless told otherwise, start them again with back-off.
+
+        Ends when cancelled.
+        """
+        due_s: dict[RoleProcess, float] = {}
+        while True:
+            now_s = time.monotonic()
+            for role in self.roles.values():
+                if not role.wanted or role.pid or _cannot_start(role):
+                    continue
+                if not restart:
+                    role.wanted = False
+                    tell(f"{role} {_ending(role)}")
+                elif role not in due_s:
+                    due_s[role] = now_s + role.restart_delay_s()
+                    tell(f"{role} {_ending(role)}; starting it again")
+                elif now_s >= due_s[role]:
+                    del due_s[role]
+                    role.start()
+            await asyncio.sleep(WATCH_INTERVAL_S)
+
+
+def _states(view: StatusView, apps: Iterable[str]) -> set[str]:
+    found = {app.name: app.state for app in view.apps}
+    return {found.get(app, DOWN) for app in apps}
+
+
+def _cannot_start(role: RoleProcess) -> bool:
+    """It refused its configuration or address at its first start: trying again changes nothing."""
+    return role.starts == 1 and role.exit_status == Exit.USAGE
+
+
+def _last_error(role: RoleProcess) -> str:
+    errors = [line for line in role.log_tail().splitlines() if line.startswith("error: ")]
+    return errors[-1].removeprefix("error: ") if errors else "it gave no reason"
+
+
+def _ending(role: RoleProcess) -> str:
+    status = role.exit_status
+    if status is None or status >= 0:
+        return f"ended with status {status}"
+    return f"was ended by {signal.Signals(-status).name}"
+
+
+async def _ask(servers: Servers, path: str) -> dict[str, Any]:
+    document: dict[str, Any] = await asyncio.to_thread(servers.get, path)
+    return document
+
+
+async def _until(holds: Callable[[], bool], timeout_s: float) -> None:
+    """Return when `holds`, or when `timeout_s` have passed."""
+    deadline_s = time.monotonic() + timeout_s
+    while not holds() and time.monotonic() < deadline_s:  # noqa: ASYNC110 - nobody tells when a group is empty
+        await asyncio.sleep(POLL_S)

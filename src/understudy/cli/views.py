@@ -1,0 +1,136 @@
+"""What people are shown of a cluster, whoever answered: the controller, or a gateway while it is away.
+
+Pure: documents in, records out. The records are what `status --json` writes, so their names are stable.
+What a gateway can't know is null.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from understudy.wire.errors import ProtocolError
+
+OK, DEGRADED, DOWN = "ok", "degraded", "down"
+
+
+class ReplicaView(msgspec.Struct):
+    id: str
+    version: int
+    variant: str
+    node: str
+    role: str
+    state: str
+    pid: int
+    memory_mb: float | None = None
+    restarts: int | None = None
+    detail: str = ""
+
+
+class AppView(msgspec.Struct):
+    name: str
+    version: int
+    criticality: str
+    state: str  # ok | degraded | down
+    serving: str | None  # best variant that is ready; "static" for the declared answer
+    full_size: str
+    reason: str | None  # why it isn't ok
+    protection: str | None  # "warm n2", "cold n3", "none"
+    replicas: list[ReplicaView]
+    requests: int
+    failed: int
+    p50_ms: float | None
+    p99_ms: float | None
+
+
+class NodeView(msgspec.Struct):
+    name: str
+    site: str
+    state: str
+    replicas: int
+    memory_mb: float | None = None
+    memory_used_mb: float | None = None
+    reason: str = ""  # of the state, where it isn't ready
+
+
+class GatewayView(msgspec.Struct):
+    name: str
+    connected: bool
+    http_address: str
+    revision: int
+
+
+class StoreView(msgspec.Struct):
+    ok: bool
+    error: str = ""
+
+
+class StatusView(msgspec.Struct):
+    apps: list[AppView]
+    nodes: list[NodeView]
+    gateways: list[GatewayView]
+    revision: int
+    source: str = "controller"  # controller | gateway
+    address: str = ""
+    cluster: str = ""
+    leader: str | None = None
+    store: StoreView | None = None
+    quarantined: list[tuple[str, int, str]] | None = None  # (app, version, variant)
+    warnings: list[str] = []
+
+    @property
+    def met(self) -> bool:
+        """Every app is served by its full-size variant."""
+        return all(app.state == OK for app in self.apps)
+
+
+def from_controller(document: dict[str, Any], address: str) -> StatusView:
+    """Raises `ProtocolError` when it isn't a status."""
+    return _converted({**document, "source": "controller", "address": address})
+
+
+def from_gateway(document: dict[str, Any], address: str) -> StatusView:
+    """The view of one gateway: what it routes to, not what is planned. Raises `ProtocolError`."""
+    try:
+        revision = document["revision"]
+        whole = {
+            "source": "gateway",
+            "address": address,
+            "cluster": document.get("cluster", ""),
+            "revision": revision,
+            "apps": [_gateway_app(app) for app in document["apps"]],
+            "nodes": [_gateway_node(node) for node in document["nodes"]],
+            "gateways": [{"name": "", "connected": True, "http_address": address, "revision": revision}],
+        }
+    except (KeyError, TypeError) as error:
+        raise ProtocolError(f"{address} answered with something else than a status: {error}") from error
+    return _converted(whole)
+
+
+def _converted(document: dict[str, Any]) -> StatusView:
+    try:
+        return msgspec.convert(document, StatusView)
+    except msgspec.ValidationError as error:
+        where = document["address"]
+        raise ProtocolError(f"{where} answered with something else than a status: {error}") from error
+
+
+def _gateway_node(node: dict[str, Any]) -> dict[str, Any]:
+    state = "suspect" if node["suspect"] else "ready" if node["connected"] else "lost"
+    return {**node, "state": state, "replicas": len(node["replicas"])}
+
+
+def _gateway_app(app: dict[str, Any]) -> dict[str, Any]:
+    if app["ready"]:
+        state = DEGRADED if app["degraded"] else OK
+    else:
+        state = DEGRADED if app["serving"] == "static" else DOWN
+    return {
+        **app,
+        "state": state,
+        "reason": None if state == OK else app["degraded"] or "no replica is ready",
+        "protection": None,
+        "p50_ms": app["p50_ms"] or None,
+        "p99_ms": app["p99_ms"] or None,
+    }

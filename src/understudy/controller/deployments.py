@@ -1,0 +1,239 @@
+"""From a request to a served version: check, measure each variant, commit, wait until it is ready.
+
+A deployment is visible to nobody before its version is committed, and that is one atomic write. What was in
+progress when the controller stopped before it is reported as failed; after it, it is followed to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import msgspec
+
+from understudy.adapters.artifacts import DirectoryStore
+from understudy.config import ClusterConfig
+from understudy.controller.bookkeeping import Bookkeeper
+from understudy.controller.profiling import Profiler
+from understudy.controller.requests import (
+    AppRequest,
+    check_request,
+    content_digest,
+    draft,
+    measuring_method,
+)
+from understudy.core import controller_events as ev
+from understudy.core.controller import ControllerMachine
+from understudy.core.signature import common_signature
+from understudy.core.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
+from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
+from understudy.wire.messages import Measured
+from understudy.wire.records import AppVersion, Variant
+
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
+Note = Callable[[ev.Note], None]
+FINISHED = ("ready", "failed")
+LOST = "the controller restarted; deploy again"
+
+
+class Deployment(msgspec.Struct):
+    """How far it is. `done` of `total` variants are measured."""
+
+    deployment: str
+    app: str
+    version: int = 0
+    state: str = "staging"  # staging | profiling | placing | ready | failed
+    done: int = 0
+    total: int = 0
+    message: str = ""
+
+
+class Deployments:
+    def __init__(
+        self,
+        config: ClusterConfig,
+        machine: ControllerMachine,
+        step: Callable[[ev.Event], None],
+        note: Note,
+        bookkeeper: Bookkeeper,
+        profiler: Profiler,
+        artifacts: DirectoryStore,
+        spawn: Spawn,
+    ) -> None:
+        self._config = config
+        self._tuning = config.controller
+        self._machine = machine
+        self._step = step
+        self._note = note
+        self._bookkeeper = bookkeeper
+        self._profiler = profiler
+        self._artifacts = artifacts
+        self._spawn = spawn
+        self._profiles: dict[str, Measured] = {}
+        self._known: dict[str, Deployment] = {}
+        self._give_up_s: dict[str, float] = {}  # deployment -> loop time; while placing
+        self._next = 1
+
+    def recall(self, memory: Memory, now: float) -> None:
+        """Take over what a former controller was doing, and what it measured."""
+        digests = {v.artifact.digest for release in memory.releases.values() for v in release.app.variants}
+        self._profiles = {key: m for key, m in memory.profiles.items() if key.split("/")[1] in digests}
+        self._bookkeeper.save({}, memory.profiles.keys() - self._profiles.keys())
+        for stored in memory.deployments.values():
+            deployment = Deployment(stored.id, stored.app)
+            self._known[stored.id] = deployment
+            app = self._machine.apps.get(stored.app)
+            if app and self._machine.releases[(app.app, app.version)].content == stored.content:
+                deployment.version = app.version
+                self._place(deployment, now)
+            else:
+                self._fail(deployment, LOST)
+
+    def get(self, id: str) -> Deployment:
+        """Raises NOT_FOUND."""
+        if id not in self._known:
+            raise UnderstudyError(
+                Code.NOT_FOUND, f"no deployment {id!r}; finished ones are forgotten in time or at a restart"
+            )
+        return self._known[id]
+
+    def running(self, app: str) -> Deployment | None:
+        return next((d for d in self._known.values() if d.app == app and d.state not in FINISHED), None)
+
+    def start(self, request: AppRequest) -> Deployment:
+        """Begin. Raises `InvalidArgument` naming the field, CONFLICT, BUSY or STORE_UNAVAILABLE."""
+        check_request(request, self._config)
+        self._check_artifacts(request)
+        other = self.running(request.name)
+        if other is not None:
+            raise UnderstudyError(
+                Code.CONFLICT, f"{request.name} is being deployed already ({other.deployment})"
+            )
+        self._forget_oldest()
+        deployment = Deployment(f"d{self._machine.epoch}-{self._next}", request.name)
+        deployment.total = len(request.variants)
+        content = content_digest(request)
+        current = self._machine.apps.get(request.name)
+        if current and self._machine.releases[(current.app, current.version)].content == content:
+            deployment.version = current.version
+            deployment.done = deployment.total
+            deployment.state = "ready"
+            deployment.message = f"unchanged: this is version {current.version}, the current one"
+        elif not self._bookkeeper.status.ok:
+            raise UnderstudyError(
+                Code.STORE_UNAVAILABLE, f"nothing can be deployed now: {self._bookkeeper.status.error}"
+            )
+        else:
+            stored = StoredDeployment(deployment.deployment, request.name, content)
+            self._bookkeeper.save({deployment_key(stored.id): stored}, ())
+            self._spawn(self._run(deployment, request, content))
+        self._next += 1
+        self._known[deployment.deployment] = deployment
+        return deployment
+
+    def observe(self, now: float) -> None:
+        """Finish what is placed. To be called after each step of the machine."""
+        for id in list(self._give_up_s):
+            deployment = self._known[id]
+            plan = self._machine.plan
+            app = deployment.app
+            current = self._machine.apps.get(app)
+            planned = plan is not None and (app, deployment.version) in plan.facts.apps
+            if current is None or current.version != deployment.version:
+                self._fail(deployment, f"{app} was changed before this version was ready")
+            elif app in self._machine.settled:
+                deployment.message = ""
+                self._finish(deployment, "ready")
+                self._note(ev.Note("app.ready", f"version {deployment.version} is ready", app=app))
+            elif planned and plan is not None and app in plan.plan.unplaced:
+                self._fail(deployment, f"deployed, but without a place: {plan.plan.unplaced[app]}")
+            elif now > self._give_up_s[id]:
+                waited_s = self._tuning.placing_timeout_s
+                self._fail(deployment, f"deployed, but not ready after {waited_s:g} s; see the app's status")
+
+    async def _run(self, deployment: Deployment, request: AppRequest, content: str) -> None:
+        try:
+            draft_app = draft(request, self._machine.next_version(request.name))
+            deployment.state = "profiling"
+            measured = await self._measure_all(deployment, draft_app)
+            app = _assembled(draft_app, measured)
+            deployment.version = app.version
+            release = Release(app, content)
+            await self._bookkeeper.commit(*self._machine.release_records(release))
+        except UnderstudyError as error:
+            self._fail(deployment, error.message)
+            return
+        self._place(deployment, asyncio.get_running_loop().time())
+        self._step(ev.Deployed(release))
+
+    async def _measure_all(self, deployment: Deployment, app: AppVersion) -> dict[str, Measured]:
+        measured: dict[str, Measured] = {}
+
+        async def measure(variant: Variant) -> None:
+            measured[variant.name] = await self._measure(app, variant)
+            deployment.done += 1
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for variant in app.variants:
+                    tasks.create_task(measure(variant))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return {variant.name: measured[variant.name] for variant in app.variants}
+
+    async def _measure(self, app: AppVersion, variant: Variant) -> Measured:
+        key = profile_key(variant.artifact.digest, measuring_method(app, variant))
+        if key not in self._profiles:
+            try:
+                measured = await self._profiler.measure(app, variant.name)
+            except UnderstudyError as error:
+                raise UnderstudyError(error.code, f"variant {variant.name!r}: {error.message}") from error
+            self._profiles[key] = measured
+            self._bookkeeper.save({key: measured}, ())
+        return self._profiles[key]
+
+    def _check_artifacts(self, request: AppRequest) -> None:
+        for index, variant in enumerate(request.variants):
+            artifact = variant.artifact
+            field = f"variants[{index}].artifact"
+            try:
+                size_bytes = self._artifacts.path(artifact.digest).stat().st_size
+            except OSError:
+                path = f"/v1/artifacts/{artifact.digest}"
+                raise InvalidArgument(
+                    f"{field}: {artifact.file_name} isn't there; PUT it to {path}"
+                ) from None
+            if size_bytes != artifact.size_bytes:
+                raise InvalidArgument(f"{field}.size_bytes: the uploaded file has {size_bytes} bytes")
+
+    def _place(self, deployment: Deployment, now: float) -> None:
+        deployment.state = "placing"
+        deployment.message = "waiting for its primary"
+        self._give_up_s[deployment.deployment] = now + self._tuning.placing_timeout_s
+
+    def _fail(self, deployment: Deployment, reason: str) -> None:
+        deployment.message = reason
+        self._finish(deployment, "failed")
+        self._note(ev.Note("deployment.failed", f"{deployment.deployment}: {reason}", app=deployment.app))
+
+    def _finish(self, deployment: Deployment, state: str) -> None:
+        deployment.state = state
+        self._give_up_s.pop(deployment.deployment, None)
+        self._bookkeeper.save({}, (deployment_key(deployment.deployment),))
+
+    def _forget_oldest(self) -> None:
+        if len(self._known) < self._tuning.deployments_max:
+            return
+        oldest = next((id for id, d in self._known.items() if d.state in FINISHED), None)
+        if oldest is None:
+            raise UnderstudyError(Code.BUSY, "too many deployments are in progress; try again later")
+        del self._known[oldest]
+
+
+def _assembled(app: AppVersion, measured: Mapping[str, Measured]) -> AppVersion:
+    """`app` with what was measured; variants best first, of equals the smaller first."""
+    inputs, outputs = common_signature(measured)
+    variants = [msgspec.structs.replace(v, profile=measured[v.name].profile) for v in app.variants]
+    variants.sort(key=lambda v: (-v.accuracy, measured[v.name].profile.replica_mb, v.name))
+    return msgspec.structs.replace(app, variants=tuple(variants), inputs=inputs, outputs=outputs)

@@ -1,0 +1,115 @@
+"""The controller's process: starts, listens, stops. Entry point: `run_controller`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from pathlib import Path
+
+import msgspec
+import structlog
+import uvloop
+
+from understudy.adapters import logs
+from understudy.adapters.links import listen
+from understudy.adapters.sqlite_store import SqliteStore
+from understudy.adapters.store import Store
+from understudy.config import ClusterConfig, ControllerConfig
+from understudy.controller.api import ApiServer, build_api
+from understudy.controller.shell import Controller
+from understudy.core.stored import META, Memory, recall
+from understudy.wire.errors import ConfigError, UnderstudyError
+
+STORE_FILE = "store.sqlite"
+HTTP_BACKLOG = 128
+
+log = structlog.get_logger()
+
+
+class _Stopping(Exception):
+    """Asked to stop."""
+
+
+def run_controller(config: ClusterConfig, name: str) -> None:
+    """Run until SIGTERM or SIGINT. Raises `ConfigError` for a start that can't succeed.
+
+    Raises CONFLICT when another controller takes the store over: two must not decide.
+    """
+    logs.configure("controller", name)
+    me = config.controller_named(name)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(config, me))
+
+
+async def _run(config: ClusterConfig, me: ControllerConfig) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    with _listening_socket(me.http) as http:
+        path = config.role_dir("controller", me.name) / STORE_FILE
+        store = await SqliteStore.open(path, config.controller.events_max)
+        try:
+            await _serve(config, me, store, http, stopping)
+        except ExceptionGroup as failures:
+            expected = _first_expected(failures)
+            if expected is not None:
+                raise expected from failures
+            raise
+        finally:
+            await store.close()
+
+
+async def _serve(
+    config: ClusterConfig, me: ControllerConfig, store: Store, http: socket.socket, stopping: asyncio.Event
+) -> None:
+    memory, meta_revision = await _recall(store)
+    Path(config.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+    controller: Controller | None = None
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            controller = Controller(config, me.name, store, memory, meta_revision, tasks)
+            frames = await listen(config.listen_address("controller", me.name, me.listen), controller.accept)
+            api = ApiServer(build_api(controller, config), http)
+            tasks.create_task(controller.run())
+            tasks.create_task(api.run())
+            log.info("controller.listening", http=me.http)
+            await stopping.wait()
+            log.info("controller.stopped")
+            frames.close()
+            await api.stop()
+            controller.disconnect()
+            raise _Stopping
+    except* _Stopping:
+        pass  # the way to cancel everything in a TaskGroup
+    if controller is not None:
+        await controller.bookkeeper.flush()
+
+
+async def _recall(store: Store) -> tuple[Memory, int]:
+    """What is stored, and the revision of `meta`. Raises `ConfigError` if it makes no sense."""
+    entries = await store.range("")
+    try:
+        memory = recall((entry.key, entry.value) for entry in entries)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise ConfigError(f"the store holds a record that can't be read: {error}") from error
+    return memory, next((entry.revision for entry in entries if entry.key == META), 0)
+
+
+def _listening_socket(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=HTTP_BACKLOG)
+    except (OSError, ValueError, OverflowError) as error:
+        raise ConfigError(f"controllers.http: {address}: can't listen: {error}") from error
+
+
+def _first_expected(failures: BaseExceptionGroup[BaseException]) -> UnderstudyError | None:
+    for failure in failures.exceptions:
+        if isinstance(failure, BaseExceptionGroup):
+            return _first_expected(failure)
+        if isinstance(failure, UnderstudyError):
+            return failure
+    return None

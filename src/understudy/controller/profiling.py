@@ -1,0 +1,69 @@
+"""Measuring variants in real workers: one at a time per node, spread over the nodes that are there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from understudy.config import ControllerTuning
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.messages import Measure, Measured
+from understudy.wire.records import AppVersion
+
+OnNode = Callable[[str, Measure], Awaitable[Measured]]
+# The node's trouble, not the variant's: another node may do.
+ELSEWHERE = frozenset(
+    {Code.LINK_LOST, Code.UNAVAILABLE, Code.BUSY, Code.DRAINING, Code.ARTIFACT_CORRUPT, Code.INTERNAL}
+)
+
+
+class Profiler:
+    """`nodes` tells which nodes can measure now; `on_node` asks one."""
+
+    def __init__(self, nodes: Callable[[], list[str]], on_node: OnNode, tuning: ControllerTuning) -> None:
+        self._nodes = nodes
+        self._on_node = on_node
+        self._tuning = tuning
+        self._busy: set[str] = set()
+        self._changed = asyncio.Event()
+
+    def notice(self) -> None:
+        """A node may have come."""
+        self._changed.set()
+
+    async def measure(self, app: AppVersion, variant: str) -> Measured:
+        """Raises what the variant's worker says; UNAVAILABLE or TIMEOUT where no node could measure it."""
+        tried: list[str] = []
+        while True:
+            try:
+                async with self._borrowed(tried) as node:
+                    tried.append(node)
+                    return await self._on_node(node, Measure(app, variant))
+            except UnderstudyError as error:
+                if error.code not in ELSEWHERE or len(tried) >= self._tuning.profile_attempts_max:
+                    raise
+
+    @contextlib.asynccontextmanager
+    async def _borrowed(self, tried: list[str]) -> AsyncIterator[str]:
+        node = await self._free_node(tried)
+        self._busy.add(node)
+        try:
+            yield node
+        finally:
+            self._busy.remove(node)
+            self._changed.set()
+
+    async def _free_node(self, tried: list[str]) -> str:
+        try:
+            async with asyncio.timeout(self._tuning.profile_timeout_s):
+                while True:
+                    free = [node for node in self._nodes() if node not in self._busy]
+                    if free:
+                        return min(free, key=lambda node: (tried.count(node), node))
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise UnderstudyError(
+                Code.UNAVAILABLE, "no node is there to measure it on", waited_s=self._tuning.profile_timeout_s
+            ) from None

@@ -1,0 +1,294 @@
+"""The controller as a running thing: links to agents and gateways around the machine.
+
+Lives here: who is connected, carrying out effects in order, what the HTTP API asks for. Does not live here:
+decisions (`core.controller`), the documents of the API (`api`, `status`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import assert_never
+
+import msgspec
+import structlog
+
+from understudy.adapters.artifacts import DirectoryStore
+from understudy.adapters.links import FrameLink
+from understudy.adapters.store import Store
+from understudy.config import ClusterConfig, Name
+from understudy.controller.bookkeeping import Bookkeeper
+from understudy.controller.deployments import Deployments
+from understudy.controller.profiling import Profiler
+from understudy.controller.solver import solve
+from understudy.controller.status import ClusterStatus, cluster_status
+from understudy.controller.traffic import Traffic
+from understudy.core import controller_events as ev
+from understudy.core.controller import ControllerMachine
+from understudy.core.stored import Memory, Save
+from understudy.wire.errors import Code, ProtocolError, UnderstudyError
+from understudy.wire.frames import Frame
+from understudy.wire.messages import (
+    PROTOCOL,
+    GatewayStats,
+    Heartbeat,
+    Hello,
+    Measure,
+    Measured,
+    NodeState,
+    Report,
+    decode_message,
+)
+from understudy.wire.records import Event
+
+Peer = tuple[str, str]  # (role, name)
+
+log = structlog.get_logger()
+
+
+class Controller:
+    """One per process. Methods are called on the loop; `run` drives it."""
+
+    def __init__(
+        self,
+        config: ClusterConfig,
+        name: str,
+        store: Store,
+        memory: Memory,
+        meta_revision: int,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._config = config
+        self._name = name
+        self._tasks = tasks
+        self._loop = asyncio.get_running_loop()
+        self._incarnation = time.time_ns() // 1_000_000
+        self._links: dict[Peer, FrameLink] = {}
+        self._targets: dict[str, ev.SendTarget] = {}  # newest for each node, to be sent
+        self._routes: dict[str, ev.SendRoutes] = {}  # newest for each gateway; "": for all
+        self._outbox = asyncio.Event()
+        self.store = store
+        self.artifacts = DirectoryStore(Path(config.artifacts_dir))
+        self.traffic = Traffic()
+        self.machine = ControllerMachine(config, memory, self._loop.time())
+        self.bookkeeper = Bookkeeper(store, meta_revision, config.controller)
+        self._profiler = Profiler(self._measuring_nodes, self._measure_on, config.controller)
+        self.deployments = Deployments(
+            config,
+            self.machine,
+            self.step,
+            self._note,
+            self.bookkeeper,
+            self._profiler,
+            self.artifacts,
+            tasks.create_task,
+        )
+        self.step(ev.Started())
+        self.deployments.recall(memory, self._loop.time())
+
+    async def run(self) -> None:
+        """Tick, publish and keep the books until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.bookkeeper.run())
+            tasks.create_task(self._publish())
+            tasks.create_task(self._tick())
+
+    def accept(self) -> FrameLink:
+        """A link for a peer that just connected."""
+        return FrameLink(self._on_frame, self._on_lost)
+
+    def disconnect(self) -> None:
+        for link in list(self._links.values()):
+            link.close()
+
+    def status(self) -> ClusterStatus:
+        return cluster_status(
+            self.machine, self.traffic, self.bookkeeper.status, self._config.name, self._name
+        )
+
+    async def remove(self, app: str) -> None:
+        """Raises NOT_FOUND, CONFLICT while it is being deployed, STORE_UNAVAILABLE."""
+        if app not in self.machine.apps:
+            raise UnderstudyError(Code.NOT_FOUND, f"no app {app!r}")
+        if self.deployments.running(app) is not None:
+            raise UnderstudyError(Code.CONFLICT, f"{app} is being deployed; remove it afterwards")
+        await self.bookkeeper.commit(*self.machine.removal_records(app))
+        self.traffic.forget(app)
+        self.step(ev.Removed(app))
+
+    def drain(self, node: str, *, drained: bool) -> None:
+        """Raises NOT_FOUND."""
+        if node not in self.machine.nodes.by_name:
+            raise UnderstudyError(Code.NOT_FOUND, f"no node {node!r}")
+        self.step(ev.DrainAsked(node) if drained else ev.UndrainAsked(node))
+
+    def clear_quarantine(self, app: str, variant: str) -> None:
+        """Raises NOT_FOUND."""
+        if not any(key[0] == app and key[2] == variant for key in self.machine.quarantined):
+            raise UnderstudyError(Code.NOT_FOUND, f"{variant!r} of {app!r} is not in quarantine")
+        self.step(ev.QuarantineCleared(app, variant))
+
+    # The machine
+
+    def step(self, event: ev.Event) -> None:
+        effects = self.machine.step(event, self._loop.time())
+        for effect in effects:
+            match effect:
+                case Save(puts, deletes):
+                    self.bookkeeper.save(puts, deletes)
+                case ev.Note():
+                    self._note(effect)
+                case ev.SendTarget(node):
+                    self._targets[node] = effect
+                    self._outbox.set()
+                case ev.SendRoutes(_, gateway):
+                    self._routes[gateway] = effect
+                    self._outbox.set()
+                case ev.MakePlan():
+                    self._tasks.create_task(self._plan(effect))
+                case _:
+                    assert_never(effect)
+        if effects or isinstance(event, ev.Tick):
+            self.deployments.observe(self._loop.time())
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.controller.reconcile_interval_ms / 1000)
+            self.step(ev.Tick())
+
+    async def _plan(self, asked: ev.MakePlan) -> None:
+        log.info("plan.started", revision=asked.revision, reason=asked.reason)
+        try:
+            plan = await solve(asked.input, asked.revision, asked.reason)
+        except Exception as error:
+            # The plan in force goes on protecting; the machine asks again after a while.
+            log.exception("plan.failed", revision=asked.revision)
+            self.step(ev.PlanningFailed(f"{type(error).__name__}: {error}"))
+        else:
+            self.step(ev.Planned(plan, asked.facts))
+
+    async def _publish(self) -> None:
+        """Send what is newest, after the store has it or has failed."""
+        while True:
+            await self._outbox.wait()
+            self._outbox.clear()
+            targets, self._targets = self._targets, {}
+            routes, self._routes = self._routes, {}
+            await self.bookkeeper.settle()
+            for node, order in targets.items():
+                link = self._links.get(("agent", node))
+                if link is not None:
+                    link.send(order.target)
+                    log.info("target.sent", node=node, revision=order.target.revision, reason=order.reason)
+            for gateway, sending in routes.items():
+                for (role, name), link in self._links.items():
+                    if role == "gateway" and gateway in ("", name):
+                        link.send(sending.table)
+                log.info(
+                    "routes.sent",
+                    gateway=gateway or "all",
+                    revision=sending.table.revision,
+                    reason=sending.reason,
+                )
+
+    def _note(self, note: ev.Note) -> None:
+        log.info(note.kind, message=note.message, app=note.app, node=note.node)
+        source = f"controller:{self._name}"
+        now_ms = time.time_ns() // 1_000_000
+        self.bookkeeper.note(
+            Event(note.kind, now_ms, source, note.message, note.app, note.node, data=note.data)
+        )
+
+    # Measuring
+
+    def _measuring_nodes(self) -> list[str]:
+        return [
+            name
+            for name, node in self.machine.nodes.by_name.items()
+            if node.state == "ready" and ("agent", name) in self._links
+        ]
+
+    async def _measure_on(self, node: str, measure: Measure) -> Measured:
+        link = self._links.get(("agent", node))
+        if link is None:
+            raise UnderstudyError(Code.UNAVAILABLE, f"node {node} is not connected")
+        return await link.call(measure, Measured, self._config.controller.profile_timeout_s)
+
+    # Links
+
+    def _on_frame(self, link: FrameLink, frame: Frame) -> None:
+        message = decode_message(frame)
+        if isinstance(message, Hello):
+            self._on_hello(link, frame.stream, message)
+            return
+        if link.peer is None:
+            raise ProtocolError("the first message has to be a Hello")
+        role, name = link.peer
+        match message:
+            case Heartbeat() if role == "agent" and message.node == name:
+                self.step(ev.HeartbeatHeard(message))
+            case NodeState() if role == "agent" and message.node == name:
+                self.step(ev.StateReported(message))
+                self._profiler.notice()
+            case GatewayStats() if role == "gateway":
+                self.traffic.reported(name, message)
+            case Report():
+                for event in message.events:
+                    self.bookkeeper.note(event)
+            case _:
+                pass  # of a newer version, or a late reply to a call that was given up
+
+    def _on_hello(self, link: FrameLink, stream: int, hello: Hello) -> None:
+        _check_hello(hello)
+        peer = (hello.role, hello.name)
+        former = self._links.get(peer)
+        link.peer = peer
+        self._links[peer] = link
+        if former is not None and former is not link:
+            former.close()  # the peer restarted, and we see its new connection first
+        table = self.machine.table
+        link.send(
+            Hello(
+                "controller",
+                self._name,
+                incarnation=self._incarnation,
+                revision=table.revision if table else 0,
+            ),
+            stream,
+        )
+        log.info("peer.connected", role=hello.role, name=hello.name)
+        if hello.role == "agent":
+            self.step(ev.AgentHello(hello))
+            self._profiler.notice()
+        else:
+            self.traffic.connected(hello.name)
+            self.step(ev.GatewayHello(hello.name, hello.revision))
+
+    def _on_lost(self, link: FrameLink, error: Exception | None) -> None:
+        peer: Peer | None = link.peer
+        if peer is None:
+            if error is not None:
+                log.warning("peer.refused", reason=str(error))
+            return
+        if self._links.get(peer) is not link:
+            return  # replaced by a newer connection
+        del self._links[peer]
+        role, name = peer
+        log.info("peer.disconnected", role=role, name=name, reason=str(error or "closed"))
+        if role == "agent":
+            self.step(ev.AgentLost(name))
+        else:
+            self.traffic.disconnected(name)
+
+
+def _check_hello(hello: Hello) -> None:
+    """Raises `ProtocolError` for a peer that we can't know by its name."""
+    if hello.role not in ("agent", "gateway"):
+        raise ProtocolError(f"a controller doesn't talk to the role {hello.role!r}")
+    if hello.protocol != PROTOCOL:
+        log.warning("protocol.mixed", role=hello.role, name=hello.name, protocol=hello.protocol)
+    try:
+        msgspec.convert(hello.name, Name)
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"{hello.name!r} is no name: {error}") from error

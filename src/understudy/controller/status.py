@@ -1,0 +1,240 @@
+"""What GET /v1/status answers: the cluster as the controller sees it now, on one page."""
+
+from __future__ import annotations
+
+import msgspec
+
+from understudy.controller.traffic import Traffic
+from understudy.core.controller import ControllerMachine
+from understudy.core.nodes import Node
+from understudy.core.targets import ANSWERING_NODES
+from understudy.wire.messages import ReplicaState
+from understudy.wire.records import AppVersion, Plan, Role
+
+OK, DEGRADED, DOWN = "ok", "degraded", "down"
+
+
+class StoreStatus(msgspec.Struct):
+    ok: bool
+    error: str = ""
+    pending: int = 0  # records and events that wait to be written
+
+
+class ReplicaStatus(msgspec.Struct):
+    id: str
+    version: int
+    variant: str
+    node: str
+    role: str
+    state: str
+    pid: int
+    memory_mb: float
+    restarts: int
+    detail: str
+
+
+class StandbyStatus(msgspec.Struct):
+    """What answers when the primary's node is lost. `how`: warm, cold, unaffected, static or none."""
+
+    how: str
+    node: str | None = None
+    variant: str | None = None
+
+
+class AppStatus(msgspec.Struct):
+    name: str
+    version: int
+    criticality: str
+    weight: float
+    state: str  # ok: full-size variant ready; degraded: something else answers; down: nothing does
+    serving: str | None  # best variant that is ready; "static" for the declared answer; None: nobody
+    full_size: str
+    reason: str | None  # why it is not ok
+    primary_nodes: list[str]  # as planned
+    primary_variant: str | None
+    standby: StandbyStatus
+    protection: str  # of `standby`, as one phrase: "warm n2", "cold n3", "none"
+    replicas: list[ReplicaStatus]
+    requests: int
+    failed: int
+    degraded: int
+    p50_ms: float | None
+    p99_ms: float | None
+
+
+class NodeStatus(msgspec.Struct):
+    name: str
+    site: str
+    state: str
+    reason: str  # of the state, where it is not ready
+    connected: bool
+    memory_mb: float
+    memory_used_mb: float
+    replicas: int
+    blank_workers: int
+
+
+class GatewayStatus(msgspec.Struct):
+    name: str
+    connected: bool
+    http_address: str
+    revision: int  # of the route table that it serves by
+    suspects: list[str]
+
+
+class ClusterStatus(msgspec.Struct):
+    cluster: str
+    leader: str
+    revision: int  # of the plan; 0: none yet
+    routes_revision: int
+    planning: bool
+    store: StoreStatus
+    apps: list[AppStatus]
+    nodes: list[NodeStatus]
+    gateways: list[GatewayStatus]
+    quarantined: list[tuple[str, int, str]]
+    warnings: list[str]
+
+
+def cluster_status(
+    machine: ControllerMachine, traffic: Traffic, store: StoreStatus, cluster: str, leader: str
+) -> ClusterStatus:
+    plan = machine.plan.plan if machine.plan else Plan(0)
+    return ClusterStatus(
+        cluster=cluster,
+        leader=leader,
+        revision=plan.revision,
+        routes_revision=machine.table.revision if machine.table else 0,
+        planning=machine.planning,
+        store=store,
+        apps=[_app(app, plan, machine, traffic) for app in machine.apps.values()],
+        nodes=[_node(node) for _, node in sorted(machine.nodes.by_name.items())],
+        gateways=[
+            GatewayStatus(
+                name=view.name,
+                connected=view.connected,
+                http_address=view.stats.http_address if view.stats else "",
+                revision=view.stats.revision if view.stats else 0,
+                suspects=list(view.stats.suspects) if view.stats else [],
+            )
+            for _, view in sorted(traffic.gateways.items())
+        ],
+        quarantined=sorted(machine.quarantined),
+        warnings=_warnings(machine, plan, store),
+    )
+
+
+def _app(app: AppVersion, plan: Plan, machine: ControllerMachine, traffic: Traffic) -> AppStatus:
+    replicas = _replicas(app.app, machine.nodes.by_name)
+    serving = _serving(app, machine.nodes.by_name)
+    seen = traffic.app(app.app)
+    primaries = [p for p in plan.placements if p.app == app.app and p.role is Role.PRIMARY]
+    standby = _standby(app.app, plan)
+    state = OK if serving == app.full_size.name else DEGRADED if serving else DOWN
+    return AppStatus(
+        name=app.app,
+        version=app.version,
+        criticality=app.criticality.value,
+        weight=app.weight,
+        state=state,
+        serving=serving,
+        full_size=app.full_size.name,
+        reason=None if state == OK else _reason(app, plan, replicas, machine.planning),
+        primary_nodes=[p.node for p in primaries],
+        primary_variant=primaries[0].variant if primaries else None,
+        standby=standby,
+        protection=f"{standby.how} {standby.node}" if standby.node else standby.how,
+        replicas=replicas,
+        requests=seen.requests,
+        failed=seen.failed,
+        degraded=seen.degraded,
+        p50_ms=seen.p50_ms,
+        p99_ms=seen.p99_ms,
+    )
+
+
+def _replicas(app: str, nodes: dict[str, Node]) -> list[ReplicaStatus]:
+    return [
+        ReplicaStatus(
+            r.id, r.version, r.variant, name, r.role.value, r.state, r.pid, r.memory_mb, r.restarts, r.detail
+        )
+        for name, node in sorted(nodes.items())
+        for r in _trusted(node)
+        if r.app == app
+    ]
+
+
+def _trusted(node: Node) -> tuple[ReplicaState, ...]:
+    """Replicas of a node that is there. What a lost one reported last says nothing."""
+    return node.observed.replicas if node.observed and node.state in ANSWERING_NODES else ()
+
+
+def _serving(app: AppVersion, nodes: dict[str, Node]) -> str | None:
+    """Best ready variant: of the current version if there is one, else of a former one."""
+    ready = [r for node in nodes.values() for r in _trusted(node) if r.app == app.app and r.state == "ready"]
+    if ready:
+        best = min(ready, key=lambda r: (r.version != app.version, app.rank(r.variant)))
+        former = "" if best.version == app.version else f" (version {best.version})"
+        return best.variant + former
+    return "static" if app.static else None
+
+
+def _reason(app: AppVersion, plan: Plan, replicas: list[ReplicaStatus], planning: bool) -> str:
+    if app.app in plan.unplaced:
+        return plan.unplaced[app.app]
+    if planning:
+        return "a new plan is being made"
+    waiting = [r for r in replicas if r.version == app.version and r.state not in ("ready", "draining")]
+    if waiting:
+        worst = max(waiting, key=lambda r: r.restarts)
+        return f"{worst.variant} on {worst.node} is {worst.state}" + (
+            f": {worst.detail}" if worst.detail else ""
+        )
+    planned = {p.variant for p in plan.placements if p.app == app.app and p.role is Role.PRIMARY}
+    if planned and app.full_size.name not in planned:
+        smaller = ", ".join(sorted(planned))
+        return f"planned with {smaller}: there is no room for {app.full_size.name}, or it is quarantined"
+    return "its replicas are not ready"
+
+
+def _standby(app: str, plan: Plan) -> StandbyStatus:
+    """The plan's own proof for the loss of the primary's node; what is placed, where there is no proof."""
+    primaries = [p.node for p in plan.placements if p.app == app and p.role is Role.PRIMARY]
+    for outcome in plan.outcomes:
+        if primaries and outcome.app == app and outcome.failure == f"node:{primaries[0]}":
+            return StandbyStatus(outcome.how, outcome.node, outcome.variant)
+    return StandbyStatus("none")
+
+
+def _node(node: Node) -> NodeStatus:
+    observed = node.observed if node.connected else None
+    reasons = {
+        "suspect": "not heard for a moment",
+        "dead": "its lease was lost",
+        "returning": "waits, empty, until it has been stable for long enough",
+        "drained": "drained by an operator",
+        "unknown": "expected, not connected yet",
+    }
+    return NodeStatus(
+        name=node.info.name,
+        site=node.info.site,
+        state=node.state,
+        reason=reasons.get(node.state, ""),
+        connected=node.connected,
+        memory_mb=node.info.memory_mb,
+        memory_used_mb=observed.memory_used_mb if observed else 0.0,
+        replicas=len(observed.replicas) if observed else 0,
+        blank_workers=observed.blank_workers if observed else 0,
+    )
+
+
+def _warnings(machine: ControllerMachine, plan: Plan, store: StoreStatus) -> list[str]:
+    warnings = list(plan.warnings)
+    warnings += [f"{app} has no primary: {why}" for app, why in sorted(plan.unplaced.items())]
+    if machine.planning_error:
+        warnings.append(f"planning failed: {machine.planning_error}")
+    if not any(node.plannable for node in machine.nodes.by_name.values()):
+        warnings.append("no node can take replicas")
+    if not store.ok:
+        warnings.append(f"the store is away, bookkeeping waits in memory: {store.error}")
+    return warnings

@@ -1,0 +1,190 @@
+"""Which queued requests run together, when, and where: on the event loop or in the thread.
+
+Lives here: the queue with its bound, the choice of a batch, the running estimate of how long a batch
+takes. Does not live here: tensors and clocks. Rows are counted, keys compared, `now` is handed in.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Generic, NamedTuple, TypeVar
+
+from understudy.invariants import check
+
+T = TypeVar("T")
+
+
+class _Queued(NamedTuple, Generic[T]):
+    serial: int
+    item: T
+    rows: int
+    added_s: float
+
+
+class _Lane(Generic[T]):
+    """Items of one key, oldest first."""
+
+    __slots__ = ("queued", "rows")
+
+    def __init__(self) -> None:
+        self.queued: deque[_Queued[T]] = deque()
+        self.rows = 0
+
+
+class Batcher(Generic[T]):
+    """A bounded queue that hands out batches of items with equal keys.
+
+    A batch has `rows_max` rows at most (an item that is larger goes alone) and its oldest item waits
+    `wait_s` at most for company. Batches leave in the order of their oldest items, except that a full one
+    doesn't wait for the timer of an older one. `rows` counts what is queued; what was taken is not.
+    """
+
+    __slots__ = ("_lanes", "_serial", "queue_rows_max", "rows", "rows_max", "wait_s")
+
+    def __init__(self, rows_max: int, wait_s: float, queue_rows_max: int) -> None:
+        check(rows_max >= 1 and wait_s >= 0.0 and queue_rows_max >= 1, "a batcher's bounds are positive")
+        self.rows_max = rows_max
+        self.wait_s = wait_s
+        self.queue_rows_max = queue_rows_max
+        self.rows = 0
+        self._lanes: dict[Hashable, _Lane[T]] = {}
+        self._serial = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self.rows >= self.queue_rows_max
+
+    def add(self, item: T, rows: int, key: Hashable, now: float) -> bool:
+        """Queue `item`; False if it doesn't fit. An empty queue takes any item, however large."""
+        if self.rows + rows > self.queue_rows_max and self.rows:
+            return False
+        self._append(item, rows, key, now)
+        return True
+
+    def add_beyond_bound(self, item: T, rows: int, key: Hashable, now: float) -> None:
+        """Queue `item` even when full. The caller has a bound of its own for these."""
+        self._append(item, rows, key, now)
+
+    def take(self, now: float) -> list[T]:
+        """The next batch that is due, in order of arrival; empty if nothing is."""
+        lanes = self._lanes
+        due: tuple[Hashable, _Lane[T]] | None = None
+        for key, lane in lanes.items():
+            oldest = lane.queued[0]
+            if now - oldest.added_s < self.wait_s and not self._is_full(lane):
+                continue
+            if due is None or oldest.serial < due[1].queued[0].serial:
+                due = key, lane
+        if due is None:
+            return []
+        return self._take_from(*due)
+
+    def wake_s(self) -> float | None:
+        """When `take` may next return something, on the clock of `now`. None: not before the next add."""
+        if not self._lanes:
+            return None
+        if any(self._is_full(lane) for lane in self._lanes.values()):
+            return 0.0
+        return min(lane.queued[0].added_s for lane in self._lanes.values()) + self.wait_s
+
+    def remove(self, match: Callable[[T], bool]) -> list[T]:
+        """Take out and return every queued item that `match` is true for. O(queued items)."""
+        removed: list[T] = []
+        for key, lane in list(self._lanes.items()):
+            kept: deque[_Queued[T]] = deque()
+            for queued in lane.queued:
+                if match(queued.item):
+                    removed.append(queued.item)
+                    lane.rows -= queued.rows
+                    self.rows -= queued.rows
+                else:
+                    kept.append(queued)
+            lane.queued = kept
+            if not kept:
+                del self._lanes[key]
+        return removed
+
+    def _append(self, item: T, rows: int, key: Hashable, now: float) -> None:
+        check(rows >= 1, "an item has at least one row")
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = _Lane()
+        self._serial += 1
+        lane.queued.append(_Queued(self._serial, item, rows, now))
+        lane.rows += rows
+        self.rows += rows
+
+    def _is_full(self, lane: _Lane[T]) -> bool:
+        return lane.rows >= self.rows_max
+
+    def _take_from(self, key: Hashable, lane: _Lane[T]) -> list[T]:
+        first = lane.queued.popleft()
+        items = [first.item]
+        rows = first.rows
+        while lane.queued and rows + lane.queued[0].rows <= self.rows_max:
+            queued = lane.queued.popleft()
+            items.append(queued.item)
+            rows += queued.rows
+        lane.rows -= rows
+        self.rows -= rows
+        if not lane.queued:
+            del self._lanes[key]
+        return items
+
+
+# Weight of the newest duration. Low enough that noise doesn't flip the choice, high enough to follow a
+# model that changed its pace within some ten batches.
+WEIGHT = 0.2
+# One stall (a page fault, a busy neighbour) counts as this many times the estimate at most.
+OUTLIER_FACTOR = 4.0
+# A batch in the thread is timed with the interpreter's lock in its way, which can make a short inference
+# look long for ever. So one batch in TRIAL_BATCHES runs inline if that can't cost much.
+TRIAL_BATCHES = 64
+TRIAL_HOPS_MAX = 10.0
+
+
+class Durations:
+    """How long a batch takes, by its size, and whether that is worth a hop to the thread and back.
+
+    Sizes are grouped by powers of two. Durations are in seconds; `hop_s` is a measured round trip.
+    """
+
+    __slots__ = ("_mean_s", "_since_trial", "hop_s")
+
+    def __init__(self, hop_s: float) -> None:
+        self.hop_s = hop_s
+        self._mean_s: dict[int, float] = {}
+        self._since_trial = 0
+
+    def observe(self, rows: int, duration_s: float) -> None:
+        group = rows.bit_length()
+        mean_s = self._mean_s.get(group)
+        if mean_s is None:
+            self._mean_s[group] = duration_s
+        else:
+            self._mean_s[group] = mean_s + WEIGHT * (min(duration_s, OUTLIER_FACTOR * mean_s) - mean_s)
+
+    def estimate_s(self, rows: int) -> float:
+        """Of a size never seen: that of the next smaller one seen, scaled by the rows; 0 if none was."""
+        group = rows.bit_length()
+        mean_s = self._mean_s.get(group)
+        if mean_s is not None:
+            return mean_s
+        for smaller in range(group - 1, 0, -1):
+            if smaller in self._mean_s:
+                return float(self._mean_s[smaller] * 2 ** (group - smaller))
+        return min(self._mean_s.values(), default=0.0)
+
+    def run_inline(self, rows: int) -> bool:
+        """Whether the batch should run on the event loop."""
+        estimate_s = self.estimate_s(rows)
+        if estimate_s < self.hop_s:
+            return True
+        if estimate_s > TRIAL_HOPS_MAX * self.hop_s:
+            return False
+        self._since_trial += 1
+        if self._since_trial < TRIAL_BATCHES:
+            return False
+        self._since_trial = 0
+        return True

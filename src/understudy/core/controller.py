@@ -1,0 +1,359 @@
+"""The controller's decisions: which nodes are there, when to plan, what to tell whom.
+
+A machine: `step(event, now)` takes one event and returns the effects to carry out, in order. It compares
+what a plan was made from with what holds now, so that a plan is made when something changed and never
+otherwise: not after a restart either. Not here: links, the store, threads, HTTP (`controller`).
+
+Revisions of targets and route tables grow over restarts: each start of the controller has its own range of
+numbers, and jumps ahead of any number that a peer holds already (a start whose number could not be stored).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, assert_never
+
+import msgspec
+
+from understudy.config import ClusterConfig
+from understudy.core import controller_events as ev
+from understudy.core import stored
+from understudy.core.nodes import Nodes, Transition
+from understudy.core.planning import PlanInput
+from understudy.core.reasons import moves, what_changed, why
+from understudy.core.stored import CurrentVersion, PlanFacts, Quarantined, Release, Save, StoredPlan
+from understudy.core.targets import TargetFacts, What, make_targets, settled_apps
+from understudy.wire.messages import NodeState, Target
+from understudy.wire.records import AppVersion, Plan, RouteTable
+
+REVISIONS_PER_EPOCH = 1_000_000
+PLANNING_RETRY_S = 1.0  # after the planner itself failed
+
+
+class ControllerMachine:
+    """All that the controller knows. What is public may be read, never written, by the shell."""
+
+    def __init__(self, config: ClusterConfig, memory: stored.Memory, now: float) -> None:
+        self._config = config
+        self.epoch = memory.meta.epoch + 1
+        self.nodes = Nodes(
+            config.controller, memory.nodes, frozenset(node.name for node in config.nodes), now
+        )
+        self.currents = memory.currents
+        self.releases = memory.releases
+        self.plan = memory.plan
+        self.quarantined = {key for key in memory.quarantined if key[:2] in memory.releases}
+        self.planning = False
+        self.planning_error = ""
+        self._plan_after_s = now
+        self.revision = self.epoch * REVISIONS_PER_EPOCH
+        self.table: RouteTable | None = None
+        self._sent: dict[str, Target] = {}  # by node, with revision 0: what its target says
+        self._recorded = {name: node.record() for name, node in self.nodes.by_name.items()}
+        self._settled_since_s: dict[str, float] = {}
+        self._stable: frozenset[str] = frozenset()
+        self._lifted: dict[What, int] = {}  # -> revision of the first target without it
+        self._effects: list[ev.Effect] = []
+
+    def step(self, event: ev.Event, now: float) -> list[ev.Effect]:
+        """Take in `event` at monotonic time `now` (seconds); the effects, to be carried out in order."""
+        if self._handle(event, now):
+            self._reconcile(event, now)
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _handle(self, event: ev.Event, now: float) -> bool:
+        """Whether anything may have changed."""
+        match event:
+            case ev.HeartbeatHeard(beat):
+                return self._node_changes(self.nodes.heartbeat(beat, now))
+            case ev.Tick():
+                self._node_changes(self.nodes.tick(now))
+                self._consider_planning(now)
+            case ev.StateReported(state):
+                self._node_changes(self.nodes.reported(state, now))
+                self._jump_ahead(state.target_revision)
+                self._take_quarantine(state)
+            case ev.AgentHello(hello):
+                self._node_changes(self.nodes.hello(hello, now))
+                self._jump_ahead(hello.revision)
+                self._sent.pop(hello.name, None)
+            case ev.AgentLost(node):
+                self._node_changes(self.nodes.link_lost(node, now))
+            case ev.GatewayHello():
+                self._welcome(event)
+            case ev.Deployed(release):
+                self._deploy(release)
+            case ev.Removed(app):
+                self._remove(app)
+            case ev.DrainAsked(node):
+                self._node_changes(self.nodes.drain(node, now))
+            case ev.UndrainAsked(node):
+                self._node_changes(self.nodes.undrain(node, now))
+            case ev.QuarantineCleared(app, variant):
+                self._lift_quarantine(app, variant)
+            case ev.Planned(plan, facts):
+                self._take_plan(plan, facts)
+            case ev.PlanningFailed(message):
+                self.planning = False
+                self.planning_error = message
+                self._plan_after_s = now + PLANNING_RETRY_S
+                self._note("plan.failed", message)
+            case ev.Started():
+                self._save({stored.META: stored.Meta(self.epoch)}, reason="controller started")
+                self._note("controller.started", f"start number {self.epoch}")
+            case _:
+                assert_never(event)
+        return True
+
+    # Facts that others may ask for
+
+    @property
+    def apps(self) -> dict[str, AppVersion]:
+        """The current version of each app."""
+        return {
+            app: self.releases[(app, current.version)].app
+            for app, current in sorted(self.currents.items())
+            if current.version
+        }
+
+    @property
+    def settled(self) -> frozenset[str]:
+        """Apps whose planned primaries are all ready; an app with a newer version than planned is not."""
+        planned = dict(self.plan.facts.apps) if self.plan else {}
+        return frozenset(
+            app for app in self._settled_since_s if planned.get(app) == self.currents[app].version
+        )
+
+    def next_version(self, app: str) -> int:
+        current = self.currents.get(app)
+        return current.newest + 1 if current else 1
+
+    def release_records(self, release: Release) -> tuple[dict[str, msgspec.Struct], tuple[str, ...]]:
+        """What to put and to delete to make `release` the current version; store it before `Deployed`."""
+        app, version = release.app.app, release.app.version
+        oldest = version - self._config.controller.versions_max
+        puts: dict[str, msgspec.Struct] = {
+            stored.release_key(app, version): release,
+            stored.current_key(app): CurrentVersion(version, version),
+        }
+        gone = [stored.release_key(*key) for key in self.releases if key[0] == app and key[1] <= oldest]
+        gone += [stored.quarantine_key(*key) for key in self.quarantined if key[0] == app]
+        return puts, tuple(gone)
+
+    def removal_records(self, app: str) -> tuple[dict[str, msgspec.Struct], tuple[str, ...]]:
+        """What to put and to delete to remove `app`; store it before `Removed`."""
+        gone = [stored.release_key(*key) for key in self.releases if key[0] == app]
+        gone += [stored.quarantine_key(*key) for key in self.quarantined if key[0] == app]
+        return {stored.current_key(app): CurrentVersion(0, self.currents[app].newest)}, tuple(gone)
+
+    # Nodes
+
+    def _node_changes(self, changes: list[Transition]) -> bool:
+        for change in changes:
+            self._note(change.kind, change.reason, node=change.node)
+        return bool(changes)
+
+    def _take_quarantine(self, state: NodeState) -> None:
+        for key in state.quarantined:
+            outdated = state.target_revision < self._lifted.get(key, 0)  # lifted, and it doesn't know yet
+            if key in self.quarantined or key[:2] not in self.releases or outdated:
+                continue
+            self.quarantined.add(key)
+            self._save({stored.quarantine_key(*key): Quarantined(*key)}, reason="quarantine reported")
+            app, version, variant = key
+            message = f"{variant} of version {version} crash-looped on {state.node}: not placed anywhere"
+            self._note("quarantine.recorded", message, app=app, node=state.node)
+
+    def _lift_quarantine(self, app: str, variant: str) -> None:
+        lifted = [key for key in self.quarantined if key[0] == app and key[2] == variant]
+        for key in lifted:
+            self.quarantined.remove(key)
+            self._lifted[key] = self.revision + 1
+            self._save({}, (stored.quarantine_key(*key),), "quarantine lifted by an operator")
+            self._note("quarantine.cleared", f"{variant} may be placed again", app=app)
+
+    # Apps
+
+    def _deploy(self, release: Release) -> None:
+        app = release.app
+        self.releases[(app.app, app.version)] = release
+        self.currents[app.app] = CurrentVersion(app.version, app.version)
+        oldest = app.version - self._config.controller.versions_max
+        for key in [key for key in self.releases if key[0] == app.app and key[1] <= oldest]:
+            del self.releases[key]
+        self.quarantined = {key for key in self.quarantined if key[0] != app.app}
+        names = ", ".join(variant.name for variant in app.variants)
+        self._note("app.deployed", f"version {app.version}: {names}", app=app.app)
+
+    def _remove(self, app: str) -> None:
+        self.currents[app] = CurrentVersion(0, self.currents[app].newest)
+        self.releases = {key: release for key, release in self.releases.items() if key[0] != app}
+        self.quarantined = {key for key in self.quarantined if key[0] != app}
+        self._note("app.removed", "removed by an operator", app=app)
+
+    # Planning
+
+    def _facts(self) -> PlanFacts:
+        current = {(app, now.version) for app, now in self.currents.items() if now.version}
+        infos = [node.info for node in self.nodes.by_name.values() if node.plannable]
+        return PlanFacts(
+            nodes=tuple(sorted((info.name, info.site, info.memory_mb) for info in infos)),
+            apps=tuple(sorted(current)),
+            quarantined=tuple(sorted(key for key in self.quarantined if key[:2] in current)),
+            settings=self._config.plan,
+        )
+
+    def _consider_planning(self, now: float) -> None:
+        if self.planning or now < self._plan_after_s:
+            return
+        facts = self._facts()
+        if self.plan is not None and facts == self.plan.facts:
+            return
+        # Without an app there is nothing to plan. Without a node the plan in force is as good as any, and
+        # is right at once when its nodes come back.
+        if not facts.nodes or (self.plan is None and not facts.apps):
+            return
+        reason = what_changed(self.plan.facts if self.plan else PlanFacts(settings=facts.settings), facts)
+        nodes = sorted(
+            (node.info for node in self.nodes.by_name.values() if node.plannable), key=lambda info: info.name
+        )
+        plan_input = PlanInput(
+            nodes=tuple(nodes),
+            apps=tuple(self.apps.values()),
+            current=self.plan.plan if self.plan else None,
+            quarantined=frozenset(facts.quarantined),
+            settings=facts.settings,
+        )
+        self.planning = True
+        revision = self.plan.plan.revision + 1 if self.plan else 1
+        self._effects.append(ev.MakePlan(plan_input, facts, revision, reason))
+
+    def _take_plan(self, plan: Plan, facts: PlanFacts) -> None:
+        self.planning = False
+        self.planning_error = ""
+        obstacle = self._obstacle(plan)
+        if obstacle:
+            self._note("plan.discarded", f"{obstacle} while it was made; planning again")
+            return
+        former = self.plan.plan.placements if self.plan else ()
+        self.plan = StoredPlan(plan, facts)
+        self._settled_since_s.clear()
+        self._save({stored.PLAN: self.plan}, reason=f"plan {plan.revision}: {plan.reason}")
+        data = moves(former, plan.placements)
+        message = f"revision {plan.revision}: {plan.reason}; {data['starts']} start, {data['stops']} stop"
+        self._note("plan.published", message, data={"revision": plan.revision, **data})
+
+    def _obstacle(self, plan: Plan) -> str:
+        """Why `plan` can't be used any more. It may miss the newest app or node: the next one has it."""
+        now = self._facts()
+        nodes = {name for name, _, _ in now.nodes}
+        for p in plan.placements:
+            if p.node not in nodes:
+                return f"node {p.node} went away"
+            if (p.app, p.version) not in now.apps:
+                return f"{p.app} was changed"
+            if (p.app, p.version, p.variant) in self.quarantined:
+                return f"{p.variant} of {p.app} was quarantined"
+        return ""
+
+    # Publishing
+
+    def _reconcile(self, event: ev.Event, now: float) -> None:
+        self._record_nodes()
+        published = self._published()
+        self._update_stability(now)
+        if not published and self.plan is None:
+            # As far as we know nothing was ever deployed. If the store was lost, the peers know more than we.
+            return
+        reason = why(event)
+        revision = self.revision + 1
+        self._publish_table(published, revision, reason)
+        if self.plan is not None:
+            self._publish_targets(published, self.plan.plan, revision, reason)
+
+    def _record_nodes(self) -> None:
+        for name, node in self.nodes.by_name.items():
+            record = node.record()
+            if self._recorded.get(name) != record:
+                self._recorded[name] = record
+                self._save({stored.node_key(name): record}, reason=f"node {name} is {node.state}")
+
+    def _published(self) -> dict[str, AppVersion]:
+        """Each app in the version that the plan is about, so that all of what is published fits together."""
+        planned = self.plan.facts.apps if self.plan else ()
+        apps = self.apps
+        for app, version in planned:
+            if app in apps and (app, version) in self.releases:
+                apps[app] = self.releases[(app, version)].app
+        return apps
+
+    def _update_stability(self, now: float) -> None:
+        settled = settled_apps(self.plan.plan, self.nodes.by_name) if self.plan else frozenset()
+        settled &= {app for app, current in self.currents.items() if current.version}
+        self._settled_since_s = {app: self._settled_since_s.get(app, now) for app in settled}
+        window_s = self._config.controller.release_after_s
+        self._stable = frozenset(
+            app for app, since_s in self._settled_since_s.items() if now - since_s >= window_s
+        )
+
+    def _publish_table(self, published: Mapping[str, AppVersion], revision: int, reason: str) -> None:
+        plan = self.plan.plan if self.plan else Plan(0)
+        infos = (node.info for node in self.nodes.by_name.values())
+        table = RouteTable(
+            revision=self.table.revision if self.table else 0,
+            nodes=tuple(sorted(infos, key=lambda info: info.name)),
+            apps=tuple(published.values()),
+            contingencies=tuple(c for c in plan.contingencies if c.app in published),
+            placements=tuple(p for p in plan.placements if p.app in published),
+            quarantined=tuple(sorted(self.quarantined)),
+            cluster=self._config.name,
+        )
+        if table == self.table:
+            return
+        self.revision = revision
+        self.table = msgspec.structs.replace(table, revision=revision)
+        self._effects.append(ev.SendRoutes(self.table, "", reason))
+
+    def _publish_targets(
+        self, published: Mapping[str, AppVersion], plan: Plan, revision: int, reason: str
+    ) -> None:
+        facts = TargetFacts(
+            plan=plan,
+            apps=published,
+            versions={key: release.app for key, release in self.releases.items()},
+            nodes=self.nodes.by_name,
+            stable=self._stable,
+            quarantined=frozenset(self.quarantined),
+        )
+        for node, target in make_targets(facts).items():
+            if self._sent.get(node) == target:
+                continue
+            self._sent[node] = target
+            self.revision = revision
+            target = msgspec.structs.replace(target, revision=revision)
+            self._effects.append(ev.SendTarget(node, target, reason))
+
+    def _welcome(self, event: ev.GatewayHello) -> None:
+        self._jump_ahead(event.revision)
+        if self.table is None:
+            return
+        if event.revision > self.table.revision:
+            self.revision += 1
+            self.table = msgspec.structs.replace(self.table, revision=self.revision)
+        self._effects.append(ev.SendRoutes(self.table, event.name, f"gateway {event.name} connected"))
+
+    def _jump_ahead(self, revision: int) -> None:
+        self.revision = max(self.revision, revision)
+
+    # Effects
+
+    def _note(
+        self, kind: str, message: str, *, app: str = "", node: str = "", data: dict[str, Any] | None = None
+    ) -> None:
+        self._effects.append(ev.Note(kind, message, app, node, data or {}))
+
+    def _save(
+        self, puts: Mapping[str, msgspec.Struct], deletes: tuple[str, ...] = (), reason: str = ""
+    ) -> None:
+        self._effects.append(Save(puts, deletes, reason))

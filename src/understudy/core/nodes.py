@@ -1,0 +1,215 @@
+"""Which nodes are there: leases, suspicion, return. Table: `lifecycle.NODE`. Pure.
+
+Deliberately imperfect: nodes are judged by what this controller hears. A node cut off from the controller
+alone is declared dead and planned around although it serves on; gateways judge for themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from understudy.config import ControllerTuning
+from understudy.core.lifecycle import NODE, advance, permits
+from understudy.core.stored import StoredNode
+from understudy.wire.messages import Heartbeat, Hello, NodeState
+from understudy.wire.records import NodeInfo
+
+WATCHED = ("unknown", "ready", "suspect", "drained")  # states with a lease to lose
+PLANNABLE = ("unknown", "ready", "suspect")  # may hold replicas: nothing is moved on a mere suspicion
+DEATHS_MAX = 16  # remembered of one node; 2 ** 16 stability windows are longer than any limit on them
+
+
+@dataclass(slots=True)
+class Node:
+    info: NodeInfo
+    state: str
+    heard_s: float  # newest sign of life; for an unknown node, when we began to wait for one
+    connected: bool = False
+    drain: bool = False  # wanted by an operator; done as soon as the state permits
+    deaths_s: list[float] = field(default_factory=list)  # not older than flap_memory_s
+    stable_at_s: float = 0.0  # while returning
+    observed: NodeState | None = None  # its newest report over the present connection
+
+    @property
+    def plannable(self) -> bool:
+        return self.state in PLANNABLE and not self.drain
+
+    def record(self) -> StoredNode:
+        trusted = self.state not in ("dead", "returning")
+        return StoredNode(self.info, trusted, self.drain, len(self.deaths_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A node's change of state. `kind` is the event's name in the registry."""
+
+    node: str
+    kind: str
+    reason: str
+
+
+class Nodes:
+    """All nodes ever heard of. Methods return what changed; times are monotonic seconds."""
+
+    def __init__(
+        self,
+        tuning: ControllerTuning,
+        remembered: dict[str, StoredNode],
+        configured: frozenset[str],
+        now: float,
+    ) -> None:
+        self._tuning = tuning
+        self._ticked_s = now
+        self._hold_until_s = now + tuning.start_grace_ms / 1000
+        self.by_name: dict[str, Node] = {}
+        for name, stored in remembered.items():
+            if not stored.trusted and name not in configured:
+                continue  # it died and was taken out of the cluster file
+            state = "unknown" if stored.trusted else "dead"
+            self.by_name[name] = Node(
+                stored.info, state, now, drain=stored.drain, deaths_s=[now] * stored.flaps
+            )
+
+    def hello(self, hello: Hello, now: float) -> list[Transition]:
+        info = NodeInfo(hello.name, hello.site or "default", hello.address, hello.memory_mb)
+        node = self.by_name.get(hello.name)
+        if node is None:
+            node = self.by_name[hello.name] = Node(info, "unknown", now)
+        node.info = info
+        node.connected = True
+        node.observed = None
+        return self._heard(node, now)
+
+    def reported(self, state: NodeState, now: float) -> list[Transition]:
+        """Take in `state` unless a newer one was seen; `Node.observed` tells."""
+        node = self.by_name.get(state.node)
+        if node is None or not node.connected:
+            return []
+        seen = node.observed
+        if seen is None or (state.incarnation, state.serial) >= (seen.incarnation, seen.serial):
+            node.observed = state
+        return self._heard(node, now)
+
+    def heartbeat(self, beat: Heartbeat, now: float) -> list[Transition]:
+        node = self.by_name.get(beat.node)
+        return self._heard(node, now) if node is not None and node.connected else []
+
+    def link_lost(self, name: str, now: float) -> list[Transition]:
+        node = self.by_name[name]
+        node.connected = False
+        if not permits(NODE, node.state, "link_lost"):
+            return []
+        return [self._advance(node, "link_lost", now, "its connection was lost")]
+
+    def drain(self, name: str, now: float) -> list[Transition]:
+        node = self.by_name[name]
+        if node.drain:
+            return []
+        node.drain = True
+        return self._apply_drain(node, now) or [Transition(name, "node.drain_asked", "by an operator")]
+
+    def undrain(self, name: str, now: float) -> list[Transition]:
+        node = self.by_name[name]
+        if not node.drain:
+            return []
+        node.drain = False
+        if not permits(NODE, node.state, "undrain_asked"):
+            return [Transition(name, "node.undrained", "asked by an operator")]
+        return [self._advance(node, "undrain_asked", now, "asked by an operator")]
+
+    def tick(self, now: float) -> list[Transition]:
+        """Judge silence. To be called every reconcile_interval_ms; a late call means that we were away."""
+        tuning = self._tuning
+        lease_s = tuning.lease_ms / 1000
+        late_s = now - self._ticked_s - tuning.reconcile_interval_ms / 1000
+        self._ticked_s = now
+        if late_s > lease_s / 2:
+            # What the nodes sent while this process stood still may not have been read yet.
+            self._hold_until_s = max(self._hold_until_s, now + lease_s)
+        silent = [n for n in self._watched() if now - n.heard_s > tuning.suspect_ms / 1000]
+        if len(silent) > 1 and 2 * len(silent) > len(self._watched()):
+            lease_s *= 2  # more likely that we are cut off than that most nodes died at once
+        changes: list[Transition] = []
+        for node in self.by_name.values():
+            changes += self._judge(node, now, lease_s)
+        return changes + self._settle_returning(now)
+
+    def _judge(self, node: Node, now: float, lease_s: float) -> list[Transition]:
+        silence_s = now - node.heard_s
+        changes = []
+        if (
+            silence_s > self._tuning.suspect_ms / 1000
+            and now >= self._hold_until_s
+            and (permits(NODE, node.state, "heartbeat_missed"))
+        ):
+            changes.append(
+                self._advance(node, "heartbeat_missed", now, f"not heard for {1000 * silence_s:.0f} ms")
+            )
+        if silence_s > lease_s and now >= self._hold_until_s and permits(NODE, node.state, "lease_lost"):
+            changes.append(
+                self._advance(node, "lease_lost", now, f"not heard for {1000 * silence_s:.0f} ms: lease lost")
+            )
+        return changes
+
+    def _settle_returning(self, now: float) -> list[Transition]:
+        returning = [node for node in self.by_name.values() if node.state == "returning"]
+        # Waiting for stability protects those that are stable. When nobody is, there is nothing to protect.
+        nobody = not any(node.state in PLANNABLE for node in self.by_name.values())
+        changes = []
+        for node in returning:
+            if nobody or now >= node.stable_at_s:
+                reason = "no other node is there" if nobody else "it stayed for its stability window"
+                changes.append(self._advance(node, "stable", now, reason))
+                changes += self._apply_drain(node, now)
+        return changes
+
+    def _heard(self, node: Node, now: float) -> list[Transition]:
+        node.heard_s = now
+        if node.state == "suspect":
+            return [self._advance(node, "heartbeat", now, "heard again"), *self._apply_drain(node, now)]
+        if permits(NODE, node.state, "hello"):
+            # A node that was frozen, not killed, comes back on its old connection without a Hello.
+            reason = "heard again after it was declared dead" if node.state == "dead" else "connected"
+            return [self._advance(node, "hello", now, reason), *self._apply_drain(node, now)]
+        return []
+
+    def _apply_drain(self, node: Node, now: float) -> list[Transition]:
+        if not node.drain or not permits(NODE, node.state, "drain_asked"):
+            return []
+        return [self._advance(node, "drain_asked", now, "asked by an operator")]
+
+    def _advance(self, node: Node, event: str, now: float, reason: str) -> Transition:
+        former, node.state = node.state, advance(NODE, node.state, event)
+        if node.state == "dead":
+            self._count_death(node, now)
+        if node.state == "returning":
+            node.stable_at_s = now + self._window_s(node)
+            reason += f"; it waits {self._window_s(node):.0f} s before it takes part"
+        return Transition(node.info.name, _KINDS[(former, node.state)], reason)
+
+    def _count_death(self, node: Node, now: float) -> None:
+        oldest_s = now - self._tuning.flap_memory_s
+        node.deaths_s = [*[at for at in node.deaths_s if at > oldest_s][1 - DEATHS_MAX:], now]
+
+    def _window_s(self, node: Node) -> float:
+        tuning = self._tuning
+        doublings = max(len(node.deaths_s) - 1, 0)
+        return min(tuning.stability_window_s * 2.0**doublings, tuning.stability_window_s_max)
+
+    def _watched(self) -> list[Node]:
+        return [node for node in self.by_name.values() if node.state in WATCHED]
+
+
+_KINDS: dict[tuple[str, str], str] = {
+    ("unknown", "ready"): "node.joined",
+    ("unknown", "dead"): "node.died",
+    ("ready", "suspect"): "node.suspected",
+    ("suspect", "ready"): "node.cleared",
+    ("suspect", "dead"): "node.died",
+    ("dead", "returning"): "node.returned",
+    ("returning", "ready"): "node.stabilised",
+    ("returning", "dead"): "node.died",
+    ("ready", "drained"): "node.drained",
+    ("drained", "ready"): "node.undrained",
+    ("drained", "dead"): "node.died",
+}

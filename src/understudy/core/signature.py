@@ -1,0 +1,61 @@
+"""What clients send to an app and get from it: the same for all of its variants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from understudy.wire.errors import InvalidArgument
+from understudy.wire.messages import Measured
+from understudy.wire.records import TensorSpec
+
+Signature = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+
+
+def common_signature(measured: Mapping[str, Measured]) -> Signature:
+    """(inputs, outputs) that hold for every variant, from what each said of itself.
+
+    A length that one variant fixes and another leaves open (-1) is fixed for inputs, which must suit all,
+    and open for outputs. Raises `InvalidArgument` naming two variants that a client could tell apart.
+    """
+    (first, reference), *others = measured.items()
+    inputs, outputs = reference.inputs, reference.outputs
+    for name, other in others:
+        inputs = _merged("inputs", inputs, other.inputs, (first, name))
+        outputs = _merged("outputs", outputs, other.outputs, (first, name))
+    return inputs, outputs
+
+
+def _merged(
+    side: str, ours: tuple[TensorSpec, ...], theirs: tuple[TensorSpec, ...], names: tuple[str, str]
+) -> tuple[TensorSpec, ...]:
+    by_name = {spec.name: spec for spec in theirs}
+    if {spec.name for spec in ours} != set(by_name):
+        raise _differ(side, names, _listed(ours), _listed(theirs))
+    return tuple(_merged_tensor(side, spec, by_name[spec.name], names) for spec in ours)
+
+
+def _merged_tensor(side: str, one: TensorSpec, other: TensorSpec, names: tuple[str, str]) -> TensorSpec:
+    shape = [_merged_length(side, a, b) for a, b in zip(one.shape, other.shape, strict=False)]
+    if one.datatype != other.datatype or len(one.shape) != len(other.shape) or None in shape:
+        raise _differ(side, names, _listed((one,)), _listed((other,)))
+    return TensorSpec(one.name, one.datatype, tuple(length for length in shape if length is not None))
+
+
+def _merged_length(side: str, one: int, other: int) -> int | None:
+    """None: they can't both be."""
+    if one == other:
+        return one
+    if -1 not in (one, other):
+        return None
+    return max(one, other) if side == "inputs" else -1
+
+
+def _listed(specs: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{s.name} {s.datatype}[{','.join(map(str, s.shape))}]" for s in specs) or "none"
+
+
+def _differ(side: str, names: tuple[str, str], ours: str, theirs: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"variants: {names[0]!r} and {names[1]!r} have different {side} ({ours} against {theirs}); "
+        "clients must not notice which one answers"
+    )

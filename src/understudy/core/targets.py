@@ -1,0 +1,262 @@
+"""From the plan and what is observed to what each node shall run now. Pure and stateless.
+
+Make before break: what an app runs on is kept until all its planned primaries have been ready for a while;
+then the rest goes, and the activations that gateways made are released.
+
+Keeping costs memory that the plan gave to others. Where a node can't hold both, room is made in this order,
+until it fits: standbys that don't run yet wait; kept replicas go whose app has another one ready; the only
+replica of an app gets a bridge, its smallest variant on a node with room, and goes when that is ready; and
+the only replica of an app goes without one for an app that nobody answers for and that is worth as much.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from understudy.core.footprint import replica_mb
+from understudy.core.nodes import Node
+from understudy.wire.messages import ReplicaState, Target, TargetReplica
+from understudy.wire.records import AppVersion, ArtifactRef, Criticality, Plan, Role
+
+LIVE = ("starting", "loading", "ready", "failing")  # answers, or is about to
+ANSWERING_NODES = ("ready", "returning", "drained")  # a replica on any other may be gone already
+WORTH = {Criticality.BEST_EFFORT: 0, Criticality.STANDARD: 1, Criticality.CRITICAL: 2}
+
+What = tuple[str, int, str]  # (app, version, variant)
+
+
+class TargetFacts(msgspec.Struct):
+    plan: Plan
+    apps: Mapping[str, AppVersion]  # the version of each app that the plan is about
+    versions: Mapping[tuple[str, int], AppVersion]  # every version that may still run
+    nodes: Mapping[str, Node]
+    stable: frozenset[str] = frozenset()  # apps whose planned primaries have been ready for long enough
+    quarantined: frozenset[What] = frozenset()
+
+
+@dataclass(slots=True)
+class _Draft:
+    """One node's target in the making. Every observed replica that stays is in exactly one list."""
+
+    node: Node
+    planned: list[TargetReplica]
+    running: list[ReplicaState] = field(default_factory=list)  # what carries out `planned` already
+    kept: list[ReplicaState] = field(default_factory=list)
+    activated: list[ReplicaState] = field(default_factory=list)  # by gateways, and still needed
+    released: set[str] = field(default_factory=set)
+    bridges: list[TargetReplica] = field(default_factory=list)
+
+    def has_ready(self, app: str) -> int:
+        """How many ready replicas of `app` stay here. A node in doubt counts for nothing."""
+        if self.node.state not in ANSWERING_NODES:
+            return 0
+        stays = (*self.running, *self.kept, *self.activated)
+        return sum(replica.app == app and replica.state == "ready" for replica in stays)
+
+    def take_away(self, replica: ReplicaState) -> None:
+        if not replica.activation:
+            self.kept.remove(replica)
+            return
+        # An activation may be running two variants, on its way from the first to the better one.
+        self.activated = [r for r in self.activated if r.activation != replica.activation]
+        self.released.add(replica.activation)
+
+
+def settled_apps(plan: Plan, nodes: Mapping[str, Node]) -> frozenset[str]:
+    """Apps with a planned primary whose planned primaries are all ready now, on nodes that are ready."""
+    wanted: dict[str, Counter[tuple[str, What]]] = {}
+    for placement in plan.placements:
+        if placement.role is Role.PRIMARY:
+            what = (placement.app, placement.version, placement.variant)
+            wanted.setdefault(placement.app, Counter())[(placement.node, what)] += 1
+    ready: Counter[tuple[str, What]] = Counter()
+    for name, node in nodes.items():
+        if node.state == "ready":
+            ready.update((name, _what(replica)) for replica in _observed(node) if replica.state == "ready")
+    return frozenset(app for app, counts in wanted.items() if counts <= ready)
+
+
+def make_targets(facts: TargetFacts) -> dict[str, Target]:
+    """A target for each node that reported what it runs; all with revision 0."""
+    drafts = [
+        _draft(name, node, facts)
+        for name, node in sorted(facts.nodes.items())
+        if node.connected and node.observed is not None and node.state != "dead"
+    ]
+    _make_room(drafts, facts)
+    return {draft.node.info.name: _target(draft, facts) for draft in drafts}
+
+
+def _draft(name: str, node: Node, facts: TargetFacts) -> _Draft:
+    planned = [
+        TargetReplica(p.app, p.version, p.variant, p.role)
+        for p in facts.plan.placements
+        if p.node == name and p.app in facts.apps and node.plannable
+    ]
+    draft = _Draft(node, planned)
+    missing = Counter(_what(replica) for replica in planned)
+    # An activation that the plan wants too is re-labelled, but a replica of the plan's own comes first.
+    for replica in sorted(_observed(node), key=lambda r: (bool(r.activation), r.state != "ready", r.id)):
+        what = _what(replica)
+        needed = replica.app in facts.apps and replica.app not in facts.stable
+        if missing[what] > 0 and replica.state in LIVE:
+            missing[what] -= 1
+            draft.running.append(replica)
+        elif replica.activation and needed:
+            draft.activated.append(replica)
+        elif replica.activation:
+            draft.released.add(replica.activation)
+        elif needed and replica.state in LIVE and what[:2] in facts.versions:
+            draft.kept.append(replica)
+    return draft
+
+
+# Room
+
+
+def _make_room(drafts: list[_Draft], facts: TargetFacts) -> None:
+    for draft in drafts:
+        _defer_standbys(draft, facts)
+    for draft in drafts:
+        for replica in _surplus(draft, facts):
+            elsewhere = sum(other.has_ready(replica.app) for other in drafts) > 1
+            if _excess_mb(draft, facts) > 0 and (replica.state != "ready" or elsewhere):
+                draft.take_away(replica)
+    for draft in drafts:
+        if _excess_mb(draft, facts) > 0:
+            _make_way(draft, drafts, facts)
+
+
+def _defer_standbys(draft: _Draft, facts: TargetFacts) -> None:
+    """Standbys that don't run yet wait while something that is kept is in their place."""
+    if not draft.kept and not draft.activated:
+        return
+    running = Counter(_what(replica) for replica in draft.running)
+    for replica in list(draft.planned):
+        if running[_what(replica)] > 0:
+            running[_what(replica)] -= 1
+        elif replica.role is not Role.PRIMARY and _excess_mb(draft, facts) > 0:
+            draft.planned.remove(replica)
+
+
+def _make_way(draft: _Draft, drafts: list[_Draft], facts: TargetFacts) -> None:
+    """Only replicas that are the last of their app are left in the way."""
+    silent = [
+        _worth(facts.apps[replica.app])
+        for replica in draft.planned
+        if replica.role is Role.PRIMARY and not any(other.has_ready(replica.app) for other in drafts)
+    ]
+    for replica in _surplus(draft, facts):
+        if _excess_mb(draft, facts) <= 0:
+            return
+        app = facts.apps[replica.app]
+        if _on_its_way(app, drafts, facts) or _bridge(app, drafts, facts):
+            continue
+        if silent and max(silent) >= _worth(app):
+            draft.take_away(replica)
+
+
+def _on_its_way(app: AppVersion, drafts: list[_Draft], facts: TargetFacts) -> bool:
+    """Whether another replica of `app` is being started where there is room for it."""
+    for draft in drafts:
+        starting = [r for r in (*draft.kept, *draft.activated) if r.state in ("starting", "loading")]
+        fits = _excess_mb(draft, facts) <= 0
+        ordered = [r for r in draft.planned if fits] + draft.bridges
+        if any(r.app == app.app for r in starting) or any(r.app == app.app for r in ordered):
+            return True
+    return False
+
+
+def _bridge(app: AppVersion, drafts: list[_Draft], facts: TargetFacts) -> bool:
+    """Have the smallest variant of `app` started where there is most room. False: it fits nowhere."""
+    variants = [v for v in app.variants if (app.app, app.version, v.name) not in facts.quarantined]
+    ready = [draft for draft in drafts if draft.node.state == "ready"]
+    if not variants or not ready:
+        return False
+    smallest = min(variants, key=replica_mb)
+    roomiest = min(ready, key=lambda draft: _excess_mb(draft, facts))
+    if replica_mb(smallest) > -_excess_mb(roomiest, facts):
+        return False
+    roomiest.bridges.append(TargetReplica(app.app, app.version, smallest.name, Role.STANDBY))
+    return True
+
+
+def _surplus(draft: _Draft, facts: TargetFacts) -> list[ReplicaState]:
+    """What could be taken away, the most expendable first."""
+    return sorted(
+        draft.kept + draft.activated,
+        key=lambda r: (r.state == "ready", _worth(facts.apps[r.app]), -_memory_mb(r, facts), r.id),
+    )
+
+
+def _excess_mb(draft: _Draft, facts: TargetFacts) -> float:
+    """Memory that the draft needs beyond what its node has; negative: that much is free."""
+    observed = sum(_memory_mb(replica, facts) for replica in (*draft.kept, *draft.activated))
+    ordered = sum(_memory_mb(replica, facts) for replica in (*draft.planned, *draft.bridges))
+    return observed + ordered - draft.node.info.memory_mb
+
+
+def _memory_mb(replica: TargetReplica | ReplicaState, facts: TargetFacts) -> float:
+    """As the agent counts it."""
+    app = facts.versions.get((replica.app, replica.version))
+    variant = app.variant(replica.variant) if app else None
+    if variant is not None:
+        return replica_mb(variant)
+    return replica.memory_mb if isinstance(replica, ReplicaState) else 0.0
+
+
+def _worth(app: AppVersion) -> tuple[int, float]:
+    return WORTH[app.criticality], app.weight
+
+
+# The message
+
+
+def _target(draft: _Draft, facts: TargetFacts) -> Target:
+    name = draft.node.info.name
+    kept = [
+        TargetReplica(r.app, r.version, r.variant, Role.STANDBY if r.role is Role.CONTINGENCY else r.role)
+        for r in draft.kept
+    ]
+    replicas = (*draft.planned, *kept, *draft.bridges)
+    contingencies = tuple(c for c in facts.plan.contingencies if c.node == name and c.app in facts.apps)
+    # Former versions first: who looks an app up by its name alone finds the one that is planned.
+    former = {_what(r)[:2] for r in replicas} | {_what(r)[:2] for r in draft.activated}
+    former -= {(app.app, app.version) for app in facts.apps.values()}
+    apps = [facts.versions[key] for key in sorted(former) if key in facts.versions]
+    apps += [facts.apps[app] for app in sorted(facts.apps)]
+    wanted = [_what(replica) for replica in replicas]
+    wanted += [(c.app, c.version, variant) for c in contingencies for variant in (c.first, c.variant)]
+    # Any node can become the last resort, so it has the smallest variant of every app on its disk.
+    wanted += [(app.app, app.version, app.smallest.name) for app in facts.apps.values()]
+    return Target(
+        revision=0,
+        apps=tuple(apps),
+        replicas=replicas,
+        contingencies=contingencies,
+        stage=_artifacts(wanted, facts),
+        released=tuple(sorted(draft.released)),
+        quarantined=tuple(sorted(facts.quarantined)),
+    )
+
+
+def _artifacts(wanted: list[What], facts: TargetFacts) -> tuple[ArtifactRef, ...]:
+    found: dict[str, ArtifactRef] = {}
+    for app_name, version, variant_name in wanted:
+        app = facts.versions.get((app_name, version))
+        variant = app.variant(variant_name) if app else None
+        if variant is not None:
+            found.setdefault(variant.artifact.digest, variant.artifact)
+    return tuple(found[digest] for digest in sorted(found))
+
+
+def _observed(node: Node) -> tuple[ReplicaState, ...]:
+    return node.observed.replicas if node.observed is not None else ()
+
+
+def _what(replica: ReplicaState | TargetReplica) -> What:
+    return replica.app, replica.version, replica.variant

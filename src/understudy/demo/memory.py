@@ -1,0 +1,61 @@
+"""What protection costs: memory of the cluster's processes, measured from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from understudy.cli.supervisor import Cluster
+from understudy.demo.scenario import Replica
+from understudy.wire.records import Role
+
+
+class Memory(NamedTuple):
+    """PSS in MiB: shared pages are split among those who share them, so sums count them once."""
+
+    primaries: float
+    standbys: float
+    blank_workers: float
+    agents_and_zygotes: float
+
+    @property
+    def overhead_pct(self) -> float:
+        """What is there only for failures, by what serves."""
+        if not self.primaries:
+            return 0.0
+        return (self.standbys + self.blank_workers) / self.primaries * 100.0
+
+
+def measure(cluster: Cluster, replicas: Iterable[Replica]) -> Memory:
+    """Every process of every node. Takes a few milliseconds for each."""
+    roles = {replica.pid: replica.role for replica in replicas}
+    sums = dict.fromkeys(Memory._fields, 0.0)
+    for (role, _), process in cluster.roles.items():
+        if role != "agent":
+            continue
+        for pid in process.pids():
+            try:
+                kind = _kind(pid, process.pid, roles)
+                sums[kind] += pss_mb(pid)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended meanwhile
+    return Memory(**sums)
+
+
+def _kind(pid: int, agent: int, roles: dict[int, str]) -> str:
+    if pid in roles:
+        return "primaries" if roles[pid] == Role.PRIMARY else "standbys"
+    # An agent starts its zygote, a zygote forks the workers.
+    return "agents_and_zygotes" if agent in (pid, _parent(pid)) else "blank_workers"
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def pss_mb(pid: int) -> float:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) / 1024
+    return 0.0

@@ -1,0 +1,171 @@
+"""`understudy demo`: build, start, break, measure, report."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import os
+import platform
+import shutil
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from understudy.cli.deploy import Bars, Silent, deploy
+from understudy.cli.output import Output
+from understudy.cli.supervisor import Cluster
+from understudy.demo.memory import Memory, measure
+from understudy.demo.models import BuiltApp, build_with_progress
+from understudy.demo.recording import LoadProcess, Recording, quantile
+from understudy.demo.report import (
+    AppFacts,
+    Report,
+    broken_promises,
+    phase_report,
+    phase_table,
+    totals_of,
+    totals_table,
+    write_report,
+)
+from understudy.demo.scenario import (
+    GATEWAY,
+    NODE_MEMORY_MB,
+    NODES,
+    RATE_PER_S,
+    Scenario,
+    load_plan,
+    write_cluster,
+)
+from understudy.demo.view import REFRESH_S, View
+from understudy.wire.errors import Code, UnderstudyError
+
+START_TIMEOUT_S = 30.0
+DEPLOY_TIMEOUT_S = 120.0
+LIBRARIES = ("msgspec", "numpy", "onnxruntime", "scikit-learn", "uvloop")
+
+
+def run_demo(out_dir: Path, *, json_output: bool = False) -> int:
+    """The whole demonstration. 0 if everything promised was kept, else 1; the report says what was not.
+
+    Writes `report.json`, the models, the cluster's files and logs under `out_dir`. With `json_output` the
+    report goes to standard output and everything for people to standard error.
+    """
+    output = Output(as_json=json_output)
+    console = output.stderr if json_output else output.stdout
+    out_dir.mkdir(parents=True, exist_ok=True)
+    apps = build_with_progress(out_dir, console)
+    cluster_dir = out_dir / "cluster"
+    shutil.rmtree(cluster_dir, ignore_errors=True)
+    cluster_dir.mkdir()
+    cluster = Cluster(write_cluster(cluster_dir))
+    try:
+        report, broken = asyncio.run(_run(cluster, apps, console))
+    except BaseExceptionGroup as group:
+        error = _expected(group)
+        if error is None:
+            raise
+        console.print(f"logs: {cluster.logs_dir}", soft_wrap=True)
+        raise error from group
+    write_report(out_dir / "report.json", report)
+    if json_output:
+        output.data(report)
+    console.print(phase_table(report), totals_table(report.totals))
+    console.print(f"report: {out_dir / 'report.json'}", soft_wrap=True)
+    for sentence in broken:
+        console.print(f"[bold red]not kept:[/] {sentence}", soft_wrap=True)
+    if broken:
+        console.print(f"logs: {cluster.logs_dir}", soft_wrap=True)
+    return 1 if broken else 0
+
+
+def _expected(group: BaseExceptionGroup[BaseException]) -> UnderstudyError | None:
+    """The failure itself, if it is one that says how to mend it; tasks wrap what they raise."""
+    for error in group.exceptions:
+        if isinstance(error, UnderstudyError):
+            return error
+        if isinstance(error, BaseExceptionGroup) and (inner := _expected(error)):
+            return inner
+    return None
+
+
+async def _run(cluster: Cluster, apps: list[BuiltApp], console: Console) -> tuple[Report, list[str]]:
+    facts = {a.family.app: AppFacts(a.family.criticality, "none", a.variants[0].name) for a in apps}
+    load = LoadProcess(load_plan(apps, cluster.config.gateway_named(GATEWAY).http))
+    set_up_s = time.monotonic()
+    async with cluster:
+        await _deploy(cluster, apps, console)
+        started_s = time.monotonic()
+        with View(console, load.recording, facts) as view:
+            view.tell(f"{len(apps)} apps deployed in {started_s - set_up_s:.1f} s; sending requests")
+            scenario = Scenario(cluster, load.recording, facts, view)
+            memory = await _play(scenario, cluster, load, view)
+    phases = scenario.phases
+    reports = [phase_report(load.recording, phase, facts) for phase in phases]
+    environment = _environment(load.recording, memory, time.monotonic() - started_s)
+    report = Report(reports, totals_of(reports, memory.overhead_pct), environment)
+    return report, broken_promises(load.recording, phases, reports, facts)
+
+
+async def _deploy(cluster: Cluster, apps: list[BuiltApp], console: Console) -> None:
+    """Start to ready. Raises LOAD_FAILED naming the apps that could not be deployed."""
+    with console.status("starting three nodes in two sites"):
+        await cluster.wait_until(lambda views: True, START_TIMEOUT_S, "the cluster's start")
+    directory = apps[0].directory.parent
+    with Bars(Output()) if console.is_terminal else nullcontext(Silent()) as progress:
+        deployed = await asyncio.to_thread(
+            deploy, cluster.control, directory, progress, wait_s=DEPLOY_TIMEOUT_S
+        )
+    failed = [f"{d.app}: {d.message}" for d in deployed if d.state != "ready"]
+    if failed:
+        raise UnderstudyError(Code.LOAD_FAILED, f"deployment failed: {'; '.join(failed)}")
+
+
+async def _play(scenario: Scenario, cluster: Cluster, load: LoadProcess, view: View) -> Memory:
+    async with asyncio.TaskGroup() as group:
+        sending = group.create_task(load.run())
+        drawing = group.create_task(_draw(view))
+        await scenario.warm_up()
+        memory = measure(cluster, await scenario.replicas())
+        await scenario.run()
+        load.stop()
+        await sending
+        drawing.cancel()
+    return memory
+
+
+async def _draw(view: View) -> None:
+    while True:
+        await asyncio.sleep(REFRESH_S)
+        view.refresh()
+
+
+def _environment(recording: Recording, memory: Memory, run_s: float) -> dict[str, Any]:
+    """Where it was measured, how, and what the words in the report mean."""
+    lags_ms = sorted(
+        s.lag_s * 1000 for app in recording.apps for s in recording.window(app, 0.0, float("inf"))
+    )
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "nodes": {name: {"site": site, "memory_mb": NODE_MEMORY_MB} for name, site in NODES.items()},
+        "run_s": round(run_s, 1),
+        "rate_per_s_per_app": RATE_PER_S,
+        "send_lag_ms": {
+            "p50": round(quantile(lags_ms, 0.5) or 0.0, 2),
+            "p99": round(quantile(lags_ms, 0.99) or 0.0, 2),
+            "max": round(lags_ms[-1], 2) if lags_ms else 0.0,
+        },
+        "memory_mb": {name: round(mb, 1) for name, mb in memory._asdict().items()},
+        "definitions": {
+            "mttr_ms": "fault -> end of the first good answer to a request that was due after it",
+            "failed": "anything but a 200 with a well-formed answer within its deadline, for the client",
+            "latency": "from the time at which a request was due, whenever it was sent",
+            "accuracy": "share of answers with the true label; totals are over apps that lost their replica",
+            "memory_overhead_pct": "PSS of standby replicas and blank workers, by that of primaries",
+        },
+    }

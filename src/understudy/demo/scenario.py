@@ -1,0 +1,326 @@
+"""The demonstration's plot: a small cluster, one fault after the other, and time to recover from each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from understudy.cli.supervisor import Cluster
+from understudy.demo.load import AppLoad, LoadPlan
+from understudy.demo.models import BuiltApp
+from understudy.demo.recording import Recording
+from understudy.demo.report import AppFacts, Phase, Standby
+from understudy.demo.view import View, state_of
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.records import Criticality, Plan, Role
+
+GATEWAY, CONTROLLER = "g1", "c1"
+NODES = {"n1": "east", "n2": "east", "n3": "west"}
+NODE_MEMORY_MB = 420.0  # too little for a second copy of everything
+RATE_PER_S = 220.0  # per app: the next request comes 4.5 ms after a recovery at the latest
+DEADLINE_MS = 1000.0
+
+STEADY_S = 1.5  # before each fault
+OBSERVED_S = 2.5  # after each fault, before anything is brought back
+RECOVERY_TIMEOUT_S = 20.0
+CONTROLLER_DOWN_TIMEOUT_S = 2.0
+POLL_S = 0.1
+
+CLUSTER_TOML = """\
+# Three machines in two sites, with memory for every app once and a little more.
+name = "demo"
+data_dir = "data"
+
+[[gateways]]
+name = "{gateway}"
+http = "127.0.0.1:{gateway_port}"
+
+[[controllers]]
+name = "{controller}"
+http = "127.0.0.1:{controller_port}"
+
+{nodes}
+[controller]
+lease_ms = 1000.0
+stability_window_s = 1.0
+"""
+NODE_TOML = """\
+[[nodes]]
+name = "{name}"
+site = "{site}"
+memory_mb = {memory_mb}
+"""
+
+
+class Replica(NamedTuple):
+    app: str
+    variant: str
+    node: str
+    role: str
+    pid: int
+
+
+def write_cluster(directory: Path) -> Path:
+    """CLUSTER.toml with ports that are free now."""
+    with ExitStack() as taken:
+        sockets = [taken.enter_context(closing(socket.socket())) for _ in range(2)]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        gateway_port, controller_port = (sock.getsockname()[1] for sock in sockets)
+    nodes = [NODE_TOML.format(name=name, site=site, memory_mb=NODE_MEMORY_MB) for name, site in NODES.items()]
+    path = directory / "CLUSTER.toml"
+    path.write_text(
+        CLUSTER_TOML.format(
+            gateway=GATEWAY,
+            gateway_port=gateway_port,
+            controller=CONTROLLER,
+            controller_port=controller_port,
+            nodes="\n".join(nodes),
+        )
+    )
+    return path
+
+
+def load_plan(apps: Sequence[BuiltApp], address: str) -> LoadPlan:
+    """Every held-out row of every app as a request, in the order in which the rows were split off."""
+    host, _, port = address.rpartition(":")
+    return LoadPlan(host, int(port), tuple(_app_load(app) for app in apps))
+
+
+def _app_load(app: BuiltApp) -> AppLoad:
+    rows, labels = app.held_out()
+    shape = [1, rows.shape[1]]
+    bodies = [
+        json.dumps(
+            {
+                "inputs": [
+                    {"name": "input", "datatype": "FP32", "shape": shape, "data": np.round(row, 6).tolist()}
+                ]
+            },
+            separators=(",", ":"),
+        ).encode()
+        for row in rows.astype(np.float64)
+    ]
+    classes = int(labels.max()) + 1
+    return AppLoad(app.family.app, tuple(bodies), tuple(labels.tolist()), classes, RATE_PER_S, DEADLINE_MS)
+
+
+class Scenario:
+    """Injects the faults and says when each happened; what they did is for the report to find out."""
+
+    def __init__(self, cluster: Cluster, recording: Recording, apps: dict[str, AppFacts], view: View) -> None:
+        self._cluster = cluster
+        self._recording = recording
+        self._apps = apps
+        self._view = view
+        self._ended_s = 0.0
+        self.phases: list[Phase] = []
+
+    async def warm_up(self) -> None:
+        """Until every app answers in full size and everything planned is ready."""
+        self._ended_s = time.monotonic()
+        await self._recovered()
+
+    async def run(self) -> None:
+        """All phases, one after the other. The first begins with the first request."""
+        await self._kill_worker()
+        await self._freeze_worker()
+        lost_node = await self._kill_node()
+        await self._kill_controller_then_worker(lost_node)
+        await self._bring_everything_back()
+
+    # phases
+
+    async def _kill_worker(self) -> None:
+        critical = self._named(Criticality.CRITICAL)
+        victim = self._primary_of(await self.replicas(), critical[:1])
+        await self._play(
+            "worker killed (SIGKILL)",
+            _worker_name(victim),
+            frozenset({victim.app}),
+            inject=self._at_once(lambda: os.kill(victim.pid, signal.SIGKILL)),
+        )
+
+    async def _freeze_worker(self) -> None:
+        critical = self._named(Criticality.CRITICAL)
+        victim = self._primary_of(await self.replicas(), critical[1:])
+        await self._play(
+            "worker frozen (SIGSTOP)",
+            _worker_name(victim),
+            frozenset({victim.app}),
+            inject=self._at_once(lambda: os.kill(victim.pid, signal.SIGSTOP)),
+        )
+
+    async def _kill_node(self) -> str:
+        """The node with the most primaries, and among those the most critical ones."""
+        primaries = [r for r in await self.replicas() if r.role == Role.PRIMARY]
+        critical = set(self._named(Criticality.CRITICAL))
+        hosted = Counter(r.node for r in primaries)
+        hosted_critical = Counter(r.node for r in primaries if r.app in critical)
+        node = max(
+            hosted, key=lambda name: (min(hosted_critical[name], 1), hosted[name], hosted_critical[name])
+        )
+        lost = frozenset(r.app for r in primaries if r.node == node)
+        await self._play(
+            "node killed (SIGKILL to all of it)",
+            f"{node}, primary of {', '.join(sorted(lost))}",
+            lost,
+            inject=self._at_once(lambda: self._cluster.kill_node(node)),
+            repair=lambda: self._cluster.start_node(node),
+        )
+        return node
+
+    async def _kill_controller_then_worker(self, lost_node: str) -> None:
+        """On another node than the one before: a cold app's worker, and a warm app's if there is one."""
+        standbys = await self._standbys()
+        replicas = [r for r in await self.replicas() if r.role == Role.PRIMARY and r.node != lost_node]
+        cold = [r.app for r in replicas if standbys[r.app] == "cold"]
+        first = self._primary_of(replicas, cold)
+        also = [r for r in replicas if r.node == first.node and standbys[r.app] == "warm"]
+        victims = [first, *also[:1]]
+
+        async def inject() -> float:
+            self._cluster.kill_controller(CONTROLLER)
+            await self._until_controller_is_gone()
+            at_s = time.monotonic()
+            for victim in victims:
+                os.kill(victim.pid, signal.SIGKILL)
+            return at_s
+
+        await self._play(
+            "controller killed, then workers (SIGKILL)",
+            ", ".join(map(_worker_name, victims)),
+            frozenset(r.app for r in victims),
+            inject=inject,
+            standbys=standbys,
+            recover=False,
+        )
+
+    async def _bring_everything_back(self) -> None:
+        await self._play(
+            "everything brought back",
+            f"controller {CONTROLLER}",
+            frozenset(),
+            inject=self._at_once(lambda: self._cluster.start_controller(CONTROLLER)),
+            standbys=self.phases[-1].standbys,  # nobody can be asked until it is back
+        )
+
+    async def _play(
+        self,
+        fault: str,
+        target: str,
+        lost: frozenset[str],
+        *,
+        inject: Callable[[], Awaitable[float]],
+        repair: Callable[[], None] = lambda: None,
+        standbys: dict[str, Standby] | None = None,
+        recover: bool = True,
+    ) -> None:
+        """Steady, fault, observation, repair, recovery: one phase, from the end of the one before."""
+        began_s = self._ended_s
+        if standbys is None:
+            standbys = await self._standbys()
+        await asyncio.sleep(STEADY_S)
+        self._view.begin(f"{fault}: {target}")
+        injected_s = await inject()
+        await asyncio.sleep(OBSERVED_S)
+        repaired_s = time.monotonic()
+        repair()
+        if recover:
+            await self._recovered()
+        self._ended_s = time.monotonic()
+        self.phases.append(
+            Phase(fault, target, began_s, injected_s, repaired_s, self._ended_s, lost, standbys)
+        )
+
+    # looking
+
+    def _at_once(self, act: Callable[[], None]) -> Callable[[], Awaitable[float]]:
+        async def inject() -> float:
+            at_s = time.monotonic()
+            act()
+            return at_s
+
+        return inject
+
+    async def replicas(self) -> list[Replica]:
+        """Everything that is ready, as the gateway sees it, so that no controller is needed."""
+        status = await self._cluster.gateway_status(GATEWAY)
+        return [
+            Replica(app.name, replica.variant, replica.node, replica.role, replica.pid)
+            for app in status.apps
+            for replica in app.replicas
+            if replica.state == "ready"
+        ]
+
+    async def plan(self) -> Plan:
+        """The plan in force. Raises UNAVAILABLE without a controller."""
+        return msgspec.convert(await asyncio.to_thread(self._cluster.control.get, "/v1/plan"), Plan)
+
+    async def _standbys(self) -> dict[str, Standby]:
+        plan = await self.plan()
+        warm = {p.app for p in plan.placements if p.role is Role.STANDBY}
+        cold = {c.app for c in plan.contingencies}
+        return {app: "warm" if app in warm else "cold" if app in cold else "none" for app in self._apps}
+
+    async def _until_controller_is_gone(self) -> None:
+        """Raises `TimeoutError` if it goes on answering."""
+        async with asyncio.timeout(CONTROLLER_DOWN_TIMEOUT_S):
+            while True:
+                try:
+                    await self._cluster.status()
+                except UnderstudyError:
+                    return
+                await asyncio.sleep(POLL_S)
+
+    async def _recovered(self) -> None:
+        """Wait until clients get full-size answers from every app and the plan's replicas are all ready.
+
+        Gives up silently after `RECOVERY_TIMEOUT_S`: the report tells what is missing.
+        """
+        deadline_s = time.monotonic() + RECOVERY_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            now_s = time.monotonic()
+            served = all(
+                state_of(self._recording.recent(app, now_s), facts.full_size) == "full-size"
+                for app, facts in self._apps.items()
+            )
+            if served and await self._as_planned():
+                return
+            await asyncio.sleep(POLL_S)
+
+    async def _as_planned(self) -> bool:
+        try:
+            plan = await self.plan()
+            ready = Counter((r.app, r.variant, r.node) for r in await self.replicas())
+        except UnderstudyError:
+            return False
+        wanted = Counter((p.app, p.variant, p.node) for p in plan.placements)
+        used_nodes = {p.node for p in plan.placements}
+        return wanted <= ready and used_nodes == set(NODES)
+
+    def _named(self, criticality: Criticality) -> list[str]:
+        return [app for app, facts in self._apps.items() if facts.criticality is criticality]
+
+    def _primary_of(self, replicas: Sequence[Replica], apps: Sequence[str]) -> Replica:
+        for app in apps:
+            for replica in replicas:
+                if replica.app == app and replica.role == Role.PRIMARY:
+                    return replica
+        raise UnderstudyError(Code.UNAVAILABLE, f"no primary is ready of any of {', '.join(apps)}")
+
+
+def _worker_name(replica: Replica) -> str:
+    return f"{replica.app}/{replica.variant} on {replica.node}"

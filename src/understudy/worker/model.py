@@ -1,0 +1,134 @@
+"""A loaded model: from a `Load` message to a runtime that is known to work, and its execution.
+
+`load_model` blocks and runs in the worker's thread; `Model.execute` runs there or on the loop. Nothing
+here touches the loop.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Sequence
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.messages import Load, Loaded
+from understudy.wire.tensors import Array
+from understudy.worker.guard import Guard
+from understudy.worker.memory import pss_mb
+from understudy.worker.oip import Codec, Request, encode_probe
+from understudy.worker.runtimes import Runtime, load_failed, make_runtime
+from understudy.worker.signature import Signature, agree
+
+ERROR_CHARS_MAX = 500  # of an exception's text in a message
+# ONNX Runtime reports a failed allocation as an ordinary failure with one of these texts.
+_ALLOCATION_FAILED = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
+
+
+class Done(NamedTuple):
+    """Outcome of requests that ran together: `outputs` of `rows` rows, or the `error` of all of them."""
+
+    requests: Sequence[Request]
+    rows: int
+    outputs: dict[str, Array] | None
+    error: UnderstudyError | None
+
+
+class Model:
+    """Runtime, codec and guard of one replica. `batched`: requests may be concatenated along dimension 0."""
+
+    def __init__(self, load: Load, runtime: Runtime, signature: Signature) -> None:
+        self.inputs = signature.inputs
+        self.outputs = signature.outputs
+        self.batched = signature.batched
+        self.codec = Codec(load.app, load.version, self.inputs, self.outputs, batched=self.batched)
+        self._guard = Guard(self.outputs, batched=self.batched)
+        self._predict = runtime.predict
+        self.probe = encode_probe(load.probe, self.inputs)
+
+    def execute(self, requests: Sequence[Request]) -> list[Done]:
+        """Run `requests` as one batch; if that fails, one by one, so that only the guilty one fails."""
+        if len(requests) == 1:
+            return [self._execute_one(requests[0])]
+        rows = sum(request.rows for request in requests)
+        try:
+            inputs = {
+                name: np.concatenate([request.inputs[name] for request in requests])
+                for name in requests[0].inputs
+            }
+            outputs = self._guard.accept(self._predict(inputs), inputs, rows)
+        except (Exception, SystemExit):
+            return [self._execute_one(request) for request in requests]
+        return [Done(requests, rows, outputs, None)]
+
+    def _execute_one(self, request: Request) -> Done:
+        inputs = request.inputs
+        rows = request.rows
+        try:
+            return Done((request,), rows, self._guard.accept(self._predict(inputs), inputs, rows), None)
+        except (Exception, SystemExit) as error:
+            return Done((request,), rows, None, model_error(error))
+
+
+def model_error(error: BaseException) -> UnderstudyError:
+    """What an exception of a model means to the caller; its text is cut to `ERROR_CHARS_MAX`."""
+    if isinstance(error, UnderstudyError):
+        return error
+    text = str(error).strip()
+    if isinstance(error, MemoryError) or any(sign in text for sign in _ALLOCATION_FAILED):
+        return UnderstudyError(Code.OUT_OF_MEMORY, f"the model ran out of memory: {describe(error)}")
+    return UnderstudyError(Code.MODEL_FAILED, f"the model raised {describe(error)}")
+
+
+def describe(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {str(error).strip()}".removesuffix(": ")
+    return text if len(text) <= ERROR_CHARS_MAX else text[:ERROR_CHARS_MAX] + "…"
+
+
+def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
+    """Create the runtime and prove by a real inference that it works. Raises LOAD_FAILED, OUT_OF_MEMORY.
+
+    `load_ms` lasts until the first inference is done.
+    """
+    name = f"{load.app}/{load.variant}"
+    try:
+        base_mb = pss_mb()
+        started_s = perf_counter()
+        runtime = make_runtime(load.runtime, threads)
+        runtime.load(load.path, load.options)
+        model = Model(load, runtime, agree(load, runtime))
+        latencies_ms = [_rehearse(model)]
+        load_ms = (perf_counter() - started_s) * 1000
+        latencies_ms += [_rehearse(model) for _ in range(load.measure_latency_runs - 1)]
+        memory_mb = max(0.0, pss_mb() - base_mb)
+    except MemoryError as error:
+        raise UnderstudyError(Code.OUT_OF_MEMORY, f"{name}: not enough memory to load") from error
+    except UnderstudyError as error:
+        code = Code.OUT_OF_MEMORY if error.code is Code.OUT_OF_MEMORY else Code.LOAD_FAILED
+        raise UnderstudyError(code, f"{name}: {error.message}") from error
+    except (Exception, SystemExit) as error:
+        raise load_failed(f"{name}: {describe(error)}") from error
+    # What is alive now stays alive: later collections needn't look at it.
+    gc.freeze()
+    median_ms = statistics.median(latencies_ms)
+    return model, Loaded(
+        load_ms, latencies_ms[0], median_ms, base_mb, memory_mb, model.inputs, model.outputs
+    )
+
+
+def _rehearse(model: Model) -> float:
+    """One inference on the probe, decoded and encoded like any request. Returns its milliseconds."""
+    try:
+        request = model.codec.decode(model.probe)
+    except UnderstudyError as error:
+        raise load_failed(f"the probe is not a valid request: {error.message}") from error
+    started_s = perf_counter()
+    (done,) = model.execute([request])
+    duration_ms = (perf_counter() - started_s) * 1000
+    if done.outputs is None or done.error is not None:
+        raise done.error or load_failed("the probe had no answer")
+    model.codec.encode(done.outputs, done.requests, done.rows)
+    return duration_ms

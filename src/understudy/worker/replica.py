@@ -1,0 +1,244 @@
+"""A loaded model at work: queue, batches, answers.
+
+Everything here happens on the event loop except `Model.execute`, which runs inline when it is shorter than
+a hop to the thread, and in the thread otherwise, while arrivals gather for the next batch. One batch runs
+at a time. No task is made and nothing is logged on the way of a request that succeeds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from time import monotonic
+
+import msgspec
+import structlog
+
+from understudy.adapters.links import FrameLink
+from understudy.core.batching import Batcher, Durations
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.messages import Infer, Load, Probed, Result, encode_message
+from understudy.worker.model import Done, Model
+from understudy.worker.oip import Request
+
+# The loop's timers have a resolution of 1 ms. The rest of a shorter wait is spent polling for arrivals.
+TIMER_RESOLUTION_S = 0.001
+PROBES_QUEUED_MAX = 8  # they may queue beyond the bound: a full queue must not hide that nothing moves
+LOG_INTERVAL_S = 1.0  # between two log entries about failing inferences
+
+log = structlog.get_logger()
+
+
+class Waiting(msgspec.Struct, gc=False):
+    """A request and who waits for its answer. Times are in seconds of `monotonic`."""
+
+    link: FrameLink
+    stream: int
+    request: Request
+    arrived_s: float
+    deadline_s: float
+    is_probe: bool
+
+
+class Replica:
+    """Takes requests, answers every one of them on its link unless it is cancelled or the link is gone."""
+
+    def __init__(self, model: Model, load: Load, hop_s: float, thread: Executor) -> None:
+        self.requests = 0  # taken in, probes not counted
+        self.failures = 0  # answered with a failure that is the model's
+        self._model = model
+        self._decode = model.codec.decode
+        self._loop = asyncio.get_running_loop()
+        self._thread = thread
+        self._batcher: Batcher[Waiting] = Batcher(
+            max(1, load.batching.rows_max) if model.batched else 1,
+            load.batching.wait_us / 1e6,
+            load.queue_rows_max,
+        )
+        self._durations = Durations(hop_s)
+        self._probes_queued = 0
+        self._pump_due = False
+        self._in_thread = False
+        self._batches = 0
+        self._execute_s = 0.0
+        self._logged_s = 0.0
+        self._when_idle: Callable[[], None] | None = None
+
+    @property
+    def queued_rows(self) -> int:
+        return self._batcher.rows
+
+    @property
+    def infer_us_mean(self) -> float:
+        """Of a batch, over the replica's life."""
+        return self._execute_s * 1e6 / self._batches if self._batches else 0.0
+
+    def infer(self, link: FrameLink, stream: int, infer: Infer, body: bytes) -> None:
+        self.requests += 1
+        now = monotonic()
+        if self._batcher.is_full:
+            link.fail(stream, _busy(self._batcher.rows))
+            return
+        try:
+            request = self._decode(body)
+        except UnderstudyError as error:
+            link.fail(stream, error)
+            return
+        waiting = Waiting(link, stream, request, now, now + infer.timeout_us / 1e6, False)
+        if not self._batcher.add(waiting, request.rows, request.key, now):
+            link.fail(stream, _busy(self._batcher.rows))
+        elif not self._pump_due:
+            self._schedule()
+
+    def probe(self, link: FrameLink, stream: int) -> None:
+        if self._probes_queued >= PROBES_QUEUED_MAX:
+            link.fail(stream, UnderstudyError(Code.BUSY, "too many probes are waiting"))
+            return
+        now = monotonic()
+        request = self._decode(self._model.probe)
+        self._probes_queued += 1
+        waiting = Waiting(link, stream, request, now, float("inf"), True)
+        self._batcher.add_beyond_bound(waiting, request.rows, request.key, now)
+        if not self._pump_due:
+            self._schedule()
+
+    def cancel(self, link: FrameLink, stream: int) -> None:
+        self._drop(lambda waiting: waiting.stream == stream and waiting.link is link)
+
+    def forget(self, link: FrameLink) -> None:
+        """Nobody waits on `link` any more."""
+        self._drop(lambda waiting: waiting.link is link)
+
+    def when_idle(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, as soon as nothing is queued or running."""
+        self._when_idle = callback
+        if not self._pump_due:
+            self._schedule()
+
+    def abandon(self, error: UnderstudyError) -> None:
+        """Answer everything queued with `error`. What runs now is not waited for."""
+        for waiting in self._batcher.remove(lambda _: True):
+            waiting.link.fail(waiting.stream, error)
+
+    def _drop(self, match: Callable[[Waiting], bool]) -> None:
+        if self._batcher.rows:
+            self._probes_queued -= sum(waiting.is_probe for waiting in self._batcher.remove(match))
+
+    def _schedule(self) -> None:
+        # At the end of the loop's turn: whatever else arrived in it joins the batch.
+        self._pump_due = True
+        self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Run the next batch if one is due; otherwise see to it that this is called again in time."""
+        self._pump_due = False
+        if self._in_thread:
+            return
+        now = monotonic()
+        batch = self._batcher.take(now)
+        if not batch:
+            self._wait_for_more(now)
+            return
+        batch = [waiting for waiting in batch if waiting.deadline_s > now or self._expire(waiting)]
+        if not batch:
+            self._schedule()
+            return
+        requests = [waiting.request for waiting in batch]
+        rows = sum([request.rows for request in requests])
+        if self._durations.run_inline(rows):
+            results = self._model.execute(requests)
+            self._answer(batch, results, rows, now, monotonic())
+            if self._batcher.rows or self._when_idle is not None:
+                self._schedule()
+            return
+        self._in_thread = True
+        future = self._loop.run_in_executor(self._thread, self._execute_timed, requests)
+        future.add_done_callback(partial(self._answer_from_thread, batch, rows))
+
+    def _wait_for_more(self, now: float) -> None:
+        wake_s = self._batcher.wake_s()
+        if wake_s is None:
+            if self._when_idle is not None:
+                callback, self._when_idle = self._when_idle, None
+                callback()
+            return
+        self._pump_due = True
+        delay_s = wake_s - now - TIMER_RESOLUTION_S
+        if delay_s < TIMER_RESOLUTION_S:
+            self._loop.call_soon(self._pump)
+        else:
+            self._loop.call_later(delay_s, self._pump)
+
+    def _execute_timed(self, requests: Sequence[Request]) -> tuple[list[Done], float, float]:
+        started_s = monotonic()
+        results = self._model.execute(requests)
+        return results, started_s, monotonic()
+
+    def _answer_from_thread(
+        self,
+        batch: list[Waiting],
+        rows: int,
+        future: asyncio.Future[tuple[list[Done], float, float]],
+    ) -> None:
+        self._in_thread = False
+        if future.cancelled():  # the process is ending
+            return
+        results, started_s, ended_s = future.result()
+        self._answer(batch, results, rows, started_s, ended_s)
+        self._pump()
+
+    def _answer(
+        self, batch: list[Waiting], results: list[Done], rows: int, started_s: float, ended_s: float
+    ) -> None:
+        duration_s = ended_s - started_s
+        if len(results) == 1:  # otherwise it failed, and its parts ran again
+            self._durations.observe(rows, duration_s)
+        self._batches += 1
+        self._execute_s += duration_s
+        infer_us = int(duration_s * 1e6)
+        index = 0
+        for done in results:
+            answered = batch[index : index + len(done.requests)]
+            index += len(answered)
+            bodies, error = self._encode(done)
+            if error is not None:
+                self._fail(answered, error)
+                continue
+            for waiting, body in zip(answered, bodies, strict=True):
+                if waiting.is_probe:
+                    self._probes_queued -= 1
+                    waiting.link.send(Probed((ended_s - waiting.arrived_s) * 1000), waiting.stream)
+                    continue
+                result = Result(infer_us, int((started_s - waiting.arrived_s) * 1e6), rows)
+                waiting.link.write(encode_message(result, waiting.stream, body))
+
+    def _encode(self, done: Done) -> tuple[list[bytes], UnderstudyError | None]:
+        if done.outputs is None:
+            return [], done.error
+        try:
+            return self._model.codec.encode(done.outputs, done.requests, done.rows), None
+        except ValueError as error:
+            return [], UnderstudyError(Code.OUTPUT_INVALID, f"an output is not valid UTF-8: {error}")
+
+    def _fail(self, batch: list[Waiting], error: UnderstudyError) -> None:
+        self.failures += len(batch) if error.code is not Code.INVALID_ARGUMENT else 0
+        for waiting in batch:
+            self._probes_queued -= waiting.is_probe
+            waiting.link.fail(waiting.stream, error)
+        now = monotonic()
+        if now - self._logged_s > LOG_INTERVAL_S:
+            self._logged_s = now
+            log.warning("inference.failed", code=error.code, error=error.message, failures=self.failures)
+
+    def _expire(self, waiting: Waiting) -> bool:
+        """Answer a request whose time ran out in the queue. False: it is not to be run."""
+        waited_ms = (monotonic() - waiting.arrived_s) * 1000
+        what = "the deadline passed in the queue"
+        waiting.link.fail(waiting.stream, UnderstudyError(Code.TIMEOUT, what, waited_ms=round(waited_ms, 1)))
+        return False
+
+
+def _busy(queued_rows: int) -> UnderstudyError:
+    return UnderstudyError(Code.BUSY, "the replica's queue is full", queued_rows=queued_rows)

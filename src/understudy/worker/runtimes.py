@@ -1,0 +1,201 @@
+"""What runs a model: ONNX Runtime, or a class that the user wrote.
+
+A runtime says what the model's own signature is and maps named arrays to named arrays. Checks of what goes
+in and comes out, batching and threads are not its business. Its exceptions are the model's failures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.records import TensorSpec
+from understudy.wire.tensors import Array
+
+T = TypeVar("T")
+
+
+class Runtime(Protocol):
+    """`inputs` and `outputs` are what the model says of itself; empty where it says nothing.
+
+    `load` may raise anything. `predict` may keep or change the arrays it is given, returns at least the
+    declared outputs, and may be called from any thread, but by one at a time.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def load(self, path: str, options: dict[str, Any]) -> None: ...
+
+    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]: ...
+
+
+def make_runtime(name: str, threads: int) -> Runtime:
+    """A runtime with nothing loaded. `threads` is for one inference. Raises LOAD_FAILED."""
+    match name:
+        case "onnx":
+            return OnnxRuntime(threads)
+        case "python":
+            return PythonRuntime()
+    raise load_failed(f"unknown runtime {name!r}; known: onnx, python")
+
+
+def load_failed(what: str) -> UnderstudyError:
+    return UnderstudyError(Code.LOAD_FAILED, what)
+
+
+def _options(options: dict[str, Any], type_: type[T], runtime: str) -> T:
+    try:
+        return msgspec.convert(options, type_)
+    except msgspec.ValidationError as error:
+        raise load_failed(f"options of the {runtime} runtime: {error}") from error
+
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+
+# Element types as ONNX Runtime prints them. bfloat16 is missing: NumPy arrays can't carry it.
+_ONNX_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+
+
+class _OnnxOptions(msgspec.Struct, forbid_unknown_fields=True):
+    threads: int | None = None  # of one inference; None: the worker's setting
+    providers: tuple[str, ...] = ()  # in order of preference; empty: CUDA where present, then CPU
+
+
+class OnnxRuntime:
+    """An ONNX file in ONNX Runtime: one inference at a time, threads that don't spin between inferences."""
+
+    def __init__(self, threads: int) -> None:
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self._threads = threads
+        self._names: list[str] = []
+        self._run: Callable[[list[str], dict[str, Array]], list[Array]]
+
+    def load(self, path: str, options: dict[str, Any]) -> None:
+        try:
+            import onnxruntime as ort  # an extra, and slow to import; a zygote has done it already
+        except ImportError as error:
+            raise load_failed(f"the onnx runtime needs 'understudy[onnx]' installed: {error}") from error
+
+        wanted = _options(options, _OnnxOptions, "onnx")
+        providers = _providers(wanted.providers, ort.get_available_providers())
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = wanted.threads or self._threads
+        settings.inter_op_num_threads = 1
+        settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.log_severity_level = 3  # errors only, which are raised as well
+        session = ort.InferenceSession(path, settings, providers=providers)
+        # A provider that can't start is dropped by ONNX Runtime without an exception.
+        if _CPU not in providers and not set(providers) & set(session.get_providers()):
+            raise load_failed(f"{providers[0]} could not start; list {_CPU} too to fall back to it")
+        self.inputs = tuple(_onnx_spec(value, "input") for value in session.get_inputs())
+        # Maps and sequences, as classifiers exported with `zipmap` have, are never asked for.
+        tensors = [value for value in session.get_outputs() if value.type in _ONNX_DATATYPES]
+        self.outputs = tuple(_onnx_spec(value, "output") for value in tensors)
+        self._names = [value.name for value in tensors]
+        self._run = session.run
+
+    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        names = self._names
+        return dict(zip(names, self._run(names, inputs), strict=True))
+
+
+def _providers(asked: tuple[str, ...], available: list[str]) -> list[str]:
+    """Those of `asked` that are there. Raises LOAD_FAILED for a missing one unless the CPU may replace it."""
+    if not asked:
+        return [name for name in (_CUDA, _CPU) if name in available]
+    missing = [name for name in asked if name not in available]
+    if missing and _CPU not in asked:
+        known = ", ".join(available)
+        raise load_failed(f"execution provider {missing[0]} is not available here; available: {known}")
+    return [name for name in asked if name in available]
+
+
+def _onnx_spec(value: Any, what: str) -> TensorSpec:
+    datatype = _ONNX_DATATYPES.get(value.type)
+    if datatype is None:
+        raise load_failed(f"{what} {value.name!r} of the model is a {value.type}, which can't be served")
+    # A dimension without a fixed length is a name or None.
+    shape = tuple(length if isinstance(length, int) and length >= 0 else -1 for length in value.shape)
+    return TensorSpec(value.name, datatype, shape)
+
+
+_MODULE = "_understudy_model"
+
+
+class _PythonOptions(msgspec.Struct, forbid_unknown_fields=True):
+    class_: str = msgspec.field(default="Model", name="class")
+
+
+class PythonRuntime:
+    """A class with `load(path)` and `predict(inputs) -> outputs`, from a file or a directory's model.py.
+
+    `load` is called once with the path of the artifact. The file's directory is importable, so a
+    directory may hold further modules and data. One model per process: the module name is fixed.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self._predict: Callable[[dict[str, Array]], dict[str, Array]]
+
+    def load(self, path: str, options: dict[str, Any]) -> None:
+        wanted = _options(options, _PythonOptions, "python")
+        artifact = Path(path)
+        source = artifact / "model.py" if artifact.is_dir() else artifact
+        if not source.is_file():
+            raise load_failed(f"{source}: no such file; the python runtime needs model.py or one .py file")
+        module = _import_file(source)
+        class_ = getattr(module, wanted.class_, None)
+        if not isinstance(class_, type):
+            raise load_failed(f"{source.name} has no class {wanted.class_!r}")
+        for method in ("load", "predict"):
+            if not callable(getattr(class_, method, None)):
+                raise load_failed(f"class {wanted.class_!r} in {source.name} has no method {method!r}")
+        model: Any = class_()
+        model.load(path)
+        self._predict = model.predict
+
+    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        return self._predict(inputs)
+
+
+def _import_file(source: Path) -> Any:
+    # Artifacts are verified by digest: bytecode must not be written beside them.
+    sys.dont_write_bytecode = True
+    folder = str(source.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    loader = SourceFileLoader(_MODULE, str(source))
+    spec = importlib.util.spec_from_loader(_MODULE, loader)
+    if spec is None:
+        raise load_failed(f"{source} can't be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_MODULE] = module  # before it runs, as dataclasses and pickle expect
+    loader.exec_module(module)
+    return module

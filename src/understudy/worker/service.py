@@ -1,0 +1,248 @@
+"""A worker's answers to every message: blank at first, then one replica, then gone.
+
+Lives here: the worker's lifecycle and who is connected. Does not live here: requests (`replica`), loading
+(`model`), the process around it (`process`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from time import perf_counter
+
+import structlog
+
+from understudy.adapters.links import FrameLink
+from understudy.config import WorkerTuning
+from understudy.core.lifecycle import Table, advance
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.frames import Frame
+from understudy.wire.messages import (
+    Cancel,
+    Drain,
+    Drained,
+    Infer,
+    Load,
+    Loaded,
+    Ping,
+    Pong,
+    Probe,
+    Stats,
+    WorkerStats,
+    decode_message,
+)
+from understudy.worker.memory import pss_mb
+from understudy.worker.model import Model, load_model
+from understudy.worker.replica import Replica
+
+WORKER: Table = {
+    ("blank", "load_asked"): "loading",
+    ("loading", "loaded"): "ready",
+    ("loading", "load_failed"): "blank",
+    ("blank", "drain_asked"): "draining",
+    ("loading", "drain_asked"): "draining",
+    ("ready", "drain_asked"): "draining",
+    ("draining", "loaded"): "draining",
+    ("draining", "load_failed"): "draining",
+}
+
+HOPS_MEASURED = 9  # round trips to the thread, of which the median counts
+
+log = structlog.get_logger()
+
+
+class Worker:
+    """Dispatches frames. `stopped` is set when the process should end; `tasks` outlives every load."""
+
+    def __init__(self, name: str, settings: WorkerTuning, tasks: asyncio.TaskGroup) -> None:
+        self.tcp_address = ""
+        self.stopped = asyncio.Event()
+        self.links: set[FrameLink] = set()
+        self.unlinked = asyncio.Event()  # set while nobody is connected
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
+        self._name = name
+        self._settings = settings
+        self._tasks = tasks
+        self._loop = asyncio.get_running_loop()
+        self._state = "blank"
+        self._load: Load | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._replica: Replica | None = None
+        self._drainers: list[tuple[FrameLink, int]] = []
+        self._requests_before_drain = 0
+        self._orphan_timer: asyncio.TimerHandle | None = None
+        self._await_links()
+
+    def make_link(self) -> FrameLink:
+        return FrameLink(
+            self._on_frame,
+            self._on_lost,
+            frame_bytes_max=self._settings.frame_bytes_max,
+            on_made=self._on_made,
+        )
+
+    def drain(self, timeout_s: float) -> None:
+        """Finish what is queued, then set `stopped`; after `timeout_s` without finishing."""
+        if self._state == "draining":
+            return
+        self._state = advance(WORKER, self._state, "drain_asked")
+        if self._replica is None:
+            self._finish()
+            return
+        self._requests_before_drain = self._replica.requests - self._replica.queued_rows
+        self._loop.call_later(timeout_s, self._finish)
+        self._replica.when_idle(self._finish)
+
+    def stop_loading(self) -> None:
+        """Forget about a load that goes on in the thread: nothing can end it but the end of the process."""
+        if self._loading is not None:
+            self._loading.cancel()
+
+    # links
+
+    def _on_made(self, link: FrameLink) -> None:
+        self.links.add(link)
+        self.unlinked.clear()
+        if self._orphan_timer is not None:
+            self._orphan_timer.cancel()
+            self._orphan_timer = None
+
+    def _on_lost(self, link: FrameLink, error: Exception | None) -> None:
+        self.links.discard(link)
+        if self._replica is not None:
+            self._replica.forget(link)
+        if not self.links:
+            self._await_links()
+
+    def _await_links(self) -> None:
+        self.unlinked.set()
+        self._orphan_timer = self._loop.call_later(self._settings.orphan_timeout_s, self._end_orphaned)
+
+    def _end_orphaned(self) -> None:
+        log.info("worker.orphaned", orphan_timeout_s=self._settings.orphan_timeout_s)
+        self.stopped.set()
+
+    # messages
+
+    def _on_frame(self, link: FrameLink, frame: Frame) -> None:
+        message = decode_message(frame)
+        stream = frame.stream
+        if isinstance(message, Infer):
+            if self._state == "ready" and self._replica is not None:
+                self._replica.infer(link, stream, message, frame.payload)
+            else:
+                link.fail(stream, self._not_ready())
+            return
+        match message:
+            case Cancel():
+                if self._replica is not None:
+                    self._replica.cancel(link, stream)
+            case Ping():
+                link.send(Pong(), stream)
+            case Stats():
+                self._send_stats(link, stream)
+            case Probe():
+                if self._state == "ready" and self._replica is not None:
+                    self._replica.probe(link, stream)
+                else:
+                    link.fail(stream, self._not_ready())
+            case Load():
+                self._start_load(link, stream, message)
+            case Drain():
+                self._drainers.append((link, stream))
+                self.drain(message.timeout_ms / 1000)
+            case _:
+                pass  # of a newer version, or not for a worker
+
+    def _not_ready(self) -> UnderstudyError:
+        if self._state == "draining":
+            return UnderstudyError(Code.DRAINING, "the replica is draining")
+        return UnderstudyError(Code.UNAVAILABLE, f"no model is loaded; the worker is {self._state}")
+
+    def _send_stats(self, link: FrameLink, stream: int) -> None:
+        # Reading the memory takes a millisecond and more, so it is kept off the loop.
+        reading = self._loop.run_in_executor(None, pss_mb)
+        reading.add_done_callback(partial(self._reply_stats, link, stream))
+
+    def _reply_stats(self, link: FrameLink, stream: int, reading: asyncio.Future[float]) -> None:
+        if reading.cancelled():
+            return
+        stats = WorkerStats(os.getpid(), self._state, pss_mb=reading.result(), tcp_address=self.tcp_address)
+        if self._load is not None:
+            stats.replica = self._load.replica
+            stats.app = self._load.app
+            stats.version = self._load.version
+            stats.variant = self._load.variant
+        if self._replica is not None:
+            stats.requests = self._replica.requests
+            stats.failures = self._replica.failures
+            stats.queued = self._replica.queued_rows
+            stats.infer_us_mean = self._replica.infer_us_mean
+        link.send(stats, stream)
+
+    # loading
+
+    def _start_load(self, link: FrameLink, stream: int, load: Load) -> None:
+        if self._state == "draining":
+            link.fail(stream, self._not_ready())
+            return
+        if self._state != "blank":
+            what = f"the worker is {self._state} with a model; a worker is loaded once"
+            link.fail(stream, UnderstudyError(Code.CONFLICT, what))
+            return
+        self._state = advance(WORKER, self._state, "load_asked")
+        self._load = load
+        self._loading = self._tasks.create_task(self._finish_load(link, stream, load))
+
+    async def _finish_load(self, link: FrameLink, stream: int, load: Load) -> None:
+        hop_s = await self._measure_hop()
+        try:
+            model, loaded = await self._loop.run_in_executor(
+                self.thread, load_model, load, self._settings.threads
+            )
+        except UnderstudyError as error:
+            self._state = advance(WORKER, self._state, "load_failed")
+            self._load = None
+            log.error("model.load_failed", replica=load.replica, path=load.path, error=error.message)
+            link.fail(stream, error)
+            return
+        self._become_ready(load, model, loaded, hop_s)
+        if self._state == "ready":
+            link.send(loaded, stream)
+        else:
+            link.fail(stream, self._not_ready())
+
+    def _become_ready(self, load: Load, model: Model, loaded: Loaded, hop_s: float) -> None:
+        self._state = advance(WORKER, self._state, "loaded")
+        self._replica = Replica(model, load, hop_s, self.thread)
+        log.info(
+            "model.loaded",
+            replica=load.replica,
+            load_ms=round(loaded.load_ms, 1),
+            memory_mb=round(loaded.memory_mb, 1),
+            hop_us=round(hop_s * 1e6),
+        )
+
+    async def _measure_hop(self) -> float:
+        """Seconds from the loop to the thread and back, doing nothing there."""
+        hops_s = []
+        for _ in range(HOPS_MEASURED):
+            started_s = perf_counter()
+            await self._loop.run_in_executor(self.thread, int)
+            hops_s.append(perf_counter() - started_s)
+        return statistics.median(hops_s)
+
+    # draining
+
+    def _finish(self) -> None:
+        finished = 0
+        if self._replica is not None:
+            self._replica.abandon(self._not_ready())
+            finished = self._replica.requests - self._requests_before_drain
+        for link, stream in self._drainers:
+            link.send(Drained(max(0, finished)), stream)
+        self._drainers.clear()
+        self.stopped.set()

@@ -1,0 +1,114 @@
+"""Small real models for the fault tests: an ONNX family, and a python model that misbehaves on command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+ROWS = [[0.1, 0.2, 0.3, 0.4]]
+
+MISCHIEF = '''
+"""Doubles its input. Certain inputs make it misbehave, as does a file beside the test's cluster."""
+import os, signal, time
+from pathlib import Path
+import numpy as np
+
+ORDERS = Path({orders!r})
+
+class Model:
+    def load(self, path):
+        if (ORDERS / "crash-on-load").exists():
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    def predict(self, inputs):
+        x = inputs["x"]
+        first = float(x.flat[0])
+        if first == 666:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if first == 512:
+            self.hoard = np.ones((1024, 1024, 256))
+        if first == 404 or (ORDERS / "nan").exists():
+            return {{"y": np.full_like(x, np.nan)}}
+        if (ORDERS / "raise").exists():
+            raise RuntimeError("told to fail")
+        return {{"y": x * 2}}
+'''
+
+
+def write_linear(path: Path, seed: int, hidden: int) -> None:
+    """x[-1,4] -> relu(x W) V -> y[-1,3], with `hidden` units."""
+    chance = np.random.default_rng(seed)
+    w = chance.standard_normal((4, hidden)).astype(np.float32)
+    v = chance.standard_normal((hidden, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"]),
+            helper.make_node("Relu", ["h"], ["r"]),
+            helper.make_node("MatMul", ["r", "v"], ["y"]),
+        ],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 3])],
+        [numpy_helper.from_array(w, "w"), numpy_helper.from_array(v, "v")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def write_linear_app(folder: Path, name: str, criticality: str, extra: str = "") -> None:
+    """An app with a full-size variant of about 4 MB and a small one."""
+    folder.mkdir(parents=True)
+    write_linear(folder / "big.onnx", 1, 150_000)
+    write_linear(folder / "small.onnx", 2, 64)
+    (folder / "APP.toml").write_text(f'''
+name = "{name}"
+criticality = "{criticality}"
+{extra}
+[[variants]]
+name = "big"
+runtime = "onnx"
+artifact = "big.onnx"
+accuracy = 0.99
+
+[[variants]]
+name = "small"
+runtime = "onnx"
+artifact = "small.onnx"
+accuracy = 0.95
+''')
+
+
+def write_mischief_app(folder: Path, name: str, orders: Path, criticality: str = "standard") -> None:
+    """The python model above, in two variants with the same code."""
+    orders.mkdir(parents=True, exist_ok=True)
+    variants = ""
+    for variant, accuracy in (("full", 0.9), ("lite", 0.8)):
+        (folder / variant).mkdir(parents=True)
+        (folder / variant / "model.py").write_text(MISCHIEF.format(orders=str(orders)) + f"# {variant}\n")
+        variants += f'''
+[[variants]]
+name = "{variant}"
+runtime = "python"
+artifact = "{variant}"
+accuracy = {accuracy}
+memory_limit_mb = 400
+'''
+    (folder / "APP.toml").write_text(f'''
+name = "{name}"
+criticality = "{criticality}"
+deadline_ms = 3000
+
+[[inputs]]
+name = "x"
+datatype = "FP64"
+shape = [-1, 4]
+
+[[outputs]]
+name = "y"
+datatype = "FP64"
+shape = [-1, 4]
+{variants}''')

@@ -1,0 +1,89 @@
+"""Pages, commands and pins that can't drift, because they are compared with what they speak of."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PIN = re.compile(r"[a-z0-9-]+==[0-9][A-Za-z0-9.+!]*")
+# Where packages come from is the business of the machine that installs them.
+REGISTRY = re.compile(
+    r"\b(pypi|pythonhosted|npmjs|anaconda)\.\w+|--?(extra-)?index-url|trusted-host|find-links"
+)
+
+
+@pytest.fixture(scope="module")
+def generator(root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", root / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_generated_pages_are_up_to_date(generator: ModuleType) -> None:
+    stale = [
+        path.name for path, text in generator.pages().items() if not path.exists() or path.read_text() != text
+    ]
+    assert not stale, f"run `make docs`: {stale}"
+
+
+def test_every_setting_is_documented(generator: ModuleType) -> None:
+    """Nearest to the code: a comment at the end of the line, or a name that needs none."""
+    page = generator.settings_page()
+    undocumented = [
+        name
+        for struct in generator.config.Settings.__subclasses__()
+        for name in struct.__struct_fields__
+        if f"`{name}`" not in page and f"{name}]" not in page
+    ]
+    assert not undocumented, undocumented
+
+
+def test_commands_in_the_readme_exist(root: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (root / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z-]+)", _code(root / "README.md")))
+    assert named <= targets, f"no such targets: {named - targets}"
+
+
+def test_links_in_the_docs_lead_somewhere(root: Path) -> None:
+    dead = []
+    for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))]:
+        links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+        dead += [f"{page.relative_to(root)}: {link}" for link in links if not (page.parent / link).exists()]
+    assert not dead, "\n".join(dead)
+
+
+def test_everything_we_depend_on_is_pinned(root: Path) -> None:
+    lines = (root / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert not [pin for pin in pins if not PIN.fullmatch(pin)]
+    assert pins == sorted(pins)
+    pinned = {pin.split("==")[0] for pin in pins}
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    names = {re.split(r"[\[<>=~!; ]", requirement)[0].lower() for requirement in wanted}
+    assert names - {"understudy"} <= pinned, f"pin these: {names - pinned}"
+
+
+def test_no_registry_is_named(root: Path) -> None:
+    folders = ("src", "tests", "docs", "benchmarks", "examples", "deploy", ".ci")
+    files = [path for folder in folders for path in (root / folder).rglob("*") if path.suffix != ".pyc"]
+    named = [
+        str(path.relative_to(root))
+        for path in [*files, *root.glob("*.*"), root / "Makefile"]
+        if path.is_file() and path != Path(__file__) and REGISTRY.search(path.read_text(errors="ignore"))
+    ]
+    assert not named, f"package registries are named in: {named}"
+
+
+def _code(page: Path) -> str:
+    """What stands in code blocks and between back-ticks."""
+    return "\n".join(re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), re.DOTALL))

@@ -1,0 +1,260 @@
+"""What status, plan and events show: the truth of the documents, on one line each, at any width."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import msgspec
+import pytest
+from rich.console import Console, RenderableType
+
+from understudy.cli import events, plan, status
+from understudy.cli.views import from_controller, from_gateway
+from understudy.controller.status import (
+    AppStatus,
+    ClusterStatus,
+    GatewayStatus,
+    NodeStatus,
+    ReplicaStatus,
+    StandbyStatus,
+    StoreStatus,
+)
+from understudy.wire.errors import ProtocolError
+from understudy.wire.records import Outcome, Placement, Role
+
+APP = AppStatus(
+    name="digits",
+    version=3,
+    criticality="critical",
+    weight=1.0,
+    state="ok",
+    serving="cnn",
+    full_size="cnn",
+    reason=None,
+    primary_nodes=["n1"],
+    primary_variant="cnn",
+    standby=StandbyStatus("warm", "n3", "tree"),
+    protection="warm n3",
+    replicas=[ReplicaStatus("r1", 3, "cnn", "n1", "primary", "ready", 4711, 60.5, 0, "")],
+    requests=120,
+    failed=0,
+    degraded=0,
+    p50_ms=1.23,
+    p99_ms=8.9,
+)
+FALLEN = msgspec.structs.replace(
+    APP,
+    name="a-name-that-is-much-longer-than-anybody-would-choose-it",
+    state="degraded",
+    serving="tree",
+    reason="cnn on n1 is backoff: exit status 1",
+    protection="none",
+    p50_ms=None,
+    p99_ms=None,
+)
+GONE = msgspec.structs.replace(
+    APP, name="wine", state="down", serving=None, reason="its replicas are not ready"
+)
+NODE = NodeStatus("n1", "east", "ready", "", True, 512.0, 130.2, 2, 2)
+DEAD = NodeStatus("n2", "east", "dead", "its lease was lost", False, 512.0, 0.0, 0, 0)
+CLUSTER = ClusterStatus(
+    cluster="shop",
+    leader="c1",
+    revision=7,
+    routes_revision=12,
+    planning=False,
+    store=StoreStatus(True),
+    apps=[APP, FALLEN, GONE],
+    nodes=[NODE, DEAD],
+    gateways=[GatewayStatus("g1", True, "127.0.0.1:8080", 12, [])],
+    quarantined=[("digits", 3, "forest")],
+    warnings=["losing n3 leaves wine without an answer"],
+)
+GATEWAY: dict[str, Any] = {
+    "revision": 12,
+    "draining": False,
+    "nodes": [
+        {"name": "n1", "site": "east", "connected": True, "suspect": False, "replicas": ["r1"]},
+        {"name": "n2", "site": "east", "connected": True, "suspect": True, "replicas": []},
+        {"name": "n3", "site": "west", "connected": False, "suspect": False, "replicas": []},
+    ],
+    "apps": [
+        {
+            "name": "digits",
+            "version": 3,
+            "criticality": "critical",
+            "ready": True,
+            "serving": "tree",
+            "full_size": "cnn",
+            "degraded": "failover",
+            "p50_ms": 0.0,
+            "p99_ms": 0.0,
+            "requests": 5,
+            "failed": 0,
+            "replicas": [
+                {"id": "r2", "node": "n1", "variant": "tree", "version": 3, "role": "standby"}
+                | {"state": "ready", "pid": 12, "connected": True}
+            ],
+        },
+        {
+            "name": "wine",
+            "version": 1,
+            "criticality": "standard",
+            "ready": False,
+            "serving": "static",
+            "full_size": "forest",
+            "degraded": "down",
+            "p50_ms": 1.0,
+            "p99_ms": 2.0,
+            "requests": 5,
+            "failed": 0,
+            "replicas": [],
+        },
+    ],
+}
+
+
+def shown(renderable: RenderableType, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    console.print(renderable)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert all(len(line) <= width for line in text.splitlines())
+    return text
+
+
+def controller_view() -> Any:
+    return from_controller(msgspec.to_builtins(CLUSTER), "http://127.0.0.1:8090")
+
+
+def line_of(text: str, start: str) -> str:
+    (line,) = [line for line in text.splitlines() if line.startswith(start)]
+    return line
+
+
+def test_the_controllers_status_is_understood() -> None:
+    view = controller_view()
+    assert (view.source, view.cluster, view.leader, view.revision) == ("controller", "shop", "c1", 7)
+    assert view.apps[0].replicas[0].pid == 4711
+    assert view.quarantined == [("digits", 3, "forest")]
+    assert not view.met
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_each_app_has_a_line_with_what_matters(width: int) -> None:
+    text = shown(status.render(controller_view()), width)
+    assert " ".join(line_of(text, "digits ").split()) == "digits cnn ok warm n3 critical 1.2 8.9"
+    assert "nobody" in line_of(text, "wine ")
+    assert "down" in line_of(text, "wine ")
+    assert "degraded  none       critical" in line_of(text, "a-name-that")
+
+
+def test_a_wide_terminal_says_what_should_serve() -> None:
+    assert "tree (not cnn)" in shown(status.render(controller_view()), 200)
+
+
+def test_what_needs_attention_is_said_once_below() -> None:
+    text = shown(status.render(controller_view()), 120)
+    assert "1 ok  1 degraded  1 down" in text
+    for sentence in (
+        "wine: its replicas are not ready",
+        "n2: its lease was lost",
+        "digits/forest: in quarantine",
+        "losing n3 leaves wine without an answer",
+    ):
+        assert f"! {sentence}" in text
+    assert "130 / 512" in line_of(text, "n1 ")
+
+
+def test_an_empty_cluster_says_what_to_do() -> None:
+    empty = msgspec.structs.replace(CLUSTER, apps=[], quarantined=[], warnings=[])
+    text = shown(status.render(from_controller(msgspec.to_builtins(empty), "")))
+    assert "understudy deploy" in text
+
+
+def test_a_gateways_view_stands_in() -> None:
+    view = from_gateway(GATEWAY, "http://127.0.0.1:8080")
+    assert view.source == "gateway"
+    assert [(app.state, app.reason) for app in view.apps] == [
+        ("degraded", "failover"),
+        ("degraded", "down"),
+    ]
+    assert [node.state for node in view.nodes] == ["ready", "suspect", "lost"]
+    assert view.apps[0].p50_ms is None
+    assert view.apps[0].protection is None
+    assert "No controller answers" in shown(status.render(view), 80)
+
+
+def test_both_views_have_the_same_keys() -> None:
+    seen_by_gateway = msgspec.to_builtins(from_gateway(GATEWAY, "a"))
+    seen_by_controller = msgspec.to_builtins(controller_view())
+    assert seen_by_gateway.keys() == seen_by_controller.keys()
+    assert seen_by_gateway["apps"][0].keys() == seen_by_controller["apps"][0].keys()
+
+
+@pytest.mark.parametrize(
+    "document", [{}, {"revision": 1, "apps": 3, "nodes": []}, {"apps": [{}], "revision": 1}]
+)
+def test_anything_else_is_refused(document: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError, match="something else than a status"):
+        from_gateway(document, "http://127.0.0.1:1")
+    with pytest.raises(ProtocolError, match="something else than a status"):
+        from_controller(document, "http://127.0.0.1:1")
+
+
+def planned(nodes: int) -> plan.PlanView:
+    hows = {"node:n1": "warm", "node:n2": "unaffected", "site:east": "cold"}
+    failures = [*hows, *(f"node:n{n}" for n in range(3, nodes + 1))]
+    return plan.PlanView(
+        revision=4,
+        reason="n3 joined",
+        placements=(
+            Placement("digits", 1, "cnn", "n1", Role.PRIMARY),
+            Placement("digits", 1, "tree", "n2", Role.STANDBY),
+            Placement("wine", 1, "forest", "n2", Role.PRIMARY),
+        ),
+        outcomes=(
+            *(
+                Outcome(failure, "digits", hows.get(failure, "unaffected"), "tree", "n2", 0.9, 12.4)
+                for failure in failures
+            ),
+            Outcome("node:n2", "wine", "none", None, None, 0.0, 0.0),
+        ),
+        warnings=("losing n2 leaves wine without an answer",),
+        gap=0.0005,
+        solve_ms=41.0,
+        memory_overhead=0.137,
+    )
+
+
+def test_the_plan_shows_each_loss() -> None:
+    text = shown(plan.render(planned(3)), 80)
+    assert "protection takes 14% of the primaries' memory on top" in text
+    assert " ".join(line_of(text, "digits").split()) == "digits cnn n1 tree n2 warm - cold - 12"
+    assert "LOST" in line_of(text, "wine")
+    assert "! losing n2 leaves wine without an answer" in text
+    assert "No single point of failure" not in text
+
+
+def test_many_losses_are_counted() -> None:
+    text = shown(plan.render(planned(40)), 80)
+    assert "39 unaffected, 1 warm, 1 cold" in line_of(text, "digits")
+
+
+def test_no_plan_yet() -> None:
+    assert "No plan yet" in shown(plan.render(plan.PlanView(revision=0)))
+
+
+def test_an_event_is_one_line() -> None:
+    event = {
+        "serial": 3,
+        "kind": "node.suspected",
+        "at_unix_ms": 1_700_000_000_123,
+        "message": "no heartbeat for 150 ms [not markup]",
+        "app": "",
+        "node": "n2",
+    }
+    text = events.line(event).plain
+    assert ".123  node.suspected" in text
+    assert text.endswith("n2            no heartbeat for 150 ms [not markup]")
