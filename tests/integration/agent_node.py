@@ -14,12 +14,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from understudy.adapters.artifacts import DirectoryStore
 from understudy.adapters.links import FrameLink, dial, listen
+from understudy.agent.limits import MemoryLimits
+from understudy.agent.process import cgroup_name
 from understudy.config import ClusterConfig, load_cluster
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Frame
@@ -98,6 +101,7 @@ class AgentNode:
         )
         self.cluster_path = cluster
         self.config: ClusterConfig = load_cluster(cluster)
+        self.limits = MemoryLimits(cgroup_name(self.config.role_dir("agent", "n1"), "n1"))
         self.store = DirectoryStore(Path(self.config.artifacts_dir))
         self.state: NodeState | None = None  # as the gateway heard it
         self.states: list[NodeState] = []
@@ -131,6 +135,11 @@ class AgentNode:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def kill_node(self) -> None:
+        """Everything at once, as when a machine is gone."""
+        if self.pids():
+            os.killpg(self.group, signal.SIGKILL)
 
     async def stop_agent(self) -> int:
         assert self.process is not None
@@ -310,16 +319,22 @@ class AgentNode:
         return found
 
     async def close(self) -> None:
-        for pid in self.pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.kill_node()
         if self.process is not None:
             self.process.wait()
+        await asyncio.to_thread(self._clear_cgroups)
         for link in (self.gateway, self._controller):
             if link is not None:
                 link.abort()
         if self._server is not None:
             self._server.close()
+
+    def _clear_cgroups(self) -> None:
+        """The kernel needs a moment to be done with the killed."""
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not self.limits.close():
+            assert time.monotonic() < deadline_s, f"{self.limits.directory} can't be removed"
+            time.sleep(0.01)
 
 
 @contextlib.asynccontextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from agent_node import AgentNode, agent_node, profile, wanted
 
-from understudy.agent.limits import MemoryLimits
+from understudy.agent.state_file import StateFile
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Contingency, Role
 
@@ -127,22 +127,15 @@ async def test_a_restarted_agent_needs_no_controller(node: AgentNode) -> None:
 async def test_a_node_that_was_killed_at_once_comes_back_clean(node: AgentNode) -> None:
     await doubling(node)
     before = await node.ready("full")
-    for pid in node.pids():
-        os.kill(pid, signal.SIGKILL)
+    node.kill_node()
     node.kill_agent()
     assert Path(before.address.removeprefix("unix:")).exists()
     node.start_agent()
     await node.connect()
     await node.ready("full", unlike=before.pid)
     assert not Path(before.address.removeprefix("unix:")).exists()
-    assert leftovers(before.id) == []
+    assert not node.limits.directory or not Path(node.limits.path(before.id)).exists()
     assert await answers(node) == FULL
-
-
-def leftovers(worker: str) -> list[str]:
-    """The worker's cgroup, if it is still there."""
-    cgroups = MemoryLimits("n1").directory
-    return [path.name for path in cgroups.glob(f"understudy-n1-{worker}")] if cgroups else []
 
 
 @scenario()
@@ -150,17 +143,13 @@ async def test_a_damaged_state_file_is_ignored_and_said_so(node: AgentNode) -> N
     await doubling(node)
     before = await node.ready("full")
     path = node.config.role_dir("agent", "n1") / "state"
-    await asyncio.to_thread(wait_for_file, path)
+    await node.until(lambda: StateFile(path).load()[0].saved.target)
     node.kill_agent()
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     node.start_agent()
     await node.connect()
     await node.until(lambda: node.told("state.discarded"))
     assert (await node.ready("full")).pid == before.pid
-
-
-def wait_for_file(path: Path) -> None:
-    subprocess.run(["sh", "-c", f"until test -s {path}; do sleep 0.01; done"], check=True, timeout=10)
 
 
 @scenario(probe_timeout_ms=5000, probe_interval_ms=5000)
@@ -176,7 +165,7 @@ async def test_a_worker_over_its_memory_limit_dies_alone(node: AgentNode) -> Non
         await node.infer(before)
     order.unlink()
     await node.ready("full", unlike=before.pid)
-    if MemoryLimits("n1").directory is not None:
+    if node.limits.directory is not None:
         await node.until(lambda: node.told("worker.out_of_memory"))
     assert (await node.ready("other")).pid == bystander.pid
     assert await answers(node) == FULL
@@ -377,4 +366,4 @@ async def test_stopping_leaves_nothing_behind(node: AgentNode) -> None:
     assert list((node_dir / "workers").iterdir()) == []
     assert not (node_dir / "replicas").exists()
     assert list(Path(node.config.run_dir).glob("[wa]*.sock")) == []
-    assert leftovers(worker.id) == []
+    assert not node.limits.directory or not node.limits.directory.exists()

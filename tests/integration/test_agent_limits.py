@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -46,7 +47,8 @@ def take(process: subprocess.Popen[str], size_mb: int) -> str:
 
 
 def test_without_cgroups_allocations_beyond_the_limit_are_refused() -> None:
-    limits = MemoryLimits("test")
+    limits = MemoryLimits(f"understudy-test-{os.getpid()}")
+    limits.close()
     limits.directory = None
     assert limits.kind == "rlimit"
     with hoarder() as process:
@@ -61,7 +63,7 @@ def test_without_cgroups_allocations_beyond_the_limit_are_refused() -> None:
 
 
 def test_with_cgroups_the_kernel_ends_the_process_and_says_so() -> None:
-    limits = MemoryLimits("test")
+    limits = MemoryLimits(f"understudy-test-{os.getpid()}")
     if limits.directory is None:
         pytest.skip("no cgroup with a memory controller may be made here")
     cgroup = limits.path("w-1")
@@ -77,3 +79,5 @@ def test_with_cgroups_the_kernel_ends_the_process_and_says_so() -> None:
         assert limits.exceeded(cgroup)
         assert limits.remove(cgroup)
         assert limits.remove(cgroup), "twice does no harm"
+    assert limits.close()
+    assert not limits.directory.exists()

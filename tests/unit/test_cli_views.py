@@ -7,9 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from control_api import serving
 from rich.console import Console, RenderableType
+from typer.testing import CliRunner
 
 from understudy.cli import events, plan, status
+from understudy.cli.app import app
+from understudy.cli.exits import Exit
 from understudy.cli.views import from_controller, from_gateway
 from understudy.controller.status import (
     AppStatus,
@@ -258,3 +262,14 @@ def test_an_event_is_one_line() -> None:
     text = events.line(event).plain
     assert ".123  node.suspected" in text
     assert text.endswith("n2            no heartbeat for 150 ms [not markup]")
+
+
+@pytest.mark.parametrize(
+    ("apps", "expected"), [([APP], Exit.OK), ([APP, FALLEN], Exit.UNMET), ([GONE], Exit.UNMET), ([], Exit.OK)]
+)
+def test_check_tells_by_its_exit_status(apps: list[AppStatus], expected: Exit) -> None:
+    with serving() as api:
+        api.states = [msgspec.to_builtins(msgspec.structs.replace(CLUSTER, apps=apps))]
+        runner = CliRunner(env={"UNDERSTUDY_URL": api.url})
+        assert runner.invoke(app, ["status", "--check"]).exit_code == expected
+        assert runner.invoke(app, ["status", "--json"]).exit_code == Exit.OK

@@ -1,7 +1,10 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import DATATYPES, fits, is_finite, round_to_bf16, show_shape, zeros
 

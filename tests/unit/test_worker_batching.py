@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
 from understudy.core.batching import OUTLIER_FACTOR, TRIAL_BATCHES, Batcher, Durations
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import DATATYPES
@@ -85,7 +86,7 @@ OUT_OF_RANGE = {
 def test_values_out_of_range_are_refused(datatype):
     rejecting = codec([TensorSpec("x", datatype, (-1,))])
     for value in OUT_OF_RANGE[datatype]:
-        with pytest.raises(InvalidArgument, match="^input 'x': data"):
+        with pytest.raises(InvalidArgument, match=r"^input 'x': data"):
             rejecting.decode(body(tensor(datatype=datatype, shape=(1,), data=[value])))
 
 
@@ -96,7 +97,10 @@ WRONG = {
     "array": (b"[]", "request body: Expected `object`, got `array`"),
     "no inputs": (b"{}", "request body: Object missing required field `inputs`"),
     "too deep": (b'{"inputs":' + b"[" * 100_000, "request body: "),
-    "no data": (b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3]}]}', "missing required field `data`"),
+    "no data": (
+        b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,3]}]}',
+        "missing required field `data`",
+    ),
     "id": (body(id=5), "request body: Expected `str | null`, got `int` - at `$.id`"),
     "parameter": (body(parameters={"a": [1]}), "at `$.parameters[...]`"),
     "shape of text": (body(tensor(shape=["a"])), "at `$.inputs[0].shape[0]`"),

@@ -16,12 +16,14 @@ _MB = 1024 * 1024
 
 
 class MemoryLimits:
-    """Makes, sets and removes limits. `directory` is None when cgroups can't be used."""
+    """Makes, sets and removes limits. `directory` holds the workers' cgroups; None where there can be none.
 
-    def __init__(self, node: str) -> None:
-        self._node = node
+    `name` is that of the directory; no two agents of a machine may share it.
+    """
+
+    def __init__(self, name: str) -> None:
         self._version = 2 if (_ROOT / "cgroup.controllers").exists() else 1
-        self.directory = self._find_directory()
+        self.directory = _make_directory(self._version, name)
 
     @property
     def kind(self) -> str:
@@ -29,7 +31,17 @@ class MemoryLimits:
 
     def path(self, worker: str) -> str:
         """Where this worker's cgroup belongs; empty when cgroups can't be used."""
-        return str(self.directory / f"understudy-{self._node}-{worker}") if self.directory else ""
+        return str(self.directory / worker) if self.directory else ""
+
+    def sweep(self) -> None:
+        """Remove what nobody lives in any more."""
+        for path in self.directory.glob("*/") if self.directory else ():
+            self.remove(str(path))
+
+    def close(self) -> bool:
+        """Leave nothing behind. Whether that worked: a process that is still ending keeps its cgroup."""
+        self.sweep()
+        return self.directory is None or self.remove(str(self.directory))
 
     def admit(self, cgroup: str, pid: int) -> None:
         """Put a new worker into a cgroup of its own. Where that fails, `limit` finds none. Blocks for ms."""
@@ -82,20 +94,23 @@ class MemoryLimits:
             return False
         return True
 
-    def _find_directory(self) -> Path | None:
-        own = _own_cgroup(self._version)
-        if own is None or not os.access(own, os.W_OK | os.X_OK):
-            return None
-        if self._version == 2 and not _delegate(own, self._node):
-            return None
-        probe = own / f"understudy-{self._node}-probe-{os.getpid()}"
-        try:
-            probe.mkdir()
-            usable = (probe / ("memory.max" if self._version == 2 else "memory.limit_in_bytes")).exists()
-            probe.rmdir()
-        except OSError:
-            return None
-        return own if usable else None
+
+def _make_directory(version: int, name: str) -> Path | None:
+    own = _own_cgroup(version)
+    if own is None or not os.access(own, os.W_OK | os.X_OK):
+        return None
+    directory = own / name
+    try:
+        directory.mkdir(exist_ok=True)
+        if version == 1:
+            return directory if (directory / "memory.limit_in_bytes").exists() else None
+    except OSError:
+        return None
+    if _delegate(own, own / f"{name}-agent", directory):
+        return directory
+    with contextlib.suppress(OSError):
+        directory.rmdir()
+    return None
 
 
 def _own_cgroup(version: int) -> Path | None:
@@ -113,16 +128,13 @@ def _own_cgroup(version: int) -> Path | None:
     return None
 
 
-def _delegate(own: Path, node: str) -> bool:
-    """Let children of `own` have the memory controller. v2 wants no process beside them, so we step aside."""
-    control = own / "cgroup.subtree_control"
-    aside = own / f"understudy-{node}"
+def _delegate(own: Path, aside: Path, directory: Path) -> bool:
+    """Give the memory controller to children of `directory`. v2 wants no process above: we step aside."""
     try:
-        if "memory" in control.read_text().split():
-            return True
         aside.mkdir(exist_ok=True)
         (aside / "cgroup.procs").write_text(str(os.getpid()))
-        control.write_text("+memory")
+        for parent in (own, directory):
+            (parent / "cgroup.subtree_control").write_text("+memory")
     except OSError:  # others live in this cgroup: back to where we were
         with contextlib.suppress(OSError):
             (own / "cgroup.procs").write_text(str(os.getpid()))

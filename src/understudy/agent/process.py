@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import gc
+import hashlib
 import os
 import shutil
 import signal
@@ -66,7 +67,7 @@ class AgentProcess:
             revision=revision,
         )
         self._peers = Peers(config, hello, self.step)
-        self._limits = MemoryLimits(name)
+        self._limits = MemoryLimits(cgroup_name(self._state_dir, name))
         store = DirectoryStore(Path(config.artifacts_dir))
         artifacts = LocalArtifacts(self._state_dir / "artifacts", store, config.agent.stage_bytes_max)
         self._staging = Staging(artifacts, self._state_dir / "replicas", self.step, self._tell)
@@ -215,6 +216,11 @@ class AgentProcess:
         task = self._tasks.create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+
+def cgroup_name(state_dir: Path, node: str) -> str:
+    """Nodes of several clusters on one machine may have the same name, but never the same directory."""
+    return f"understudy-{node}-{hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:8]}"
 
 
 def run_agent(config: ClusterConfig, name: str) -> None:

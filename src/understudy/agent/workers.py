@@ -87,7 +87,6 @@ class Workers:
         self._by_pid: dict[int, _Handle] = {}
         self._none_left = asyncio.Event()
         self._none_left.set()
-        self._unremoved: set[str] = set()  # cgroups that were still busy
         self._spawner = Spawner(config.agent, self._forked, self._not_forked, self._status_known)
 
     def start(self) -> None:
@@ -101,9 +100,8 @@ class Workers:
             async with asyncio.timeout(KILL_TIMEOUT_S):
                 await self._none_left.wait()
         await self._spawner.close()
-        self._unremoved = {cgroup for cgroup in self._unremoved if not self._limits.remove(cgroup)}
-        if self._unremoved:
-            self._log.warning("cgroup.left_behind", paths=sorted(self._unremoved))
+        if not self._limits.close():
+            self._log.warning("cgroup.left_behind", path=str(self._limits.directory))
 
     # fork and connect
 
@@ -296,9 +294,7 @@ class Workers:
         self._clear_away(record)
 
     def _clear_away(self, record: Record) -> None:
-        self._unremoved = {cgroup for cgroup in self._unremoved if not self._limits.remove(cgroup)}
-        if not self._limits.remove(record.cgroup):
-            self._unremoved.add(record.cgroup)
+        self._limits.remove(record.cgroup)
         Path(record.socket).unlink(missing_ok=True)
         (self._records / f"{record.worker}.json").unlink(missing_ok=True)
         shutil.rmtree(self._staging.folder(record.worker), ignore_errors=True)
@@ -316,6 +312,7 @@ class Workers:
         for path in Path(self._config.run_dir).glob("w-*.sock"):
             if ours.fullmatch(path.name) and str(path) not in known:
                 path.unlink(missing_ok=True)
+        self._limits.sweep()
 
     async def _adopt(self, record: Record) -> None:
         try:

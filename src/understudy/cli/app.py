@@ -292,6 +292,9 @@ def infer(
             help="A request of the Open Inference Protocol, or just the nested list of the only input.",
         ),
     ],
+    timeout: Annotated[
+        float | None, typer.Option(help="Deadline in seconds, instead of the app's own.", min=0.001)
+    ] = None,
     gateway: Gateway = None,
     cluster: ClusterFile = None,
     json: Json = False,
@@ -301,7 +304,7 @@ def infer(
     from understudy.cli.infer import run_infer
 
     output = Output(as_json=json)
-    _attempt(output, lambda: run_infer(gateways(gateway, cluster), name, data, output))
+    _attempt(output, lambda: run_infer(gateways(gateway, cluster), name, data, output, timeout))
 
 
 @app.command(rich_help_panel=LOOK)

@@ -13,6 +13,8 @@ from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
 from understudy.wire.errors import Code, ConfigError, UnderstudyError
 
+DEADLINE_S_USUAL = 60.0  # apps with a longer one need --timeout
+GRACE_S = 5.0  # the gateway keeps deadlines; we wait a little longer for its word
 VALUES_SHOWN = 8  # of each output; --json shows all
 
 
@@ -70,14 +72,19 @@ def _shape(value: Any, where: str) -> list[int]:
     return [len(value), *(shapes[0] if shapes else [])]
 
 
-def run_infer(gateways: Servers, app: str, data: str, output: Output) -> None:
-    """Ask, and show the answer with who gave it. Raises what the gateway's refusal says."""
+def run_infer(gateways: Servers, app: str, data: str, output: Output, timeout_s: float | None) -> None:
+    """Ask, and show the answer with who gave it. Raises what the gateway's refusal says.
+
+    `timeout_s` None: the app's own deadline.
+    """
     given = read_data(data)
     path = f"/v2/models/{segment(app)}"
     try:
         metadata: dict[str, Any] = {} if isinstance(given, dict) else gateways.get(path)
         request = build_request(given, metadata)
-        reply = gateways.call("POST", f"{path}/infer", body=request)
+        headers = {"Understudy-Timeout-Ms": f"{timeout_s * 1000:.0f}"} if timeout_s else {}
+        patience_s = (timeout_s or DEADLINE_S_USUAL) + GRACE_S
+        reply = gateways.call("POST", f"{path}/infer", body=request, headers=headers, timeout_s=patience_s)
         if reply.status != 200:
             raise failure(reply)
     except UnderstudyError as error:

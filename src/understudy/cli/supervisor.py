@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,9 +42,9 @@ class Cluster:
         """Raises `ConfigError` when the file is wrong. `env` replaces the environment of all roles."""
         self.config_path = config_path.resolve()
         self.config = load_cluster(config_path)
-        self.control = cluster_controllers(
-            self.config, source=f"from {config_path}", timeout_s=STATUS_TIMEOUT_S
-        )
+        source = f"from {config_path}"
+        self.control = cluster_controllers(self.config, source=source)
+        self._watched = cluster_controllers(self.config, source=source, timeout_s=STATUS_TIMEOUT_S)
         environment = dict(os.environ if env is None else env)
         self.logs_dir = Path(self.config.data_dir) / "logs"
         names = [("controller", c.name) for c in self.config.controllers]
@@ -123,7 +123,7 @@ class Cluster:
 
     async def status(self) -> StatusView:
         """The controller's view. Raises UNAVAILABLE or TIMEOUT."""
-        return from_controller(await _ask(self.control, "/v1/status"), self.control.urls[0])
+        return from_controller(await _ask(self._watched, "/v1/status"), self.control.urls[0])
 
     async def gateway_status(self, name: str) -> StatusView:
         """One gateway's own view, which needs no controller."""
@@ -140,7 +140,7 @@ class Cluster:
         urls = [f"http://{self.config.gateway_named(name).http}" for name in names]
         return Servers(urls, "gateway", f"from {self.config_path}", STATUS_TIMEOUT_S)
 
-    async def wait_ready(self, apps: Iterable[str], timeout_s: float, *, full_size: bool = True) -> None:
+    async def wait_ready(self, apps: Collection[str], timeout_s: float, *, full_size: bool = True) -> None:
         """Until the controller and every running gateway say that `apps` answer, by their full-size variant
         unless told otherwise. Raises TIMEOUT.
         """
@@ -184,15 +184,17 @@ class Cluster:
                 )
 
     async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """End everything: drain for `timeout_s` at most, then kill. No process is left."""
+        """End everything: drain for `timeout_s` at most, then kill. No process is left, nor its entry."""
         roles = list(self.roles.values())
         for role in roles:
             role.wanted = False
-            role.send_group(signal.SIGCONT)
-            role.send(signal.SIGTERM)
+            if role.pids():
+                role.send_group(signal.SIGCONT)
+                role.send(signal.SIGTERM)
         await _until(lambda: not any(role.pid for role in roles), timeout_s)
         for role in roles:
-            role.send_group(signal.SIGKILL)
+            if role.pids():
+                role.send_group(signal.SIGKILL)
         await _until(lambda: not any(role.pid for role in roles) and not self.pids(), KILL_TIMEOUT_S)
 
     async def watch(self, tell: Callable[[str], None], *, restart: bool = True) -> None:
@@ -218,7 +220,7 @@ class Cluster:
             await asyncio.sleep(WATCH_INTERVAL_S)
 
 
-def _states(view: StatusView, apps: Iterable[str]) -> set[str]:
+def _states(view: StatusView, apps: Collection[str]) -> set[str]:
     found = {app.name: app.state for app in view.apps}
     return {found.get(app, DOWN) for app in apps}
 

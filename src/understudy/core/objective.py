@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from understudy.config import PlanSettings
 from understudy.core.footprint import load_ms, replica_mb
+from understudy.core.replay import COLD_MS, WARM_MS
 from understudy.invariants import check
 from understudy.wire.records import (
     AppVersion,
@@ -45,8 +46,6 @@ BALANCE = 0.01  # times the squares of the nodes' loads; below the price of a mo
 RELABEL = 0.1  # of the price of a movement: a new primary costs this much more than a new standby
 RESTAGE = 0.0005  # a contingency that differs from the current one
 
-WARM_MS = 5.0  # link loss seen and the request sent again
-COLD_MS = 10.0  # the same, and the activation of a worker; what it loads comes on top
 # A step in between isn't worth its memory where it saves less than this (the agents' default skips it too).
 PROGRESSIVE_GAIN_MS = 15.0
 

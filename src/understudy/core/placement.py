@@ -38,7 +38,6 @@ class Solution:
 
     plan: Plan
     loss_bound: float
-    solve_s: float
     values: list[float]
 
 
@@ -46,6 +45,7 @@ class PlacementProgram:
     """The program of one problem; can be solved several times with different things held in place."""
 
     def __init__(self, problem: Problem, *, pooled: bool = False) -> None:
+        self.spent_s = 0.0  # on all solves so far
         self._problem = problem
         self._pooled = pooled
         self._matrix = Matrix()
@@ -73,18 +73,19 @@ class PlacementProgram:
     ) -> Solution | None:
         """The best plan found in time, to within `gap` of the least loss unless time ran out.
 
-        Replicas in `keep` stay where they are, in either role. With `fixed` all placements are as in that
+        Primaries in `keep` stay where they are. With `fixed` all placements are as in that
         plan, and only contingencies are chosen. None if what must hold can't hold, or time was too short.
         """
         matrix = self._matrix.copy()
         if fixed is not None:
             self._fix(matrix, fixed)
-        for columns in self._columns_of(keep):
-            matrix.row([(column, 1.0) for column in columns], lower=1.0)
+        for column in self._primaries_at(keep):
+            matrix.lower[column] = 1.0
         solved = solver.solve(matrix, time_limit_s=time_limit_s, gap=gap, start=start)
+        self.spent_s += solved.solve_s
         if solved.values is None:
             return None
-        return Solution(self._read(solved.values), solved.bound, solved.solve_s, solved.values)
+        return Solution(self._read(solved.values), solved.bound, solved.values)
 
     # replicas
 
@@ -111,8 +112,7 @@ class PlacementProgram:
     def _add_replica(self, a: int, v: int, n: int) -> None:
         problem, app = self._problem, self._problem.apps[a]
         variant = app.variants[v]
-        place = (app.app, app.version, variant.name, problem.nodes[n].name)
-        move = 0.0 if place in problem.existing else problem.settings.movement_cost
+        move = 0.0 if self._place(a, v, n) in problem.existing else problem.settings.movement_cost
         memory = problem.settings.memory_cost * replica_mb(variant) / problem.memory_mb
         primary = self._matrix.column(
             memory + move * (1.0 + objective.RELABEL) + objective.primary_loss(app, variant),
@@ -217,33 +217,25 @@ class PlacementProgram:
         at = range(len(self._problem.nodes)) if nodes is None else sorted(nodes)
         return [columns[a, v, n] for n in at for v in variants if (a, v, n) in columns]
 
-    def _columns_of(self, places: frozenset[Place]) -> list[list[int]]:
-        """For each place the columns that can put a replica there, one per role."""
-        found: dict[Place, list[int]] = defaultdict(list)
-        for columns in (self._primaries, self._standbys):
-            for (a, v, n), column in columns.items():
-                app = self._problem.apps[a]
-                place = (app.app, app.version, app.variants[v].name, self._problem.nodes[n].name)
-                if place in places:
-                    found[place].append(column)
-        return list(found.values())
+    def _primaries_at(self, places: frozenset[Place]) -> list[int]:
+        return [column for key, column in self._primaries.items() if self._place(*key) in places]
+
+    def _place(self, a: int, v: int, n: int) -> Place:
+        app = self._problem.apps[a]
+        return app.app, app.version, app.variants[v].name, self._problem.nodes[n].name
 
     def _fix(self, matrix: Matrix, plan: Plan) -> None:
-        counts = Counter((p.app, p.variant, p.node, p.role) for p in plan.placements)
+        counts = Counter((objective.place(placed), placed.role) for placed in plan.placements)
         for columns, role in ((self._primaries, Role.PRIMARY), (self._standbys, Role.STANDBY)):
-            for (a, v, n), column in columns.items():
-                app = self._problem.apps[a]
-                count = counts[app.app, app.variants[v].name, self._problem.nodes[n].name, role]
-                matrix.lower[column] = matrix.upper[column] = float(count)
+            for key, column in columns.items():
+                matrix.lower[column] = matrix.upper[column] = float(counts[self._place(*key), role])
 
     def _read(self, values: list[float]) -> Plan:
         problem = self._problem
         placements = []
         for columns, role in ((self._primaries, Role.PRIMARY), (self._standbys, Role.STANDBY)):
-            for (a, v, n), column in columns.items():
-                app = problem.apps[a]
-                placed = Placement(app.app, app.version, app.variants[v].name, problem.nodes[n].name, role)
-                placements += [placed] * round(values[column])
+            for key, column in columns.items():
+                placements += [Placement(*self._place(*key), role)] * round(values[column])
         contingencies = [
             self._contingency(a, name, n, k)
             for (a, s, n, k), column in self._colds.items()

@@ -15,7 +15,7 @@ from understudy.wire.records import AppVersion, Contingency, NodeInfo, Outcome, 
 
 WARM_MS = 5.0  # the lost link seen, the request sent again
 COLD_MS = 10.0  # the same, and a blank worker activated; what it loads comes on top
-SLACK_MB = 1e-3  # rounding, no more
+SLACK = 1e-5  # of a node's memory: rounding, no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class _Stage:
     def overfull(self, added_mb: dict[str, float], lost: frozenset[str], when: str) -> Iterator[str]:
         for name, node in self._nodes.items():
             needed_mb = self._used_mb[name] + added_mb.get(name, 0.0)
-            if name not in lost and needed_mb > node.memory_mb + SLACK_MB:
+            if name not in lost and needed_mb > node.memory_mb * (1 + SLACK):
                 yield f"node {name} needs {needed_mb:.1f} MB {when}, and has {node.memory_mb:.1f} MB"
 
     # what happens in a failure
@@ -181,7 +181,7 @@ class _Stage:
             needed_mb = min(replica_mb(variant) for variant in app.variants)
             for name, node in self._nodes.items():
                 free_mb = node.memory_mb - self._used_mb[name] - during_mb[name]
-                if name not in lost and free_mb > needed_mb + SLACK_MB:
+                if name not in lost and free_mb > needed_mb + node.memory_mb * SLACK:
                     yield (
                         f"app {app.app!r} has no contingency for {failure}, although node {name} has "
                         f"{free_mb:.1f} MB of room and its smallest variant needs {needed_mb:.1f} MB"

@@ -103,7 +103,7 @@ def _of_outcomes(app: AppVersion, plan: Plan, room: _Room) -> list[str]:
         if len(lost) == len(room.nodes):
             continue  # said once, for the whole cluster
         what = "no answer" if outcome.how == "none" else "only its static answer"
-        reason = f"{room.lack(app, lost, outcome.failure)}"
+        reason = room.lack(app, lost, outcome.failure)
         failures_by_reason[f"{what}|{reason}"].append(outcome.failure)
     found = []
     for key, failures in failures_by_reason.items():
@@ -136,8 +136,10 @@ class _Room:
     def lack(self, app: AppVersion, lost: frozenset[str], failure: str = "") -> str:
         name, free_mb = self.best(lost, failure)
         needed_mb = min(replica_mb(variant) for variant in app.variants)
-        best = f"best node {name} has {free_mb:.0f} MB"
-        return f"no room for its smallest variant (needs {needed_mb:.0f} MB, {best})"
+        figures = f"needs {needed_mb:.0f} MB, best node {name} has {free_mb:.0f} MB"
+        if free_mb >= needed_mb:
+            return f"the room that is left protects apps that are worth more ({figures})"
+        return f"no room for its smallest variant ({figures})"
 
     def left(self) -> str:
         name, free_mb = self.best(frozenset(), "")
