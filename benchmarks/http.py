@@ -79,10 +79,10 @@ def comparisons(measured: Measured) -> list[results.Row]:
         theirs = [r.requests_per_s for r in measured[name, CONNECTIONS]]
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         rows.append(results.row(f"Understudy / {name}: throughput", "ratio", ratios))
-    through = measured["Understudy", 1]
-    direct = measured["worker over HTTP", 1]
-    added = [a.p50_us - b.p50_us for a, b in zip(through, direct, strict=True)]
-    rows.append(results.row("added by the gateway at one connection: p50", "us", added))
+    for proxy, name in (("the gateway", "Understudy"), ("HAProxy", best(measured, "HAProxy"))):
+        pairs = zip(measured[name, 1], measured["worker over HTTP", 1], strict=True)
+        added = [through.p50_us - direct.p50_us for through, direct in pairs]
+        rows.append(results.row(f"added by {proxy} at one connection: p50", "us", added))
     return rows
 
 
@@ -97,7 +97,7 @@ def best(measured: Measured, rival: str) -> str:
 
 
 def aims_of(compared: list[results.Row]) -> list[results.Aim]:
-    fastapi, haproxy, added = compared
+    fastapi, haproxy, added, _ = compared
     return [
         results.aim(fastapi.figure, fastapi.median, 4.0, "higher"),
         results.aim(haproxy.figure, haproxy.median, 0.7, "higher"),
@@ -105,16 +105,21 @@ def aims_of(compared: list[results.Row]) -> list[results.Aim]:
     ]
 
 
-def show(console: Console, rows: list[results.Row], aims: list[results.Aim]) -> None:
-    table = Table("figure", "unit", "median", "min", "max")
-    for row in rows:
-        table.add_row(row.figure, row.unit, *(f"{value:,.4g}" for value in (row.median, row.min, row.max)))
+def show(console: Console, measured: Measured, compared: list[results.Row], aims: list[results.Aim]) -> None:
+    table = Table(title="medians over the rounds")
+    for heading in ("server", "connections", "requests/s", "p50 µs", "p99 µs"):
+        table.add_column(heading, justify="left" if heading == "server" else "right")
+    for (name, connections), runs in sorted(measured.items(), key=lambda item: -item[0][1]):
+        figures = ([r.requests_per_s for r in runs], [r.p50_us for r in runs], [r.p99_us for r in runs])
+        table.add_row(name, str(connections), *(f"{statistics.median(values):,.0f}" for values in figures))
     console.print(table)
+    for row in compared:
+        spread = f"{row.min:g} to {row.max:g}"
+        console.print(f"{row.figure}: {row.median:g} {row.unit} ({spread})", highlight=False)
     for aim in aims:
         sign = "≥" if aim.better == "higher" else "≤"
-        console.print(
-            f"{'met    ' if aim.met else 'NOT MET'} {aim.name}: {aim.value:g} (aim {sign} {aim.aim:g})"
-        )
+        verdict = "met    " if aim.met else "NOT MET"
+        console.print(f"{verdict} {aim.name}: {aim.value:g} (aim {sign} {aim.aim:g})", highlight=False)
 
 
 def main() -> None:
@@ -137,7 +142,7 @@ def main() -> None:
     rows = rows_of(measured) + compared
     aims = aims_of(compared)
     path = results.write("http", environment, rows, aims)
-    show(console, rows, aims)
+    show(console, measured, compared, aims)
     console.print(f"written: {path}", highlight=False)
 
 

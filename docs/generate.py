@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import ast
-import re
 import sys
 import tokenize
 from collections.abc import Iterator
 from enum import Enum
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -20,6 +20,7 @@ import msgspec
 from understudy import config, registry
 from understudy.core import lifecycle
 from understudy.wire import errors
+from understudy.worker import service
 
 REFERENCE = Path(__file__).resolve().parent / "reference"
 NOTICE = "<!-- Written by docs/generate.py. Change the code, then run `make docs`. -->"
@@ -113,7 +114,7 @@ def _words(info: msgspec.inspect.Type) -> str:
         case msgspec.inspect.StrType(pattern=pattern):
             return "name" if pattern else "text"
         case msgspec.inspect.LiteralType(values=values):
-            return " or ".join(f"`{value}`" for value in sorted(values))
+            return " or ".join(f"`{value}`" for value in sorted(map(str, values)))
         case msgspec.inspect.EnumType(cls=cls):
             return " or ".join(f"`{member.value}`" for member in cls)
         case msgspec.inspect.VarTupleType(item_type=item):
@@ -148,17 +149,27 @@ def _toml(value: Any) -> str:
 
 def _comments(type_: type) -> dict[str, str]:
     """Field -> the comment at the end of its line in the source."""
-    source = Path(sys.modules[type_.__module__].__file__ or "").read_text()
+    return _comments_in(Path(sys.modules[type_.__module__].__file__ or "")).get(type_.__name__, {})
+
+
+@cache
+def _comments_in(path: Path) -> dict[str, dict[str, str]]:
+    """Class -> field -> comment."""
+    source = path.read_text()
     by_line = {
         token.start[0]: token.string.lstrip("# ")
         for token in tokenize.generate_tokens(StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.ClassDef) and node.name == type_.__name__:
-            fields = (s for s in node.body if isinstance(s, ast.AnnAssign))
-            return {f.target.id: by_line.get(f.lineno, "") for f in fields if isinstance(f.target, ast.Name)}
-    return {}
+    return {
+        node.name: {
+            field.target.id: by_line.get(field.lineno, "")
+            for field in node.body
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        }
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef)
+    }
 
 
 # Events, errors, lifecycles
@@ -196,13 +207,19 @@ def lifecycles_page() -> str:
     lines = [
         "# Lifecycles",
         "",
-        "Drawn from the tables in `src/understudy/core/lifecycle.py`, by which the processes move.",
+        "Drawn from the tables by which the processes move.",
         "",
     ]
-    for name, table in vars(lifecycle).items():
-        if isinstance(table, dict) and re.fullmatch("[A-Z]+", name):
-            lines += [f"## {name.capitalize()}", "", *_diagram(table), "", *_transitions(table), ""]
+    for about, table in LIFECYCLES.items():
+        lines += [f"## {about}", "", *_diagram(table), "", *_transitions(table), ""]
     return "\n".join(lines)
+
+
+LIFECYCLES = {
+    "A replica, as its agent sees it": lifecycle.REPLICA,
+    "A node, as the controller sees it": lifecycle.NODE,
+    "A worker process": service.WORKER,
+}
 
 
 def _diagram(table: lifecycle.Table) -> Iterator[str]:

@@ -272,6 +272,52 @@ def test_a_signal_drains(worker: WorkerProcess) -> None:
     assert worker.exit_status() == 0
 
 
+def test_onnx_says_what_its_signature_is(blank: WorkerProcess, tmp_path: Path) -> None:
+    write_onnx_model(tmp_path / "m.onnx")
+    loaded = blank.load(loading("onnx", tmp_path / "m.onnx", probe=PROBE, options={"threads": 2}))
+    assert (loaded.inputs, loaded.outputs) == (INPUTS, OUTPUTS)
+    assert blank.client.answer(GOOD)["outputs"][0]["data"] == [0.0, 0.0]
+
+
+def test_onnx_needs_a_provider_unless_the_cpu_may_replace_it(blank: WorkerProcess, tmp_path: Path) -> None:
+    write_onnx_model(tmp_path / "m.onnx")
+    rare = "MIGraphXExecutionProvider"
+    load = loading("onnx", tmp_path / "m.onnx", probe=PROBE, options={"providers": [rare]})
+    failure = blank.client.call(load, Failure)
+    assert failure.code is Code.LOAD_FAILED
+    assert f"execution provider {rare} is not available here; available: " in failure.message
+    load.options = {"providers": [rare, "CPUExecutionProvider"]}
+    blank.load(load)
+    assert blank.client.answer(GOOD)
+
+
+def test_onnx_takes_and_gives_text(blank: WorkerProcess, tmp_path: Path) -> None:
+    text = [helper.make_tensor_value_info(name, TensorProto.STRING, ["n"]) for name in ("t", "u")]
+    graph = helper.make_graph([helper.make_node("Identity", ["t"], ["u"])], "echo", text[:1], text[1:])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
+    blank.load(loading("onnx", tmp_path / "m.onnx"))
+    answer = blank.client.answer(request(tensor("t", "BYTES", [2], ["", "näh"])))
+    assert answer["outputs"] == [tensor("u", "BYTES", [2], ["", "näh"])]
+
+
+def test_onnx_outputs_that_are_no_tensors_are_not_served(blank: WorkerProcess, tmp_path: Path) -> None:
+    parts = helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None)
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
+    nodes = [helper.make_node("SequenceConstruct", ["x"], ["parts"]), helper.make_node("Neg", ["x"], ["y"])]
+    opset = [helper.make_opsetid("", 17)]
+    for outputs in ([parts, y], [parts]):
+        graph = helper.make_graph(nodes, "parts", [x], outputs)
+        onnx.save(
+            helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / f"{len(outputs)}.onnx"
+        )
+    failure = blank.client.call(loading("onnx", tmp_path / "1.onnx"), Failure)
+    assert "no outputs are declared" in failure.message
+    loaded = blank.load(loading("onnx", tmp_path / "2.onnx"))
+    assert [spec.name for spec in loaded.outputs] == ["y"]
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -46,6 +46,7 @@ from understudy.wire.messages import (
 from understudy.wire.records import (
     AppVersion,
     ArtifactRef,
+    Batching,
     Contingency,
     Event,
     Profile,
@@ -56,6 +57,7 @@ from understudy.wire.records import (
 
 T = TypeVar("T")
 DEADLINE_S = 15.0
+ONE_BY_ONE = Batching(rows_max=1)
 QUICK = {"probe_interval_ms": 200, "probe_timeout_ms": 150}
 X, Y = TensorSpec("x", "FP32", (-1, 4)), TensorSpec("y", "FP32", (-1, 4))
 PROBE = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0.1, 0.2, 0.3, 0.4]}]}
@@ -68,7 +70,7 @@ run_agent(load_cluster(Path(sys.argv[1])), "n1")
 """
 # Misbehaves when a file of that name, followed by the variant's, lies in the folder of orders.
 PYTHON_MODEL = """
-import os, signal
+import os, signal, time
 from pathlib import Path
 import numpy as np
 
@@ -82,6 +84,10 @@ class Model:
     def predict(self, inputs):
         if (ORDERS / "hoard-{name}").exists():
             self.hoard = [np.ones((1024, 1024)) for _ in range(64)]
+        if (ORDERS / "slow-{name}").exists():
+            time.sleep(0.1)
+        while (ORDERS / "hang-{name}").exists():
+            time.sleep(0.01)
         return {{"y": inputs["x"] * {factor}}}
 """
 
@@ -300,8 +306,10 @@ class AgentNode:
             tar.addfile(entry, io.BytesIO(source))
         return Variant(name, "python", self.put(packed.getvalue(), f"{name}.tar", "tar"), 0.9, **more)
 
-    def app(self, *variants: Variant, name: str = "double", version: int = 1) -> AppVersion:
-        app = AppVersion(name, version, variants, inputs=(X,), outputs=(Y,), probe=PROBE)
+    def app(
+        self, *variants: Variant, name: str = "double", version: int = 1, batching: Batching = ONE_BY_ONE
+    ) -> AppVersion:
+        app = AppVersion(name, version, variants, inputs=(X,), outputs=(Y,), probe=PROBE, batching=batching)
         self.apps.append(app)
         return app
 

@@ -45,10 +45,10 @@ async def answers(node: AgentNode, variant: str = "full") -> list[float]:
     return [round(value, 3) for value in reply["outputs"][0]["data"]]
 
 
-async def doubling(node: AgentNode, **options: float) -> None:
+async def doubling(node: AgentNode, memory_limit_mb: float | None = None) -> None:
     """One app of two variants, its full one running."""
     node.app(
-        node.python_variant("full", 2, profile=profile(), **options),
+        node.python_variant("full", 2, profile=profile(), memory_limit_mb=memory_limit_mb),
         node.python_variant("small", 3, profile=profile(memory_mb=5.0)),
     )
     await node.target(wanted("full"))
@@ -89,6 +89,30 @@ async def test_a_worker_that_runs_on_in_time_is_ready_again(node: AgentNode) -> 
     await node.until(lambda: node.replica("full", "failing"))
     os.kill(before.pid, signal.SIGCONT)
     assert (await node.ready("full")).pid == before.pid
+
+
+@scenario()
+async def test_a_busy_worker_is_not_a_dead_one(node: AgentNode) -> None:
+    (node.orders / "slow-full").touch()
+    await doubling(node)
+    replica = await node.ready("full")
+    await asyncio.gather(*(node.infer(replica) for _ in range(20)))
+    await node.until(lambda: node.beats)
+    assert (await node.ready("full")).pid == replica.pid
+    assert not any(r.state == "failing" for state in node.states for r in state.replicas)
+
+
+@scenario()
+async def test_a_worker_whose_model_hangs_is_replaced(node: AgentNode) -> None:
+    await doubling(node)
+    before = await node.ready("full")
+    order = node.orders / "hang-full"
+    order.touch()
+    await node.until(lambda: node.replica("full", "failing"))
+    await node.until(lambda: node.told("worker.given_up"))
+    order.unlink()
+    await node.ready("full", unlike=before.pid)
+    assert before.pid not in node.pids()
 
 
 @scenario()

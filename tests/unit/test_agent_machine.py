@@ -265,6 +265,16 @@ def test_an_agent_that_stood_still_itself_judges_nobody() -> None:
     assert of(ev.ProbeWorker, effects) == [ev.ProbeWorker(worker)], "asked again at once"
 
 
+def test_a_probe_that_waits_in_a_moving_queue_is_no_failure() -> None:
+    world = running()
+    worker = world.only().id
+    for _ in range(2 * world.tuning.probe_failures_restart):
+        effects = world.advance(world.tuning.probe_interval_ms / 1000)
+        assert of(ev.ProbeWorker, effects) == [ev.ProbeWorker(worker)]
+        world.step(ev.ProbeUnanswered(worker))
+    assert (world.only().id, world.only().state) == (worker, "ready")
+
+
 def test_a_lost_link_takes_the_replica_out_and_probes_it_at_once() -> None:
     world = running()
     worker = world.only().id

@@ -19,6 +19,7 @@ MEASURED = {
     ("FastAPI, uvicorn x 1", 32): [run(100), run(100), run(100)],
     ("FastAPI, uvicorn x 2", 32): [run(200), run(100), run(200)],
     ("HAProxy x 1 + worker", 32): [run(1000), run(1000), run(1000)],
+    ("HAProxy x 1 + worker", 1): [run(10, 130), run(10, 130), run(10, 130)],
     ("worker over HTTP", 1): [run(10, 100), run(10, 100), run(10, 100)],
 }
 
@@ -37,10 +38,11 @@ def test_aims_point_both_ways() -> None:
 
 def test_rivals_are_met_at_their_best_and_round_by_round() -> None:
     assert best(MEASURED, "FastAPI") == "FastAPI, uvicorn x 2"
-    fastapi, haproxy, added = comparisons(MEASURED)
+    fastapi, haproxy, added, added_by_haproxy = comparisons(MEASURED)
     assert (fastapi.min, fastapi.median, fastapi.max) == (4.0, 4.0, 4.5)
     assert haproxy.median == 0.8
     assert added.median == 60
+    assert added_by_haproxy.median == 30
 
 
 def test_an_aim_that_is_not_met_stays_visible() -> None:

@@ -5,10 +5,11 @@ import pytest
 from understudy.config import BreakerSettings
 from understudy.core.breaker import Breaker
 
+DEFAULTS = BreakerSettings()
 MIDDLE = 0.5  # jitter that changes nothing
 
 
-def opened(settings: BreakerSettings = BreakerSettings()) -> Breaker:
+def opened(settings: BreakerSettings = DEFAULTS) -> Breaker:
     breaker = Breaker(settings, now=0.0)
     for _ in range(settings.consecutive_failures):
         breaker.failed(0.0, MIDDLE)

@@ -36,6 +36,7 @@ from understudy.wire.records import (
 
 REF = ArtifactRef("0" * 64, 1, "m.onnx")
 BIG, SMALL = Variant("big", "onnx", REF, 0.99), Variant("small", "onnx", REF, 0.95)
+DEFAULTS = GatewayTuning()
 RESULT = msgspec.msgpack.encode(Result(100, 0, 1))
 
 
@@ -73,7 +74,7 @@ class FakeRequest(Request):
 class World:
     """A gateway, three nodes in two sites, one app: big on n1, maybe small warm on n2, contingency on n3."""
 
-    def __init__(self, standby: bool = True, settings: GatewayTuning = GatewayTuning(), **spec: Any) -> None:
+    def __init__(self, standby: bool = True, settings: GatewayTuning = DEFAULTS, **spec: Any) -> None:
         self.now = 100.0
         self.gateway = core.Gateway(settings, random=lambda: 0.5, now=self.now)
         self.links: dict[str, FakeLink] = {}
@@ -255,6 +256,16 @@ def test_a_failing_model_is_tried_elsewhere_and_leaves_the_rotation():
     assert world.request().flights[0].replica.id == "r2"
 
 
+def test_when_most_replicas_fail_none_is_ejected():
+    world = World()
+    world.report("n3", world.replica("r3", "small", Role.STANDBY))
+    for id_ in ("r1", "r2", "r3"):
+        for _ in range(3):
+            world.gateway.replicas[id_].breaker.failed(world.now, 0.5)
+    world.app.refresh(world.now, 0.0)
+    assert [r.id for r in world.app.ranked] == ["r1", "r2", "r3"]
+
+
 def test_a_bad_request_is_not_retried_and_blames_nobody():
     world = World()
     for _ in range(10):
@@ -288,9 +299,9 @@ def test_a_poison_request_is_found_and_the_others_are_answered():
         for id_, link in list(world.links.items()):
             replica = world.gateway.replicas.get(id_)
             for frame in link.infers():
-                if replica and frame.stream in replica.outstanding:
-                    if replica.outstanding[frame.stream].request is not poison:
-                        world.reply(id_, frame)
+                flight = replica.outstanding.get(frame.stream) if replica else None
+                if flight is not None and flight.request is not poison:
+                    world.reply(id_, frame)
         world.advance(0.01)
     assert poison.outcome is Code.POISON
     assert killed == 2

@@ -321,7 +321,8 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> Non
     async def test() -> None:
         async with await listen(f"unix:{path}", Peer().make):
             with pytest.raises(ConfigError, match="another process listens here already"):
-                await listen(f"unix:{path}", Peer().make)
+                async with await listen(f"unix:{path}", Peer().make):
+                    pass
 
     run(test)
 
@@ -332,7 +333,8 @@ def test_a_file_is_never_mistaken_for_a_stale_socket(tmp_path: Path) -> None:
 
     async def test() -> None:
         with pytest.raises(ConfigError, match="can't listen"):
-            await listen(f"unix:{path}", Peer().make)
+            async with await listen(f"unix:{path}", Peer().make):
+                pass
 
     run(test)
     assert path.read_text() == "precious"
@@ -361,17 +363,19 @@ def test_a_link_is_kept_through_restarts_of_the_listener(tmp_path: Path) -> None
             lost_before = len(client.lost)
             await client.until(lambda: len(client.lost) > lost_before)
 
+        async def listen_once(start: int) -> None:
+            server = Peer()
+            async with await listen(address, server.make):
+                await server.until(lambda: server.frames)
+                assert decode_message(server.frames[0]) == Hello("gateway", f"start-{start}")
+                server.links[0].abort()
+                await server.until(lambda: server.lost)
+            Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+
         async with asyncio.TaskGroup() as group:
             task = group.create_task(keep_connected(address, client.make, serve, backoff_s_max=0.05))
             for start in range(3):
-                server = Peer()
-                async with await listen(address, server.make):
-                    await server.until(lambda server=server: server.frames)
-                    hello = decode_message(server.frames[0])
-                    assert hello == Hello("gateway", f"start-{start}")
-                    server.links[0].abort()
-                    await server.until(lambda server=server: server.lost)
-                Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+                await listen_once(start)
             task.cancel()
 
     run(test)

@@ -26,6 +26,7 @@ from understudy.wire.records import (
 )
 
 WORKER_MB = 40.0
+DEFAULTS = PlanSettings()
 
 
 def variant(name: str, replica_mb: float, accuracy: float, load_ms: float) -> Variant:
@@ -62,7 +63,7 @@ def planned(
     *apps: AppVersion,
     current: Plan | None = None,
     quarantined: frozenset[tuple[str, int, str]] = frozenset(),
-    settings: PlanSettings = PlanSettings(),
+    settings: PlanSettings = DEFAULTS,
 ) -> Plan:
     facts = PlanInput(nodes, apps, current, quarantined, settings)
     plan = make_plan(facts, revision=1, reason="test")
@@ -229,12 +230,13 @@ def test_a_contingency_takes_one_step_where_both_do_not_fit() -> None:
 
 
 def test_spare_room_is_shared_between_failures() -> None:
-    """Three apps on three nodes, and each node has room for one more: no two nodes are lost together."""
-    settings = PlanSettings(survive=("node",))
-    plan = planned(cluster(160, "a", "a", "a"), *(app(f"app{i}") for i in range(3)), settings=settings)
+    """One node has room for one small variant, and it protects two apps: their nodes aren't lost together."""
+    apps = [app("digits"), app("wine")]
+    nodes = (*cluster(110, "a", "a"), NodeInfo("n3", "a", "", 60.0))
+    plan = planned(nodes, *apps)
     assert {variant for _, variant, _ in replicas(plan)} == {"large"}
-    assert not any(o.how == "none" for o in plan.outcomes)
-    assert overhead(plan, tuple(app(f"app{i}") for i in range(3))) == pytest.approx(0.5)
+    assert {(c.failure, c.node) for c in plan.contingencies} == {("node:n1", "n3"), ("node:n2", "n3")}
+    assert overhead(plan, tuple(apps)) == pytest.approx(0.25)
 
 
 def test_best_effort_apps_stay_unprotected_first() -> None:

@@ -1,3 +1,5 @@
+"""Datatypes and shapes."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -133,31 +133,51 @@ class BatcherMachine(RuleBasedStateMachine):
 TestBatcher = BatcherMachine.TestCase
 
 
-def test_short_batches_run_inline_and_long_ones_in_the_thread():
-    durations = Durations(hop_s=60e-6)
-    assert durations.run_inline(1), "nothing is known: the first one is measured"
-    durations.observe(1, 10e-6)
-    assert durations.run_inline(1)
-    assert not durations.run_inline(16), "assumed to grow with the rows"
-    durations.observe(16, 20e-6)
-    assert durations.run_inline(16), "measured not to"
-    assert durations.estimate_s(17) == durations.estimate_s(31) == 20e-6
+def observed(hop_s: float, *durations: tuple[int, float]) -> Durations:
+    estimate = Durations(hop_s)
+    for rows, duration_s in durations:
+        estimate.observe(rows, duration_s, inline=True)
+    return estimate
 
 
-def test_one_stall_does_not_flip_the_choice_but_a_slow_model_does():
-    durations = Durations(hop_s=60e-6)
-    durations.observe(1, 10e-6)
-    durations.observe(1, 1.0)
+def test_short_batches_run_inline_and_long_ones_in_the_thread() -> None:
+    assert Durations(60e-6).run_inline(1), "nothing is known: the first one is measured"
+    assert observed(60e-6, (1, 10e-6)).run_inline(1)
+    assert not observed(60e-6, (1, 10e-3)).run_inline(1)
+    assert not observed(60e-6, (1, 50e-6)).run_inline(16), "assumed to grow with the rows"
+    assert observed(60e-6, (1, 50e-6), (16, 55e-6)).run_inline(16), "measured not to"
+    durations = observed(60e-6, (16, 55e-6))
+    assert durations.estimate_s(17) == durations.estimate_s(31) == durations.estimate_s(1) == 55e-6
+
+
+def test_one_stall_does_not_flip_the_choice_but_a_slow_model_does() -> None:
+    durations = observed(60e-6, (1, 10e-6), (1, 1.0))
     assert durations.estimate_s(1) == pytest.approx(10e-6 * (1 + 0.2 * (OUTLIER_FACTOR - 1)))
     assert durations.run_inline(1)
     for _ in range(5):
-        durations.observe(1, 1.0)
+        durations.observe(1, 1.0, inline=True)
     assert not durations.run_inline(1)
 
 
-def test_a_batch_that_might_be_short_is_tried_inline_now_and_then():
-    near, far = Durations(hop_s=60e-6), Durations(hop_s=60e-6)
-    near.observe(1, 100e-6)
-    far.observe(1, 100e-3)
-    assert [near.run_inline(1) for _ in range(2 * TRIAL_BATCHES)].count(True) == 2
+def test_a_batch_that_might_be_short_is_tried_inline_now_and_then() -> None:
+    near, far = observed(60e-6, (1, 100e-6)), observed(60e-6, (1, 100e-3))
+    choices = [near.run_inline(1) for _ in range(3 * TRIAL_BATCHES)]
+    assert [n for n, inline in enumerate(choices) if inline] == [0, TRIAL_BATCHES, 2 * TRIAL_BATCHES]
     assert not any(far.run_inline(1) for _ in range(2 * TRIAL_BATCHES))
+
+
+def test_what_the_thread_measures_can_only_be_too_long() -> None:
+    durations = observed(60e-6, (1, 100e-6))
+    for _ in range(50):
+        durations.observe(1, 5e-3, inline=False)
+    assert durations.estimate_s(1) == 100e-6
+    for _ in range(50):
+        durations.observe(1, 20e-6, inline=False)
+    assert durations.run_inline(1)
+
+
+def test_a_trial_settles_the_matter() -> None:
+    durations = observed(60e-6, (1, 30e-6))
+    assert durations.run_inline(8), "might take 240 us, so it is tried"
+    durations.observe(8, 31e-6, inline=True)
+    assert all(durations.run_inline(8) for _ in range(TRIAL_BATCHES))

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from understudy.wire.errors import Code, ConfigError, ProtocolError, UnderstudyError
 from understudy.wire.frames import FRAME_BYTES_MAX_DEFAULT, Frame, FrameDecoder
-from understudy.wire.messages import Failure, Kind, Message, decode_message, encode_message
+from understudy.wire.messages import Cancel, Failure, Kind, Message, decode_message, encode_message
 
 M = TypeVar("M")
 OnFrame = Callable[["FrameLink", Frame], None]
@@ -150,6 +150,7 @@ class FrameLink(asyncio.Protocol):
             async with asyncio.timeout(timeout_s):
                 frame = await future
         except TimeoutError:
+            self.send(Cancel(), stream)
             what = type(message).__name__
             raise UnderstudyError(Code.TIMEOUT, f"no reply to {what}", timeout_s=timeout_s) from None
         finally:

@@ -13,7 +13,7 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,20 +206,17 @@ class Workers:
             self._step(ev.LoadDone(worker, loaded))
 
     def probe(self, worker: str) -> None:
-        self._ask(worker, Probe(), Probed)
+        handle = self._handles.get(worker)
+        if handle is not None:
+            self._spawn(self._try(handle, self._probe))
 
     def check(self, worker: str) -> None:
         """A blank worker can't be probed; that it answers at all is what is asked."""
-        self._ask(worker, Ping(), Pong)
-
-    def _ask(self, worker: str, question: Probe | Ping, answer: type[Probed] | type[Pong]) -> None:
         handle = self._handles.get(worker)
         if handle is not None:
-            self._spawn(self._asked(handle, question, answer))
+            self._spawn(self._try(handle, self._ping))
 
-    async def _asked(
-        self, handle: _Handle, question: Probe | Ping, answer: type[Probed] | type[Pong]
-    ) -> None:
+    async def _try(self, handle: _Handle, ask: Callable[[FrameLink, float], Awaitable[bool]]) -> None:
         worker = handle.record.worker
         timeout_s = self._tuning.probe_timeout_ms / 1000
         began_s = self._loop.time()
@@ -227,13 +224,42 @@ class Workers:
             link = handle.link
             if link is None or link.closed:
                 link = await self._connect(handle, timeout_s)
-            await link.call(question, answer, timeout_s)
+            passed = await ask(link, timeout_s)
         except UnderstudyError as error:
             if not handle.gone:
                 waited_s = self._loop.time() - began_s
                 self._step(ev.ProbeFailed(worker, f"probe: {error}", waited_s, _jitter()))
         else:
-            self._step(ev.ProbePassed(worker))
+            self._step(ev.ProbePassed(worker) if passed else ev.ProbeUnanswered(worker))
+
+    async def _ping(self, link: FrameLink, timeout_s: float) -> bool:
+        await link.call(Ping(), Pong, timeout_s)
+        return True
+
+    async def _probe(self, link: FrameLink, timeout_s: float) -> bool:
+        """Whether the probe was answered; False if it waits in a queue that moves. Raises if nothing moves.
+
+        A process that is frozen fails within `timeout_s`; one that talks, but whose model hangs, within
+        two and a half times that.
+        """
+        try:
+            await link.call(Probe(), Probed, timeout_s / 2)
+        except UnderstudyError as error:
+            if error.code is not Code.TIMEOUT:
+                raise
+        else:
+            return True
+        before = await link.call(Stats(), WorkerStats, timeout_s / 2)
+        try:
+            await link.call(Probe(), Probed, timeout_s)
+        except UnderstudyError as error:
+            if error.code is not Code.TIMEOUT:
+                raise
+            after = await link.call(Stats(), WorkerStats, timeout_s)
+            if after.batches == before.batches:
+                raise
+            return False
+        return True
 
     def drain(self, worker: str) -> None:
         handle = self._handles.get(worker)

@@ -19,7 +19,7 @@ from litestar import Litestar, MediaType, Request, Response, Router, delete, get
 from litestar.exceptions import HTTPException, SerializationException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.params import FromPath, FromQuery, QueryParameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from understudy.config import ClusterConfig, explain
 from understudy.controller.deployments import Deployment
@@ -173,7 +173,7 @@ def _app_routes(controller: Controller) -> list[Any]:
     deployments = controller.deployments
 
     @post("/apps", status_code=HTTPStatus.ACCEPTED, summary="Deploy an app")
-    async def deploy(data: AppRequest) -> Deployment:
+    async def deploy(data: JSONBody[AppRequest]) -> Deployment:
         return deployments.start(data)
 
     @get("/deployments/{id:str}", summary="How far a deployment is")
@@ -277,7 +277,9 @@ def _on_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     """What the framework refused: an unknown path, a method, a document that isn't what it should be."""
     code = Code.NOT_FOUND if error.status_code == HTTPStatus.NOT_FOUND else Code.INVALID_ARGUMENT
     if isinstance(error.extra, list):
-        problems = [explain(f"{each['message']} - at `$.{each['key']}`", AppRequest) for each in error.extra]
+        # The body as a whole goes by the name of the handler's parameter.
+        fields = [(str(each["key"]).removeprefix("data"), each["message"]) for each in error.extra]
+        problems = [explain(f"{message} - at `$.{field}`", AppRequest) for field, message in fields]
         return _answer(code, "; ".join(problems), error.status_code)
     if isinstance(error.__cause__, SerializationException):
         return _answer(code, f"the body is not valid JSON: {error.detail}", error.status_code)

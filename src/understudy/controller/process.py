@@ -66,25 +66,25 @@ async def _serve(
 ) -> None:
     memory, meta_revision = await _recall(store)
     Path(config.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
-    controller: Controller | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             controller = Controller(config, me.name, store, memory, meta_revision, tasks)
-            frames = await listen(config.listen_address("controller", me.name, me.listen), controller.accept)
             api = ApiServer(build_api(controller, config), http)
-            tasks.create_task(controller.run())
-            tasks.create_task(api.run())
-            log.info("controller.listening", http=me.http)
-            await stopping.wait()
-            log.info("controller.stopped")
-            frames.close()
-            await api.stop()
-            controller.disconnect()
+            frames = await listen(config.listen_address("controller", me.name, me.listen), controller.accept)
+            try:
+                tasks.create_task(controller.run())
+                tasks.create_task(api.run())
+                log.info("controller.listening", http=me.http)
+                await stopping.wait()
+                await api.stop()
+            finally:
+                frames.close()
+                controller.disconnect()
             raise _Stopping
     except* _Stopping:
         pass  # the way to cancel everything in a TaskGroup
-    if controller is not None:
-        await controller.bookkeeper.flush()
+    log.info("controller.stopped")
+    await controller.bookkeeper.flush()
 
 
 async def _recall(store: Store) -> tuple[Memory, int]:

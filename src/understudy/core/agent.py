@@ -28,7 +28,7 @@ from understudy.wire.records import AppVersion, Profile, Role
 # Failures to load that say nothing about the variant: they back off and never lead to quarantine.
 _NOT_THE_VARIANTS = frozenset({Code.ARTIFACT_MISSING, Code.TOO_LARGE, Code.LINK_LOST, Code.UNAVAILABLE})
 _DRAIN_GRACE_S = 0.5  # beyond the worker's own drain timeout, before it is killed
-_LATE_FACTOR = 2.0  # a probe that took this many timeouts to time out: the agent itself stood still
+_LATE_FACTOR = 4.0  # a probe that took this many timeouts to fail: the agent itself stood still
 
 
 class AgentMachine:
@@ -86,6 +86,9 @@ class AgentMachine:
                 self._load_failed(event)
             case ev.ProbePassed(worker):
                 self._probe_passed(worker)
+            case ev.ProbeUnanswered(worker):
+                if (replica := self._carried_by(worker)) is not None:
+                    replica.probing = False
             case ev.ProbeFailed():
                 self._probe_failed(event)
             case ev.LinkLost(worker):

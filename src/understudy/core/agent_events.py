@@ -106,6 +106,13 @@ class ProbePassed:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeUnanswered:
+    """The probe waits behind requests that are being answered: a busy replica is not a dead one."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeFailed:
     """`waited_s`: how long the agent really waited. Far beyond the timeout means that it was itself late."""
 
@@ -146,8 +153,8 @@ class StopAsked:
 
 Event = (
     Started | TargetReceived | ActivateAsked | MeasureAsked | WorkerBlank | WorkerFound | WorkerExited
-    | LoadDone | LoadFailed | ProbePassed | ProbeFailed | LinkLost | ArtifactStaged | ArtifactDropped
-    | Tick | StopAsked
+    | LoadDone | LoadFailed | ProbePassed | ProbeUnanswered | ProbeFailed | LinkLost | ArtifactStaged
+    | ArtifactDropped | Tick | StopAsked
 )  # fmt: skip
 
 
@@ -174,7 +181,7 @@ class LoadWorker:
 
 @dataclass(frozen=True, slots=True)
 class ProbeWorker:
-    """One inference on the real path. Answered by `ProbePassed`, `ProbeFailed` or `WorkerExited`."""
+    """One inference on the real path. Answered by a `Probe…` event or `WorkerExited`."""
 
     worker: str
 

@@ -138,8 +138,8 @@ class Batcher(Generic[T]):
 WEIGHT = 0.2
 # One stall (a page fault, a busy neighbour) counts as this many times the estimate at most.
 OUTLIER_FACTOR = 4.0
-# A batch in the thread is timed with the interpreter's lock in its way, which can make a short inference
-# look long for ever. So one batch in TRIAL_BATCHES runs inline if that can't cost much.
+# Only on the loop is a duration the truth: in the thread it includes the wait for the interpreter's lock.
+# So a batch that can't hold up the loop for more than some hops is tried there at first and now and then.
 TRIAL_BATCHES = 64
 TRIAL_HOPS_MAX = 10.0
 
@@ -150,19 +150,19 @@ class Durations:
     Sizes are grouped by powers of two. Durations are in seconds; `hop_s` is a measured round trip.
     """
 
-    __slots__ = ("_mean_s", "_since_trial", "hop_s")
+    __slots__ = ("_mean_s", "_until_trial", "hop_s")
 
     def __init__(self, hop_s: float) -> None:
         self.hop_s = hop_s
         self._mean_s: dict[int, float] = {}
-        self._since_trial = 0
+        self._until_trial: dict[int, int] = {}  # batches
 
-    def observe(self, rows: int, duration_s: float) -> None:
+    def observe(self, rows: int, duration_s: float, *, inline: bool) -> None:
         group = rows.bit_length()
         mean_s = self._mean_s.get(group)
-        if mean_s is None:
-            self._mean_s[group] = duration_s
-        else:
+        if mean_s is None or (inline and mean_s >= self.hop_s):
+            self._mean_s[group] = duration_s  # the first one, or a trial
+        elif inline or duration_s < mean_s:
             self._mean_s[group] = mean_s + WEIGHT * (min(duration_s, OUTLIER_FACTOR * mean_s) - mean_s)
 
     def estimate_s(self, rows: int) -> float:
@@ -177,14 +177,13 @@ class Durations:
         return min(self._mean_s.values(), default=0.0)
 
     def run_inline(self, rows: int) -> bool:
-        """Whether the batch should run on the event loop."""
+        """Whether the batch should run on the event loop. Counts as a batch that will run."""
         estimate_s = self.estimate_s(rows)
         if estimate_s < self.hop_s:
             return True
         if estimate_s > TRIAL_HOPS_MAX * self.hop_s:
             return False
-        self._since_trial += 1
-        if self._since_trial < TRIAL_BATCHES:
-            return False
-        self._since_trial = 0
-        return True
+        group = rows.bit_length()
+        until_trial = self._until_trial.get(group, 0)
+        self._until_trial[group] = until_trial - 1 if until_trial else TRIAL_BATCHES - 1
+        return until_trial == 0

@@ -39,11 +39,12 @@ def make_plan(facts: PlanInput, revision: int, reason: str) -> Plan:
     """
     names = [app.app for app in facts.apps]
     check(len(set(names)) == len(names), "an app is planned in one version")
-    apps, nodes = _usable_apps(facts), _usable_nodes(facts)
+    problem = problem_of(facts)
+    apps, nodes = problem.apps, problem.nodes
     threats = failures(nodes, facts.settings)
     plan = Plan(revision=revision, reason=reason)
     if apps and nodes:
-        found = find_plan(_problem(facts, apps, nodes), facts.current)
+        found = find_plan(problem, facts.current)
         plan = msgspec.structs.replace(found, revision=revision, reason=reason)
     unplaced = unplaced_reasons(plan, facts.apps, apps, nodes)
     plan = msgspec.structs.replace(plan, unplaced=unplaced)
@@ -85,6 +86,25 @@ def overhead(plan: Plan, apps: tuple[AppVersion, ...]) -> float:
 # The problem
 
 
+def problem_of(facts: PlanInput) -> Problem:
+    """What is to be decided: usable variants on usable memory, failures that take the same nodes as one."""
+    apps, nodes = _usable_apps(facts), _usable_nodes(facts)
+    names: dict[frozenset[str], list[str]] = defaultdict(list)
+    for failure in failures(nodes, facts.settings):
+        lost = lost_nodes(failure, nodes)
+        if len(lost) < len(nodes):
+            names[lost].append(failure)
+    current = facts.current or Plan(revision=0)
+    return Problem(
+        nodes=nodes,
+        apps=apps,
+        scenarios=tuple(Scenario(tuple(same), lost, len(same)) for lost, same in names.items()),
+        settings=facts.settings,
+        existing=_existing(current, nodes),
+        staged=frozenset(current.contingencies),
+    )
+
+
 def _usable_apps(facts: PlanInput) -> tuple[AppVersion, ...]:
     """Apps by their variants that aren't quarantined; those without any are left out."""
     usable = []
@@ -103,24 +123,6 @@ def _usable_nodes(facts: PlanInput) -> tuple[NodeInfo, ...]:
         msgspec.structs.replace(node, memory_mb=node.memory_mb - reserve_mb)
         for node in nodes
         if node.memory_mb > reserve_mb
-    )
-
-
-def _problem(facts: PlanInput, apps: tuple[AppVersion, ...], nodes: tuple[NodeInfo, ...]) -> Problem:
-    names: dict[frozenset[str], list[str]] = defaultdict(list)
-    for failure in failures(nodes, facts.settings):
-        lost = lost_nodes(failure, nodes)
-        if len(lost) < len(nodes):
-            names[lost].append(failure)
-    scenarios = tuple(Scenario(tuple(same), lost, len(same)) for lost, same in names.items())
-    current = facts.current or Plan(revision=0)
-    return Problem(
-        nodes=nodes,
-        apps=apps,
-        scenarios=scenarios,
-        settings=facts.settings,
-        existing=_existing(current, nodes),
-        staged=frozenset(current.contingencies),
     )
 
 

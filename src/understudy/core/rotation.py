@@ -82,14 +82,14 @@ class Replica:
         self.degraded = ""
         self.prefix = b""  # start of an HTTP answer by this replica; kept here by the shell
 
+    @property
+    def sound(self) -> bool:
+        """Nothing speaks against it but, perhaps, what it answered."""
+        ready = self.link is not None and self.state == "ready"
+        return ready and not self.suspect and not self.node_suspect
+
     def routable(self, now: float) -> bool:
-        return (
-            self.link is not None
-            and self.state == "ready"
-            and not self.suspect
-            and not self.node_suspect
-            and self.breaker.permits(now)
-        )
+        return self.sound and self.breaker.permits(now)
 
     def usable_in_panic(self) -> bool:
         """Better than nothing when nothing healthy is left."""
@@ -129,6 +129,7 @@ class App:
         self.stats = AppStats()
         self.stats_total = AppStats()
         self._deposited = 0
+        self._panic_fraction = settings.breaker.panic_fraction
 
     def refresh(self, now: float, doubtful_s: float) -> None:
         """Work out `ranked`, `best` and each replica's `degraded` reason anew."""
@@ -145,6 +146,9 @@ class App:
                 replica.degraded, replica.prefix = degraded, b""
             replica.rank = rank
         ranked = [r for r in self.replicas.values() if r.routable(now)]
+        ejected = [r for r in self.replicas.values() if r.sound and not r.breaker.permits(now)]
+        if len(ejected) > 1 and len(ranked) < self._panic_fraction * (len(ranked) + len(ejected)):
+            ranked += ejected  # when most of them fail, the fault is hardly theirs
         ranked.sort(key=lambda r: (r.rank, r.id))
         self.ranked = ranked
         self.best = [r for r in ranked if r.rank == ranked[0].rank]

@@ -167,6 +167,7 @@ class WorkerStats(msgspec.Struct):
     queued: int = 0
     pss_mb: float = 0.0
     infer_us_mean: float = 0.0
+    batches: int = 0  # executed; one that stands still while something is queued is a model that hangs
     tcp_address: str = ""  # "tcp:host:port" if the worker listens there too
 
 

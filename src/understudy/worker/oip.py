@@ -253,9 +253,7 @@ class Codec:
         requested = self._requested(parsed.outputs) if parsed.outputs else None
         return Request(arrays, self._rows(arrays) if self._batched else 1, key, parsed.id, requested)
 
-    def encode(
-        self, outputs: dict[str, Array], requests: Sequence[Request], rows: int
-    ) -> list[bytes]:
+    def encode(self, outputs: dict[str, Array], requests: Sequence[Request], rows: int) -> list[bytes]:
         """One response body for each of `requests`, which share `outputs` of `rows` rows in this order.
 
         Raises `ValueError` if a BYTES output is not valid UTF-8.

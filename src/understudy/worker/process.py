@@ -18,6 +18,7 @@ from understudy.adapters.links import listen
 from understudy.adapters.logs import configure
 from understudy.config import WorkerTuning
 from understudy.invariants import InvariantBroken
+from understudy.wire.errors import ConfigError
 from understudy.worker.service import Worker
 
 DRAIN_TIMEOUT_S = 5.0  # after a signal; `Drain` brings its own
@@ -43,8 +44,14 @@ def run_worker(args: WorkerArgs) -> None:
     the process with `os._exit(0)`. Raises `ConfigError` if the addresses can't be listened at.
     """
     configure("worker", args.worker)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(args))
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(args))
+    except BaseExceptionGroup as group:
+        refused = group.subgroup(ConfigError)
+        if refused is None:
+            raise
+        raise refused.exceptions[0] from None
 
 
 async def _serve(args: WorkerArgs) -> None:

@@ -47,7 +47,9 @@ class Replica:
 
     def __init__(self, model: Model, load: Load, hop_s: float, thread: Executor) -> None:
         self.requests = 0  # taken in, probes not counted
+        self.batches = 0  # executed
         self.failures = 0  # answered with a failure that is the model's
+        self.executed = 0  # ran and were answered, probes too
         self._model = model
         self._decode = model.codec.decode
         self._loop = asyncio.get_running_loop()
@@ -58,10 +60,10 @@ class Replica:
             load.queue_rows_max,
         )
         self._durations = Durations(hop_s)
+        self._durations.observe(self._decode(model.probe).rows, model.probe_s, inline=True)
         self._probes_queued = 0
         self._pump_due = False
         self._in_thread = False
-        self._batches = 0
         self._execute_s = 0.0
         self._logged_s = 0.0
         self._when_idle: Callable[[], None] | None = None
@@ -73,7 +75,7 @@ class Replica:
     @property
     def infer_us_mean(self) -> float:
         """Of a batch, over the replica's life."""
-        return self._execute_s * 1e6 / self._batches if self._batches else 0.0
+        return self._execute_s * 1e6 / self.batches if self.batches else 0.0
 
     def infer(self, link: FrameLink, stream: int, infer: Infer, body: bytes) -> None:
         self.requests += 1
@@ -149,7 +151,9 @@ class Replica:
         rows = sum([request.rows for request in requests])
         if self._durations.run_inline(rows):
             results = self._model.execute(requests)
-            self._answer(batch, results, rows, now, monotonic())
+            ended_s = monotonic()
+            self._observe(results, rows, ended_s - now, inline=True)
+            self._answer(batch, results, rows, now, ended_s)
             if self._batcher.rows or self._when_idle is not None:
                 self._schedule()
             return
@@ -186,18 +190,21 @@ class Replica:
         if future.cancelled():  # the process is ending
             return
         results, started_s, ended_s = future.result()
+        self._observe(results, rows, ended_s - started_s, inline=False)
         self._answer(batch, results, rows, started_s, ended_s)
         self._pump()
+
+    def _observe(self, results: list[Done], rows: int, duration_s: float, *, inline: bool) -> None:
+        if len(results) == 1:  # otherwise it failed, and its parts ran again
+            self._durations.observe(rows, duration_s, inline=inline)
+        self.batches += 1
+        self.executed += sum([len(done.requests) for done in results])
+        self._execute_s += duration_s
 
     def _answer(
         self, batch: list[Waiting], results: list[Done], rows: int, started_s: float, ended_s: float
     ) -> None:
-        duration_s = ended_s - started_s
-        if len(results) == 1:  # otherwise it failed, and its parts ran again
-            self._durations.observe(rows, duration_s)
-        self._batches += 1
-        self._execute_s += duration_s
-        infer_us = int(duration_s * 1e6)
+        infer_us = int((ended_s - started_s) * 1e6)
         index = 0
         for done in results:
             answered = batch[index : index + len(done.requests)]
