@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
+import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from understudy.wire.messages import AppStats, GatewayStats, Measure, Measured
 from understudy.wire.records import TensorSpec
 
 STATE = "data/controller/c1"  # below the folder of the cluster
+CAP_SYS_ADMIN = 21  # linux/capability.h
+Fault = Callable[[Path], contextlib.AbstractContextManager[None]]
 
 
 @on_loop
@@ -232,52 +234,73 @@ async def test_a_controller_that_cannot_start_says_why() -> None:
             await controller.start()
 
 
-@on_loop
-async def test_a_full_disk_under_the_store_is_survived_and_caught_up_with() -> None:
-    with (
-        tempfile.TemporaryDirectory(prefix="us-") as folder,
-        small_disk(Path(folder, "data/controller/c1")) as disk,
-    ):
-        async with control_plane("n1", "n2", folder=Path(folder)) as (controller, agents):
-            await controller.deploy(controller.manifest())
-            fill(disk / "ballast")
-            before = controller.get("/v1/plan")["revision"]
-            (primary,) = controller.status_of("digits")["primary_nodes"]
-            controller.ask("POST", f"/v1/nodes/{primary}/drain")
-            await until(lambda: not agents[primary].target.replicas, "planned and published from memory")
-            assert controller.get("/v1/plan")["revision"] > before
-            status = controller.get("/v1/status")
-            assert not status["store"]["ok"]
-            assert any("the store is away" in warning for warning in status["warnings"])
-            unwritten = [event["kind"] for event in controller.get("/v1/events")["unwritten"]]
-            assert "node.drained" in unwritten
-            refused, answer = controller.ask("POST", "/v1/apps", controller.manifest(weight=3.0))
-            assert (refused, answer["code"]) == (503, "store-unavailable")
+@contextlib.contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """No byte more fits on the file system of the store."""
+    with (folder / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    yield
+    (folder / "ballast").unlink()
 
-            (disk / "ballast").unlink()
-            await until(lambda: controller.get("/v1/status")["store"]["ok"], "the store is caught up")
+
+@contextlib.contextmanager
+def locked_store(folder: Path) -> Iterator[None]:
+    """Somebody else holds the file: nothing can be written, and each attempt takes its time."""
+    with contextlib.closing(sqlite3.connect(folder / STORE_FILE, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@contextlib.contextmanager
+def small_disk(path: Path) -> Iterator[None]:
+    """A file system of its own, so that it can be filled."""
+    path.mkdir(parents=True)
+    if not may_mount():
+        yield
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def may_mount() -> bool:
+    status = Path("/proc/self/status").read_text()
+    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> CAP_SYS_ADMIN & 1)
+
+
+# Filling a disk takes the right to make a small one.
+FAULTS = [locked_store, full_disk] if may_mount() else [locked_store]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@on_loop
+async def test_a_store_that_fails_is_survived_and_caught_up_with(fault: Fault) -> None:
+    with contextlib.ExitStack() as around:
+        place = Path(around.enter_context(tempfile.TemporaryDirectory(prefix="us-")))
+        around.enter_context(small_disk(place / STATE))
+        async with control_plane("n1", "n2", folder=place) as (controller, agents):
+            await controller.deploy(controller.manifest())
+            (primary,) = controller.status_of("digits")["primary_nodes"]
+            before = controller.get("/v1/plan")["revision"]
+            with fault(place / STATE):
+                controller.ask("POST", f"/v1/nodes/{primary}/drain")
+                await until(lambda: not agents[primary].target.replicas, "published from memory")
+                assert controller.get("/v1/plan")["revision"] > before
+                await until(lambda: not controller.get("/v1/status")["store"]["ok"], "it says so")
+                warnings = controller.get("/v1/status")["warnings"]
+                assert any("the store is away" in warning for warning in warnings)
+                unwritten = [event["kind"] for event in controller.get("/v1/events")["unwritten"]]
+                assert "node.drained" in unwritten
+                refused, answer = controller.ask("POST", "/v1/apps", controller.manifest(weight=3.0))
+                assert (refused, answer["code"]) == (503, "store-unavailable")
+            await until(lambda: controller.get("/v1/status")["store"]["ok"], "it is caught up with")
             plan = controller.get("/v1/plan")
             controller.kill()
             await controller.start()
             assert controller.get("/v1/plan") == plan
             assert "node.drained" in controller.events()
             assert (await controller.deploy(controller.manifest(weight=3.0)))["state"] == "ready"
-
-
-@contextlib.contextmanager
-def small_disk(path: Path) -> Iterator[Path]:
-    """A file system of its own, so that it can be filled."""
-    path.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(path)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
-        pytest.skip("a small file system can't be mounted here")
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
-
-
-def fill(ballast: Path) -> None:
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))

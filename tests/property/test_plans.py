@@ -14,6 +14,7 @@ from understudy.config import PlanSettings
 from understudy.core import objective
 from understudy.core.footprint import load_ms, replica_mb
 from understudy.core.objective import Problem, Scenario, score
+from understudy.core.placement import PlacementProgram
 from understudy.core.planning import PlanInput, failures, make_plan, problem_of
 from understudy.core.replay import lost_nodes, replay
 from understudy.core.search import PLACEMENT_GAP
@@ -122,6 +123,15 @@ def test_with_room_a_lost_node_moves_only_what_was_on_it(facts: PlanInput, data:
     if left:
         primaries = {p for p in plan.placements if p.role is Role.PRIMARY and p.node != lost.name}
         assert primaries <= set(after.placements)
+
+
+@slowly
+@given(clusters())
+def test_the_program_adds_up_the_same_prices(facts: PlanInput) -> None:
+    problem = problem_of(msgspec.structs.replace(facts, current=make_plan(facts, 1, "test")))
+    solution = PlacementProgram(problem).solve(time_limit_s=5.0, gap=0.0)
+    assert solution is not None
+    assert abs(solution.loss - (objective.ideal(problem) - score(problem, solution.plan))) < 1e-4
 
 
 # Brute force: all placements, and for each failure all contingencies

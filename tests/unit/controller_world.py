@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -76,11 +76,13 @@ class FakeNode:
         self.loads = True  # False: replicas stay `loading`
         self.target = Target(0)
         self.replicas: list[ReplicaState] = []
-        self.quarantined: tuple[tuple[str, int, str], ...] = ()
+        self.quarantined: tuple[tuple[str, int, str], ...] = ()  # until a target lifts it
 
     def take(self, target: Target) -> None:
         if target.revision < self.target.revision:
             raise AssertionError("the revision of a target went back")
+        lifted = set(self.target.quarantined) - set(target.quarantined)
+        self.quarantined = tuple(key for key in self.quarantined if key not in lifted)
         self.target = target
         wanted = Counter((r.app, r.version, r.variant) for r in target.replicas)
         running, self.replicas = [r for r in self.replicas if r.state != "backoff"], []
@@ -200,9 +202,7 @@ class World:
         self.effects += effects
         for effect in effects:
             if isinstance(effect, Save):
-                self.stored |= {key: encode(record) for key, record in effect.puts.items()}
-                for key in effect.deletes:
-                    self.stored.pop(key, None)
+                self._store(effect.puts, effect.deletes)
         told = [e for e in effects if isinstance(e, ev.SendTarget) and self.nodes[e.node].alive]
         for sent in told:
             self.nodes[sent.node].take(sent.target)
@@ -231,11 +231,17 @@ class World:
     def deploy(self, *apps: AppVersion) -> None:
         for app in apps:
             release = Release(app)
-            puts, deletes = self.machine.release_records(release)
-            self.stored |= {key: encode(record) for key, record in puts.items()}
-            for key in deletes:
-                self.stored.pop(key, None)
+            self._store(*self.machine.release_records(release))
             self.step(ev.Deployed(release))
+
+    def remove(self, app: str) -> None:
+        self._store(*self.machine.removal_records(app))
+        self.step(ev.Removed(app))
+
+    def _store(self, puts: Mapping[str, msgspec.Struct], deletes: tuple[str, ...]) -> None:
+        self.stored |= {key: encode(record) for key, record in puts.items()}
+        for key in deletes:
+            self.stored.pop(key, None)
 
     # What can be seen
 

@@ -11,7 +11,7 @@ from understudy.config import GatewayTuning, HedgeSettings
 from understudy.core import gateway as core
 from understudy.core.requests import Request
 from understudy.core.rotation import Replica
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, ProtocolError, UnderstudyError
 from understudy.wire.frames import Frame, FrameDecoder
 from understudy.wire.messages import (
     Activated,
@@ -254,6 +254,20 @@ def test_a_failing_model_is_tried_elsewhere_and_leaves_the_rotation():
         assert request.outcome == ("small", "failover")
     assert world.gateway.replicas["r1"].breaker.state == "open"
     assert world.request().flights[0].replica.id == "r2"
+
+
+def test_an_unreadable_answer_leaves_the_request_to_the_next_replica():
+    world = World()
+    request = world.request()
+    stream = world.links["r1"].infers()[0].stream
+    for kind, header in ((Kind.RESULT, b"\xc1"), (Kind.PONG, b"\x90"), (99, b"")):
+        with pytest.raises(ProtocolError):
+            world.gateway.dispatcher.frame_received(
+                world.gateway.replicas["r1"], Frame(kind, stream, 0, header, b""), world.now
+            )
+    world.lose_worker("r1")
+    world.reply("r2")
+    assert request.outcome == ("small", "failover")
 
 
 def test_when_most_replicas_fail_none_is_ejected():

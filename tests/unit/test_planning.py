@@ -323,6 +323,16 @@ def test_a_primary_comes_where_its_contingency_was_activated() -> None:
     assert node_of(second, "digits") == activated
 
 
+def test_a_small_gain_moves_no_full_size_primary() -> None:
+    """With both on n1, x would come back at full size from n2. That isn't worth stopping y for."""
+    x = msgspec.structs.replace(app("x", small_accuracy=0.6), weight=2.0)
+    y = app("y", small_accuracy=0.6)
+    nodes = tuple(NodeInfo(name, "a", "", mb) for name, mb in (("n1", 200.0), ("n2", 110.0), ("n3", 60.0)))
+    assert {node for _, _, node in replicas(planned(nodes, x, y))} == {"n1"}
+    apart = (Placement("x", 1, "large", "n1", Role.PRIMARY), Placement("y", 1, "large", "n2", Role.PRIMARY))
+    assert set(planned(nodes, x, y, current=Plan(1, apart)).placements) == set(apart)
+
+
 def test_a_new_app_moves_no_other() -> None:
     nodes = cluster(500, "a", "a", "b")
     apps = [app(f"app{i}") for i in range(4)]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 from understudy.config import ControllerTuning
 from understudy.wire.errors import Code, UnderstudyError
@@ -36,23 +35,17 @@ class Profiler:
         """Raises what the variant's worker says; UNAVAILABLE or TIMEOUT where no node could measure it."""
         tried: list[str] = []
         while True:
+            node = await self._free_node(tried)
+            tried.append(node)
+            self._busy.add(node)
             try:
-                async with self._borrowed(tried) as node:
-                    tried.append(node)
-                    return await self._on_node(node, Measure(app, variant))
+                return await self._on_node(node, Measure(app, variant))
             except UnderstudyError as error:
                 if error.code not in ELSEWHERE or len(tried) >= self._tuning.profile_attempts_max:
                     raise
-
-    @contextlib.asynccontextmanager
-    async def _borrowed(self, tried: list[str]) -> AsyncIterator[str]:
-        node = await self._free_node(tried)
-        self._busy.add(node)
-        try:
-            yield node
-        finally:
-            self._busy.remove(node)
-            self._changed.set()
+            finally:
+                self._busy.remove(node)
+                self._changed.set()
 
     async def _free_node(self, tried: list[str]) -> str:
         try:

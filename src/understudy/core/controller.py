@@ -42,7 +42,7 @@ class ControllerMachine:
         self.currents = memory.currents
         self.releases = memory.releases
         self.plan = memory.plan
-        self.quarantined = {key for key in memory.quarantined if key[:2] in memory.releases}
+        self.quarantined = {key for key in memory.quarantined if self._is_current(*key[:2])}
         self.planning = False
         self.planning_error = ""
         self._plan_after_s = now
@@ -132,12 +132,11 @@ class ControllerMachine:
     def release_records(self, release: Release) -> tuple[dict[str, msgspec.Struct], tuple[str, ...]]:
         """What to put and to delete to make `release` the current version; store it before `Deployed`."""
         app, version = release.app.app, release.app.version
-        oldest = version - self._config.controller.versions_max
         puts: dict[str, msgspec.Struct] = {
             stored.release_key(app, version): release,
             stored.current_key(app): CurrentVersion(version, version),
         }
-        gone = [stored.release_key(*key) for key in self.releases if key[0] == app and key[1] <= oldest]
+        gone = [stored.release_key(*key) for key in self._outdated(app, version)]
         gone += [stored.quarantine_key(*key) for key in self.quarantined if key[0] == app]
         return puts, tuple(gone)
 
@@ -156,12 +155,12 @@ class ControllerMachine:
 
     def _take_quarantine(self, state: NodeState) -> None:
         for key in state.quarantined:
+            app, version, variant = key
             outdated = state.target_revision < self._lifted.get(key, 0)  # lifted, and it doesn't know yet
-            if key in self.quarantined or key[:2] not in self.releases or outdated:
+            if key in self.quarantined or outdated or not self._is_current(app, version):
                 continue
             self.quarantined.add(key)
             self._save({stored.quarantine_key(*key): Quarantined(*key)}, reason="quarantine reported")
-            app, version, variant = key
             message = f"{variant} of version {version} crash-looped on {state.node}: not placed anywhere"
             self._note("quarantine.recorded", message, app=app, node=state.node)
 
@@ -175,16 +174,25 @@ class ControllerMachine:
 
     # Apps
 
+    def _is_current(self, app: str, version: int) -> bool:
+        current = self.currents.get(app)
+        return current is not None and current.version == version
+
     def _deploy(self, release: Release) -> None:
         app = release.app
         self.releases[(app.app, app.version)] = release
         self.currents[app.app] = CurrentVersion(app.version, app.version)
-        oldest = app.version - self._config.controller.versions_max
-        for key in [key for key in self.releases if key[0] == app.app and key[1] <= oldest]:
+        for key in self._outdated(app.app, app.version):
             del self.releases[key]
         self.quarantined = {key for key in self.quarantined if key[0] != app.app}
         names = ", ".join(variant.name for variant in app.variants)
         self._note("app.deployed", f"version {app.version}: {names}", app=app.app)
+
+    def _outdated(self, app: str, newest: int) -> list[tuple[str, int]]:
+        """Versions to forget when there is a `newest` one. What the plan is about may still be running."""
+        oldest = newest - self._config.controller.versions_max
+        planned = self.plan.facts.apps if self.plan else ()
+        return [key for key in self.releases if key[0] == app and key[1] <= oldest and key not in planned]
 
     def _remove(self, app: str) -> None:
         self.currents[app] = CurrentVersion(0, self.currents[app].newest)
@@ -300,12 +308,13 @@ class ControllerMachine:
     def _publish_table(self, published: Mapping[str, AppVersion], revision: int, reason: str) -> None:
         plan = self.plan.plan if self.plan else Plan(0)
         infos = (node.info for node in self.nodes.by_name.values())
+        versions = {(app.app, app.version) for app in published.values()}
         table = RouteTable(
             revision=self.table.revision if self.table else 0,
             nodes=tuple(sorted(infos, key=lambda info: info.name)),
             apps=tuple(published.values()),
-            contingencies=tuple(c for c in plan.contingencies if c.app in published),
-            placements=tuple(p for p in plan.placements if p.app in published),
+            contingencies=tuple(c for c in plan.contingencies if (c.app, c.version) in versions),
+            placements=tuple(p for p in plan.placements if (p.app, p.version) in versions),
             quarantined=tuple(sorted(self.quarantined)),
             cluster=self._config.name,
         )

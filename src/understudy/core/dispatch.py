@@ -20,7 +20,7 @@ from understudy.core.requests import Flight, Request
 from understudy.core.rotation import App, Replica
 from understudy.wire.errors import TRAITS, Code, UnderstudyError
 from understudy.wire.frames import Frame, encode_frame
-from understudy.wire.messages import Cancel, Failure, Infer, Kind, Result, decode_message, encode_message
+from understudy.wire.messages import Cancel, Infer, Kind, Result, decode_answer, encode_message
 
 OUTSTANDING_MAX = (
     128  # requests that one gateway keeps at one replica; the rest waits here, where it can move
@@ -31,7 +31,6 @@ LONE_PATIENCE_FACTOR = 3.0  # silence borne from a replica that has no stand-in:
 HEDGE_DEGRADED_FACTOR = 2.0  # patience before a smaller variant may answer in place of a slow full-size one
 
 _encode_header = msgspec.msgpack.Encoder().encode
-_decode_result = msgspec.msgpack.Decoder(Result).decode
 
 
 class Dispatcher:
@@ -108,7 +107,7 @@ class Dispatcher:
         request.flights.append(flight)
         request.attempts += 1
         header = _encode_header(Infer(int((request.deadline - now) * 1e6), request.json_bytes))
-        replica.link.write(encode_frame(1, stream, header, request.body))  # type: ignore[union-attr]
+        replica.link.write(encode_frame(Kind.INFER, stream, header, request.body))  # type: ignore[union-attr]
         if not replica.breaker.closed:
             replica.breaker.sent()
             self._changed(replica.app, now)
@@ -118,20 +117,25 @@ class Dispatcher:
     # A frame comes back
 
     def frame_received(self, replica: Replica, frame: Frame, now: float) -> None:
-        """An answer, or anything else that shows that the replica lives."""
-        flight = replica.outstanding.pop(frame.stream, None)
+        """An answer, or anything else that shows that the replica lives.
+
+        Raises `ProtocolError` for an answer that can't be read; the link must be closed then.
+        """
+        flight = replica.outstanding.get(frame.stream)
+        answer = (
+            None if flight is None else decode_answer(frame)
+        )  # may raise: then the link goes, and it moves
+        replica.outstanding.pop(frame.stream, None)
         if replica.suspect and (flight is not None or not replica.outstanding):
             # A mere pong doesn't clear a replica that owes answers: its loop may live while inference hangs.
             replica.suspect = False
             self._changed(replica.app, now)
-        if flight is None:
+        if flight is None or answer is None:
             return  # somebody else was faster, or nobody waits any more
-        if frame.kind == Kind.RESULT:
-            self._succeeded(flight, _decode_result(frame.header), frame.payload, now)
-        elif frame.kind == Kind.FAILURE:
-            failure = decode_message(frame)
-            assert isinstance(failure, Failure)
-            self._failed(flight, failure.error(), now)
+        if isinstance(answer, Result):
+            self._succeeded(flight, answer, frame.payload, now)
+        else:
+            self._failed(flight, answer.error(), now)
         app = replica.app
         if app.waiting or app.suspects:
             self.release(app, now)

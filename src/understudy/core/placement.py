@@ -34,9 +34,10 @@ Replicas = dict[tuple[int, int, int], int]  # (app, variant, node) -> column
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A plan, the loss that no plan can undercut, and the columns' values to start another solve with."""
+    """A plan and its loss, the loss that no plan can undercut, and the values to start another solve with."""
 
     plan: Plan
+    loss: float
     loss_bound: float
     values: list[float]
 
@@ -85,7 +86,7 @@ class PlacementProgram:
         self.spent_s += solved.solve_s
         if solved.values is None:
             return None
-        return Solution(self._read(solved.values), solved.bound, solved.values)
+        return Solution(self._read(solved.values), solved.cost, solved.bound, solved.values)
 
     # replicas
 

@@ -1,7 +1,7 @@
 """Plays every failure against a plan and says what happens.
 
 Lives here: an independent account of a plan, from its records alone. It shares nothing with the program that
-made the plan but the size of a replica, so that an error in one shows in the other.
+made the plan but what a variant costs its node, so that an error in one shows in the other.
 """
 
 from __future__ import annotations
@@ -159,12 +159,9 @@ class _Stage:
         for app in self._apps.values():
             contingency = self._acting(app, failure, lost)
             if contingency is not None:
-                variant, first = app.variant(contingency.variant), app.variant(contingency.first)
-                after_mb[contingency.node] += replica_mb(variant) if variant else 0.0
-                for loaded in (
-                    {variant.name: variant, first.name: first}.values() if variant and first else ()
-                ):
-                    during_mb[contingency.node] += replica_mb(loaded)
+                both = {contingency.first, contingency.variant}
+                during_mb[contingency.node] += self._memory_mb(app, both)
+                after_mb[contingency.node] += self._memory_mb(app, {contingency.variant})
             elif self._placements[app.app] and all(p.node in lost for p in self._placements[app.app]):
                 silent.append(app)
         yield from self.overfull(during_mb, lost, f"while contingencies for {failure} swap variants")

@@ -33,6 +33,7 @@ PROOF_SHARE = 0.2
 # In weighted accuracy. Placements are sought to within PLACEMENT_GAP (well below the price of a movement).
 PLACEMENT_GAP = 0.001
 CONTINGENCY_GAP = 1e-6
+POLISH_GAIN = 0.002  # what anything else is moved for: more than placements are sought to
 # What full-size primaries are moved for when they could stay: about one standard app's answer in a failure.
 UPHEAVAL_GAIN = 1.0
 
@@ -76,12 +77,14 @@ class _Search:
     def run(self) -> Plan:
         if self._current:
             self._detail(Plan(revision=0, placements=self._current), 0.0)
-            self._search(self._worth_keeping(), 2 * PLACEMENT_GAP)
+            self._search(self._worth_keeping(self._current), POLISH_GAIN)
         if self._best is None:
             self._search(frozenset(), 0.0)
             self._prove(0.0)
         elif not self._prove(UPHEAVAL_GAIN):
             self._search(frozenset(), UPHEAVAL_GAIN)
+        if self._best is not None:
+            self._polish(self._best)
         if self._best is None:
             limit_s = self._problem.settings.time_limit_s
             raise UnderstudyError(
@@ -143,12 +146,18 @@ class _Search:
     def _loss(self, solution: Solution) -> float:
         return ideal(self._problem) - score(self._problem, solution.plan)
 
-    def _worth_keeping(self) -> frozenset[Place]:
+    def _polish(self, found: Solution) -> None:
+        """Improve what isn't settled, so that the next search with these facts finds nothing to improve."""
+        keep = self._worth_keeping(found.plan.placements)
+        if keep != self._worth_keeping(self._current):
+            self._search(keep, POLISH_GAIN)
+
+    def _worth_keeping(self, placements: tuple[Placement, ...]) -> frozenset[Place]:
         """Full-size primaries: nothing about them can be better than it is."""
         full_size = {(app.app, app.full_size.name) for app in self._problem.apps}
         return frozenset(
             place(placed)
-            for placed in self._current
+            for placed in placements
             if placed.role is Role.PRIMARY and (placed.app, placed.variant) in full_size
         )
 

@@ -17,9 +17,10 @@ Terms = list[tuple[int, float]]  # (column, coefficient)
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """`values` by column, None if no solution was found; no solution costs less than `bound`."""
+    """`values` by column (None: nothing was found) and their cost. No solution costs less than `bound`."""
 
     values: list[float] | None
+    cost: float
     bound: float
     solve_s: float
 
@@ -88,7 +89,7 @@ def solve(matrix: Matrix, *, time_limit_s: float, gap: float, start: list[float]
     info = solver.getInfo()
     feasible = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
     values = list(solver.getSolution().col_value) if feasible else None
-    return Solved(values, info.mip_dual_bound, solver.getRunTime())
+    return Solved(values, info.objective_function_value, info.mip_dual_bound, solver.getRunTime())
 
 
 def _model(highspy: Any, matrix: Matrix) -> Any:

@@ -37,6 +37,10 @@ class TargetFacts(msgspec.Struct):
     stable: frozenset[str] = frozenset()  # apps whose planned primaries have been ready for long enough
     quarantined: frozenset[What] = frozenset()
 
+    def is_planned(self, app: str, version: int) -> bool:
+        """False for what the plan says of an app that was removed, or removed and deployed anew, since."""
+        return app in self.apps and self.apps[app].version == version
+
 
 @dataclass(slots=True)
 class _Draft:
@@ -95,7 +99,7 @@ def _draft(name: str, node: Node, facts: TargetFacts) -> _Draft:
     planned = [
         TargetReplica(p.app, p.version, p.variant, p.role)
         for p in facts.plan.placements
-        if p.node == name and p.app in facts.apps and node.plannable
+        if p.node == name and facts.is_planned(p.app, p.version) and node.plannable
     ]
     draft = _Draft(node, planned)
     missing = Counter(_what(replica) for replica in planned)
@@ -223,7 +227,9 @@ def _target(draft: _Draft, facts: TargetFacts) -> Target:
         for r in draft.kept
     ]
     replicas = (*draft.planned, *kept, *draft.bridges)
-    contingencies = tuple(c for c in facts.plan.contingencies if c.node == name and c.app in facts.apps)
+    contingencies = tuple(
+        c for c in facts.plan.contingencies if c.node == name and facts.is_planned(c.app, c.version)
+    )
     # Former versions first: who looks an app up by its name alone finds the one that is planned.
     former = {_what(r)[:2] for r in replicas} | {_what(r)[:2] for r in draft.activated}
     former -= {(app.app, app.version) for app in facts.apps.values()}

@@ -89,7 +89,7 @@ FAMILIES = (
         Criticality.CRITICAL,
         _digits,
         (
-            VariantRecipe("convolution", convolution(filters=96, hidden=1024, rounds=15)),
+            VariantRecipe("convolution", convolution(filters=64, hidden=512, rounds=25)),
             VariantRecipe("convolution-small", convolution(filters=16, hidden=64, rounds=20)),
             VariantRecipe("linear", linear()),
             VariantRecipe("tree", tree(depth_max=8)),
@@ -101,7 +101,7 @@ FAMILIES = (
         Criticality.CRITICAL,
         lambda: load_breast_cancer(return_X_y=True),
         (
-            VariantRecipe("mlp-large", mlp(2048, 1024, rounds=20)),
+            VariantRecipe("mlp-large", mlp(1024, 512, rounds=30)),
             VariantRecipe("mlp-small", mlp(128, 64)),
             VariantRecipe("linear-means", linear(MEAN_MEASUREMENTS)),
             VariantRecipe("tree", tree(depth_max=2)),
@@ -113,8 +113,8 @@ FAMILIES = (
         Criticality.CRITICAL,
         _digits_parity,
         (
-            VariantRecipe("forest", forest(500)),
-            VariantRecipe("forest-small", forest(50)),
+            VariantRecipe("forest", forest(300)),
+            VariantRecipe("forest-small", forest(20)),
             VariantRecipe("mlp-small", mlp(64)),
             VariantRecipe("tree", tree(depth_max=5)),
         ),
@@ -125,8 +125,8 @@ FAMILIES = (
         Criticality.STANDARD,
         _digits_high,
         (
-            VariantRecipe("forest", forest(500)),
-            VariantRecipe("forest-small", forest(50)),
+            VariantRecipe("forest", forest(300)),
+            VariantRecipe("forest-small", forest(15)),
             VariantRecipe("mlp-small", mlp(64)),
             VariantRecipe("tree", tree(depth_max=6)),
         ),
@@ -137,7 +137,7 @@ FAMILIES = (
         Criticality.STANDARD,
         _digits_top,
         (
-            VariantRecipe("forest", forest(150)),
+            VariantRecipe("forest", forest(120)),
             VariantRecipe("forest-small", forest(20)),
             VariantRecipe("mlp-small", mlp(64)),
             VariantRecipe("tree", tree(depth_max=8)),
@@ -160,8 +160,8 @@ FAMILIES = (
         Criticality.STANDARD,
         lambda: load_wine(return_X_y=True),
         (
-            VariantRecipe("forest", forest(800)),
-            VariantRecipe("forest-small", forest(50)),
+            VariantRecipe("forest", forest(300)),
+            VariantRecipe("forest-small", forest(10)),
             VariantRecipe("linear", linear()),
             VariantRecipe("tree", tree(depth_max=2)),
         ),
@@ -173,7 +173,7 @@ FAMILIES = (
         Criticality.BEST_EFFORT,
         lambda: load_iris(return_X_y=True),
         (
-            VariantRecipe("mlp-large", mlp(1024, 1024, rounds=80)),
+            VariantRecipe("mlp-large", mlp(512, 256, rounds=150)),
             VariantRecipe("tree", tree(depth_max=2)),
             VariantRecipe("linear-sepal", linear(SEPAL_MEASUREMENTS)),
         ),

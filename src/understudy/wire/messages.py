@@ -370,3 +370,11 @@ def decode_message(frame: Frame) -> Message | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"malformed {Kind(frame.kind).name} message: {error}") from error
     return message
+
+
+def decode_answer(frame: Frame) -> Result | Failure:
+    """What answers an Infer. Raises `ProtocolError` for anything else."""
+    message = decode_message(frame)
+    if not isinstance(message, Result | Failure):
+        raise ProtocolError("an answer that is neither a result nor a failure", kind=frame.kind)
+    return message
