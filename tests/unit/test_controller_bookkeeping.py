@@ -69,11 +69,15 @@ def books(
     asyncio.run(run())
 
 
-async def written(bookkeeper: Bookkeeper) -> None:
+async def until(holds: Callable[[], bool]) -> None:
     while True:
-        await asyncio.sleep(0.001)
-        if not bookkeeper.status.pending:
+        if holds():
             return
+        await asyncio.sleep(0)
+
+
+async def written(bookkeeper: Bookkeeper) -> None:
+    await until(lambda: not bookkeeper.status.pending)
 
 
 def test_records_are_merged_and_written() -> None:
@@ -127,8 +131,7 @@ def test_waiting_events_are_bounded_and_the_oldest_go() -> None:
     async def test(bookkeeper: Bookkeeper, disk: Disk) -> None:
         disk.full = True
         bookkeeper.note(event("0"))
-        while bookkeeper.status.ok:
-            await asyncio.sleep(0.001)
+        await until(lambda: not bookkeeper.status.ok)
         assert bookkeeper.unwritten_events == [event("0")]  # tried, and kept
         for number in range(1, 20):
             bookkeeper.note(event(str(number)))

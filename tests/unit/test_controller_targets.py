@@ -104,6 +104,24 @@ def test_an_activation_is_released_when_the_primaries_have_been_ready_for_a_whil
     assert released == [("a/node:n1",)]
 
 
+def test_an_activation_heard_of_before_the_loss_itself_is_kept(world: World) -> None:
+    """A gateway's news may be a moment ahead: its links break at once, the controller's own a little later."""
+    a = app("a")
+    placed(world, primary(a, "n1"))
+    world.deploy(a)
+    world.run(5)
+    assert "a" in world.machine.settled
+    world.nodes["n2"].start("a", 1, a.variants[1], Role.CONTINGENCY, "a/node:n1")
+    world.report("n2")
+    assert world.nodes["n2"].running() == ["a/1/small"]
+    world.run(0.5)
+    assert world.nodes["n2"].running() == ["a/1/small"]
+    world.kill("n1")
+    world.placing = lambda facts: []
+    world.run(3)
+    assert world.nodes["n2"].running() == ["a/1/small"]
+
+
 def test_an_activation_that_the_plan_takes_over_is_relabelled(world: World) -> None:
     a = app("a")
     placed(world, primary(a, "n1"))

@@ -25,22 +25,22 @@ from understudy.wire.tensors import DATATYPES, fits, is_finite, round_to_bf16, s
         ((2**31, 64), (-1, 64), True),  # refused later: no data has so many elements
     ],
 )
-def test_fits(shape, pattern, fitting):
+def test_fits(shape: tuple[int, ...], pattern: tuple[int, ...], fitting: bool) -> None:
     assert fits(shape, pattern) is fitting
 
 
-def test_output_may_be_empty_where_any_length_is_declared():
+def test_output_may_be_empty_where_any_length_is_declared() -> None:
     assert fits((0, 4), (-1, 4), length_min=0)
     assert not fits((0, 0), (-1, 4), length_min=0)
 
 
-def test_long_shapes_are_shown_cut():
+def test_long_shapes_are_shown_cut() -> None:
     assert show_shape((1, 64)) == "[1,64]"
     assert len(show_shape([2**31] * 5000)) < 250
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
-def test_zeros_of_every_datatype(datatype):
+def test_zeros_of_every_datatype(datatype: str) -> None:
     array = zeros(TensorSpec("x", datatype, (-1, 3)))
     assert array.shape == (1, 3)
     assert array.dtype == DATATYPES[datatype]
@@ -48,7 +48,7 @@ def test_zeros_of_every_datatype(datatype):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_is_finite_sees_one_bad_value_anywhere(bad):
+def test_is_finite_sees_one_bad_value_anywhere(bad: float) -> None:
     array = np.full((5, 7), 3e38, np.float32)
     assert is_finite(array)
     array[4, 6] = bad
@@ -57,7 +57,7 @@ def test_is_finite_sees_one_bad_value_anywhere(bad):
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
-def test_bf16_is_the_nearest_representable_value(value):
+def test_bf16_is_the_nearest_representable_value(value: float) -> None:
     exact = np.array([value], np.float32)
     rounded = round_to_bf16(exact)
     bits = rounded.view(np.uint32)
@@ -71,7 +71,7 @@ def test_bf16_is_the_nearest_representable_value(value):
         assert not np.isfinite(up_value) or distance <= abs(float(up_value) - float(value))
 
 
-def test_bf16_ties_to_even_and_keeps_what_is_not_a_number():
+def test_bf16_ties_to_even_and_keeps_what_is_not_a_number() -> None:
     ties = np.array([0x3F808000, 0x3F818000], np.uint32).view(np.float32)
     assert round_to_bf16(ties).view(np.uint32).tolist() == [0x3F800000, 0x3F820000]
     assert np.isnan(round_to_bf16(np.array([0x7FFFFFFF], np.uint32).view(np.float32)))[0]

@@ -1,6 +1,10 @@
 """JSON bodies of the Open Inference Protocol: what is accepted, what is said about the rest."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,21 +21,28 @@ X = TensorSpec("x", "FP32", (-1, 3))
 N = TensorSpec("n", "INT64", (-1,))
 Y = TensorSpec("y", "FP32", (-1, 2))
 LABEL = TensorSpec("label", "BYTES", (-1,))
+Specs = Sequence[TensorSpec]
 
 
-def codec(inputs=(X,), outputs=(Y,), batched=True):
+def codec(inputs: Specs = (X,), outputs: Specs = (Y,), batched: bool = True) -> Codec:
     return Codec("app", 7, tuple(inputs), tuple(outputs), batched=batched)
 
 
-def tensor(name="x", datatype="FP32", shape=(1, 3), data=(1, 2.5, 3), **more):
+def tensor(
+    name: str = "x",
+    datatype: str = "FP32",
+    shape: Sequence[Any] = (1, 3),
+    data: Any = (1, 2.5, 3),
+    **more: Any,
+) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": list(shape), "data": data, **more}
 
 
-def body(*inputs, **more):
+def body(*inputs: dict[str, Any], **more: Any) -> bytes:
     return json.dumps({"inputs": list(inputs or [tensor()]), **more}).encode()
 
 
-def test_flat_and_nested_data_are_the_same():
+def test_flat_and_nested_data_are_the_same() -> None:
     flat = codec().decode(body(tensor(shape=(2, 3), data=[1, 2, 3, 4, 5, 6])))
     nested = codec().decode(body(tensor(shape=(2, 3), data=[[1, 2, 3], [4, 5, 6]])))
     for request in (flat, nested):
@@ -40,14 +51,14 @@ def test_flat_and_nested_data_are_the_same():
         assert request.inputs["x"].tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-def test_id_parameters_and_unknown_fields():
+def test_id_parameters_and_unknown_fields() -> None:
     more = {"id": "q1", "parameters": {"a": 1, "b": "t", "c": True, "d": 0.5}, "later": [1]}
     request = codec().decode(body(tensor(parameters={"k": 1}), **more))
     assert request.id == "q1"
     assert request.outputs is None
 
 
-SAMPLES = {
+SAMPLES: dict[str, list[Any]] = {
     "BOOL": [True, False],
     **{f"UINT{bits}": [0, 2**bits - 1] for bits in (8, 16, 32, 64)},
     **{f"INT{bits}": [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1] for bits in (8, 16, 32, 64)},
@@ -60,7 +71,7 @@ SAMPLES = {
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
-def test_every_datatype_goes_in_and_out(datatype):
+def test_every_datatype_goes_in_and_out(datatype: str) -> None:
     spec = TensorSpec("x", datatype, (-1,))
     both = codec([spec], [spec])
     request = both.decode(body(tensor(datatype=datatype, shape=(2,), data=SAMPLES[datatype])))
@@ -83,7 +94,7 @@ OUT_OF_RANGE = {
 
 
 @pytest.mark.parametrize("datatype", OUT_OF_RANGE)
-def test_values_out_of_range_are_refused(datatype):
+def test_values_out_of_range_are_refused(datatype: str) -> None:
     rejecting = codec([TensorSpec("x", datatype, (-1,))])
     for value in OUT_OF_RANGE[datatype]:
         with pytest.raises(InvalidArgument, match=r"^input 'x': data"):
@@ -136,7 +147,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_said(case):
+def test_what_is_wrong_is_said(case: str) -> None:
     content, message = WRONG[case]
     with pytest.raises(InvalidArgument) as caught:
         codec().decode(content)
@@ -144,25 +155,25 @@ def test_what_is_wrong_is_said(case):
     assert len(caught.value.message) < 300
 
 
-def test_long_names_are_cut_in_messages():
+def test_long_names_are_cut_in_messages() -> None:
     with pytest.raises(InvalidArgument) as caught:
         codec().decode(body(tensor("x" * 10_000)))
     assert len(caught.value.message) < 200
 
 
-def test_inputs_must_agree_on_rows():
+def test_inputs_must_agree_on_rows() -> None:
     two = codec([X, N])
     assert two.decode(body(tensor(), tensor("n", "INT64", (1,), [5]))).rows == 1
     with pytest.raises(InvalidArgument, match="input 'n': has 2 rows, input 'x' has 1"):
         two.decode(body(tensor(), tensor("n", "INT64", (2,), [5, 6])))
 
 
-def test_missing_inputs_are_named():
+def test_missing_inputs_are_named() -> None:
     with pytest.raises(InvalidArgument, match="missing input: 'n'"):
         codec([X, N]).decode(body())
 
 
-def test_only_requests_of_equal_trailing_shape_share_a_key():
+def test_only_requests_of_equal_trailing_shape_share_a_key() -> None:
     text = codec([TensorSpec("t", "INT64", (-1, -1)), N])
     keys = [
         text.decode(body(tensor("t", "INT64", (1, n), [0] * n), tensor("n", "INT64", (1,), [0]))).key
@@ -171,7 +182,7 @@ def test_only_requests_of_equal_trailing_shape_share_a_key():
     assert keys[0] == keys[2] != keys[1]
 
 
-def test_a_model_without_batch_dimension_has_one_row():
+def test_a_model_without_batch_dimension_has_one_row() -> None:
     fixed = codec([TensorSpec("x", "FP32", (3,))], [TensorSpec("y", "FP32", ())], batched=False)
     request = fixed.decode(body(tensor(shape=(3,))))
     assert request.rows == 1
@@ -179,7 +190,7 @@ def test_a_model_without_batch_dimension_has_one_row():
     assert json.loads(answer)["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [], "data": [4.0]}]
 
 
-def test_answers_carry_name_version_and_id():
+def test_answers_carry_name_version_and_id() -> None:
     request = codec().decode(body(id="q1"))
     (answer,) = codec().encode({"y": np.ones((1, 2), np.float32)}, [request], 1)
     assert json.loads(answer) == {
@@ -191,7 +202,7 @@ def test_answers_carry_name_version_and_id():
     assert b'"id"' not in codec().encode({"y": np.ones((1, 2), np.float32)}, [codec().decode(body())], 1)[0]
 
 
-def test_a_batch_is_split_by_rows_and_requested_outputs():
+def test_a_batch_is_split_by_rows_and_requested_outputs() -> None:
     both = codec(outputs=(Y, LABEL))
     requests = [
         both.decode(body(id="a")),
@@ -212,7 +223,7 @@ def test_a_batch_is_split_by_rows_and_requested_outputs():
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)
-def test_the_default_probe_is_a_valid_request(datatype):
+def test_the_default_probe_is_a_valid_request(datatype: str) -> None:
     specs = (TensorSpec("x", datatype, (-1, 2, -1)), TensorSpec("s", datatype, (4,)))
     request = codec(specs, batched=False).decode(encode_probe(None, specs))
     assert request.inputs["x"].shape == (1, 2, 1)
@@ -235,13 +246,13 @@ ALMOST = st.fixed_dictionaries(
 
 
 @given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
-def test_any_body_is_decoded_or_refused(content):
+def test_any_body_is_decoded_or_refused(content: bytes) -> None:
     with pytest.raises(InvalidArgument):
         codec([X, N]).decode(content)
 
 
 @given(ALMOST)
-def test_almost_valid_bodies_are_decoded_or_refused(value):
+def test_almost_valid_bodies_are_decoded_or_refused(value: Any) -> None:
     try:
         request = codec([X, N]).decode(json.dumps(value).encode())
     except InvalidArgument:
@@ -250,7 +261,7 @@ def test_almost_valid_bodies_are_decoded_or_refused(value):
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20))
-def test_single_precision_survives_the_round_trip(values):
+def test_single_precision_survives_the_round_trip(values: list[float]) -> None:
     spec = TensorSpec("x", "FP32", (-1,))
     echo = codec([spec], [spec])
     content = msgspec.json.encode({"inputs": [tensor(shape=(len(values),), data=values)]})

@@ -37,6 +37,7 @@ class Bookkeeper:
         self._timeout_s = tuning.store_timeout_s
         self._records: dict[str, bytes | None] = {}  # None: to be deleted
         self._events: deque[Event] = deque(maxlen=tuning.events_pending_max)
+        self._leaving: list[Event] = []  # being written
         self._work = asyncio.Event()
         self._tried = asyncio.Condition()
         self._writing = asyncio.Lock()
@@ -53,11 +54,11 @@ class Bookkeeper:
 
     @property
     def unwritten_events(self) -> list[Event]:
-        return list(self._events)
+        return [*self._leaving, *self._events]
 
     @property
     def status(self) -> StoreStatus:
-        return StoreStatus(not self._error, self._error, len(self._records) + len(self._events))
+        return StoreStatus(not self._error, self._error, len(self._records) + len(self.unwritten_events))
 
     async def run(self) -> None:
         """Write what waits, until cancelled. Raises CONFLICT when another controller took the store over."""
@@ -121,13 +122,15 @@ class Bookkeeper:
 
     async def _write_events(self) -> None:
         while self._events:
-            events = [self._events.popleft() for _ in range(min(len(self._events), EVENTS_PER_WRITE))]
+            self._leaving = [self._events.popleft() for _ in range(min(len(self._events), EVENTS_PER_WRITE))]
             try:
                 with self._watched():
-                    await self._store.append_events(events)
+                    await self._store.append_events(self._leaving)
             except BaseException:
-                self._events = deque([*events, *self._events], maxlen=self._events.maxlen)
+                self._events = deque(self.unwritten_events, maxlen=self._events.maxlen)
                 raise
+            finally:
+                self._leaving = []
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:

@@ -136,21 +136,35 @@ class Deployments:
         """Finish what is placed. To be called after each step of the machine."""
         for id in list(self._give_up_s):
             deployment = self._known[id]
-            plan = self._machine.plan
             app = deployment.app
-            current = self._machine.apps.get(app)
-            planned = plan is not None and (app, deployment.version) in plan.facts.apps
-            if current is None or current.version != deployment.version:
+            if not self._is_current(deployment):
                 self._fail(deployment, f"{app} was changed before this version was ready")
             elif app in self._machine.settled:
                 deployment.message = ""
                 self._finish(deployment, "ready")
                 self._note(ev.Note("app.ready", f"version {deployment.version} is ready", app=app))
-            elif planned and plan is not None and app in plan.plan.unplaced:
-                self._fail(deployment, f"deployed, but without a place: {plan.plan.unplaced[app]}")
+            elif (reason := self._without_a_place(deployment)) and self._all_nodes_ready():
+                self._fail(deployment, f"deployed, but without a place: {reason}")
             elif now > self._give_up_s[id]:
                 waited_s = self._tuning.placing_timeout_s
-                self._fail(deployment, f"deployed, but not ready after {waited_s:g} s; see the app's status")
+                why = f": {reason}" if reason else "; see the app's status"
+                self._fail(deployment, f"deployed, but not ready after {waited_s:g} s{why}")
+
+    def _is_current(self, deployment: Deployment) -> bool:
+        current = self._machine.apps.get(deployment.app)
+        return current is not None and current.version == deployment.version
+
+    def _without_a_place(self, deployment: Deployment) -> str:
+        """Why the plan has none for this version. Empty while it has one, or doesn't know the version yet."""
+        plan = self._machine.plan
+        if plan is None or (deployment.app, deployment.version) not in plan.facts.apps:
+            return ""
+        return plan.plan.unplaced.get(deployment.app, "")
+
+    def _all_nodes_ready(self) -> bool:
+        """Nobody is still to come who might have room."""
+        nodes = self._machine.nodes.by_name
+        return all(c.name in nodes and nodes[c.name].state == "ready" for c in self._config.nodes)
 
     async def _run(self, deployment: Deployment, request: AppRequest, content: str) -> None:
         try:

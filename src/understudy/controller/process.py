@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
 import uvloop
 
 from understudy.adapters import logs
-from understudy.adapters.links import listen
+from understudy.adapters.links import FrameLink, listen
 from understudy.adapters.sqlite_store import SqliteStore
 from understudy.adapters.store import Store
 from understudy.config import ClusterConfig, ControllerConfig
 from understudy.controller.api import ApiServer, build_api
 from understudy.controller.shell import Controller
 from understudy.core.stored import META, Memory, recall
+from understudy.invariants import InvariantBroken
 from understudy.wire.errors import ConfigError, UnderstudyError
 
 STORE_FILE = "store.sqlite"
@@ -45,6 +48,7 @@ def run_controller(config: ClusterConfig, name: str) -> None:
 async def _run(config: ClusterConfig, me: ControllerConfig) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_on_exception)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     with _listening_socket(me.http) as http:
@@ -95,6 +99,15 @@ async def _recall(store: Store) -> tuple[Memory, int]:
     except (msgspec.MsgspecError, ValueError) as error:
         raise ConfigError(f"the store holds a record that can't be read: {error}") from error
     return memory, next((entry.revision for entry in entries if entry.key == META), 0)
+
+
+def _on_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A callback of ours that raised may have left a step half done: better a clean start from the store."""
+    error = context.get("exception")
+    ours = "handle" in context or isinstance(context.get("protocol"), FrameLink)
+    log.error("loop.failed", what=context.get("message"), error=repr(error), exc_info=error)
+    if ours or isinstance(error, InvariantBroken):
+        os._exit(os.EX_SOFTWARE)
 
 
 def _listening_socket(address: str) -> socket.socket:

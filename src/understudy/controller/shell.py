@@ -7,6 +7,7 @@ decisions (`core.controller`), the documents of the API (`api`, `status`).
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from pathlib import Path
 from typing import assert_never
@@ -242,6 +243,8 @@ class Controller:
     def _on_hello(self, link: FrameLink, stream: int, hello: Hello) -> None:
         _check_hello(hello)
         peer = (hello.role, hello.name)
+        if link.peer not in (None, peer):
+            raise ProtocolError("a peer can't become another one")
         former = self._links.get(peer)
         link.peer = peer
         self._links[peer] = link
@@ -288,6 +291,8 @@ def _check_hello(hello: Hello) -> None:
         raise ProtocolError(f"a controller doesn't talk to the role {hello.role!r}")
     if hello.protocol != PROTOCOL:
         log.warning("protocol.mixed", role=hello.role, name=hello.name, protocol=hello.protocol)
+    if not math.isfinite(hello.memory_mb):
+        raise ProtocolError("memory_mb has to be a number")
     try:
         msgspec.convert(hello.name, Name)
     except msgspec.ValidationError as error:

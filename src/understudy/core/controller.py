@@ -22,7 +22,7 @@ from understudy.core.nodes import Nodes, Transition
 from understudy.core.planning import PlanInput
 from understudy.core.reasons import moves, what_changed, why
 from understudy.core.stored import CurrentVersion, PlanFacts, Quarantined, Release, Save, StoredPlan
-from understudy.core.targets import TargetFacts, What, make_targets, settled_apps
+from understudy.core.targets import TargetFacts, What, activated_replicas, make_targets, settled_apps
 from understudy.wire.messages import NodeState, Target
 from understudy.wire.records import AppVersion, Plan, RouteTable
 
@@ -52,6 +52,7 @@ class ControllerMachine:
         self._recorded = {name: node.record() for name, node in self.nodes.by_name.items()}
         self._settled_since_s: dict[str, float] = {}
         self._stable: frozenset[str] = frozenset()
+        self._activated: frozenset[tuple[str, str]] = frozenset()  # (app, replica), as reported last
         self._lifted: dict[What, int] = {}  # -> revision of the first target without it
         self._effects: list[ev.Effect] = []
 
@@ -299,7 +300,13 @@ class ControllerMachine:
     def _update_stability(self, now: float) -> None:
         settled = settled_apps(self.plan.plan, self.nodes.by_name) if self.plan else frozenset()
         settled &= {app for app, current in self.currents.items() if current.version}
-        self._settled_since_s = {app: self._settled_since_s.get(app, now) for app in settled}
+        activated = activated_replicas(self.nodes.by_name)
+        # A gateway that activates something knows of a loss that may not have been seen here yet.
+        doubtful = {app for app, _ in activated - self._activated}
+        self._activated = activated
+        self._settled_since_s = {
+            app: now if app in doubtful else self._settled_since_s.get(app, now) for app in settled
+        }
         window_s = self._config.controller.release_after_s
         self._stable = frozenset(
             app for app, since_s in self._settled_since_s.items() if now - since_s >= window_s

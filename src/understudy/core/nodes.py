@@ -189,7 +189,7 @@ class Nodes:
 
     def _count_death(self, node: Node, now: float) -> None:
         oldest_s = now - self._tuning.flap_memory_s
-        node.deaths_s = [*[at for at in node.deaths_s if at > oldest_s][1 - DEATHS_MAX:], now]
+        node.deaths_s = [*[at for at in node.deaths_s if at > oldest_s][1 - DEATHS_MAX :], now]
 
     def _window_s(self, node: Node) -> float:
         tuning = self._tuning

@@ -71,6 +71,7 @@ class _Search:
         self._draft = PlacementProgram(drafted)
         self._whole = PlacementProgram(problem)
         self._best: Solution | None = None
+        self._detailed: set[tuple[Placement, ...]] = set()
         self._loss_bound = 0.0
         self._tolerance = max(PLACEMENT_GAP, problem.settings.gap * ideal(problem))
 
@@ -83,13 +84,12 @@ class _Search:
             self._prove(0.0)
         elif not self._prove(UPHEAVAL_GAIN):
             self._search(frozenset(), UPHEAVAL_GAIN)
-        if self._best is not None:
-            self._polish(self._best)
         if self._best is None:
             limit_s = self._problem.settings.time_limit_s
             raise UnderstudyError(
                 Code.TIMEOUT, "no plan was found in time; raise plan.time_limit_s", time_limit_s=limit_s
             )
+        self._polish(self._best)
         best = score(self._problem, self._best.plan)
         gap = (ideal(self._problem) - self._loss_bound - best) / max(abs(best), 1e-9)
         return msgspec.structs.replace(
@@ -109,6 +109,9 @@ class _Search:
 
     def _detail(self, plan: Plan, margin: float) -> None:
         """Take the placements of `plan` with the best contingencies for them, if that is the best so far."""
+        if plan.placements in self._detailed:
+            return
+        self._detailed.add(plan.placements)
         found = self._solve(self._whole, 1.0, CONTINGENCY_GAP, fixed=plan)
         if found is None:
             return

@@ -84,6 +84,16 @@ def settled_apps(plan: Plan, nodes: Mapping[str, Node]) -> frozenset[str]:
     return frozenset(app for app, counts in wanted.items() if counts <= ready)
 
 
+def activated_replicas(nodes: Mapping[str, Node]) -> frozenset[tuple[str, str]]:
+    """(app, replica) of all that gateways had started."""
+    return frozenset(
+        (replica.app, replica.id)
+        for node in nodes.values()
+        for replica in _observed(node)
+        if replica.activation
+    )
+
+
 def make_targets(facts: TargetFacts) -> dict[str, Target]:
     """A target for each node that reported what it runs; all with revision 0."""
     drafts = [

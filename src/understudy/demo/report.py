@@ -6,6 +6,7 @@ injected to the end of the first good answer to a request that was due after it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -100,7 +101,7 @@ def phase_report(recording: Recording, phase: Phase, apps: dict[str, AppFacts]) 
 def _account(recording: Recording, phase: Phase, app: str, facts: AppFacts) -> AppPhase:
     samples = recording.window(app, phase.began_s, phase.ended_s)
     good = sorted((s for s in samples if s.outcome == "ok"), key=lambda s: s.done_s)
-    before = [s for s in good if s.due_s < phase.injected_s]
+    before = [s for s in good if s.done_s < phase.injected_s]
     after = [s for s in good if s.due_s >= phase.injected_s]
     first = after[0] if after else None
     latencies_ms = sorted(s.latency_s * 1000 for s in samples)
@@ -110,7 +111,7 @@ def _account(recording: Recording, phase: Phase, app: str, facts: AppFacts) -> A
     return AppPhase(
         criticality=facts.criticality.value,
         standby=phase.standbys.get(app, facts.standby),
-        variant_before=before[-1].variant if before else "",
+        variant_before=_usual_variant(before),
         variant_first=first.variant if first else "",
         variant_after=after[-1].variant if after else "",
         mttr_ms=mttr_ms,
@@ -123,6 +124,11 @@ def _account(recording: Recording, phase: Phase, app: str, facts: AppFacts) -> A
         p99_ms=round(quantile(latencies_ms, 0.99) or 0.0, 3),
         max_ms=round(latencies_ms[-1], 3) if latencies_ms else 0.0,
     )
+
+
+def _usual_variant(samples: Sequence[Sample]) -> str:
+    """Who serves; a hedged request that another variant answered doesn't count."""
+    return Counter(s.variant for s in samples).most_common(1)[0][0] if samples else ""
 
 
 def _accuracy(samples: Sequence[Sample]) -> float:

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
@@ -28,10 +28,9 @@ from understudy.wire.records import Criticality, Plan, Role
 
 GATEWAY, CONTROLLER = "g1", "c1"
 NODES = {"n1": "east", "n2": "east", "n3": "west"}
-# Everything in full size takes some 450 MB: it fits on three nodes with room for smaller standbys, and not
-# on two.
-NODE_MEMORY_MB = 240.0
-RATE_PER_S = 220.0  # per app: the next request comes 4.5 ms after a recovery at the latest
+# Everything in full size takes some 370 MB: three nodes hold it and smaller standbys, but no second copy.
+NODE_MEMORY_MB = 200.0
+RATE_PER_S = 210.0  # per app: the next request is due 4.8 ms after a recovery at the latest
 DEADLINE_MS = 1000.0
 
 STEADY_S = 1.5  # before each fault
@@ -128,6 +127,7 @@ class Scenario:
         self._apps = apps
         self._view = view
         self._ended_s = 0.0
+        self._known_standbys: dict[str, Standby] = {}
         self.phases: list[Phase] = []
 
     async def warm_up(self) -> None:
@@ -140,73 +140,70 @@ class Scenario:
         await self._kill_worker()
         await self._freeze_worker()
         lost_node = await self._kill_node()
-        await self._kill_controller_then_worker(lost_node)
+        await self._kill_controller_then_workers(lost_node)
         await self._bring_everything_back()
 
     # phases
 
     async def _kill_worker(self) -> None:
-        critical = self._named(Criticality.CRITICAL)
-        victim = self._primary_of(await self.replicas(), critical[:1])
+        await asyncio.sleep(STEADY_S)
+        victim = self._primary_of(await self.replicas(), self._named(Criticality.CRITICAL)[:1])
         await self._play(
             "worker killed (SIGKILL)",
             _worker_name(victim),
             frozenset({victim.app}),
-            inject=self._at_once(lambda: os.kill(victim.pid, signal.SIGKILL)),
+            strike=lambda: os.kill(victim.pid, signal.SIGKILL),
         )
 
     async def _freeze_worker(self) -> None:
-        critical = self._named(Criticality.CRITICAL)
-        victim = self._primary_of(await self.replicas(), critical[1:])
+        await asyncio.sleep(STEADY_S)
+        victim = self._primary_of(await self.replicas(), self._named(Criticality.CRITICAL)[1:])
         await self._play(
             "worker frozen (SIGSTOP)",
             _worker_name(victim),
             frozenset({victim.app}),
-            inject=self._at_once(lambda: os.kill(victim.pid, signal.SIGSTOP)),
+            strike=lambda: os.kill(victim.pid, signal.SIGSTOP),
         )
 
     async def _kill_node(self) -> str:
-        """The node with the most primaries, and among those the most critical ones."""
+        """The node with the most primaries among those with a critical app's and another's."""
+        await asyncio.sleep(STEADY_S)
         primaries = [r for r in await self.replicas() if r.role == Role.PRIMARY]
         critical = set(self._named(Criticality.CRITICAL))
-        hosted = Counter(r.node for r in primaries)
-        hosted_critical = Counter(r.node for r in primaries if r.app in critical)
-        node = max(
-            hosted, key=lambda name: (min(hosted_critical[name], 1), hosted[name], hosted_critical[name])
-        )
+        all_on = Counter(r.node for r in primaries)
+        critical_on = Counter(r.node for r in primaries if r.app in critical)
+        node = max(all_on, key=lambda name: (0 < critical_on[name] < all_on[name], all_on[name], name))
         lost = frozenset(r.app for r in primaries if r.node == node)
         await self._play(
             "node killed (SIGKILL to all of it)",
             f"{node}, primary of {', '.join(sorted(lost))}",
             lost,
-            inject=self._at_once(lambda: self._cluster.kill_node(node)),
+            strike=lambda: self._cluster.kill_node(node),
             repair=lambda: self._cluster.start_node(node),
         )
         return node
 
-    async def _kill_controller_then_worker(self, lost_node: str) -> None:
-        """On another node than the one before: a cold app's worker, and a warm app's if there is one."""
+    async def _kill_controller_then_workers(self, spared_node: str) -> None:
+        """A cold app's worker and, on the same node, a warm app's: another node than was lost before."""
+        await asyncio.sleep(STEADY_S)
         standbys = await self._standbys()
-        replicas = [r for r in await self.replicas() if r.role == Role.PRIMARY and r.node != lost_node]
-        cold = [r.app for r in replicas if standbys[r.app] == "cold"]
-        first = self._primary_of(replicas, cold)
-        also = [r for r in replicas if r.node == first.node and standbys[r.app] == "warm"]
-        victims = [first, *also[:1]]
+        self._view.tell(f"controller {CONTROLLER} killed (SIGKILL)")
+        self._cluster.kill_controller(CONTROLLER)
+        await self._until_controller_is_gone()
+        replicas = [r for r in await self.replicas() if r.role == Role.PRIMARY and r.node != spared_node]
+        cold = self._primary_of(replicas, [app for app, standby in standbys.items() if standby == "cold"])
+        warm = [r for r in replicas if r.node == cold.node and standbys[r.app] == "warm"]
+        victims = [cold, *warm[:1]]
 
-        async def inject() -> float:
-            self._cluster.kill_controller(CONTROLLER)
-            await self._until_controller_is_gone()
-            at_s = time.monotonic()
+        def strike() -> None:
             for victim in victims:
                 os.kill(victim.pid, signal.SIGKILL)
-            return at_s
 
         await self._play(
             "controller killed, then workers (SIGKILL)",
             ", ".join(map(_worker_name, victims)),
             frozenset(r.app for r in victims),
-            inject=inject,
-            standbys=standbys,
+            strike=strike,
             recover=False,
         )
 
@@ -215,8 +212,7 @@ class Scenario:
             "everything brought back",
             f"controller {CONTROLLER}",
             frozenset(),
-            inject=self._at_once(lambda: self._cluster.start_controller(CONTROLLER)),
-            standbys=self.phases[-1].standbys,  # nobody can be asked until it is back
+            strike=lambda: self._cluster.start_controller(CONTROLLER),
         )
 
     async def _play(
@@ -225,18 +221,16 @@ class Scenario:
         target: str,
         lost: frozenset[str],
         *,
-        inject: Callable[[], Awaitable[float]],
+        strike: Callable[[], None],
         repair: Callable[[], None] = lambda: None,
-        standbys: dict[str, Standby] | None = None,
         recover: bool = True,
     ) -> None:
-        """Steady, fault, observation, repair, recovery: one phase, from the end of the one before."""
+        """Fault, observation, repair, recovery: one phase, from the end of the one before."""
         began_s = self._ended_s
-        if standbys is None:
-            standbys = await self._standbys()
-        await asyncio.sleep(STEADY_S)
+        standbys = await self._standbys()
         self._view.begin(f"{fault}: {target}")
-        injected_s = await inject()
+        injected_s = time.monotonic()
+        strike()
         await asyncio.sleep(OBSERVED_S)
         repaired_s = time.monotonic()
         repair()
@@ -248,14 +242,6 @@ class Scenario:
         )
 
     # looking
-
-    def _at_once(self, act: Callable[[], None]) -> Callable[[], Awaitable[float]]:
-        async def inject() -> float:
-            at_s = time.monotonic()
-            act()
-            return at_s
-
-        return inject
 
     async def replicas(self) -> list[Replica]:
         """Everything that is ready, as the gateway sees it, so that no controller is needed."""
@@ -272,10 +258,17 @@ class Scenario:
         return msgspec.convert(await asyncio.to_thread(self._cluster.control.get, "/v1/plan"), Plan)
 
     async def _standbys(self) -> dict[str, Standby]:
-        plan = await self.plan()
+        """How each app is protected by the plan; by the last one seen while nobody can be asked."""
+        try:
+            plan = await self.plan()
+        except UnderstudyError:
+            return self._known_standbys
         warm = {p.app for p in plan.placements if p.role is Role.STANDBY}
         cold = {c.app for c in plan.contingencies}
-        return {app: "warm" if app in warm else "cold" if app in cold else "none" for app in self._apps}
+        self._known_standbys = {
+            app: "warm" if app in warm else "cold" if app in cold else "none" for app in self._apps
+        }
+        return self._known_standbys
 
     async def _until_controller_is_gone(self) -> None:
         """Raises `TimeoutError` if it goes on answering."""
@@ -310,7 +303,7 @@ class Scenario:
         except UnderstudyError:
             return False
         wanted = Counter((p.app, p.variant, p.node) for p in plan.placements)
-        return wanted <= ready and all(node.state == "ready" for node in status.nodes)
+        return wanted == ready and all(node.state == "ready" for node in status.nodes)
 
     def _named(self, criticality: Criticality) -> list[str]:
         return [app for app, facts in self._apps.items() if facts.criticality is criticality]
