@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -62,6 +63,7 @@ def environment(packages: Sequence[str], programs: Sequence[Sequence[str]], **mo
             "memory_mb": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         },
+        "date": datetime.date.today().isoformat(),
         "versions": versions,
         "commit": _first_line(["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]),
         **more,

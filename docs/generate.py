@@ -1,4 +1,4 @@
-"""Writes the reference pages that are drawn from code: settings, events, errors, lifecycles.
+"""Writes what is drawn from code and measurements: the reference pages, and the figures in the README.
 
 `make docs` runs it; tests/tidy compares the pages with what it would write.
 """
@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 import sys
 import tokenize
 from collections.abc import Iterator
@@ -22,7 +24,10 @@ from understudy.core import lifecycle
 from understudy.wire import errors
 from understudy.worker import service
 
-REFERENCE = Path(__file__).resolve().parent / "reference"
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "docs" / "reference"
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
 NOTICE = "<!-- Written by docs/generate.py. Change the code, then run `make docs`. -->"
 
 
@@ -34,7 +39,62 @@ def pages() -> dict[Path, str]:
         "errors.md": errors_page(),
         "lifecycles.md": lifecycles_page(),
     }
-    return {REFERENCE / name: f"{NOTICE}\n\n{text.strip()}\n" for name, text in contents.items()}
+    generated = {REFERENCE / name: f"{NOTICE}\n\n{text.strip()}\n" for name, text in contents.items()}
+    return generated | {README: readme(README.read_text())}
+
+
+# Figures in the README
+
+
+def readme(text: str) -> str:
+    """The README with the figures between its marks replaced by those of the newest results."""
+    for name, figures in (("demo", demo_figures), ("http", http_figures)):
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            block = "\n".join(figures(json.loads(path.read_text())))
+            marks = rf"(<!-- figures: {name} -->\n).*?(<!-- end of figures -->)"
+            text = re.sub(marks, lambda m, b=block: f"{m[1]}{b}\n{m[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def demo_figures(report: dict[str, Any]) -> Iterator[str]:
+    totals, environment = report["totals"], report["environment"]
+    lost = totals["accuracy_before"] - totals["accuracy_during"]
+    rows = [
+        ("requests failed, critical apps", f"{totals['failed_critical']} of {totals['requests']:,}", "0", ""),
+        ("requests failed, all apps", f"{totals['failed']}", "", ""),
+        (
+            "recovery with a warm standby, mean",
+            f"{totals['mttr_warm_ms_mean']:.1f} ms",
+            "≤ 20 ms",
+            "175.5 ms",
+        ),
+        ("recovery from disk (cold), mean", f"{totals['mttr_cold_ms_mean']:.1f} ms", "≤ 175 ms", "175.5 ms"),
+        ("accuracy lost while failed over", f"{100 * lost:.1f} %", "", "0.6 %"),
+        ("memory spent on protection", f"{totals['memory_overhead_pct']:.0f} %", "", ""),
+    ]
+    yield "| while workers, a node and the controller are killed | measured | aim | FailLite, as published |"
+    yield "|---|---|---|---|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+    yield f"By `make demo`, seen from outside by its load generator. {_machine(environment)}"
+
+
+def http_figures(result: dict[str, Any]) -> Iterator[str]:
+    yield "| | measured | aim | |"
+    yield "|---|---|---|---|"
+    for aim in result["aims"]:
+        sign = "≥" if aim["better"] == "higher" else "≤"
+        met = "met" if aim["met"] else "**not met**"
+        yield f"| {aim['name']} | {aim['value']:.2f} | {sign} {aim['aim']} | {met} |"
+    yield ""
+    yield f"By `make bench`. {_machine(result['environment'])}"
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    machine = environment["machine"]
+    return f"{machine['cpu']}, {machine['cores']} cores, {environment['date']}."
 
 
 # Settings

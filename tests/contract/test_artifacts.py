@@ -60,9 +60,13 @@ def test_content_that_is_not_what_was_announced_is_refused(store: DirectoryStore
 
 
 def test_an_upload_that_breaks_off_leaves_nothing(store: DirectoryStore, tmp_path: Path) -> None:
-    with pytest.raises(ConnectionError), store.upload(DIGEST) as upload:
-        upload.write(CONTENT[:1000])
-        raise ConnectionError("the client went away")
+    def broken_upload() -> None:
+        with store.upload(DIGEST) as upload:
+            upload.write(CONTENT[:1000])
+            raise ConnectionError("the client went away")
+
+    with pytest.raises(ConnectionError):
+        broken_upload()
     assert not store.has(DIGEST)
     assert files(tmp_path / "store") == []
 

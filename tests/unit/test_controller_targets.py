@@ -105,7 +105,7 @@ def test_an_activation_is_released_when_the_primaries_have_been_ready_for_a_whil
 
 
 def test_an_activation_heard_of_before_the_loss_itself_is_kept(world: World) -> None:
-    """A gateway's news may be a moment ahead: its links break at once, the controller's own a little later."""
+    """A gateway may be a moment ahead: its links break at once, the controller's own a little later."""
     a = app("a")
     placed(world, primary(a, "n1"))
     world.deploy(a)
