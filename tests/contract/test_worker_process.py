@@ -72,6 +72,8 @@ class Model:
     def predict(self, inputs):
         time.sleep(0.002)
         wait()
+        if HOLD.with_name("fail").exists():
+            raise RuntimeError("told to")
         x = inputs["x"]
         match x.tolist():
             case [1]: raise MemoryError("no room")
@@ -168,7 +170,7 @@ def test_a_long_inference_does_not_hold_up_the_rest(blank: WorkerProcess, slow: 
     assert client.reply(expired)[0].code is Code.TIMEOUT
     assert isinstance(client.reply(probe)[0], Probed)
     assert stats(client).queued == 0
-    assert client.silent()
+    assert not client.has_reply(cancelled)
 
 
 def test_probes_beyond_the_bound_are_bounded(blank: WorkerProcess, slow: Load, hold: Path) -> None:
@@ -178,6 +180,10 @@ def test_probes_beyond_the_bound_are_bounded(blank: WorkerProcess, slow: Load, h
     assert blank.client.reply(probes[-1])[0].code is Code.BUSY
     hold.unlink()
     assert all(isinstance(blank.client.reply(stream)[0], Probed) for stream in probes[:-1])
+    hold.with_name("fail").touch()
+    for _ in range(PROBES_QUEUED_MAX + 1):
+        assert blank.client.call(Probe(), Failure).code is Code.MODEL_FAILED
+    hold.with_name("fail").unlink()
     blank.client.call(Probe(), Probed)
 
 

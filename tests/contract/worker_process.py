@@ -121,16 +121,21 @@ class Client:
     def reply(self, stream: int) -> tuple[Any, bytes]:
         """Message and payload. Raises `EOFError` when the worker closes the link first."""
         while stream not in self._replies:
-            data = self._socket.recv(65536)
-            if not data:
-                raise EOFError("the worker closed the link")
-            for frame in self._decoder.feed(data):
-                self._replies[frame.stream] = decode_message(frame), frame.payload
+            self._read()
         return self._replies.pop(stream)
 
-    def silent(self) -> bool:
-        """Whether nothing has arrived that wasn't read."""
-        return not select.select([self._socket], [], [], 0)[0]
+    def _read(self) -> None:
+        data = self._socket.recv(65536)
+        if not data:
+            raise EOFError("the worker closed the link")
+        for frame in self._decoder.feed(data):
+            self._replies[frame.stream] = decode_message(frame), frame.payload
+
+    def has_reply(self, stream: int) -> bool:
+        """Whether an answer on `stream` has come, read or not."""
+        while select.select([self._socket], [], [], 0)[0]:
+            self._read()
+        return stream in self._replies
 
     def closed(self) -> bool:
         """Whether the worker has closed the link; waits for it to say anything."""

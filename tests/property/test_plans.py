@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from understudy.config import PlanSettings
-from understudy.core import objective
-from understudy.core.footprint import load_ms, replica_mb
-from understudy.core.objective import Problem, Scenario, score
-from understudy.core.placement import PlacementProgram
-from understudy.core.planning import PlanInput, failures, make_plan, problem_of
-from understudy.core.replay import lost_nodes, replay
-from understudy.core.search import PLACEMENT_GAP
+from understudy.core.planning import objective
+from understudy.core.planning.footprint import load_ms, replica_mb
+from understudy.core.planning.objective import Problem, Scenario, score
+from understudy.core.planning.placement import PlacementProgram
+from understudy.core.planning.plan import PlanInput, failures, make_plan, problem_of
+from understudy.core.planning.replay import lost_nodes, replay
+from understudy.core.planning.search import PLACEMENT_GAP
 from understudy.wire.records import (
     AppVersion,
     ArtifactRef,

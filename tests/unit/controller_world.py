@@ -10,11 +10,11 @@ from typing import TypeVar
 import msgspec
 
 from understudy.config import ClusterConfig, ControllerTuning, NodeConfig
-from understudy.core import controller_events as ev
-from understudy.core.controller import ControllerMachine
-from understudy.core.footprint import replica_mb
-from understudy.core.planning import PlanInput
-from understudy.core.stored import Release, Save, encode, recall
+from understudy.core.controller import events as ev
+from understudy.core.controller.machine import ControllerMachine
+from understudy.core.controller.stored import Release, Save, encode, recall
+from understudy.core.planning.footprint import replica_mb
+from understudy.core.planning.plan import PlanInput
 from understudy.wire.messages import Heartbeat, Hello, NodeState, ReplicaState, Target
 from understudy.wire.records import (
     AppVersion,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from agent_world import World, app, contingency, crashed, loaded, of, variant, wanted
 
-from understudy.core import agent_events as ev
+from understudy.core.agent import events as ev
 from understudy.wire.records import Role
 
 

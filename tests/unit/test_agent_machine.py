@@ -6,7 +6,7 @@ import pytest
 from agent_world import World, app, crashed, load_failed, loaded, of, variant, wanted
 
 from understudy.config import AgentTuning
-from understudy.core import agent_events as ev
+from understudy.core.agent import events as ev
 from understudy.wire.errors import Code
 from understudy.wire.messages import WorkerStats
 from understudy.wire.records import Role

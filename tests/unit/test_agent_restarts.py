@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from understudy.config import AgentTuning
-from understudy.core.restarts import CrashHistory
+from understudy.core.agent.restarts import CrashHistory
 
 KEY = ("digits", 1, "full")
 TUNING = AgentTuning(crash_loop_count=100, backoff_ms=50.0, backoff_ms_max=1000.0)

@@ -3,7 +3,7 @@
 import pytest
 
 from understudy.config import BreakerSettings
-from understudy.core.breaker import Breaker
+from understudy.core.gateway.breaker import Breaker
 
 DEFAULTS = BreakerSettings()
 MIDDLE = 0.5  # jitter that changes nothing

@@ -7,10 +7,10 @@ import pytest
 from controller_world import World, app, primary
 
 from understudy.config import PlanSettings
-from understudy.core import controller_events as ev
-from understudy.core.planning import PlanInput
-from understudy.core.reasons import NAMED_MAX, moves, what_changed
-from understudy.core.stored import PlanFacts, recall
+from understudy.core.controller import events as ev
+from understudy.core.controller.reasons import NAMED_MAX, moves, what_changed
+from understudy.core.controller.stored import PlanFacts, recall
+from understudy.core.planning.plan import PlanInput
 from understudy.wire.messages import NodeState
 from understudy.wire.records import Placement, Plan, Role
 

@@ -6,7 +6,7 @@ import pytest
 from controller_world import World, app
 
 from understudy.config import ControllerTuning
-from understudy.core import controller_events as ev
+from understudy.core.controller import events as ev
 
 
 @pytest.fixture

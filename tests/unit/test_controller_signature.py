@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from understudy.core.signature import common_signature
+from understudy.core.controller.signature import common_signature
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.messages import Measured
 from understudy.wire.records import Profile, TensorSpec

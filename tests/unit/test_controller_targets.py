@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from controller_world import World, app, primary
 
-from understudy.core import controller_events as ev
+from understudy.core.controller import events as ev
 from understudy.wire.messages import Hello
 from understudy.wire.records import AppVersion, Contingency, Criticality, Placement, Role
 

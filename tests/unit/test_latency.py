@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from understudy.core.latency import BUCKETS, LatencyDigest, bucket_of, upper_bound_us
+from understudy.core.gateway.latency import BUCKETS, LatencyDigest, bucket_of, upper_bound_us
 
 
 def test_buckets_are_contiguous_and_bounds_are_tight():

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from understudy.config import PlanSettings
-from understudy.core.planning import PlanInput, failures, make_plan, overhead
-from understudy.core.replay import replay
+from understudy.core.planning.plan import PlanInput, failures, make_plan, overhead
+from understudy.core.planning.replay import replay
 from understudy.wire.errors import ConfigError
 from understudy.wire.records import (
     AppVersion,

@@ -1,7 +1,7 @@
 """Failure detection by heartbeats: on time, late, jittery, back again."""
 
 from understudy.config import SuspicionSettings
-from understudy.core.suspicion import HeartbeatDetector, SelfDoubt
+from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
 
 INTERVAL = 0.05
 

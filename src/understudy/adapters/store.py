@@ -1,7 +1,7 @@
 """Where the controller keeps what must outlive it: a narrow key-value interface and its in-memory twin.
 
 Lives here: the interface, its meaning, and the implementation that keeps everything in memory. Does not live
-here: which keys there are and what they hold (`core.stored`).
+here: which keys there are and what they hold (`core.controller.stored`).
 
 Every commit is atomic and has a revision that grows. A key's revision is that of the commit that wrote it
 last; 0 stands for a key that doesn't exist. Who writes on the strength of something it read names that key

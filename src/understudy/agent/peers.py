@@ -12,7 +12,7 @@ import structlog
 
 from understudy.adapters.links import FrameLink, keep_connected, listen
 from understudy.config import ClusterConfig
-from understudy.core import agent_events as ev
+from understudy.core.agent import events as ev
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (

@@ -1,4 +1,4 @@
-"""The agent process: loop, timer, signals and files around `core.agent`."""
+"""The agent process: loop, timer, signals and files around `core.agent.machine`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from understudy.agent.staging import Staging
 from understudy.agent.state_file import StateFile, Stored
 from understudy.agent.workers import Workers
 from understudy.config import ClusterConfig
-from understudy.core import agent_events as ev
-from understudy.core.agent import AgentMachine
+from understudy.core.agent import events as ev
+from understudy.core.agent.machine import AgentMachine
 from understudy.wire.errors import ConfigError, UnderstudyError
 from understudy.wire.messages import Hello
 from understudy.wire.records import Event

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from understudy.adapters.artifacts import LocalArtifacts, unpack
-from understudy.core.agent_events import ArtifactDropped, ArtifactStaged, Event
+from understudy.core.agent.events import ArtifactDropped, ArtifactStaged, Event
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import ArtifactRef
 

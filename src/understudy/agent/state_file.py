@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from understudy.core.agent_events import Saved
+from understudy.core.agent.events import Saved
 
 _DIGEST_BYTES = 32
 

@@ -27,7 +27,7 @@ from understudy.controller.requests import AppRequest
 from understudy.controller.shell import Controller
 from understudy.controller.status import ClusterStatus, StoreStatus
 from understudy.controller.uploads import Uploads
-from understudy.core.planning import overhead
+from understudy.core.planning.plan import overhead
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event, Plan
 

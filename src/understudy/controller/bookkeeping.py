@@ -17,7 +17,7 @@ import structlog
 from understudy.adapters.store import Store
 from understudy.config import ControllerTuning
 from understudy.controller.status import StoreStatus
-from understudy.core.stored import META, encode
+from understudy.core.controller.stored import META, encode
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event
 

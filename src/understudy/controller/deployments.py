@@ -23,10 +23,10 @@ from understudy.controller.requests import (
     draft,
     measuring_method,
 )
-from understudy.core import controller_events as ev
-from understudy.core.controller import ControllerMachine
-from understudy.core.signature import common_signature
-from understudy.core.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
+from understudy.core.controller import events as ev
+from understudy.core.controller.machine import ControllerMachine
+from understudy.core.controller.signature import common_signature
+from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.messages import Measured
 from understudy.wire.records import AppVersion, Variant

@@ -20,7 +20,7 @@ from understudy.adapters.store import Store
 from understudy.config import ClusterConfig, ControllerConfig
 from understudy.controller.api import ApiServer, build_api
 from understudy.controller.shell import Controller
-from understudy.core.stored import META, Memory, recall
+from understudy.core.controller.stored import META, Memory, recall
 from understudy.invariants import InvariantBroken
 from understudy.wire.errors import ConfigError, UnderstudyError
 

@@ -1,7 +1,7 @@
 """The controller as a running thing: links to agents and gateways around the machine.
 
 Lives here: who is connected, carrying out effects in order, what the HTTP API asks for. Does not live here:
-decisions (`core.controller`), the documents of the API (`api`, `status`).
+decisions (`core.controller.machine`), the documents of the API (`api`, `status`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from understudy.controller.profiling import Profiler
 from understudy.controller.solver import solve
 from understudy.controller.status import ClusterStatus, cluster_status
 from understudy.controller.traffic import Traffic
-from understudy.core import controller_events as ev
-from understudy.core.controller import ControllerMachine
-from understudy.core.stored import Memory, Save
+from understudy.core.controller import events as ev
+from understudy.core.controller.machine import ControllerMachine
+from understudy.core.controller.stored import Memory, Save
 from understudy.wire.errors import Code, ProtocolError, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (

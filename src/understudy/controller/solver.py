@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 
-from understudy.core.planning import PlanInput, make_plan
+from understudy.core.planning.plan import PlanInput, make_plan
 from understudy.wire.records import Plan
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from understudy.controller.traffic import Traffic
-from understudy.core.controller import ControllerMachine
-from understudy.core.nodes import Node
-from understudy.core.targets import ANSWERING_NODES
+from understudy.core.controller.machine import ControllerMachine
+from understudy.core.controller.nodes import Node
+from understudy.core.controller.targets import ANSWERING_NODES
 from understudy.wire.messages import ReplicaState
 from understudy.wire.records import AppVersion, Plan, Role
 

@@ -113,7 +113,7 @@ FAMILIES = (
         Criticality.CRITICAL,
         _digits_parity,
         (
-            VariantRecipe("forest", forest(300)),
+            VariantRecipe("forest", forest(200)),
             VariantRecipe("forest-small", forest(20)),
             VariantRecipe("mlp-small", mlp(64)),
             VariantRecipe("tree", tree(depth_max=5)),
@@ -125,7 +125,7 @@ FAMILIES = (
         Criticality.STANDARD,
         _digits_high,
         (
-            VariantRecipe("forest", forest(300)),
+            VariantRecipe("forest", forest(200)),
             VariantRecipe("forest-small", forest(15)),
             VariantRecipe("mlp-small", mlp(64)),
             VariantRecipe("tree", tree(depth_max=6)),
@@ -137,7 +137,7 @@ FAMILIES = (
         Criticality.STANDARD,
         _digits_top,
         (
-            VariantRecipe("forest", forest(120)),
+            VariantRecipe("forest", forest(90)),
             VariantRecipe("forest-small", forest(20)),
             VariantRecipe("mlp-small", mlp(64)),
             VariantRecipe("tree", tree(depth_max=8)),
@@ -160,7 +160,7 @@ FAMILIES = (
         Criticality.STANDARD,
         lambda: load_wine(return_X_y=True),
         (
-            VariantRecipe("forest", forest(300)),
+            VariantRecipe("forest", forest(150)),
             VariantRecipe("forest-small", forest(10)),
             VariantRecipe("linear", linear()),
             VariantRecipe("tree", tree(depth_max=2)),

@@ -28,8 +28,8 @@ from understudy.wire.records import Criticality, Plan, Role
 
 GATEWAY, CONTROLLER = "g1", "c1"
 NODES = {"n1": "east", "n2": "east", "n3": "west"}
-# Everything in full size takes some 370 MB: three nodes hold it and smaller standbys, but no second copy.
-NODE_MEMORY_MB = 200.0
+# Everything in full size takes some 260 MB: three nodes hold it and smaller standbys, but no second copy.
+NODE_MEMORY_MB = 170.0
 RATE_PER_S = 210.0  # per app: the next request is due 4.8 ms after a recovery at the latest
 DEADLINE_MS = 1000.0
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from understudy.core.rotation import Replica
+from understudy.core.gateway.rotation import Replica
 from understudy.wire.errors import Code, UnderstudyError
 
 # The one place that knows which HTTP status a failure has.

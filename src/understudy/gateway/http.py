@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import httptools
 
 from understudy.config import HttpLimits
-from understudy.core.requests import Request
-from understudy.core.rotation import App, Replica
+from understudy.core.gateway.requests import Request
+from understudy.core.gateway.rotation import App, Replica
 from understudy.gateway import answers
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Result

@@ -1,4 +1,4 @@
-"""The gateway process: sockets, links and timers around `core.gateway`."""
+"""The gateway process: sockets, links and timers around `core.gateway.machine`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import uvloop
 from understudy.adapters import logs
 from understudy.adapters.links import FrameLink, dial, keep_connected
 from understudy.config import ClusterConfig
-from understudy.core import gateway as core
-from understudy.core.rotation import Replica
+from understudy.core.gateway import machine as core
+from understudy.core.gateway.rotation import Replica
 from understudy.gateway import table as stored_table
 from understudy.gateway.api import Api
 from understudy.gateway.http import HttpConnection
@@ -50,7 +50,7 @@ GC_THRESHOLD = 50_000  # requests leave no cycles behind, so collections find li
 
 
 class GatewayProcess:
-    """Drives one `core.gateway.Gateway`."""
+    """Drives one `core.gateway.machine.Gateway`."""
 
     def __init__(self, config: ClusterConfig, name: str) -> None:
         self.config = config

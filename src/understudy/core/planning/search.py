@@ -21,8 +21,8 @@ from dataclasses import replace
 
 import msgspec
 
-from understudy.core.objective import Place, Problem, ideal, place, score
-from understudy.core.placement import PlacementProgram, Solution
+from understudy.core.planning.objective import Place, Problem, ideal, place, score
+from understudy.core.planning.placement import PlacementProgram, Solution
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Placement, Plan, Role
 

@@ -11,15 +11,15 @@ from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from understudy.config import BreakerSettings, GatewayTuning
-from understudy.core.breaker import Breaker
-from understudy.core.budget import Budget
-from understudy.core.latency import LatencyDigest
+from understudy.core.gateway.breaker import Breaker
+from understudy.core.gateway.budget import Budget
+from understudy.core.gateway.latency import LatencyDigest
 from understudy.wire.messages import AppStats, ReplicaState
 from understudy.wire.records import AppVersion
 
 if TYPE_CHECKING:
-    from understudy.core.activation import Activation
-    from understudy.core.requests import Flight, Request
+    from understudy.core.gateway.activation import Activation
+    from understudy.core.gateway.requests import Flight, Request
 
 OLD_VERSION_PENALTY = 1000  # any variant of the current version comes before any of another one
 HEDGE_SAMPLES_MIN = 20  # answers seen before the live quantile is believed

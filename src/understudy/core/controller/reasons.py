@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, assert_never
 
-from understudy.core import controller_events as ev
-from understudy.core.stored import PlanFacts
+from understudy.core.controller import events as ev
+from understudy.core.controller.stored import PlanFacts
 from understudy.wire.records import Placement
 
 NAMED_MAX = 50  # replicas named in one event

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from understudy.core.planning import PlanInput
-from understudy.core.stored import PlanFacts, Release, Save
+from understudy.core.controller.stored import PlanFacts, Release, Save
+from understudy.core.planning.plan import PlanInput
 from understudy.wire.messages import Heartbeat, Hello, NodeState, Target
 from understudy.wire.records import Plan, RouteTable
 

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from understudy.core.footprint import load_ms, replica_mb
+from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.wire.records import AppVersion, Contingency, NodeInfo, Outcome, Placement, Plan, Role, Variant
 
 WARM_MS = 5.0  # the lost link seen, the request sent again

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from understudy.config import AgentTuning
+from understudy.core.agent.restarts import Key
 from understudy.core.lifecycle import REPLICA, advance
-from understudy.core.restarts import Key
 from understudy.wire.messages import ReplicaState
 from understudy.wire.records import AppVersion, Role, Variant
 

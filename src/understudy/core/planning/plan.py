@@ -11,11 +11,11 @@ from collections import defaultdict
 import msgspec
 
 from understudy.config import PlanSettings
-from understudy.core.footprint import replica_mb
-from understudy.core.objective import Place, Problem, Scenario, place
-from understudy.core.replay import lost_nodes, replay
-from understudy.core.search import find_plan
-from understudy.core.weaknesses import unplaced_reasons, weaknesses
+from understudy.core.planning.footprint import replica_mb
+from understudy.core.planning.objective import Place, Problem, Scenario, place
+from understudy.core.planning.replay import lost_nodes, replay
+from understudy.core.planning.search import find_plan
+from understudy.core.planning.weaknesses import unplaced_reasons, weaknesses
 from understudy.invariants import check
 from understudy.wire.records import AppVersion, NodeInfo, Plan, Role
 

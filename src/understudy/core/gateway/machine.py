@@ -12,11 +12,11 @@ from typing import assert_never
 import msgspec
 
 from understudy.config import GatewayTuning
-from understudy.core.activation import Activation, choose
-from understudy.core.dispatch import Dispatcher
-from understudy.core.requests import Request
-from understudy.core.rotation import App, Replica
-from understudy.core.suspicion import HeartbeatDetector, SelfDoubt
+from understudy.core.gateway.activation import Activation, choose
+from understudy.core.gateway.dispatch import Dispatcher
+from understudy.core.gateway.requests import Request
+from understudy.core.gateway.rotation import App, Replica
+from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
 from understudy.wire.messages import Activated, Heartbeat, NodeState
 from understudy.wire.records import Contingency, NodeInfo, RouteTable
 

@@ -16,13 +16,26 @@ from typing import Any, assert_never
 import msgspec
 
 from understudy.config import ClusterConfig
-from understudy.core import controller_events as ev
-from understudy.core import stored
-from understudy.core.nodes import Nodes, Transition
-from understudy.core.planning import PlanInput
-from understudy.core.reasons import moves, what_changed, why
-from understudy.core.stored import CurrentVersion, PlanFacts, Quarantined, Release, Save, StoredPlan
-from understudy.core.targets import TargetFacts, What, activated_replicas, make_targets, settled_apps
+from understudy.core.controller import events as ev
+from understudy.core.controller import stored
+from understudy.core.controller.nodes import Nodes, Transition
+from understudy.core.controller.reasons import moves, what_changed, why
+from understudy.core.controller.stored import (
+    CurrentVersion,
+    PlanFacts,
+    Quarantined,
+    Release,
+    Save,
+    StoredPlan,
+)
+from understudy.core.controller.targets import (
+    TargetFacts,
+    What,
+    activated_replicas,
+    make_targets,
+    settled_apps,
+)
+from understudy.core.planning.plan import PlanInput
 from understudy.wire.messages import NodeState, Target
 from understudy.wire.records import AppVersion, Plan, RouteTable
 

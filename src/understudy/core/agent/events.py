@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from understudy.core.progressive import Activation
+from understudy.core.agent.progressive import Activation
 from understudy.wire.errors import Code
 from understudy.wire.messages import (
     Activate,

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from understudy.config import PlanSettings
-from understudy.core.footprint import replica_mb
-from understudy.core.replay import lost_nodes
+from understudy.core.planning.footprint import replica_mb
+from understudy.core.planning.replay import lost_nodes
 from understudy.wire.records import AppVersion, Criticality, NodeInfo, Placement, Plan, Role
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from understudy.core.footprint import replica_mb
-from understudy.core.nodes import Node
+from understudy.core.controller.nodes import Node
+from understudy.core.planning.footprint import replica_mb
 from understudy.wire.messages import ReplicaState, Target, TargetReplica
 from understudy.wire.records import AppVersion, ArtifactRef, Criticality, Plan, Role
 

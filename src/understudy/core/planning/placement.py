@@ -23,10 +23,10 @@ import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 
-from understudy.core import objective, solver
-from understudy.core.footprint import replica_mb
-from understudy.core.objective import Place, Problem
-from understudy.core.solver import Matrix, Terms
+from understudy.core.planning import objective, solver
+from understudy.core.planning.footprint import replica_mb
+from understudy.core.planning.objective import Place, Problem
+from understudy.core.planning.solver import Matrix, Terms
 from understudy.wire.records import AppVersion, Contingency, Criticality, Placement, Plan, Role
 
 Replicas = dict[tuple[int, int, int], int]  # (app, variant, node) -> column

@@ -17,8 +17,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from understudy.config import PlanSettings
-from understudy.core.footprint import load_ms, replica_mb
-from understudy.core.replay import COLD_MS, WARM_MS
+from understudy.core.planning.footprint import load_ms, replica_mb
+from understudy.core.planning.replay import COLD_MS, WARM_MS
 from understudy.invariants import check
 from understudy.wire.records import (
     AppVersion,

@@ -8,7 +8,7 @@ from understudy.wire.errors import UnderstudyError
 from understudy.wire.messages import Result
 
 if TYPE_CHECKING:
-    from understudy.core.rotation import App, Replica
+    from understudy.core.gateway.rotation import App, Replica
 
 
 class Flight:

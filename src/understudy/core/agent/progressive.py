@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
-from understudy.core.footprint import load_ms, replica_mb
-from understudy.core.replicas import Replica, Wanted
-from understudy.core.restarts import Key
+from understudy.core.agent.replicas import Replica, Wanted
+from understudy.core.agent.restarts import Key
+from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.wire.messages import Target
 from understudy.wire.records import AppVersion, Contingency, Role
 

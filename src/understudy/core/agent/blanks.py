@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from understudy.config import AgentTuning
-from understudy.core.agent_events import CheckBlank, ForkWorker
+from understudy.core.agent.events import CheckBlank, ForkWorker
 
 
 @dataclass(slots=True)
