@@ -9,8 +9,7 @@ import pytest
 
 from understudy.config import GatewayTuning, HedgeSettings
 from understudy.core.gateway import machine as core
-from understudy.core.gateway.requests import Request
-from understudy.core.gateway.rotation import Replica
+from understudy.core.gateway.rotation import Replica, Request
 from understudy.wire.errors import Code, ProtocolError, UnderstudyError
 from understudy.wire.frames import Frame, FrameDecoder
 from understudy.wire.messages import (

@@ -17,8 +17,7 @@ import msgspec
 import understudy
 from understudy.config import GatewayTuning
 from understudy.core.gateway.machine import Gateway
-from understudy.core.gateway.requests import Request
-from understudy.core.gateway.rotation import App
+from understudy.core.gateway.rotation import App, Request
 from understudy.gateway import answers
 from understudy.gateway.http import Exchange, HttpConnection, InferRequest
 from understudy.wire.errors import Code, UnderstudyError

@@ -9,23 +9,39 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import httptools
 
 from understudy.config import HttpLimits
-from understudy.core.gateway.requests import Request
-from understudy.core.gateway.rotation import App, Replica
+from understudy.core.gateway.rotation import App, Replica, Request
 from understudy.gateway import answers
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Result
 
-if TYPE_CHECKING:
-    from understudy.gateway.api import Api
-
 CLOSE = b"Connection: close\r\n"
 KEEP = b"Connection: keep-alive\r\n"  # only HTTP/1.0 has to be told
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Service(Protocol):
+    """What a connection needs of what it serves: `api.Api`."""
+
+    draining: bool
+    body_bytes_held: int
+    retry_after_s: int
+
+    def connection_opened(self, connection: HttpConnection) -> bool: ...
+
+    def connection_closed(self, connection: HttpConnection) -> None: ...
+
+    def handle(
+        self, exchange: Exchange, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes
+    ) -> None: ...
+
+    def cancel(self, request: Request) -> None: ...
+
+    def release_bytes(self, exchange: Exchange) -> None: ...
 
 
 class Exchange:
@@ -77,7 +93,7 @@ class _Refused(Exception):
 class HttpConnection(asyncio.Protocol):
     """One connection. httptools calls the `on_…` methods from within `data_received`."""
 
-    def __init__(self, api: Api, limits: HttpLimits) -> None:
+    def __init__(self, api: Service, limits: HttpLimits) -> None:
         self.api = api
         self.limits = limits
         self.queue: deque[Exchange] = deque()

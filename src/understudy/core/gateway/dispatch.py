@@ -16,8 +16,7 @@ from typing import Any
 import msgspec
 
 from understudy.config import GatewayTuning
-from understudy.core.gateway.requests import Flight, Request
-from understudy.core.gateway.rotation import App, Replica
+from understudy.core.gateway.rotation import App, Flight, Replica, Request
 from understudy.wire.errors import TRAITS, Code, UnderstudyError
 from understudy.wire.frames import Frame, encode_frame
 from understudy.wire.messages import Cancel, Infer, Kind, Result, decode_answer, encode_message

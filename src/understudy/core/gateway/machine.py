@@ -14,8 +14,7 @@ import msgspec
 from understudy.config import GatewayTuning
 from understudy.core.gateway.activation import Activation, choose
 from understudy.core.gateway.dispatch import Dispatcher
-from understudy.core.gateway.requests import Request
-from understudy.core.gateway.rotation import App, Replica
+from understudy.core.gateway.rotation import App, Replica, Request
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
 from understudy.wire.messages import Activated, Heartbeat, NodeState
 from understudy.wire.records import Contingency, NodeInfo, RouteTable

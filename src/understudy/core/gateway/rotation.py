@@ -1,4 +1,4 @@
-"""Who may answer for an app right now, and in which order.
+"""Who may answer for an app right now, and in which order; and the requests that wait for it.
 
 `App` and `Replica` are a gateway's view: facts from the route table and the agents, plus what it saw
 itself. `App.refresh` turns them into `ranked` (every replica that may get a request, best first) and
@@ -8,18 +8,16 @@ itself. `App.refresh` turns them into `ranked` (every replica that may get a req
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from understudy.config import BreakerSettings, GatewayTuning
+from understudy.core.gateway.activation import Activation
 from understudy.core.gateway.breaker import Breaker
 from understudy.core.gateway.budget import Budget
 from understudy.core.gateway.latency import LatencyDigest
-from understudy.wire.messages import AppStats, ReplicaState
+from understudy.wire.errors import UnderstudyError
+from understudy.wire.messages import AppStats, ReplicaState, Result
 from understudy.wire.records import AppVersion
-
-if TYPE_CHECKING:
-    from understudy.core.gateway.activation import Activation
-    from understudy.core.gateway.requests import Flight, Request
 
 OLD_VERSION_PENALTY = 1000  # any variant of the current version comes before any of another one
 HEDGE_SAMPLES_MIN = 20  # answers seen before the live quantile is believed
@@ -185,3 +183,48 @@ class App:
         self.hedge_delay_s = min(delay_s, hedge.delay_ms_max / 1000)
         p99_s = self.digest.quantile(0.99) or 0.0
         self.silence_s = max(p99_s * suspicion.silence_factor, suspicion.silence_ms_min / 1000)
+
+
+class Flight:
+    """One copy of a request, on its way to one replica."""
+
+    __slots__ = ("replica", "request", "sent_at", "stream")
+
+    def __init__(self, request: Request, replica: Replica, stream: int, sent_at: float) -> None:
+        self.request = request
+        self.replica = replica
+        self.stream = stream
+        self.sent_at = sent_at
+
+
+class Request:
+    """A client's request until it ends. The shell subclasses it to hear of the end."""
+
+    __slots__ = (
+        "app", "arrived", "attempts", "body", "deadline", "done", "flights", "hedged", "isolated",
+        "json_bytes", "kills", "last_error", "tried",
+    )  # fmt: skip
+
+    def __init__(self, app: App, body: bytes, arrived: float, deadline: float, json_bytes: int = -1) -> None:
+        self.app = app
+        self.body = body
+        self.json_bytes = json_bytes
+        self.arrived = arrived
+        self.deadline = deadline
+        self.flights: list[Flight] = []
+        self.tried: list[str] = []  # replica ids that had it and gave no answer
+        self.kills: list[str] = []  # nodes of workers that died with it
+        self.attempts = 0
+        self.hedged = False
+        self.isolated = False
+        self.done = False
+        self.last_error: UnderstudyError | None = None
+
+    def answered(self, replica: Replica, result: Result, body: bytes) -> None:
+        raise NotImplementedError
+
+    def failed(self, error: UnderstudyError) -> None:
+        raise NotImplementedError
+
+    def answered_static(self, static: dict[str, Any]) -> None:
+        raise NotImplementedError
