@@ -350,6 +350,22 @@ def test_a_suspect_node_is_routed_around_and_readmitted_after_a_while():
     assert served_by() == "r1"
 
 
+@pytest.mark.parametrize("agent_first", [True, False])
+def test_agent_and_one_worker_gone_means_that_the_node_is(agent_first: bool):
+    world = World()
+    world.report("n1", world.replica("r1", "big"), world.replica("r9", "small", Role.CONTINGENCY))
+    request = world.request()
+    if agent_first:
+        world.step(core.AgentLost("n1"))
+        assert not world.gateway.nodes["n1"].detector.suspect, "workers live on without their agent"
+        world.lose_worker("r9")
+    else:
+        world.lose_worker("r9")
+        world.step(core.AgentLost("n1"))
+    assert request.flights[-1].replica.id == "r2", "moved before its own link broke"
+    assert world.request().flights[0].replica.id == "r2"
+
+
 def test_a_late_loop_blames_itself_first():
     world = World()
     world.now += 0.4

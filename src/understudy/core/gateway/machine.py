@@ -280,6 +280,8 @@ class Gateway:
         if node is None:
             return
         node.connected = False
+        if any(self.replicas[id_].state == "lost" for id_ in node.replicas):
+            self._lost_whole(node, now)
         for app in self.apps.values():
             pending = app.activation
             if pending is not None and pending.contingency.node == name:
@@ -307,6 +309,20 @@ class Gateway:
             )
         self._refresh(replica.app, now)
         self.dispatcher.link_lost(replica, now)
+        node = self.nodes.get(replica.node)
+        if was_ready and node is not None and not node.connected:
+            self._lost_whole(node, now)
+
+    def _lost_whole(self, node: Node, now: float) -> None:
+        """Agent and a worker went together, so the node did.
+
+        Not all its links broke yet: the kernel closes a large process's sockets after freeing its memory.
+        """
+        if node.detector.suspect:
+            return
+        node.detector.accuse()
+        self._note("node.suspected", "its agent and a worker broke off together", node=node.info.name)
+        self._set_node_suspect(node, True, now)
 
     def _set_node_suspect(self, node: Node, suspect: bool, now: float) -> None:
         for id_ in list(node.replicas):
