@@ -281,13 +281,17 @@ def test_messages_of_a_newer_version_are_ignored(blank: WorkerProcess) -> None:
 class Fresh:
     """`python -m understudy.worker`."""
 
-    def __init__(self, *args: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "understudy.worker", *args], stderr=subprocess.PIPE, text=True
-        )
+    def __init__(self, args: str) -> None:
+        command = [sys.executable, "-m", "understudy.worker", args]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def end(self) -> tuple[int, str]:
-        _, errors = self.process.communicate(timeout=DEADLINE_S)
+        """Wait for it. Returns exit status and what it wrote; -9 if it had to be killed."""
+        try:
+            _, errors = self.process.communicate(timeout=DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            _, errors = self.process.communicate()
         return self.process.returncode, errors
 
 
@@ -296,13 +300,16 @@ def test_a_fresh_interpreter_serves_and_a_signal_ends_even_a_hanging_load(
 ) -> None:
     args = WorkerArgs("w2", str(tmp_path / "w.sock"))
     fresh = Fresh(msgspec.json.encode(args).decode())
-    with connected(tmp_path / "w.sock") as client:
-        hold.touch()
-        client.send((slow, b""))
-        assert stats(client).state == "loading"
-        os.kill(fresh.process.pid, signal.SIGTERM)
-        assert client.closed()
-    assert fresh.end()[0] == 0
+    try:
+        with connected(tmp_path / "w.sock") as client:
+            hold.touch()
+            client.send((slow, b""))
+            assert stats(client).state == "loading"
+            os.kill(fresh.process.pid, signal.SIGTERM)
+            assert client.closed()
+    finally:
+        status, _ = fresh.end()
+    assert status == 0
 
 
 def test_a_start_that_can_not_succeed_is_said(blank: WorkerProcess) -> None:
@@ -338,6 +345,7 @@ def test_a_directory_may_hold_further_modules_and_is_not_written_to(
 def test_an_artifact_may_be_a_file_of_any_name(blank: WorkerProcess, tmp_path: Path) -> None:
     path = tmp_path / ("0" * 64)
     path.write_text(
+        "from __future__ import annotations\n"
         "from dataclasses import dataclass\n"
         "@dataclass\nclass Model:\n"
         "    factor: int = 3\n"

@@ -38,17 +38,20 @@ M = TypeVar("M")
 DEADLINE_S = 20.0
 TIMEOUT_US = 10_000_000
 
-# Imports the runtime and forks a worker for every line it reads, as an agent's zygote does. A second kind
-# of line asks for a child's exit status.
+# Imports the runtime and forks a worker when told to, as an agent's zygote does. Also says what became of
+# it: its exit status, or RUNNING.
+RUNNING = 1000
 ZYGOTE = """
 import os, sys
 import msgspec, numpy, onnxruntime, uvloop
 from understudy.worker.process import WorkerArgs, run_worker
 
+sys.dont_write_bytecode = False  # whatever the tests run with
 for line in sys.stdin:
     what, _, rest = line.partition(" ")
-    if what == "wait":
-        print(os.waitstatus_to_exitcode(os.waitpid(int(rest), 0)[1]), flush=True)
+    if what == "status":
+        pid, status = os.waitpid(int(rest), os.WNOHANG)
+        print(os.waitstatus_to_exitcode(status) if pid else 1000, flush=True)
         continue
     pid = os.fork()
     if pid == 0:
@@ -182,8 +185,14 @@ class WorkerProcess:
         self.client = connected(self.socket)
 
     def exit_status(self) -> int:
-        if self._status is None:
-            self._status = self._zygote.ask(f"wait {self.pid}")
+        deadline_s = time.monotonic() + DEADLINE_S
+        while self._status is None:
+            status = self._zygote.ask(f"status {self.pid}")
+            if status != RUNNING:
+                self._status = status
+                break
+            assert time.monotonic() < deadline_s, "the worker doesn't end"
+            time.sleep(0.002)
         return self._status
 
     def load(self, load: Load) -> Loaded:

@@ -151,7 +151,7 @@ def test_the_tables_put_the_published_figures_beside_the_measured_ones() -> None
     phases = [phase_report(recording(), PHASE, APPS)]
     report = Report(phases, totals_of(phases, 10.0), {})
     console = Console(file=StringIO(), width=200)
-    console.print(phase_table(report), totals_table(report.totals))
+    console.print(phase_table(phases[0]), totals_table(report.totals))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "large → small → large" in text
     assert "175.5 ms" in text

@@ -190,23 +190,20 @@ def write_report(path: Path, report: Report) -> None:
     partial.replace(path)
 
 
-def phase_table(report: Report) -> Table:
-    """A line for each app that lost its replica; one for all others of the phase together."""
-    table = Table(box=box.SIMPLE_HEAD, title="what clients saw", title_justify="left")
-    table.add_column("fault")
-    table.add_column("app")
-    table.add_column("standby")
-    table.add_column("variant before → first → after")
+def phase_table(phase: PhaseReport) -> Table:
+    """A line for each app that lost its replica; one for all others together."""
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"{phase.fault}: {phase.target}", title_justify="left", title_style="bold"
+    )
+    table.add_column("app", min_width=14)
+    table.add_column("standby", min_width=7)
+    table.add_column("variant before → first → after", min_width=46)
     for heading in ("recovery ms", "requests", "failed", "accuracy %", "p50 ms", "p99 ms", "max ms"):
         table.add_column(heading, justify="right")
-    for phase in report.phases:
-        heading = f"{phase.fault}: {phase.target}"
-        for app, account in phase.apps.items():
-            if account.mttr_ms is not None:
-                table.add_row(heading, *_account_cells(app, account))
-                heading = ""
-        others = [a for a in phase.apps.values() if a.mttr_ms is None]
-        table.add_row(heading, *_others_cells(others), end_section=True)
+    for app, account in phase.apps.items():
+        if account.mttr_ms is not None:
+            table.add_row(*_account_cells(app, account))
+    table.add_row(*_others_cells([a for a in phase.apps.values() if a.mttr_ms is None]))
     return table
 
 
@@ -234,7 +231,7 @@ def _others_cells(accounts: Sequence[AppPhase]) -> list[str]:
     return [
         f"[dim]{len(accounts)} others[/]",
         "",
-        "[dim]not hit; highest latencies[/]",
+        "[dim]not hit; latencies of the slowest[/]",
         "",
         str(sum(a.requests for a in accounts)),
         f"[bold red]{failed}[/]" if failed else "0",

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import time
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def run_demo(out_dir: Path, *, json_output: bool = False) -> int:
     write_report(out_dir / "report.json", report)
     if json_output:
         output.data(report)
-    console.print(phase_table(report), totals_table(report.totals))
+    console.print(*map(phase_table, report.phases), totals_table(report.totals))
     console.print(f"report: {out_dir / 'report.json'}", soft_wrap=True)
     for sentence in broken:
         console.print(f"[bold red]not kept:[/] {sentence}", soft_wrap=True)
@@ -144,9 +145,9 @@ async def _draw(view: View) -> None:
 
 def _environment(recording: Recording, memory: Memory, run_s: float) -> dict[str, Any]:
     """Where it was measured, how, and what the words in the report mean."""
-    lags_ms = sorted(
-        s.lag_s * 1000 for app in recording.apps for s in recording.window(app, 0.0, float("inf"))
-    )
+    samples = [s for app in recording.apps for s in recording.window(app, 0.0, float("inf"))]
+    lags_ms = sorted(s.lag_s * 1000 for s in samples)
+    failures = Counter(f"{s.outcome} {s.status or ''}".strip() for s in samples if s.outcome != "ok")
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -160,6 +161,7 @@ def _environment(recording: Recording, memory: Memory, run_s: float) -> dict[str
             "p99": round(quantile(lags_ms, 0.99) or 0.0, 2),
             "max": round(lags_ms[-1], 2) if lags_ms else 0.0,
         },
+        "failures": dict(failures),
         "memory_mb": {name: round(mb, 1) for name, mb in memory._asdict().items()},
         "definitions": {
             "mttr_ms": "fault -> end of the first good answer to a request that was due after it",

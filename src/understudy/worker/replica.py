@@ -1,6 +1,6 @@
 """A loaded model at work: queue, batches, answers.
 
-Everything here happens on the event loop except `Model.execute`, which runs inline when it is shorter than
+Everything here happens on the event loop except `Model.execute`, which runs inline when it costs less than
 a hop to the thread, and in the thread otherwise, while arrivals gather for the next batch. One batch runs
 at a time. No task is made and nothing is logged on the way of a request that succeeds.
 """
@@ -87,6 +87,9 @@ class Replica:
             request = self._decode(body)
         except UnderstudyError as error:
             link.fail(stream, error)
+            return
+        except MemoryError:
+            link.fail(stream, _out_of_memory("decode the request"))
             return
         waiting = Waiting(link, stream, request, now, now + infer.timeout_us / 1e6, False)
         if not self._batcher.add(waiting, request.rows, request.key, now):
@@ -228,6 +231,8 @@ class Replica:
             return self._model.codec.encode(done.outputs, done.requests, done.rows), None
         except ValueError as error:
             return [], UnderstudyError(Code.OUTPUT_INVALID, f"an output is not valid UTF-8: {error}")
+        except MemoryError:
+            return [], _out_of_memory("encode the answer")
 
     def _fail(self, batch: list[Waiting], error: UnderstudyError) -> None:
         self.failures += len(batch) if error.code is not Code.INVALID_ARGUMENT else 0
@@ -249,3 +254,7 @@ class Replica:
 
 def _busy(queued_rows: int) -> UnderstudyError:
     return UnderstudyError(Code.BUSY, "the replica's queue is full", queued_rows=queued_rows)
+
+
+def _out_of_memory(what: str) -> UnderstudyError:
+    return UnderstudyError(Code.OUT_OF_MEMORY, f"not enough memory to {what}")
