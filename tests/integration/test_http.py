@@ -155,6 +155,7 @@ def test_an_offer_to_upgrade_is_ignored(client: Client):
     wire = request_bytes("POST", INFER, infer_body(ROWS), "Connection: Upgrade\r\nUpgrade: h2c\r\n")
     [answer] = client.raw(wire)
     assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert answer.json["outputs"][0]["shape"] == [1, 3]
 
 
 def test_a_deadline_from_the_client_is_kept(client: Client):

@@ -128,7 +128,7 @@ WRONG = {
     "too few": (body(tensor(data=[1, 2])), "input 'x': shape [1,3] needs 3 elements, data has 2"),
     "text": (body(tensor(data=[1, "2", 3])), "input 'x': data[1]: expected `float`, got `str`"),
     "null": (body(tensor(data=[1, None, 3])), "input 'x': data[1]: expected `float`, got `null`"),
-    "nan": (body(tensor(data=[1, float("nan"), 3])), "request body: JSON is malformed"),
+    "nan": (body(tensor(data=[1, float("nan"), 3])), "request body: not valid JSON: JSON is malformed"),
     "1e999": (body().replace(b"2.5", b"1e999"), "input 'x': data[1]: number out of range"),
     "scalar": (body(tensor(data=1)), "input 'x': data: expected `array`, got `int`"),
     "object": (body(tensor(data={})), "input 'x': data: expected `array`, got `object`"),

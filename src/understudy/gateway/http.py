@@ -7,6 +7,7 @@ and broken connections. Does not live here: what a path means (`api`) and where 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from time import monotonic
 from typing import Any, Protocol
@@ -113,6 +114,7 @@ class HttpConnection(asyncio.Protocol):
         self._header_bytes = 0
         self._parts: list[bytes] = []
         self._body_bytes = 0
+        self._unparsed_bytes = 0  # of a body that the parser left to us
 
     # asyncio.Protocol
 
@@ -125,13 +127,17 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.closing:
             return
+        if self._unparsed_bytes:
+            self._take_unparsed(data)
+            return
         if self.phase != "body":
             if self.phase == "idle":
                 self._begin()
             self._header_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as upgrade:
+            self._take_unparsed(data[upgrade.args[0] :])
             return
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _Refused):
@@ -226,7 +232,12 @@ class HttpConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         parser = self._parser
-        # An offer to upgrade is declined by ignoring it (RFC 9110, 7.8), but nothing can follow it here.
+        # An offer to upgrade is declined by ignoring it (RFC 9110, 7.8), but nothing can follow it here. The
+        # parser takes the request's own body for the new protocol's bytes.
+        if parser.should_upgrade() and not self._body_bytes and b"content-length" in self._headers:
+            self._unparsed_bytes = int(self._headers[b"content-length"])
+            if self._unparsed_bytes:
+                return
         if parser.should_keep_alive() and not parser.should_upgrade() and not self.api.draining:
             header = KEEP if parser.get_http_version() == "1.0" else b""
         else:
@@ -244,6 +255,15 @@ class HttpConnection(asyncio.Protocol):
             self._pause()
         if self.closing:
             raise _Refused  # whatever follows on this connection is not for us
+
+    def _take_unparsed(self, data: bytes) -> None:
+        body = data[: self._unparsed_bytes]
+        self._unparsed_bytes -= len(body)
+        with contextlib.suppress(_Refused):
+            if body:
+                self.on_body(body)
+                if not self._unparsed_bytes:
+                    self.on_message_complete()
 
     # answering
 

@@ -235,7 +235,12 @@ class Codec:
         try:
             parsed = _decode_body(body)
         except _DECODE_ERRORS as error:
-            what = "JSON is nested too deep" if isinstance(error, RecursionError) else str(error)
+            if isinstance(error, RecursionError):
+                what = "JSON is nested too deep"
+            elif isinstance(error, msgspec.ValidationError):
+                what = str(error)
+            else:
+                what = f"not valid JSON: {error}"
             raise InvalidArgument(f"request body: {what}") from error
         arrays: dict[str, Array] = {}
         for tensor in parsed.inputs:
