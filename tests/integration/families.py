@@ -100,7 +100,7 @@ memory_limit_mb = 400
     (folder / "APP.toml").write_text(f'''
 name = "{name}"
 criticality = "{criticality}"
-deadline_ms = 3000
+deadline_ms = 8000
 
 [[inputs]]
 name = "x"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,12 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
     return await AnswerReader(reader).next()
 
 
+async def closed(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
+
+
 def request_bytes(method: str, path: str, body: bytes = b"", headers: str = "") -> bytes:
     head = f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     return head.encode() + body
@@ -111,7 +117,7 @@ class Traffic:
                     count += 1
                 await asyncio.sleep(self._period_s / 2)
         for _, writer in self._idle:
-            writer.close()
+            await closed(writer)
 
     async def _one(self, due: float) -> None:
         answer = Answer(0, {}, b"no gateway answered")
@@ -171,7 +177,7 @@ class Harness:
                 answer.latency_s = time.monotonic() - start
                 return answer
             finally:
-                writer.close()
+                await closed(writer)
 
     async def infer(self, app: str, rows: Rows, datatype: str = "FP32", gateway: int = 0) -> Answer:
         return await self.ask("POST", f"/v2/models/{app}/infer", infer_body(rows, datatype), gateway=gateway)

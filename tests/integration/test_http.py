@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from families import ROWS, write_linear_app
-from harness import Answer, AnswerReader, Harness, infer_body, request_bytes, running
+from harness import Answer, AnswerReader, Harness, closed, infer_body, request_bytes, running
 
 LIMITS = """
 [gateway.http]
@@ -58,7 +58,7 @@ class Client:
             except (OSError, TimeoutError):
                 return answers
             finally:
-                writer.close()
+                await closed(writer)
 
         return self.run(talk())
 
