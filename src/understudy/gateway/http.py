@@ -58,6 +58,7 @@ class Exchange:
         self.request: Request | None = None
 
     def finish(self, head: bytes, body: bytes) -> None:
+        self.request = None  # they hold each other; a cycle per request would keep the collector busy
         self.data = answers.whole(head, self.connection_header, body)
         self.connection.exchange_done(self)
 
