@@ -134,6 +134,8 @@ class Load(msgspec.Struct):
 
 
 class Loaded(msgspec.Struct):
+    """Memory is 0 unless more than one latency run was asked for: only then is it read."""
+
     load_ms: float
     first_inference_ms: float
     latency_ms: float

@@ -24,7 +24,7 @@ from understudy.worker.runtimes import Runtime, load_failed, make_runtime
 from understudy.worker.signature import Signature, agree
 
 WARM_RUNS = 4
-WARM_MS_MAX = 20.0  # spent on them at most
+WARM_MS_MAX = 4.0  # spent on them at most
 ERROR_CHARS_MAX = 500  # of an exception's text in a message
 # ONNX Runtime reports a failed allocation as an ordinary failure with one of these texts.
 _ALLOCATION_FAILED = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
@@ -94,11 +94,13 @@ def describe(error: BaseException) -> str:
 def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
     """Create the runtime and prove by a real inference that it works. Raises LOAD_FAILED, OUT_OF_MEMORY.
 
-    `load_ms` lasts until the first inference is done.
+    `load_ms` lasts until the first inference is done. Memory is read only when the variant is being
+    profiled: it takes some milliseconds, and somebody may be waiting for this replica.
     """
+    profiling = load.measure_latency_runs > 1
     name = f"{load.app}/{load.variant}"
     try:
-        base_mb = pss_mb()
+        base_mb = pss_mb() if profiling else 0.0
         started_s = perf_counter()
         runtime = make_runtime(load.runtime, threads)
         runtime.load(load.path, load.options)
@@ -108,7 +110,7 @@ def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
         latencies_ms += [_rehearse(model) for _ in range(load.measure_latency_runs - 1)]
         median_ms = statistics.median(latencies_ms)
         model.probe_s = _warm_latency_s(model, min(latencies_ms))
-        memory_mb = max(0.0, pss_mb() - base_mb)
+        memory_mb = max(0.0, pss_mb() - base_mb) if profiling else 0.0
     except MemoryError as error:
         raise UnderstudyError(Code.OUT_OF_MEMORY, f"{name}: not enough memory to load") from error
     except UnderstudyError as error:

@@ -74,6 +74,7 @@ class Worker:
         self._drainers: list[tuple[FrameLink, int]] = []
         self._executed_before_drain = 0
         self._orphan_timer: asyncio.TimerHandle | None = None
+        self._hop_s = tasks.create_task(self._measure_hop())  # now, while nobody waits for it
         self._await_links()
 
     def make_link(self) -> FrameLink:
@@ -199,7 +200,7 @@ class Worker:
         self._loading = self._tasks.create_task(self._finish_load(link, stream, load))
 
     async def _finish_load(self, link: FrameLink, stream: int, load: Load) -> None:
-        hop_s = await self._measure_hop()
+        hop_s = await self._hop_s
         try:
             model, loaded = await self._loop.run_in_executor(
                 self.thread, load_model, load, self._settings.threads
@@ -223,7 +224,6 @@ class Worker:
             "model.loaded",
             replica=load.replica,
             load_ms=round(loaded.load_ms, 1),
-            memory_mb=round(loaded.memory_mb, 1),
             hop_us=round(hop_s * 1e6),
         )
 

@@ -231,8 +231,6 @@ class AgentMachine:
         replica.detail = ""
         replica.probe_failures = 0
         replica.probe_at_s = self._now + self._tuning.probe_interval_ms / 1000
-        if replica.wanted is None or replica.wanted.variant.profile is None:
-            replica.memory_mb = loaded.base_mb + loaded.memory_mb
         if replica.asker is None:
             message = f"{replica.key[2]} loaded in {loaded.load_ms:.0f} ms"
             self._tell("replica.loaded", message, replica.key[0], worker, load_ms=loaded.load_ms)
