@@ -27,7 +27,7 @@ OUTSTANDING_MAX = (
 BUSY_PAUSE_S = 0.005  # a replica that said BUSY is left alone for this long
 ROW_TIME_WEIGHT = 0.05
 LONE_PATIENCE_FACTOR = 3.0  # silence borne from a replica that has no stand-in: suspecting it costs a load
-HEDGE_DEGRADED_FACTOR = 2.0  # patience before a smaller variant may answer in place of a slow full-size one
+HEDGE_DEGRADED_FACTOR = 1.5  # patience before a smaller variant may answer in place of a slow full-size one
 
 _encode_header = msgspec.msgpack.Encoder().encode
 
