@@ -239,6 +239,11 @@ def test_hostile_bytes(client: Client, wire: bytes, status: int):
     error_of(answers[0])
 
 
+def test_large_headers_behind_another_request_are_refused_too(client: Client):
+    wire = request_bytes("GET", "/v2") + b"GET /v2 HTTP/1.1\r\nA: " + b"x" * 9000 + b"\r\n\r\n"
+    assert [a.status for a in client.raw(wire)] == [200, 431]
+
+
 def test_a_chunked_body_without_end_is_cut_off(client: Client):
     head = f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     assert [a.status for a in client.raw(head + (b"ffff\r\n" + b"x" * 0xFFFF + b"\r\n") * 17)] == [413]

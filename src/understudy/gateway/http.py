@@ -113,6 +113,7 @@ class HttpConnection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._headers_count = 0
         self._header_bytes = 0
+        self._measured = True  # `_header_bytes` is no less than the size of the headers
         self._parts: list[bytes] = []
         self._body_bytes = 0
         self._unparsed_bytes = 0  # of a body that the parser left to us
@@ -188,6 +189,7 @@ class HttpConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self.phase == "idle":  # a further request in the same read
             self._begin()
+            self._measured = False
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -204,10 +206,12 @@ class HttpConnection(asyncio.Protocol):
             raise _Refused
 
     def on_headers_complete(self) -> None:
-        size = sum(map(len, self._headers)) + sum(map(len, self._headers.values()))
-        if size + len(self._url) > self.limits.header_bytes_max:
-            self._refuse_header_bytes()
-            raise _Refused
+        if not self._measured or self._header_bytes > self.limits.header_bytes_max:
+            # Too much arrived, or in one read with a former request; how much of it was headers?
+            size = sum(map(len, self._headers)) + sum(map(len, self._headers.values()))
+            if size + len(self._url) > self.limits.header_bytes_max:
+                self._refuse_header_bytes()
+                raise _Refused
         self.phase = "body"
         self.due += self.limits.body_timeout_s
         length = self._headers.get(b"content-length")
