@@ -15,7 +15,7 @@ SLOW_LEVELS := $(wildcard tests/integration tests/e2e)
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow check docs bench clean
+.PHONY: help setup demo test test-fast test-slow check docs bench bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -46,6 +46,11 @@ docs: $(VENV)/.stamp-dev  ## write the generated pages of docs/reference anew
 bench: $(VENV)/.stamp-bench  ## compare with FastAPI + ONNX Runtime and with HAProxy, over HTTP
 	benchmarks/require wrk haproxy
 	$(BIN)/python -m benchmarks.http
+	$(BIN)/python docs/generate.py
+
+bench-demo: demo  ## run the demo and keep its report, from which the README's figures are drawn
+	cp build/demo/report.json benchmarks/results/demo.json
+	$(BIN)/python docs/generate.py
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

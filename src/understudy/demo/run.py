@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import importlib.metadata
 import os
 import platform
@@ -143,15 +144,24 @@ async def _draw(view: View) -> None:
         view.refresh()
 
 
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def _environment(recording: Recording, memory: Memory, run_s: float) -> dict[str, Any]:
     """Where it was measured, how, and what the words in the report mean."""
     samples = [s for app in recording.apps for s in recording.window(app, 0.0, float("inf"))]
     lags_ms = sorted(s.lag_s * 1000 for s in samples)
     failures = Counter(f"{s.outcome} {s.status or ''}".strip() for s in samples if s.outcome != "ok")
     return {
-        "platform": platform.platform(),
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform()},
+        "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
-        "cpus": os.cpu_count(),
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "nodes": {name: {"site": site, "memory_mb": NODE_MEMORY_MB} for name, site in NODES.items()},
         "run_s": round(run_s, 1),

@@ -213,7 +213,7 @@ class HttpConnection(asyncio.Protocol):
                 self._refuse_header_bytes()
                 raise _Refused
         self.phase = "body"
-        self.due += self.limits.body_timeout_s
+        self.due = monotonic() + self.limits.body_timeout_s
         length = self._headers.get(b"content-length")
         if length is not None:
             if b"transfer-encoding" in self._headers:
