@@ -61,8 +61,8 @@ def demo_figures(report: dict[str, Any]) -> Iterator[str]:
     totals, environment = report["totals"], report["environment"]
     lost = totals["accuracy_before"] - totals["accuracy_during"]
     rows = [
-        ("requests failed, critical apps", f"{totals['failed_critical']} of {totals['requests']:,}", "0", ""),
-        ("requests failed, all apps", f"{totals['failed']}", "", ""),
+        ("requests failed, critical apps", f"{totals['failed_critical']}", "0", ""),
+        ("requests failed, all apps", f"{totals['failed']} of {totals['requests']:,}", "", ""),
         (
             "recovery with a warm standby, mean",
             f"{totals['mttr_warm_ms_mean']:.1f} ms",
