@@ -99,6 +99,7 @@ class AgentNode:
         self.folder = folder
         self.orders = folder / "orders"
         self.orders.mkdir()
+        self._hung_up = asyncio.Event()
         self.log_path = folder / "agent.log"
         cluster = folder / "cluster.toml"
         cluster.write_text(
@@ -156,14 +157,19 @@ class AgentNode:
 
     async def listen(self) -> None:
         address = self.config.controller_addresses()[0]
-        self._server = await listen(address, lambda: FrameLink(self._from_agent))
+        self._hung_up.clear()
+        self._server = await listen(address, lambda: FrameLink(self._from_agent, self._on_hung_up))
 
-    def stop_listening(self) -> None:
-        """The controller goes away."""
+    async def stop_listening(self) -> None:
+        """The controller goes away; on return its connection is closed, not only about to be."""
         if self._server is not None:
             self._server.close()
         if self._controller is not None:
             self._controller.abort()
+            await self._hung_up.wait()
+
+    def _on_hung_up(self, link: FrameLink, error: Exception | None) -> None:
+        self._hung_up.set()
 
     def _from_agent(self, link: FrameLink, frame: Frame) -> None:
         match decode_message(frame):

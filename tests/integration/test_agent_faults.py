@@ -138,7 +138,7 @@ async def test_workers_outlive_their_agent_and_are_adopted(node: AgentNode) -> N
 async def test_a_restarted_agent_needs_no_controller(node: AgentNode) -> None:
     await doubling(node)
     before = await node.ready("full")
-    node.stop_listening()
+    await node.stop_listening()
     node.kill_agent()
     os.kill(before.pid, signal.SIGKILL)
     node.start_agent()
@@ -352,7 +352,7 @@ async def test_heartbeats_name_the_newest_state(node: AgentNode) -> None:
 async def test_events_are_kept_until_a_controller_listens(node: AgentNode) -> None:
     await doubling(node)
     before = await node.ready("full")
-    node.stop_listening()
+    await node.stop_listening()
     os.kill(before.pid, signal.SIGKILL)
     await node.ready("full", unlike=before.pid)
     assert not node.told("worker.crashed")
