@@ -40,7 +40,6 @@ RESULT = msgspec.msgpack.encode(Result(100, 0, 1))
 class FakeLink:
     def __init__(self) -> None:
         self.sent: list[Frame] = []
-        self.congested = False
         self.last_heard_s = 0.0
         self._decoder = FrameDecoder()
 

@@ -336,7 +336,7 @@ class Gateway:
 
     def _refresh(self, app: App, now: float) -> None:
         was_ready = app.ready
-        app.refresh(now, 0.0)
+        app.refresh(now)
         if app.ready:
             if not was_ready:
                 self.dispatcher.release(app, now)

@@ -26,7 +26,6 @@ HEDGE_SAMPLES_MIN = 20  # answers seen before the live quantile is believed
 class Link(Protocol):
     """What a decision needs of a connection to a worker."""
 
-    congested: bool
     last_heard_s: float
 
     def write(self, data: bytes) -> None: ...
@@ -106,7 +105,6 @@ class App:
         self.planned_variants: frozenset[str] = frozenset()
         self.was_ready = False
         self.known_since = now
-        self.starved_since: float | None = now
         self.hopeless = False  # nobody can be asked to load it
         self.activation: Activation | None = None
         self.refused: dict[str, float] = {}  # node -> when it refused to activate
@@ -129,7 +127,7 @@ class App:
         self._deposited = 0
         self._panic_fraction = settings.breaker.panic_fraction
 
-    def refresh(self, now: float, doubtful_s: float) -> None:
+    def refresh(self, now: float) -> None:
         """Work out `ranked`, `best` and each replica's `degraded` reason anew."""
         spec = self.spec
         for replica in self.replicas.values():
@@ -152,12 +150,9 @@ class App:
         self.best = [r for r in ranked if r.rank == ranked[0].rank]
         if ranked:
             self.was_ready = True
-            self.starved_since = None
             self.hopeless = False
             self.activation = None
             self.refused.clear()
-        elif self.starved_since is None:
-            self.starved_since = now - doubtful_s
 
     @property
     def ready(self) -> bool:
