@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from understudy.wire.errors import Code, ProtocolError, UnderstudyError
 from understudy.wire.frames import PREFIX, PREFIX_BYTES, Frame, FrameDecoder, encode_frame
@@ -264,7 +265,7 @@ def test_fields_of_a_newer_version_are_ignored(name: str) -> None:
     else:
         content.append("field of tomorrow")
     newer = msgspec.msgpack.encode(content)
-    newer_frame = frame._replace(payload=newer) if in_payload else frame._replace(header=newer)
+    newer_frame = replace(frame, payload=newer) if in_payload else replace(frame, header=newer)
     assert decode_message(newer_frame) == decode_message(frame)
 
 

@@ -1,16 +1,19 @@
-"""A connection without a socket: what a request leaves behind in memory."""
+"""A connection without a socket: what a request leaves behind, and heads that are not parsed again."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+from itertools import pairwise
 from typing import Any
 
 from gateway_world import RESULT, World
+from hypothesis import given
+from hypothesis import strategies as st
 
 from understudy.config import GatewayTuning, HttpLimits
 from understudy.gateway.api import Api
-from understudy.gateway.http import HttpConnection
+from understudy.gateway.http import KNOWN_HEADS_MAX, Head, HttpConnection
 from understudy.wire.frames import Frame
 from understudy.wire.messages import Kind
 
@@ -21,9 +24,25 @@ class RecordingTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
+        self.closed = False
 
     def write(self, data: Any) -> None:
         self.written += data
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
 
 
 def test_requests_leave_no_cycles_for_the_garbage_collector():
@@ -52,3 +71,101 @@ def test_requests_leave_no_cycles_for_the_garbage_collector():
     finally:
         gc.enable()
     assert transport.written.count(b"HTTP/1.1 200 OK") == 110
+
+
+class Forgetful(dict[bytes, Head]):
+    """Known heads that are never found: every request goes through the parser."""
+
+    def get(self, key: bytes, default: Any = None) -> Any:
+        return default
+
+
+class Served:
+    """An API and a connection whose requests are recorded and answered with their own body."""
+
+    def __init__(self, known_heads: dict[bytes, Head]) -> None:
+        self.api = Api(World().gateway, GatewayTuning())
+        self.api.known_heads = known_heads
+        self.api.handle = self._handle  # type: ignore[method-assign]
+        self.seen: list[tuple[Head, bytes]] = []
+        self.connection = HttpConnection(self.api, HttpLimits())
+        self.transport = RecordingTransport()
+        self.connection.connection_made(self.transport)
+
+    def _handle(self, exchange: Any, head: Head, body: bytes, now: float) -> None:
+        self.seen.append((head, body))
+        exchange.finish(b"HTTP/1.1 200 OK\r\n", body)
+
+    def send(self, *parts: bytes) -> Served:
+        for part in parts:
+            self.connection.data_received(part)
+        return self
+
+
+def request(body: bytes = b"{}", *headers: bytes, path: bytes = b"/a", method: bytes = b"POST") -> bytes:
+    lines = [b"%b %b HTTP/1.1" % (method, path), b"Host: t", b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+REQUESTS = (
+    request(),
+    request(b"[1]"),
+    request(b"[2]"),
+    request(b"", path=b"/b"),
+    request(b"[3]", b"Understudy-Timeout-Ms: 5"),
+    request(b"[4]", b"Expect: 100-continue"),
+    request(b"[5]", b"Connection: close"),
+    request(b"[6]", b"Connection: Upgrade", b"Upgrade: h2c"),
+    b"GET /c HTTP/1.1\r\nHost: t\r\n\r\n",
+    b"POST /d HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    b"POST /e HTTP/1.0\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\n{}",
+    b"\r\n" + request(),
+    b"POST /f HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
+    b"rubbish\r\n\r\n",
+)
+
+
+@given(st.lists(st.sampled_from(REQUESTS), max_size=12), st.lists(st.integers(0, 400), max_size=12))
+def test_a_known_head_means_what_the_parser_made_of_it(requests: list[bytes], cuts: list[int]):
+    stream = b"".join(requests)
+    ends = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+    parts = [stream[start:end] for start, end in pairwise(ends)]
+    for pieces in (requests, parts):  # whole requests are what fills the known heads
+        parsed, known = Served(Forgetful()), Served({})
+        for _ in range(2):
+            parsed.send(*pieces)
+            known.send(*pieces)
+        assert known.seen == parsed.seen
+        assert known.transport.written == parsed.transport.written
+        assert known.connection.phase == parsed.connection.phase
+        assert known.api.body_bytes_held == parsed.api.body_bytes_held
+
+
+def test_a_repeated_head_is_known_whatever_the_body():
+    served = Served({})
+    served.send(request(b"[1]"), request(b"[2]"), request(b"[3]") + request(b"[4]"))
+    assert [body for _, body in served.seen] == [b"[1]", b"[2]", b"[3]", b"[4]"]
+    assert len({id(head) for head, _ in served.seen[1:]}) == 1, "it was parsed again"
+
+
+def test_known_heads_are_bounded():
+    served = Served({})
+    for number in range(3 * KNOWN_HEADS_MAX):
+        served.send(request(path=b"/%d" % number))
+        assert len(served.api.known_heads) <= KNOWN_HEADS_MAX
+    served.send(request(b"{}", b"Cookie: " + b"c" * 2000))
+    assert all(len(head) <= 1024 for head in served.api.known_heads)
+
+
+def test_a_draining_gateway_closes_a_connection_with_a_known_head():
+    served = Served({}).send(request(), request())
+    served.api.draining = True
+    served.send(request())
+    assert served.transport.written.endswith(b"Connection: close\r\n\r\n{}")
+
+
+def test_a_known_head_does_not_lift_the_bound_on_bodies_held():
+    served = Served({}).send(request())
+    served.api.body_bytes_held = HttpLimits().body_bytes_total_max
+    served.send(request())
+    assert b"503 Service Unavailable" in served.transport.written

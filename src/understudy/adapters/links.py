@@ -23,11 +23,13 @@ from understudy.wire.messages import Cancel, Failure, Kind, Message, decode_mess
 M = TypeVar("M")
 OnFrame = Callable[["FrameLink", Frame], None]
 OnLost = Callable[["FrameLink", Exception | None], None]
+# Frames that are not held back for company: the peer works on them while the next ones are made.
+FLUSH_FRAMES = 8
 BUFFER_BYTES_MAX_DEFAULT = 64 * 1024 * 1024
 
 
 class FrameLink(asyncio.Protocol):
-    """One connection. Writes of one loop turn leave in one system call.
+    """One connection. Writes of one loop turn leave together, in system calls of some frames each.
 
     `on_frame` gets every frame that is not the reply to a `call`. A peer that breaks the protocol, or
     stops reading until `buffer_bytes_max` are unsent, is disconnected; `on_lost` says why.
@@ -63,6 +65,7 @@ class FrameLink(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        self._transport.set_write_buffer_limits(0)  # type: ignore[union-attr]  # uvloop: write at once
         self._loop = asyncio.get_running_loop()
         self.last_heard_s = monotonic()
         sock = transport.get_extra_info("socket")
@@ -119,9 +122,13 @@ class FrameLink(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)  # type: ignore[union-attr]
         self._out.append(data)
+        if len(self._out) >= FLUSH_FRAMES:
+            self._flush()
 
     def _flush(self) -> None:
         out = self._out
+        if not out:
+            return
         self._out = []
         if self.closed or self._transport is None:
             return

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
+
+import msgspec
 
 from understudy.invariants import check
 
 T = TypeVar("T")
 
 
-class _Queued(NamedTuple, Generic[T]):
+class _Queued(msgspec.Struct, Generic[T], frozen=True, gc=False):
     serial: int
     item: T
     rows: int

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -19,7 +18,7 @@ from understudy.config import GatewayTuning
 from understudy.core.gateway.machine import Gateway
 from understudy.core.gateway.rotation import App, Request
 from understudy.gateway import answers
-from understudy.gateway.http import Exchange, HttpConnection, InferRequest
+from understudy.gateway.http import Exchange, Head, HttpConnection, InferRequest
 from understudy.wire.errors import Code, UnderstudyError
 
 if TYPE_CHECKING:
@@ -41,6 +40,7 @@ class Api:
         self.draining = False
         self.connections: set[HttpConnection] = set()
         self.body_bytes_held = 0
+        self.known_heads: dict[bytes, Head] = {}
         self._infer: dict[bytes, App] = {}
         self._last_closed = asyncio.Event()
         model = r"/v2/models/(?P<app>[^/]+)(?:/versions/(?P<version>[^/]+))?"
@@ -71,10 +71,6 @@ class Api:
             self._last_closed.clear()
             await self._last_closed.wait()
 
-    def release_bytes(self, exchange: Exchange) -> None:
-        self.body_bytes_held -= exchange.held_bytes
-        exchange.held_bytes = 0
-
     def cancel(self, request: Request) -> None:
         self.gateway.dispatcher.cancel(request)
 
@@ -88,20 +84,19 @@ class Api:
             self._infer[f"{path}/infer".encode()] = app
             self._infer[f"{path}/versions/{app.spec.version}/infer".encode()] = app
 
-    def handle(
-        self, exchange: Exchange, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes
-    ) -> None:
-        app = self._infer.get(url)
+    def handle(self, exchange: Exchange, head: Head, body: bytes, now: float) -> None:
+        app = self._infer.get(head.url)
         try:
-            if app is not None and method == b"POST":
-                self._submit(exchange, app, headers, body)
+            if app is not None and head.method == b"POST":
+                self._submit(exchange, app, head.headers, body, now)
             else:
-                self._handle_rest(exchange, method.decode("latin-1"), url, headers, body)
+                self._handle_rest(exchange, head, body, now)
         except UnderstudyError as error:
             exchange.fail(error, error.context.pop("status", None))
 
-    def _submit(self, exchange: Exchange, app: App, headers: dict[bytes, bytes], body: bytes) -> None:
-        now = monotonic()
+    def _submit(
+        self, exchange: Exchange, app: App, headers: dict[bytes, bytes], body: bytes, now: float
+    ) -> None:
         timeout = headers.get(b"understudy-timeout-ms")
         timeout_ms = app.spec.deadline_ms if timeout is None else self._timeout_ms(timeout)
         if b"content-encoding" in headers or b"inference-header-content-length" in headers:
@@ -109,7 +104,8 @@ class Api:
                 Code.INVALID_ARGUMENT,
                 "only plain JSON bodies are served: no Content-Encoding, no binary tensors",
             )
-        request = InferRequest(app, body, now, now + timeout_ms / 1000, exchange)
+        request = InferRequest(app, body, now, now + timeout_ms / 1000)
+        request.exchange = exchange
         exchange.request = request
         self.gateway.dispatcher.submit(request, now)
 
@@ -124,14 +120,13 @@ class Api:
             raise UnderstudyError(Code.INVALID_ARGUMENT, message)
         return timeout_ms
 
-    def _handle_rest(
-        self, exchange: Exchange, method: str, url: bytes, headers: dict[bytes, bytes], body: bytes
-    ) -> None:
-        path = unquote(url.partition(b"?")[0].decode("latin-1"))
+    def _handle_rest(self, exchange: Exchange, head: Head, body: bytes, now: float) -> None:
+        method = head.method.decode("latin-1")
+        path = unquote(head.url.partition(b"?")[0].decode("latin-1"))
         infer = self._infer_pattern.fullmatch(path)
         if infer:
             self._allow(method, "POST")
-            self._submit(exchange, self._app(**infer.groupdict()), headers, body)
+            self._submit(exchange, self._app(**infer.groupdict()), head.headers, body, now)
             return
         for pattern, answer in self._get:
             match = pattern.fullmatch(path)

@@ -13,9 +13,10 @@ from time import monotonic
 from typing import Any, Protocol
 
 import httptools
+import msgspec
 
 from understudy.config import HttpLimits
-from understudy.core.gateway.rotation import App, Replica, Request
+from understudy.core.gateway.rotation import Replica, Request
 from understudy.gateway import answers
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Result
@@ -23,12 +24,25 @@ from understudy.wire.messages import Result
 CLOSE = b"Connection: close\r\n"
 KEEP = b"Connection: keep-alive\r\n"  # only HTTP/1.0 has to be told
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+HEAD_END = b"\r\n\r\n"
+KNOWN_HEADS_MAX = 512  # kept by a gateway; beyond them it starts anew
+KNOWN_HEAD_BYTES_MAX = 1024
+
+
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """What a parser made of the bytes before a body of `body_bytes`. `headers` is not to be changed."""
+
+    method: bytes
+    url: bytes
+    headers: dict[bytes, bytes]
+    body_bytes: int
 
 
 class Service(Protocol):
     """What a connection needs of what it serves: `api.Api`."""
 
     draining: bool
+    known_heads: dict[bytes, Head]
     body_bytes_held: int
     retry_after_s: int
 
@@ -36,13 +50,9 @@ class Service(Protocol):
 
     def connection_closed(self, connection: HttpConnection) -> None: ...
 
-    def handle(
-        self, exchange: Exchange, method: bytes, url: bytes, headers: dict[bytes, bytes], body: bytes
-    ) -> None: ...
+    def handle(self, exchange: Exchange, head: Head, body: bytes, now: float) -> None: ...
 
     def cancel(self, request: Request) -> None: ...
-
-    def release_bytes(self, exchange: Exchange) -> None: ...
 
 
 class Exchange:
@@ -50,11 +60,11 @@ class Exchange:
 
     __slots__ = ("connection", "connection_header", "data", "held_bytes", "request")
 
-    def __init__(self, connection: HttpConnection, connection_header: bytes) -> None:
+    def __init__(self, connection: HttpConnection, connection_header: bytes, held_bytes: int = 0) -> None:
         self.connection = connection
         self.connection_header = connection_header
         self.data: bytes | None = None
-        self.held_bytes = 0
+        self.held_bytes = held_bytes
         self.request: Request | None = None
 
     def finish(self, head: bytes, body: bytes) -> None:
@@ -72,9 +82,7 @@ class InferRequest(Request):
 
     __slots__ = ("exchange",)
 
-    def __init__(self, app: App, body: bytes, arrived: float, deadline: float, exchange: Exchange) -> None:
-        super().__init__(app, body, arrived, deadline)
-        self.exchange = exchange
+    exchange: Exchange  # set by whoever made it
 
     def answered(self, replica: Replica, result: Result, body: bytes) -> None:
         self.exchange.finish(replica.prefix or answers.replica_head(replica), body)
@@ -122,6 +130,8 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
+        # An answer leaves when it is written, not at the end of the loop's turn with all the others.
+        self._transport.set_write_buffer_limits(0)  # type: ignore[union-attr]
         if not self.api.connection_opened(self):
             error = UnderstudyError(Code.SHED, "too many connections")
             self._refuse(error)
@@ -132,9 +142,13 @@ class HttpConnection(asyncio.Protocol):
         if self._unparsed_bytes:
             self._take_unparsed(data)
             return
+        fresh = self.phase == "idle"
+        if fresh:
+            data = self._take_known(data)
+            if not data:
+                return
+            self._begin()
         if self.phase != "body":
-            if self.phase == "idle":
-                self._begin()
             self._header_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -148,7 +162,9 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"malformed HTTP: {error}"))
             return
-        if self.phase == "header" and self._header_bytes > self.limits.header_bytes_max:
+        if fresh and self.phase == "idle":
+            self._remember(data)
+        elif self.phase == "header" and self._header_bytes > self.limits.header_bytes_max:
             self._refuse_header_bytes()
 
     def eof_received(self) -> bool:
@@ -173,11 +189,44 @@ class HttpConnection(asyncio.Protocol):
         self.phase = "idle"
         self._transport = None
         for exchange in self.queue:
-            self.api.release_bytes(exchange)
+            self.api.body_bytes_held -= exchange.held_bytes
+            exchange.held_bytes = 0
             if exchange.request is not None:
                 self.api.cancel(exchange.request)
         self.queue.clear()
         self.api.connection_closed(self)
+
+    # heads that came before
+
+    def _take_known(self, data: bytes) -> bytes:
+        """Take whole requests whose heads are known byte for byte; the rest is for the parser.
+
+        Clients repeat themselves: most requests differ from the last one in their body only.
+        """
+        api = self.api
+        while data and not self.closing and not api.draining:
+            body_at = data.find(HEAD_END, 0, KNOWN_HEAD_BYTES_MAX) + len(HEAD_END)
+            head = api.known_heads.get(data[:body_at])
+            if head is None:
+                break
+            end = body_at + head.body_bytes
+            if end > len(data) or api.body_bytes_held + head.body_bytes > self.limits.body_bytes_total_max:
+                break
+            api.body_bytes_held += head.body_bytes
+            self._complete(b"", head, data[body_at:end])
+            data = data[end:]
+        return data
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the head of a request that was all of `data`, if nothing in it depends on the moment."""
+        body_at = data.find(HEAD_END, 0, KNOWN_HEAD_BYTES_MAX) + len(HEAD_END)
+        body_bytes = int(self._headers.get(b"content-length", -1))
+        if body_at + body_bytes != len(data) or data[:body_at] in self.api.known_heads or self.closing:
+            return
+        if self._parser.get_http_version() == "1.1" and b"expect" not in self._headers:
+            if len(self.api.known_heads) >= KNOWN_HEADS_MAX:
+                self.api.known_heads.clear()
+            self.api.known_heads[data[:body_at]] = self._head(body_bytes)
 
     # httptools
 
@@ -248,18 +297,25 @@ class HttpConnection(asyncio.Protocol):
         else:
             header = CLOSE
             self.closing = True
-        exchange = Exchange(self, header)
-        exchange.held_bytes = self._body_bytes
-        self.queue.append(exchange)
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self.phase = "idle"
         self._parts = []
-        self.due = monotonic() + self.limits.idle_timeout_s
-        self.api.handle(exchange, parser.get_method(), self._url, self._headers, body)
-        if len(self.queue) >= self.limits.pipeline_max:
-            self._pause()
+        self._complete(header, self._head(len(body)), body)
         if self.closing:
             raise _Refused  # whatever follows on this connection is not for us
+
+    def _head(self, body_bytes: int) -> Head:
+        return Head(self._parser.get_method(), self._url, self._headers, body_bytes)
+
+    def _complete(self, header: bytes, head: Head, body: bytes) -> None:
+        """A request is whole; its answer will have the Connection `header`."""
+        exchange = Exchange(self, header, head.body_bytes)
+        self.queue.append(exchange)
+        now = monotonic()
+        self.due = now + self.limits.idle_timeout_s
+        self.api.handle(exchange, head, body, now)
+        if len(self.queue) >= self.limits.pipeline_max:
+            self._pause()
 
     def _take_unparsed(self, data: bytes) -> None:
         body = data[: self._unparsed_bytes]
@@ -274,7 +330,8 @@ class HttpConnection(asyncio.Protocol):
 
     def exchange_done(self, exchange: Exchange) -> None:
         """Write the answers that are next in order."""
-        self.api.release_bytes(exchange)
+        self.api.body_bytes_held -= exchange.held_bytes
+        exchange.held_bytes = 0
         queue, transport = self.queue, self._transport
         if transport is None:
             return

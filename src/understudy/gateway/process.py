@@ -171,8 +171,10 @@ class GatewayProcess:
     async def _connect_worker(self, replica: Replica) -> None:
         """Dial until it answers or its agent no longer reports it."""
 
+        received = self.gateway.dispatcher.frame_received
+
         def on_frame(link: FrameLink, frame: Frame) -> None:
-            self.gateway.dispatcher.frame_received(replica, frame, monotonic())
+            received(replica, frame, link.last_heard_s)
 
         def on_lost(link: FrameLink, error: Exception | None) -> None:
             if replica.link is link:

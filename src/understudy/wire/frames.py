@@ -12,7 +12,8 @@ returns frames or raises `ProtocolError`, and it never holds more than one frame
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
+
+import msgspec
 
 from understudy.wire.errors import ProtocolError
 
@@ -25,7 +26,7 @@ _pack = PREFIX.pack
 _unpack_from = PREFIX.unpack_from
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """One received frame. `header` and `payload` are copies that the receiver owns."""
 
     kind: int

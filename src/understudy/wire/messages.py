@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -345,6 +346,7 @@ _AS_PAYLOAD = frozenset(
     }
 )
 
+_INFER = int(Kind.INFER)
 _encode = msgspec.msgpack.Encoder().encode
 _decoders: dict[int, Callable[[bytes], Any]] = {
     kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in TYPES.items()
@@ -357,6 +359,19 @@ def encode_message(message: Message, stream: int = 0, payload: bytes = b"") -> b
     if kind in _AS_PAYLOAD:
         return encode_frame(kind, stream, b"", _encode(message))
     return encode_frame(kind, stream, _encode(message), payload)
+
+
+def encode_infer(timeout_s: float, stream: int, body: bytes, json_bytes: int = -1) -> bytes:
+    """An Infer as one frame. What is left of the deadline is rounded down to ms if it is more than that."""
+    timeout_us = int(timeout_s * 1e6)
+    if timeout_us > 1000:
+        timeout_us -= timeout_us % 1000
+    return encode_frame(_INFER, stream, _infer_header(timeout_us, json_bytes), body)
+
+
+@lru_cache(maxsize=4096)  # most requests have their app's whole deadline before them
+def _infer_header(timeout_us: int, json_bytes: int) -> bytes:
+    return _encode(Infer(timeout_us, json_bytes))
 
 
 def decode_message(frame: Frame) -> Message | None:
@@ -374,9 +389,12 @@ def decode_message(frame: Frame) -> Message | None:
     return message
 
 
+_ANSWERS = (Result, Failure)  # a union would be made anew at each call
+
+
 def decode_answer(frame: Frame) -> Result | Failure:
     """What answers an Infer. Raises `ProtocolError` for anything else."""
     message = decode_message(frame)
-    if not isinstance(message, Result | Failure):
+    if not isinstance(message, _ANSWERS):
         raise ProtocolError("an answer that is neither a result nor a failure", kind=frame.kind)
     return message

@@ -131,7 +131,7 @@ class Worker:
     def _on_frame(self, link: FrameLink, frame: Frame) -> None:
         message = decode_message(frame)
         stream = frame.stream
-        if isinstance(message, Infer):
+        if type(message) is Infer:
             if self._state == "ready" and self._replica is not None:
                 self._replica.infer(link, stream, message, frame.payload)
             else:

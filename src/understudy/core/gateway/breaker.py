@@ -55,7 +55,9 @@ class Breaker:
     def succeeded(self, now: float) -> None:
         self._consecutive = 0
         if self.closed:
-            self._count(now, failed=False)
+            if now >= self._rotate_at:
+                self._rotate(now)
+            self._calls += 1
         elif self._probe_sent:
             self._close(now)
 
@@ -68,7 +70,10 @@ class Breaker:
                 self._open(now, jitter)
                 return True
             return False
-        self._count(now, failed=True)
+        if now >= self._rotate_at:
+            self._rotate(now)
+        self._calls += 1
+        self._failures += 1
         calls = self._calls + self._previous_calls
         failures = self._failures + self._previous_failures
         too_many = calls >= settings.calls_min and failures >= settings.failure_fraction * calls
@@ -97,12 +102,9 @@ class Breaker:
         self._previous_calls = self._previous_failures = 0
         self._rotate_at = now + self._settings.window_s / 2
 
-    def _count(self, now: float, failed: bool) -> None:
-        if now >= self._rotate_at:
-            self._previous_calls, self._calls = self._calls, 0
-            self._previous_failures, self._failures = self._failures, 0
-            self._rotate_at = now + self._settings.window_s / 2
-            self.ejections = max(0, self.ejections - 1) if not self._previous_failures else self.ejections
-        self._calls += 1
-        if failed:
-            self._failures += 1
+    def _rotate(self, now: float) -> None:
+        self._previous_calls, self._calls = self._calls, 0
+        self._previous_failures, self._failures = self._failures, 0
+        self._rotate_at = now + self._settings.window_s / 2
+        if not self._previous_failures:
+            self.ejections = max(0, self.ejections - 1)

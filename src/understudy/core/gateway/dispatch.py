@@ -13,13 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from understudy.config import GatewayTuning
 from understudy.core.gateway.rotation import App, Flight, Replica, Request
 from understudy.wire.errors import TRAITS, Code, UnderstudyError
-from understudy.wire.frames import Frame, encode_frame
-from understudy.wire.messages import Cancel, Infer, Kind, Result, decode_answer, encode_message
+from understudy.wire.frames import Frame
+from understudy.wire.messages import Cancel, Result, decode_answer, encode_infer, encode_message
 
 OUTSTANDING_MAX = (
     128  # requests that one gateway keeps at one replica; the rest waits here, where it can move
@@ -28,8 +26,6 @@ BUSY_PAUSE_S = 0.005  # a replica that said BUSY is left alone for this long
 ROW_TIME_WEIGHT = 0.05
 LONE_PATIENCE_FACTOR = 3.0  # silence borne from a replica that has no stand-in: suspecting it costs a load
 HEDGE_DEGRADED_FACTOR = 1.5  # patience before a smaller variant may answer in place of a slow full-size one
-
-_encode_header = msgspec.msgpack.Encoder().encode
 
 
 class Dispatcher:
@@ -105,8 +101,8 @@ class Dispatcher:
         replica.outstanding[stream] = flight
         request.flights.append(flight)
         request.attempts += 1
-        header = _encode_header(Infer(int((request.deadline - now) * 1e6), request.json_bytes))
-        replica.link.write(encode_frame(Kind.INFER, stream, header, request.body))  # type: ignore[union-attr]
+        frame = encode_infer(request.deadline - now, stream, request.body, request.json_bytes)
+        replica.link.write(frame)  # type: ignore[union-attr]
         if not replica.breaker.closed:
             replica.breaker.sent()
             self._changed(replica.app, now)
@@ -121,15 +117,14 @@ class Dispatcher:
         Raises `ProtocolError` for an answer that can't be read; the link must be closed then.
         """
         flight = replica.outstanding.get(frame.stream)
-        answer = (
-            None if flight is None else decode_answer(frame)
-        )  # may raise: then the link goes, and it moves
-        replica.outstanding.pop(frame.stream, None)
+        if flight is not None:
+            answer = decode_answer(frame)  # may raise: then the link goes, and what it holds moves
+            del replica.outstanding[frame.stream]
         if replica.suspect and (flight is not None or not replica.outstanding):
             # A mere pong doesn't clear a replica that owes answers: its loop may live while inference hangs.
             replica.suspect = False
             self._changed(replica.app, now)
-        if flight is None or answer is None:
+        if flight is None:
             return  # somebody else was faster, or nobody waits any more
         if isinstance(answer, Result):
             self._succeeded(flight, answer, frame.payload, now)
@@ -172,7 +167,7 @@ class Dispatcher:
         request.flights.remove(flight)
         request.last_error = error
         if code is not Code.BUSY:
-            request.tried.append(replica.id)
+            request.tried += (replica.id,)
         if request.flights:
             return  # another copy is on its way
         if code is Code.TIMEOUT or not TRAITS[code][0]:
@@ -225,8 +220,8 @@ class Dispatcher:
             if request.done:
                 continue
             request.flights.remove(flight)
-            request.tried.append(replica.id)
-            request.kills.append(replica.node)
+            request.tried += (replica.id,)
+            request.kills += (replica.node,)
             self._leave_isolation(request)
             if request.flights:
                 continue
@@ -429,7 +424,7 @@ class Dispatcher:
             if now < due:
                 pending.append((due, request))
                 continue
-            request.kills = [node for node in request.kills if self._node_alive(node)]
+            request.kills = tuple(node for node in request.kills if self._node_alive(node))
             if len(request.kills) < self._settings.retry.poison_kills:
                 request.app.suspects.append(request)
                 self.release(request.app, now)
@@ -448,22 +443,22 @@ class Dispatcher:
         request.app.inflight -= 1
         self.inflight -= 1
         for flight in request.flights:
-            replica = flight.replica
             # A suspect keeps its debt: only an answer clears it.
-            if flight is keep or replica.suspect or flight.stream not in replica.outstanding:
+            if flight is keep or flight.replica.suspect:
                 continue
-            del replica.outstanding[flight.stream]
-            replica.breaker.abandoned()
-            if replica.link is not None:
-                replica.link.write(encode_message(Cancel(), flight.stream))
-        request.flights = []
-        self._leave_isolation(request)
+            replica = flight.replica
+            if replica.outstanding.pop(flight.stream, None) is not None:
+                replica.breaker.abandoned()
+                if replica.link is not None:
+                    replica.link.write(encode_message(Cancel(), flight.stream))
+        request.flights.clear()
+        if request.isolated:
+            self._leave_isolation(request)
 
     def _leave_isolation(self, request: Request) -> None:
-        if request.isolated:
-            request.isolated = False
-            if request.app.isolated is request:
-                request.app.isolated = None
+        request.isolated = False
+        if request.app.isolated is request:
+            request.app.isolated = None
 
     def _fail(self, request: Request, error: UnderstudyError) -> None:
         self._end(request, keep=None)

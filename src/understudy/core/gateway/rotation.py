@@ -207,8 +207,8 @@ class Request:
         self.arrived = arrived
         self.deadline = deadline
         self.flights: list[Flight] = []
-        self.tried: list[str] = []  # replica ids that had it and gave no answer
-        self.kills: list[str] = []  # nodes of workers that died with it
+        self.tried: tuple[str, ...] = ()  # replica ids that had it and gave no answer
+        self.kills: tuple[str, ...] = ()  # nodes of workers that died with it
         self.attempts = 0
         self.hedged = False
         self.isolated = False
