@@ -120,6 +120,8 @@ class GatewayTuning(Settings, frozen=True):
     stats_interval_ms: Positive = 500.0
     link_buffer_bytes_max: Count = 64 * 1024 * 1024  # unsent bytes to one worker
     events_max: Count = 1000  # kept while no controller listens
+    pulse_ms: Positive = 100.0  # a serving process tells its parent that it lives
+    pulse_timeout_s: Positive = 3.0  # without it: killed and replaced
 
 
 class WorkerTuning(Settings, frozen=True):
@@ -192,6 +194,7 @@ class NodeConfig(Settings, frozen=True):
 class GatewayConfig(Settings, frozen=True):
     name: Name
     http: str = "127.0.0.1:8080"
+    processes: Annotated[int, Meta(ge=1, le=64)] = 1  # that share the port
 
 
 class ControllerConfig(Settings, frozen=True):

@@ -7,6 +7,10 @@ EVENTS: dict[str, str] = {
     # gateway
     "gateway.started": "A gateway listens for clients.",
     "gateway.stopped": "A gateway has drained and ends.",
+    "gateway.process_died": "A serving process ended; its parent starts another one on the same socket.",
+    "gateway.process_hung": "A serving process gave no sign of life and is killed.",
+    "gateway.handed_over": "A successor accepts connections; this gateway drains.",
+    "gateway.taken_over": "A gateway serves in the place of a former one of its name.",
     "table.restored": "A gateway started from the last good route table on its disk.",
     "table.received": "A gateway took a new route table.",
     "table.save_failed": "A route table could not be written to disk; serving goes on.",

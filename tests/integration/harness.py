@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +100,19 @@ def infer_body(rows: Rows, datatype: str = "FP32") -> bytes:
 
 
 class Traffic:
-    """Open loop: a request every `period_s`, each on a connection of its own from a pool."""
+    """Open loop: a request every `period_s`, each on a connection of its own from a pool.
 
-    def __init__(self, ports: list[int], app: str, body: bytes, period_s: float = 0.005) -> None:
-        self._ports = ports
+    `tries` above 1: a request whose connection ends before its answer is sent again, as clients do because
+    a server may close an idle connection while they write to it (RFC 9112, 9.3.1).
+    """
+
+    def __init__(
+        self, ports: list[int], app: str, body: bytes, period_s: float = 0.005, tries: int = 1
+    ) -> None:
+        self._ports = ports * tries
         self._wire = request_bytes("POST", f"/v2/models/{app}/infer", body)
         self._period_s = period_s
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: dict[int, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = defaultdict(list)
         self._stop = asyncio.Event()
         self.answers: list[Answer] = []
 
@@ -116,7 +124,7 @@ class Traffic:
                     tasks.create_task(self._one(start + count * self._period_s))
                     count += 1
                 await asyncio.sleep(self._period_s / 2)
-        for _, writer in self._idle:
+        for _, writer in chain.from_iterable(self._idle.values()):
             await closed(writer)
 
     async def _one(self, due: float) -> None:
@@ -131,10 +139,12 @@ class Traffic:
         self.answers.append(answer)
 
     async def _ask(self, port: int) -> Answer:
-        while self._idle:
-            reader, writer = self._idle.pop()
-            if not writer.is_closing():
+        idle = self._idle[port]
+        while idle:
+            reader, writer = idle.pop()
+            if not writer.is_closing() and not reader.at_eof():
                 break
+            writer.close()
         else:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
@@ -143,7 +153,10 @@ class Traffic:
         except OSError:
             writer.close()
             raise
-        self._idle.append((reader, writer))
+        if answer.headers.get("connection") == "close":
+            writer.close()
+        else:
+            idle.append((reader, writer))
         return answer
 
     def stop(self) -> None:
@@ -183,9 +196,11 @@ class Harness:
         return await self.ask("POST", f"/v2/models/{app}/infer", infer_body(rows, datatype), gateway=gateway)
 
     @asynccontextmanager
-    async def traffic(self, app: str, body: bytes, period_s: float = 0.005) -> AsyncIterator[Traffic]:
+    async def traffic(
+        self, app: str, body: bytes, period_s: float = 0.005, tries: int = 1
+    ) -> AsyncIterator[Traffic]:
         """Traffic while the block runs; at its end everything sent has been answered."""
-        traffic = Traffic(self.ports, app, body, period_s)
+        traffic = Traffic(self.ports, app, body, period_s, tries)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(traffic.run())
             try:
@@ -289,12 +304,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def write_cluster(
-    folder: Path, gateways: int, nodes: dict[str, str], extra: str, lease_ms: int
+    folder: Path, gateways: int, nodes: dict[str, str], extra: str, lease_ms: int, processes: int = 1
 ) -> tuple[Path, list[int]]:
     *ports, control = free_ports(gateways + 1)
     text = f'name = "test"\ndata_dir = "data"\n\n[[controllers]]\nname = "c1"\nhttp = "127.0.0.1:{control}"\n'
     for i, port in enumerate(ports, 1):
-        text += f'\n[[gateways]]\nname = "g{i}"\nhttp = "127.0.0.1:{port}"\n'
+        text += f'\n[[gateways]]\nname = "g{i}"\nhttp = "127.0.0.1:{port}"\nprocesses = {processes}\n'
     for name, site in nodes.items():
         text += f'\n[[nodes]]\nname = "{name}"\nsite = "{site}"\nmemory_mb = 600\n'
     text += f"\n[controller]\nlease_ms = {lease_ms}\nstability_window_s = 1\nstart_grace_ms = 1500\n{extra}\n"
@@ -314,9 +329,10 @@ async def running(
     nodes: dict[str, str] = THREE_NODES,
     extra: str = "",
     lease_ms: int = 800,
+    processes: int = 1,
 ) -> AsyncIterator[Harness]:
     """A started cluster with the apps of `folder / "apps"` deployed and fully protected."""
-    path, ports = write_cluster(folder, gateways, nodes, extra, lease_ms)
+    path, ports = write_cluster(folder, gateways, nodes, extra, lease_ms, processes)
     cluster = Cluster(path)
     harness = Harness(cluster, ports, folder)
     try:

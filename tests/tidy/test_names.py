@@ -21,7 +21,7 @@ UNIT = re.compile(r"(^|_)(us|ms|s|mb|bytes|rows|fraction|factor|cost)(_total)?(_
 UNITLESS = {
     "connections_max", "headers_max", "pipeline_max", "inflight_max", "waiting_max", "budget_min",
     "attempts_max", "poison_kills", "consecutive_failures", "calls_min", "heartbeats_missed",
-    "readmit_heartbeats", "events_max", "threads", "blank_workers", "probe_failures_restart",
+    "readmit_heartbeats", "events_max", "threads", "processes", "blank_workers", "probe_failures_restart",
     "crash_loop_count", "versions_max", "replicas",
     "uploads_max", "events_pending_max", "deployments_max", "profile_attempts_max",
     "accuracy", "deviations", "factor", "gap", "quantile", "weight",

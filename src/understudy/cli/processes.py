@@ -21,7 +21,7 @@ KILL_TIMEOUT_S = 2.0  # the kernel needs milliseconds; more means that it is stu
 class RoleProcess:
     """A role and what it has spawned. `wanted`: it should be running now.
 
-    The kernel ties the process to the thread that calls `start` (see `roles.follow_parent`).
+    The kernel ties the process to the thread that calls `start` (see `parents.follow_parent`).
     """
 
     def __init__(self, role: str, name: str, argv: list[str], log_path: Path, env: Mapping[str, str]) -> None:

@@ -5,7 +5,6 @@ Inference is looked up in one dictionary by the raw URL; everything else is a ta
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -42,7 +41,6 @@ class Api:
         self.body_bytes_held = 0
         self.known_heads: dict[bytes, Head] = {}
         self._infer: dict[bytes, App] = {}
-        self._last_closed = asyncio.Event()
         model = r"/v2/models/(?P<app>[^/]+)(?:/versions/(?P<version>[^/]+))?"
         self._get: list[tuple[re.Pattern[str], Callable[..., Answer]]] = [
             (re.compile(r"/v2/?"), self._server),
@@ -62,14 +60,6 @@ class Api:
 
     def connection_closed(self, connection: HttpConnection) -> None:
         self.connections.discard(connection)
-        if not self.connections:
-            self._last_closed.set()
-
-    async def all_closed(self) -> None:
-        """Return when no connection is open any more."""
-        while self.connections:
-            self._last_closed.clear()
-            await self._last_closed.wait()
 
     def cancel(self, request: Request) -> None:
         self.gateway.dispatcher.cancel(request)

@@ -109,7 +109,8 @@ class HttpConnection(asyncio.Protocol):
         self.queue: deque[Exchange] = deque()
         self.closing = False  # no further request is read
         self.phase = "idle"  # idle | header | body
-        self.due = monotonic() + limits.header_timeout_s  # when the sweep loses patience
+        self.idle_since = monotonic()
+        self.due = self.idle_since + limits.header_timeout_s  # when the sweep loses patience
         self.write_due: float | None = None
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -311,7 +312,7 @@ class HttpConnection(asyncio.Protocol):
         """A request is whole; its answer will have the Connection `header`."""
         exchange = Exchange(self, header, head.body_bytes)
         self.queue.append(exchange)
-        now = monotonic()
+        now = self.idle_since = monotonic()
         self.due = now + self.limits.idle_timeout_s
         self.api.handle(exchange, head, body, now)
         if len(self.queue) >= self.limits.pipeline_max:
@@ -392,9 +393,9 @@ class HttpConnection(asyncio.Protocol):
             what = "headers" if self.phase == "header" else "body"
             self._refuse(UnderstudyError(Code.TIMEOUT, f"the request's {what} took too long"))
 
-    def drain(self) -> None:
-        """Answer what was asked, then close."""
-        if self.phase == "idle":
+    def drain(self, idle_since: float) -> None:
+        """Close when everything is answered and the client has sent nothing since `idle_since`."""
+        if self.phase == "idle" and self.idle_since <= idle_since:
             self.closing = True
             self._close_if_done()
 

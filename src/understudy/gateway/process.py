@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import random
 import signal
+import socket
 import time
 from collections import deque
+from dataclasses import dataclass
 from time import monotonic
 from typing import assert_never
 
@@ -24,7 +27,7 @@ from understudy.core.gateway.rotation import Replica
 from understudy.gateway import table as stored_table
 from understudy.gateway.api import Api
 from understudy.gateway.http import HttpConnection
-from understudy.wire.errors import ConfigError, UnderstudyError
+from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (
     Activate,
@@ -45,17 +48,32 @@ IDLE_TICK_S = 0.01  # while nothing is in flight
 SWEEP_S = 0.5
 CONNECT_RETRY_S = 0.02
 CONNECT_RETRY_S_MAX = 1.0
-BACKLOG = 1024
+PULSE = b"."  # a process that accepts connections says so; before that it says START
+START = b"s"
+TAKEOVER_WAIT_S = 3.0  # for replicas, before it accepts connections in the place of a gateway that serves
+DRAIN_IDLE_S = 0.5  # a draining gateway closes a connection when its client sent nothing for this long
 GC_THRESHOLD = 50_000  # requests leave no cycles behind, so collections find little; have few of them
+
+
+@dataclass
+class Seat:
+    """What a serving process is given by its parent: `pulse` is a pipe to say that it lives."""
+
+    name: str
+    sockets: list[socket.socket]
+    pulse: int
+    taking_over: bool = False
 
 
 class GatewayProcess:
     """Drives one `core.gateway.machine.Gateway`."""
 
-    def __init__(self, config: ClusterConfig, name: str) -> None:
+    def __init__(self, config: ClusterConfig, seat: Seat) -> None:
         self.config = config
-        self.name = name
-        self.http_address = config.gateway_named(name).http
+        self.seat = seat
+        self.name = name = seat.name
+        host, port = seat.sockets[0].getsockname()[:2]
+        self.http_address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.settings = config.gateway
         self.log = structlog.get_logger()
         self.gateway = core.Gateway(self.settings, random.random, monotonic())
@@ -68,54 +86,69 @@ class GatewayProcess:
         self._dialing: set[str] = set()
         self._unsaved: RouteTable | None = None
         self._unsaved_set = asyncio.Event()
+        self._accepting = False
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        host, _, port = self.http_address.rpartition(":")
-        try:
-            server = await loop.create_server(
-                lambda: HttpConnection(self.api, self.settings.http),
-                host.strip("[]"),
-                int(port),
-                backlog=BACKLOG,
-            )
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"gateways: http: can't listen on {self.http_address}: {error}") from error
         async with asyncio.TaskGroup() as self.tasks:
             table = stored_table.load(self.table_path)
             if table is not None:
                 self.log.info("table.restored", revision=table.revision, apps=len(table.apps))
                 self.step(core.RoutesReceived(table))
             background = [self.tasks.create_task(self._tick()), self.tasks.create_task(self._sweep())]
+            background.append(self.tasks.create_task(self._pulse()))
             background.append(self.tasks.create_task(self._save_tables()))
-            background.append(self.tasks.create_task(self._report()))
-            background.extend(
-                self.tasks.create_task(self._follow_controller(address))
-                for address in self.config.controller_addresses()
-            )
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD)
+            if self.seat.taking_over:  # by the former gateway's table: to a controller there is one of a name
+                await self._replicas()
+            background.append(self.tasks.create_task(self._report()))
+            controllers = [
+                self.tasks.create_task(self._follow_controller(address))
+                for address in self.config.controller_addresses()
+            ]
+            servers = [
+                await loop.create_server(lambda: HttpConnection(self.api, self.settings.http), sock=listener)
+                for listener in self.seat.sockets
+            ]
+            self._accepting = True
             self.log.info("gateway.started", http=self.http_address)
             await self._stopping.wait()
-            await self._drain(server)
+            for task in controllers:
+                task.cancel()
+            await self._drain(servers)
             for task in background:
                 task.cancel()
             for _, task, _ in self._agents.values():
                 task.cancel()
         self.log.info("gateway.stopped")
 
-    async def _drain(self, server: asyncio.Server) -> None:
-        """Take no new connections, answer what is in flight, then close."""
+    async def _replicas(self) -> None:
+        """Return when every app that can be answered is, or has had its time."""
+        due = monotonic() + TAKEOVER_WAIT_S
+        apps = self.gateway.apps
+        while monotonic() < due and not (apps and all(app.ready for app in apps.values())):  # noqa: ASYNC110
+            await asyncio.sleep(IDLE_TICK_S)  # readiness of all apps is no event
+
+    async def _drain(self, servers: list[asyncio.Server]) -> None:
+        """Take no new connections, answer what is in flight and what clients send on the ones they have.
+
+        Closing a connection under a client that is about to use it again would cost it a request, so the
+        client is told first: `Connection: close`.
+        """
         self.api.draining = True
-        server.close()
-        for connection in list(self.api.connections):
-            connection.drain()
+        for server in servers:
+            server.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.http.drain_timeout_s):
-                await self.api.all_closed()
+                while self.api.connections:
+                    idle_since = monotonic() - DRAIN_IDLE_S
+                    for connection in list(self.api.connections):
+                        connection.drain(idle_since)
+                    await asyncio.sleep(IDLE_TICK_S)
         for connection in list(self.api.connections):
             connection.abort()
 
@@ -275,6 +308,12 @@ class GatewayProcess:
             await asyncio.sleep(pause_s)
             self.step(core.Ticked(monotonic() - due))
 
+    async def _pulse(self) -> None:
+        while True:
+            with contextlib.suppress(BlockingIOError):  # a parent that is stopped reads later
+                os.write(self.seat.pulse, PULSE if self._accepting else START)
+            await asyncio.sleep(self.settings.pulse_ms / 1000)
+
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
@@ -323,11 +362,11 @@ class GatewayProcess:
         )
 
 
-def run_gateway(config: ClusterConfig, name: str) -> None:
+def run_process(config: ClusterConfig, seat: Seat) -> None:
     """Serve until SIGTERM. Raises `ConfigError` if the start can't succeed."""
-    logs.configure("gateway", name)
+    logs.configure("gateway", seat.name)
 
     async def main() -> None:
-        await GatewayProcess(config, name).run()
+        await GatewayProcess(config, seat).run()
 
     uvloop.run(main())

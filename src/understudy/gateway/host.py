@@ -1,0 +1,337 @@
+"""A gateway's parent process: it holds the port; its children serve, are watched, replaced and handed over.
+
+Because the listening sockets live here, a connection made while a child is being replaced waits in the
+kernel instead of being refused, and a gateway started under the name of a running one takes its sockets over:
+it begins to accept as soon as it can answer, then the former one drains. No connection falls in between.
+
+Lives here: sockets, children, signals, takeover. Does not live here: requests (`process`). No event loop runs
+in the parent, so that it can fork at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from time import monotonic
+from typing import NoReturn
+
+import structlog
+
+from understudy.adapters import logs
+from understudy.adapters.parents import follow_parent
+from understudy.config import ClusterConfig, GatewayConfig
+from understudy.gateway.process import PULSE, Seat, run_process
+from understudy.wire.errors import ConfigError
+
+BACKLOG = 1024
+BIND_RETRY_S = 0.02
+BIND_TIMEOUT_S = 1.0  # children of a parent that was killed hold the port until they have heard of it
+SOCKETS_MAX = 64
+TAKEOVER_TIMEOUT_S = 5.0  # for the running gateway to hand over its sockets
+READY_TIMEOUT_S = 10.0  # for the children of a successor to begin to accept
+CONFIG_STATUS = 2  # a child's exit status when its configuration can't work
+RESTART_S, RESTART_S_MAX, HEALTHY_S = 0.1, 5.0, 10.0
+LATE_S = 0.5  # the parent itself was stopped or starved: it accuses no child
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def run_gateway(config: ClusterConfig, name: str) -> None:
+    """Serve until SIGTERM or until a successor took over. Raises `ConfigError` if the start can't succeed."""
+    logs.configure("gateway", name)
+    Host(config, config.gateway_named(name)).run()
+
+
+class Child:
+    """One serving process as its parent sees it; `pid` is 0 while it is dead."""
+
+    def __init__(self, index: int, name: str, sockets: list[socket.socket]) -> None:
+        self.index = index
+        self.name = name
+        self.sockets = sockets
+        self.pid = self.pidfd = self.pulse = 0
+        self.accepting = False
+        self.started_s = self.heard_s = 0.0
+        self.restarts = 0
+        self.due_s: float | None = 0.0  # when to start it; None while it runs
+
+
+class Host:
+    """Drives the children of one gateway."""
+
+    def __init__(self, config: ClusterConfig, gateway: GatewayConfig) -> None:
+        self._config = config
+        self._gateway = gateway
+        self._log = structlog.get_logger()
+        self._control_path = str(Path(config.run_dir) / f"gateway-{gateway.name}.sock")
+        self._selector = selectors.DefaultSelector()
+        self._predecessor: socket.socket | None = None
+        self._control: socket.socket | None = None
+        self._stopping = False
+        self._status = 0
+
+    def run(self) -> None:
+        taken = self._take_over()
+        sockets = _listening(self._gateway, taken)
+        number = self._gateway.processes
+        names = (
+            [self._gateway.name] if number == 1 else [f"{self._gateway.name}.{i + 1}" for i in range(number)]
+        )
+        self._children = [Child(i, name, sockets[i::number]) for i, name in enumerate(names)]
+        if self._predecessor is None:
+            self._open_control()
+        self._watch_signals()
+        gc.freeze()  # what is shared with the children stays shared
+        pause_s = self._config.gateway.pulse_ms / 1000
+        began_s = monotonic()
+        while not self._stopping or any(child.pid for child in self._children):
+            due_s = monotonic() + pause_s
+            for key, _ in self._selector.select(pause_s):
+                key.data()
+            self._look_after(late=monotonic() > due_s + LATE_S)
+            if self._predecessor is not None:
+                self._succeed(timed_out=monotonic() > began_s + READY_TIMEOUT_S)
+        self._close_control()
+        if self._status:
+            raise SystemExit(self._status)
+
+    # children
+
+    def _look_after(self, *, late: bool) -> None:
+        now = monotonic()
+        silence_s = self._config.gateway.pulse_timeout_s
+        for child in self._children:
+            if child.pid and late:
+                child.heard_s = now
+            elif child.pid and now - child.heard_s > silence_s:
+                self._log.warning("gateway.process_hung", process=child.name, silence_s=silence_s)
+                os.kill(child.pid, signal.SIGKILL)
+                child.heard_s = now
+            elif child.due_s is not None and now >= child.due_s and not self._stopping:
+                self._start(child, now)
+
+    def _start(self, child: Child, now: float) -> None:
+        pulse_in, pulse_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        parent_pid = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            os.close(pulse_in)
+            self._become(child, pulse_out, parent_pid)
+        os.close(pulse_out)
+        child.pid, child.pidfd, child.pulse = pid, os.pidfd_open(pid), pulse_in
+        child.started_s = child.heard_s = now
+        child.due_s, child.accepting = None, False
+        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
+        self._selector.register(child.pulse, selectors.EVENT_READ, lambda: self._heard(child))
+
+    def _become(self, child: Child, pulse: int, parent_pid: int) -> NoReturn:
+        """Serve in this new process. What it inherited and doesn't need is closed."""
+        status = 1
+        try:
+            follow_parent(parent_pid)
+            signal.set_wakeup_fd(-1)
+            for number in (*STOP_SIGNALS, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            self._let_go(child)
+            seat = Seat(child.name, child.sockets, pulse, taking_over=self._predecessor is not None)
+            run_process(self._config, seat)
+            status = 0
+        except ConfigError as error:
+            sys.stderr.write(f"error: {error}\n")
+            status = CONFIG_STATUS
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _let_go(self, child: Child) -> None:
+        self._selector.close()
+        for other in self._children:
+            if other.pid:
+                os.close(other.pidfd)
+                os.close(other.pulse)
+            if other is not child:
+                for listener in other.sockets:
+                    listener.close()
+        for held in (self._control, self._predecessor):
+            if held is not None:
+                held.close()
+
+    def _heard(self, child: Child) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(child.pulse, 4096)
+            child.accepting = child.accepting or PULSE in data
+        child.heard_s = monotonic()
+
+    def _ended(self, child: Child) -> None:
+        _, wait_status = os.waitpid(child.pid, 0)
+        status = os.waitstatus_to_exitcode(wait_status)
+        for number in (child.pidfd, child.pulse):
+            self._selector.unregister(number)
+            os.close(number)
+        child.pid = 0
+        now = monotonic()
+        if self._stopping:
+            return
+        if status == CONFIG_STATUS and not child.accepting:
+            self._status = status
+            self._stop()
+            return
+        child.restarts = 0 if now - child.started_s > HEALTHY_S else child.restarts + 1
+        child.due_s = now + (min(RESTART_S * 2**child.restarts, RESTART_S_MAX) if child.restarts else 0.0)
+        self._log.warning("gateway.process_died", process=child.name, status=status)
+
+    # signals
+
+    def _watch_signals(self) -> None:
+        ours, kernels = socket.socketpair()
+        for end in (ours, kernels):
+            end.setblocking(False)
+        signal.set_wakeup_fd(kernels.fileno())
+        for number in (*STOP_SIGNALS, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        self._selector.register(ours, selectors.EVENT_READ, lambda: self._signalled(ours.recv(64)))
+        self._wakeup = kernels
+
+    def _signalled(self, numbers: bytes) -> None:
+        if signal.SIGHUP in numbers:
+            self._tell_children(signal.SIGHUP)
+        if any(number in numbers for number in STOP_SIGNALS):
+            self._stop()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._close_control()
+        self._tell_children(signal.SIGTERM)
+        for child in self._children:
+            for listener in child.sockets:
+                listener.close()
+
+    def _tell_children(self, number: signal.Signals) -> None:
+        for child in self._children:
+            if child.pid:
+                os.kill(child.pid, number)
+
+    # takeover, as the successor
+
+    def _take_over(self) -> list[socket.socket]:
+        """The listening sockets of a running gateway of this name; none if there is none."""
+        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.settimeout(TAKEOVER_TIMEOUT_S)
+        try:
+            control.connect(self._control_path)
+            address, numbers, _, _ = socket.recv_fds(control, 256, SOCKETS_MAX)
+        except (FileNotFoundError, ConnectionRefusedError):
+            control.close()
+            return []
+        except OSError as error:
+            control.close()
+            what = (
+                f"gateway {self._gateway.name!r} runs already but doesn't hand over ({error}); end it first"
+            )
+            raise ConfigError(what) from error
+        sockets = [socket.socket(fileno=number) for number in numbers]
+        if address.decode() != self._gateway.http:
+            for taken in sockets:
+                taken.close()
+            sockets = []
+        self._predecessor = control
+        return sockets
+
+    def _succeed(self, *, timed_out: bool) -> None:
+        """Once every child accepts, have the former gateway drain."""
+        if not all(child.accepting for child in self._children) and not timed_out:
+            return
+        predecessor, self._predecessor = self._predecessor, None
+        assert predecessor is not None
+        with contextlib.suppress(OSError):
+            predecessor.send(b"ready")
+            predecessor.recv(1)  # it has left the control socket's path to us
+        predecessor.close()
+        if not self._stopping:
+            self._open_control()
+            self._log.info("gateway.taken_over", http=self._gateway.http)
+
+    # takeover, as the predecessor
+
+    def _open_control(self) -> None:
+        path = Path(self._control_path)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # nobody listens there: `_take_over` has tried
+        control = self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        control.bind(self._control_path)
+        control.listen(1)
+        self._selector.register(control, selectors.EVENT_READ, lambda: self._hand_over(control))
+
+    def _close_control(self) -> None:
+        if self._control is not None:
+            self._selector.unregister(self._control)
+            self._control.close()
+            self._control = None
+            Path(self._control_path).unlink(missing_ok=True)
+
+    def _hand_over(self, control: socket.socket) -> None:
+        successor, _ = control.accept()
+        numbers = [listener.fileno() for child in self._children for listener in child.sockets]
+        with contextlib.suppress(OSError):
+            socket.send_fds(successor, [self._gateway.http.encode()], numbers)
+        self._selector.register(successor, selectors.EVENT_READ, lambda: self._answered(successor))
+
+    def _answered(self, successor: socket.socket) -> None:
+        """It is ready, or it died before it was and we go on."""
+        try:
+            ready = successor.recv(16) == b"ready"
+        except OSError:
+            ready = False
+        self._selector.unregister(successor)
+        if ready and not self._stopping:
+            self._log.info("gateway.handed_over", http=self._gateway.http)
+            self._stop()
+        successor.close()
+
+
+def _listening(gateway: GatewayConfig, taken: list[socket.socket]) -> list[socket.socket]:
+    """At least one socket for each process: those `taken` over, and new ones on the same port."""
+    sockets = list(taken)
+    try:
+        while len(sockets) < gateway.processes:
+            sockets.append(_bound(gateway))
+        for listener in sockets:
+            listener.setblocking(False)
+            listener.listen(BACKLOG)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"gateways: http: can't listen on {gateway.http}: {error}") from error
+    return sockets
+
+
+def _bound(gateway: GatewayConfig) -> socket.socket:
+    host, _, port = gateway.http.rpartition(":")
+    family, _, _, _, address = socket.getaddrinfo(
+        host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if gateway.processes > 1:  # one alone wants to hear of others on its port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    due_s = monotonic() + BIND_TIMEOUT_S
+    while True:
+        try:
+            listener.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or monotonic() > due_s:
+                raise
+            time.sleep(BIND_RETRY_S)
+        else:
+            return listener
