@@ -159,6 +159,25 @@ def test_an_offer_to_upgrade_is_ignored(client: Client):
     assert answer.json["outputs"][0]["shape"] == [1, 3]
 
 
+def test_large_bodies_on_a_connection_with_small_ones(client: Client):
+    """Each large one is read past the HTTP parser; what comes after it, in the same read too, is not lost."""
+    small = request_bytes("POST", INFER, infer_body(ROWS))
+    large = request_bytes("POST", INFER, infer_body(ROWS).ljust(700_000))
+    last = request_bytes("POST", INFER, infer_body(ROWS).ljust(200_000), "Connection: close\r\n")
+    answers = client.raw(small + large + large + small + large + small + small + last)
+    assert [answer.status for answer in answers] == [200] * 8
+    assert len({answer.body for answer in answers}) == 1
+
+
+def test_a_large_body_that_stalls_is_ended_and_given_back(client: Client):
+    head = f"POST {INFER} HTTP/1.1\r\nHost: t\r\nContent-Length: 900000\r\n\r\n".encode()
+    (answer,) = client.raw(head + b" " * 300_000)
+    assert answer.status == 408
+    (answer,) = client.raw(head + b" " * 300_000, end=True)
+    assert answer.status == 400
+    assert client.ask("GET", "/understudy/status").json["body_bytes_held"] == 0
+
+
 def test_a_deadline_from_the_client_is_kept(client: Client):
     answer = client.ask("POST", INFER, infer_body(ROWS), "Understudy-Timeout-Ms: 0.001\r\n")
     assert answer.status in (408, 503)

@@ -59,6 +59,37 @@ def test_frames_survive_any_chunking(sent: list[Frame], places: list[int]) -> No
     assert decoder.buffered_bytes == 0
 
 
+@given(st.lists(frames, max_size=8), st.lists(st.integers(min_value=0), max_size=30), st.integers(1, 400))
+def test_large_frames_are_read_into_their_place(sent: list[Frame], places: list[int], large: int) -> None:
+    """As a link reads: straight into the gap as long as there is one."""
+    decoder = FrameDecoder(FRAME_BYTES_MAX, large_bytes=large)
+    stream = b"".join(map(encode, sent))
+    received = []
+    for chunk in cut(stream, places):
+        data = chunk
+        while data:
+            gap = decoder.gap
+            if gap is None:
+                received += decoder.feed(data)
+                break
+            count = min(len(gap), len(data))
+            gap[:count] = data[:count]
+            received += decoder.filled(count)
+            data = data[count:]
+    assert received == sent
+    assert decoder.buffered_bytes == 0
+    assert decoder.gap is None
+
+
+@given(st.lists(frames, max_size=8), st.lists(st.integers(min_value=0), max_size=30), st.integers(1, 400))
+def test_large_frames_may_be_fed_too(sent: list[Frame], places: list[int], large: int) -> None:
+    decoder = FrameDecoder(FRAME_BYTES_MAX, large_bytes=large)
+    received = []
+    for chunk in cut(b"".join(map(encode, sent)), places):
+        received += decoder.feed(chunk)
+    assert received == sent
+
+
 @given(st.lists(frames, min_size=1, max_size=4), st.data())
 def test_a_truncated_stream_gives_the_whole_frames_only(sent: list[Frame], data: st.DataObject) -> None:
     stream = b"".join(map(encode, sent))

@@ -94,7 +94,7 @@ def _event_names(module: Any) -> Iterator[tuple[int, str]]:
 # Called by libraries, never by us: asyncio protocols, httptools callbacks, ast and logging hooks.
 CALLED_FROM_OUTSIDE = re.compile(
     r"__\w+__|on_\w+|visit_\w+|connection_(made|lost)|(data|eof|datagram|error)_received"
-    r"|(pause|resume)_writing|pipe_\w+|process_exited|main|emit|format"
+    r"|(pause|resume)_writing|get_buffer|buffer_updated|pipe_\w+|process_exited|main|emit|format"
 )
 
 

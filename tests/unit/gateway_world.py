@@ -10,7 +10,7 @@ from understudy.config import GatewayTuning
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.rotation import Replica, Request
 from understudy.wire.errors import Code, UnderstudyError
-from understudy.wire.frames import Frame, FrameDecoder
+from understudy.wire.frames import Buffer, Frame, FrameDecoder
 from understudy.wire.messages import (
     Failure,
     Heartbeat,
@@ -43,8 +43,8 @@ class FakeLink:
         self.last_heard_s = 0.0
         self._decoder = FrameDecoder()
 
-    def write(self, data: bytes) -> None:
-        self.sent += self._decoder.feed(data)
+    def write(self, data: bytes, payload: Buffer = b"") -> None:
+        self.sent += self._decoder.feed(data + payload)
 
     def infers(self) -> list[Frame]:
         return [f for f in self.sent if f.kind == Kind.INFER]

@@ -26,6 +26,7 @@ from understudy.wire.messages import (
     Probe,
     Probed,
     decode_message,
+    encode_infer,
     encode_message,
 )
 
@@ -148,6 +149,33 @@ def test_a_body_of_many_reads_arrives_whole() -> None:
             await server.until(lambda: len(server.frames) == 2)
         assert [(f.stream, len(f.payload)) for f in server.frames] == [(5, len(body)), (6, 0)]
         assert server.frames[0].payload == body
+
+    run(test)
+
+
+def test_large_payloads_and_small_frames_keep_their_order() -> None:
+    async def test() -> None:
+        server = Peer()
+        bodies = [bytes([number]) * (1 + number % 3 * 300_000) for number in range(12)]
+        async with linked(server, Peer()) as (_, client):
+            for number, body in enumerate(bodies):
+                client.write(*encode_infer(1.0, number, body))
+            await server.until(lambda: len(server.frames) == len(bodies))
+        assert [frame.stream for frame in server.frames] == list(range(len(bodies)))
+        assert [bytes(frame.payload) for frame in server.frames] == bodies
+
+    run(test)
+
+
+def test_a_link_that_breaks_within_a_large_frame_is_lost_like_any_other() -> None:
+    async def test() -> None:
+        peer = Peer()
+        async with raw_peer(peer) as (_, sock):
+            head = PREFIX.pack(1_000_000, 1, Kind.INFER, 0, 0)
+            await asyncio.get_running_loop().sock_sendall(sock, head + b"x" * 200_000)
+            sock.close()
+            await peer.until(lambda: peer.lost)
+        assert not peer.frames
 
     run(test)
 

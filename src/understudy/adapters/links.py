@@ -16,8 +16,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
+from understudy.adapters.filling import fill
 from understudy.wire.errors import Code, ConfigError, ProtocolError, UnderstudyError
-from understudy.wire.frames import FRAME_BYTES_MAX_DEFAULT, Frame, FrameDecoder
+from understudy.wire.frames import FRAME_BYTES_MAX_DEFAULT, Buffer, Frame, FrameDecoder
 from understudy.wire.messages import Cancel, Failure, Kind, Message, decode_message, encode_message
 
 M = TypeVar("M")
@@ -78,15 +79,30 @@ class FrameLink(asyncio.Protocol):
         self.last_heard_s = monotonic()
         try:
             frames = self._decoder.feed(data)
-            for frame in frames:
-                if self._calls and frame.stream in self._calls:
-                    future = self._calls.pop(frame.stream)
-                    if not future.done():
-                        future.set_result(frame)
-                else:
-                    self._on_frame(self, frame)
+            if frames:
+                self._take(frames)
         except ProtocolError as error:
             self.abort(error)
+            return
+        gap = self._decoder.gap
+        if gap is not None and self._transport is not None and not self.closed:
+            fill(self._transport, self, gap, self._filled)
+
+    def _filled(self, count: int) -> None:
+        self.last_heard_s = monotonic()
+        try:
+            self._take(self._decoder.filled(count))
+        except ProtocolError as error:
+            self.abort(error)
+
+    def _take(self, frames: list[Frame]) -> None:
+        for frame in frames:
+            if self._calls and frame.stream in self._calls:
+                future = self._calls.pop(frame.stream)
+                if not future.done():
+                    future.set_result(frame)
+            else:
+                self._on_frame(self, frame)
 
     def pause_writing(self) -> None:
         self.congested = True
@@ -115,9 +131,18 @@ class FrameLink(asyncio.Protocol):
 
     # sending
 
-    def write(self, data: bytes) -> None:
-        """Queue an encoded frame; it leaves at the end of this loop turn. Dropped when closed."""
+    def write(self, data: bytes, payload: Buffer = b"") -> None:
+        """Queue an encoded frame, which leaves at the end of this loop turn or before. Dropped when closed.
+
+        A large `payload` that isn't part of `data` leaves at once, without being copied; it must not change.
+        """
         if self.closed or self._transport is None:
+            return
+        if payload:
+            self._out.append(data)
+            self._flush()
+            self._transport.write(payload)
+            self._check_backlog()
             return
         if not self._out:
             self._loop.call_soon(self._flush)  # type: ignore[union-attr]
@@ -133,7 +158,12 @@ class FrameLink(asyncio.Protocol):
         if self.closed or self._transport is None:
             return
         self._transport.write(out[0] if len(out) == 1 else b"".join(out))
-        if self.congested and self._transport.get_write_buffer_size() > self._buffer_bytes_max:
+        self._check_backlog()
+
+    def _check_backlog(self) -> None:
+        if not self.congested or self._transport is None:
+            return
+        if self._transport.get_write_buffer_size() > self._buffer_bytes_max:
             self.abort(UnderstudyError(Code.LINK_LOST, "the peer stopped reading"))
 
     def send(self, message: Message, stream: int = 0, payload: bytes = b"") -> None:

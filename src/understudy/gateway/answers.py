@@ -9,6 +9,7 @@ import msgspec
 
 from understudy.core.gateway.rotation import Replica
 from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.frames import Buffer
 
 # The one place that knows which HTTP status a failure has.
 STATUS: dict[Code, HTTPStatus] = {
@@ -40,8 +41,10 @@ def head(status: int, *headers: tuple[str, str]) -> bytes:
     return ("\r\n".join(lines) + "\r\n").encode("latin-1", "replace")
 
 
-def whole(prefix: bytes, connection: bytes, body: bytes) -> bytes:
-    return b"%bContent-Length: %d\r\n%b\r\n%b" % (prefix, len(body), connection, body)
+def whole(prefix: bytes, connection: bytes, body: Buffer, following_bytes: int = 0) -> bytes:
+    """An answer; with `following_bytes`, that many bytes of its body are still to be sent after this."""
+    length = len(body) + following_bytes
+    return b"%bContent-Length: %d\r\n%b\r\n" % (prefix, length, connection) + body
 
 
 def replica_head(replica: Replica) -> bytes:

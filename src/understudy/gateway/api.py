@@ -19,6 +19,7 @@ from understudy.core.gateway.rotation import App, Request
 from understudy.gateway import answers
 from understudy.gateway.http import Exchange, Head, HttpConnection, InferRequest
 from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.frames import Buffer
 
 if TYPE_CHECKING:
     from understudy.wire.records import AppVersion
@@ -74,7 +75,7 @@ class Api:
             self._infer[f"{path}/infer".encode()] = app
             self._infer[f"{path}/versions/{app.spec.version}/infer".encode()] = app
 
-    def handle(self, exchange: Exchange, head: Head, body: bytes, now: float) -> None:
+    def handle(self, exchange: Exchange, head: Head, body: Buffer, now: float) -> None:
         app = self._infer.get(head.url)
         try:
             if app is not None and head.method == b"POST":
@@ -85,7 +86,7 @@ class Api:
             exchange.fail(error, error.context.pop("status", None))
 
     def _submit(
-        self, exchange: Exchange, app: App, headers: dict[bytes, bytes], body: bytes, now: float
+        self, exchange: Exchange, app: App, headers: dict[bytes, bytes], body: Buffer, now: float
     ) -> None:
         timeout = headers.get(b"understudy-timeout-ms")
         timeout_ms = app.spec.deadline_ms if timeout is None else self._timeout_ms(timeout)
@@ -110,7 +111,7 @@ class Api:
             raise UnderstudyError(Code.INVALID_ARGUMENT, message)
         return timeout_ms
 
-    def _handle_rest(self, exchange: Exchange, head: Head, body: bytes, now: float) -> None:
+    def _handle_rest(self, exchange: Exchange, head: Head, body: Buffer, now: float) -> None:
         method = head.method.decode("latin-1")
         path = unquote(head.url.partition(b"?")[0].decode("latin-1"))
         infer = self._infer_pattern.fullmatch(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 from collections import deque
 from time import monotonic
 from typing import Any, Protocol
@@ -15,10 +16,12 @@ from typing import Any, Protocol
 import httptools
 import msgspec
 
+from understudy.adapters.filling import fill
 from understudy.config import HttpLimits
 from understudy.core.gateway.rotation import Replica, Request
 from understudy.gateway import answers
 from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.frames import LARGE_BYTES, Buffer
 from understudy.wire.messages import Result
 
 CLOSE = b"Connection: close\r\n"
@@ -50,7 +53,7 @@ class Service(Protocol):
 
     def connection_closed(self, connection: HttpConnection) -> None: ...
 
-    def handle(self, exchange: Exchange, head: Head, body: bytes, now: float) -> None: ...
+    def handle(self, exchange: Exchange, head: Head, body: Buffer, now: float) -> None: ...
 
     def cancel(self, request: Request) -> None: ...
 
@@ -58,18 +61,23 @@ class Service(Protocol):
 class Exchange:
     """A place in the order of answers on one connection."""
 
-    __slots__ = ("connection", "connection_header", "data", "held_bytes", "request")
+    __slots__ = ("connection", "connection_header", "data", "held_bytes", "large", "request")
 
     def __init__(self, connection: HttpConnection, connection_header: bytes, held_bytes: int = 0) -> None:
         self.connection = connection
         self.connection_header = connection_header
         self.data: bytes | None = None
+        self.large: Buffer = b""  # follows `data`, not copied into it
         self.held_bytes = held_bytes
         self.request: Request | None = None
 
-    def finish(self, head: bytes, body: bytes) -> None:
+    def finish(self, head: bytes, body: Buffer) -> None:
         self.request = None  # they hold each other; a cycle per request would keep the collector busy
-        self.data = answers.whole(head, self.connection_header, body)
+        if len(body) < LARGE_BYTES:
+            self.data = answers.whole(head, self.connection_header, body)
+        else:
+            self.data = answers.whole(head, self.connection_header, b"", len(body))
+            self.large = body
         self.connection.exchange_done(self)
 
     def fail(self, error: UnderstudyError, status: int | None = None) -> None:
@@ -84,7 +92,7 @@ class InferRequest(Request):
 
     exchange: Exchange  # set by whoever made it
 
-    def answered(self, replica: Replica, result: Result, body: bytes) -> None:
+    def answered(self, replica: Replica, result: Result, body: Buffer) -> None:
         self.exchange.finish(replica.prefix or answers.replica_head(replica), body)
 
     def failed(self, error: UnderstudyError) -> None:
@@ -126,6 +134,7 @@ class HttpConnection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._body_bytes = 0
         self._unparsed_bytes = 0  # of a body that the parser left to us
+        self._large: mmap.mmap | None = None  # a body of known size; its memory is taken up as it comes
 
     # asyncio.Protocol
 
@@ -165,6 +174,8 @@ class HttpConnection(asyncio.Protocol):
             return
         if fresh and self.phase == "idle":
             self._remember(data)
+        elif self._large is not None:
+            self._read_large()
         elif self.phase == "header" and self._header_bytes > self.limits.header_bytes_max:
             self._refuse_header_bytes()
 
@@ -272,18 +283,42 @@ class HttpConnection(asyncio.Protocol):
                 raise _Refused
             if int(length) > self.limits.body_bytes_max:
                 self._refuse_body()
+            if int(length) >= LARGE_BYTES and not self._parser.should_upgrade():
+                self._large = mmap.mmap(-1, int(length))
         if b"expect" in self._headers and self._transport is not None:
             self._transport.write(CONTINUE)
 
     def on_body(self, data: bytes) -> None:
-        self._parts.append(data)
-        self._body_bytes += len(data)
-        self.api.body_bytes_held += len(data)
+        if self._large is not None:
+            self._large.write(data)
+        else:
+            self._parts.append(data)
+        self._received(len(data))
+
+    def _received(self, count: int) -> None:
+        """Of a body."""
+        self._body_bytes += count
+        self.api.body_bytes_held += count
         if self._body_bytes > self.limits.body_bytes_max:
             self._refuse_body()
         if self.api.body_bytes_held > self.limits.body_bytes_total_max:
             self._refuse(UnderstudyError(Code.SHED, "too many request bodies at once"))
             raise _Refused
+
+    def _read_large(self) -> None:
+        """Have the rest of a large body read into its place, past the parser and without a copy."""
+        if self._transport is None or self._paused or self.closing or self._large is None:
+            return
+        fill(self._transport, self, memoryview(self._large)[self._body_bytes :], self._filled)
+
+    def _filled(self, count: int) -> None:
+        if self.closing:
+            return  # refused meanwhile: the rest is read into nothing
+        with contextlib.suppress(_Refused):
+            self._received(count)
+            if self._large is not None and self._body_bytes == len(self._large):
+                self.on_message_complete()
+                self._parser = httptools.HttpRequestParser(self)  # the former one waits for the body
 
     def on_message_complete(self) -> None:
         parser = self._parser
@@ -298,7 +333,11 @@ class HttpConnection(asyncio.Protocol):
         else:
             header = CLOSE
             self.closing = True
-        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        body: Buffer
+        if self._large is not None:
+            body, self._large = memoryview(self._large), None
+        else:
+            body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self.phase = "idle"
         self._parts = []
         self._complete(header, self._head(len(body)), body)
@@ -308,7 +347,7 @@ class HttpConnection(asyncio.Protocol):
     def _head(self, body_bytes: int) -> Head:
         return Head(self._parser.get_method(), self._url, self._headers, body_bytes)
 
-    def _complete(self, header: bytes, head: Head, body: bytes) -> None:
+    def _complete(self, header: bytes, head: Head, body: Buffer) -> None:
         """A request is whole; its answer will have the Connection `header`."""
         exchange = Exchange(self, header, head.body_bytes)
         self.queue.append(exchange)
@@ -337,7 +376,10 @@ class HttpConnection(asyncio.Protocol):
         if transport is None:
             return
         while queue and queue[0].data is not None:
-            transport.write(queue.popleft().data)  # type: ignore[arg-type]
+            next_one = queue.popleft()
+            transport.write(next_one.data)  # type: ignore[arg-type]
+            if next_one.large:
+                transport.write(next_one.large)
         if self.closing:
             self._close_if_done()
         elif self._paused and self.write_due is None and len(queue) < self.limits.pipeline_max:
@@ -354,6 +396,7 @@ class HttpConnection(asyncio.Protocol):
             self.api.body_bytes_held -= self._body_bytes
         self.phase = "idle"
         self._parts = []
+        self._large = None
         self.due = monotonic() + self.limits.header_timeout_s
         exchange = Exchange(self, CLOSE)
         self.queue.append(exchange)

@@ -12,6 +12,7 @@ returns frames or raises `ProtocolError`, and it never holds more than one frame
 from __future__ import annotations
 
 import struct
+from typing import TypeAlias
 
 import msgspec
 
@@ -21,32 +22,69 @@ PREFIX = struct.Struct("<IIBBH")
 PREFIX_BYTES = PREFIX.size
 HEADER_BYTES_MAX = 0xFFFF
 FRAME_BYTES_MAX_DEFAULT = 72 * 1024 * 1024
+LARGE_BYTES = 128 * 1024  # a payload from here on isn't joined to anything nor copied on the way
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
 _pack = PREFIX.pack
 _unpack_from = PREFIX.unpack_from
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One received frame. `header` and `payload` are copies that the receiver owns."""
+    """One received frame. `header` and `payload` are the receiver's own.
+
+    The payload of a large frame is a writable view of the memory that it was read into.
+    """
 
     kind: int
     stream: int
     flags: int
     header: bytes
-    payload: bytes
+    payload: bytes | memoryview
 
 
-def encode_frame(kind: int, stream: int, header: bytes, payload: bytes = b"", flags: int = 0) -> bytes:
+def encode_frame(kind: int, stream: int, header: bytes, payload: Buffer = b"", flags: int = 0) -> bytes:
     """Prefix, header and payload as one bytes object.
 
     Raises `ProtocolError` if the header is longer than 65,535 bytes or the whole exceeds 4 GiB: large
     content belongs into the payload.
     """
+    return frame_head(kind, stream, header, len(payload), flags) + payload
+
+
+def frame_head(kind: int, stream: int, header: bytes, payload_bytes: int, flags: int = 0) -> bytes:
+    """All of a frame but its payload. Raises `ProtocolError` like `encode_frame`."""
     header_bytes = len(header)
-    body_bytes = header_bytes + len(payload)
+    body_bytes = header_bytes + payload_bytes
     if header_bytes > HEADER_BYTES_MAX or body_bytes > 0xFFFFFFFF:
         raise ProtocolError("frame too large to encode", header_bytes=header_bytes, body_bytes=body_bytes)
-    return _pack(body_bytes, stream, kind, flags, header_bytes) + header + payload
+    return _pack(body_bytes, stream, kind, flags, header_bytes) + header
+
+
+class _Partial:
+    """A large frame that is being received."""
+
+    __slots__ = ("body", "flags", "header_bytes", "kind", "rest", "stream")
+
+    def __init__(self, kind: int, stream: int, flags: int, header_bytes: int, body_bytes: int) -> None:
+        self.kind = kind
+        self.stream = stream
+        self.flags = flags
+        self.header_bytes = header_bytes
+        self.body = bytearray(body_bytes)
+        self.rest = memoryview(self.body)  # not received yet
+
+    def take(self, data: bytes | memoryview) -> int:
+        """Copy as much of `data` as is missing; how much that was."""
+        count = min(len(data), len(self.rest))
+        self.rest[:count] = data[:count]
+        self.rest = self.rest[count:]
+        return count
+
+    def frame(self) -> Frame:
+        split = self.header_bytes
+        payload = memoryview(self.body)[split:]
+        return Frame(self.kind, self.stream, self.flags, bytes(self.body[:split]), payload)
 
 
 class FrameDecoder:
@@ -56,17 +94,39 @@ class FrameDecoder:
     the connection must be closed. Every later `feed` raises again.
     """
 
-    __slots__ = ("_buffer", "_failed", "_frame_bytes_max", "_wanted_bytes")
+    __slots__ = ("_buffer", "_failed", "_frame_bytes_max", "_large_bytes", "_partial", "_wanted_bytes")
 
-    def __init__(self, frame_bytes_max: int = FRAME_BYTES_MAX_DEFAULT) -> None:
+    def __init__(
+        self, frame_bytes_max: int = FRAME_BYTES_MAX_DEFAULT, large_bytes: int = LARGE_BYTES
+    ) -> None:
         self._frame_bytes_max = frame_bytes_max
+        self._large_bytes = large_bytes
         self._buffer = bytearray()
         self._wanted_bytes = PREFIX_BYTES
         self._failed = False
+        self._partial: _Partial | None = None
 
     @property
     def buffered_bytes(self) -> int:
-        return len(self._buffer)
+        partial = self._partial
+        held = PREFIX_BYTES + len(partial.body) - len(partial.rest) if partial is not None else 0
+        return held + len(self._buffer)
+
+    @property
+    def gap(self) -> memoryview | None:
+        """Where the rest of a large frame belongs: fill it from the front, then call `filled`."""
+        return None if self._partial is None else self._partial.rest
+
+    def filled(self, count: int) -> list[Frame]:
+        """`count` bytes were read into the front of `gap`; the frame that they complete, if they do."""
+        partial = self._partial
+        if partial is None:
+            raise ProtocolError("nothing was to be filled")
+        partial.rest = partial.rest[count:]
+        if partial.rest:
+            return []
+        self._partial = None
+        return [partial.frame()]
 
     def feed(self, data: bytes) -> list[Frame]:
         """All frames that `data` completes, in order.
@@ -75,6 +135,9 @@ class FrameDecoder:
         """
         if self._failed:
             raise ProtocolError("decoder already failed")
+        if self._partial is not None:
+            taken = self._partial.take(data)
+            return self.filled(0) + (self.feed(data[taken:]) if taken < len(data) else [])
         if self._buffer:
             self._buffer += data
             if len(self._buffer) < self._wanted_bytes:
@@ -97,6 +160,9 @@ class FrameDecoder:
             start = offset + PREFIX_BYTES
             end = start + body_bytes
             if end > available:
+                if body_bytes >= self._large_bytes:
+                    self._partial = _Partial(kind, stream, flags, header_bytes, body_bytes)
+                    offset = start + self._partial.take(memoryview(data)[start:])
                 self._wanted_bytes = end - offset
                 break
             split = start + header_bytes

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from understudy.wire.errors import Code, ProtocolError, UnderstudyError
-from understudy.wire.frames import Frame, encode_frame
+from understudy.wire.frames import LARGE_BYTES, Buffer, Frame, encode_frame, frame_head
 from understudy.wire.records import (
     AppVersion,
     ArtifactRef,
@@ -346,14 +346,14 @@ _AS_PAYLOAD = frozenset(
     }
 )
 
-_INFER = int(Kind.INFER)
+_INFER, _RESULT = int(Kind.INFER), int(Kind.RESULT)
 _encode = msgspec.msgpack.Encoder().encode
-_decoders: dict[int, Callable[[bytes], Any]] = {
+_decoders: dict[int, Callable[[Buffer], Any]] = {
     kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in TYPES.items()
 }
 
 
-def encode_message(message: Message, stream: int = 0, payload: bytes = b"") -> bytes:
+def encode_message(message: Message, stream: int = 0, payload: Buffer = b"") -> bytes:
     """`message` as one frame. Only Infer and Result take a `payload` of their own."""
     kind = KINDS[type(message)]
     if kind in _AS_PAYLOAD:
@@ -361,12 +361,26 @@ def encode_message(message: Message, stream: int = 0, payload: bytes = b"") -> b
     return encode_frame(kind, stream, _encode(message), payload)
 
 
-def encode_infer(timeout_s: float, stream: int, body: bytes, json_bytes: int = -1) -> bytes:
-    """An Infer as one frame. What is left of the deadline is rounded down to ms if it is more than that."""
+def encode_infer(timeout_s: float, stream: int, body: Buffer, json_bytes: int = -1) -> tuple[bytes, Buffer]:
+    """An Infer as a frame, and what follows it if the body is too large to be copied.
+
+    What is left of the deadline is rounded down to ms if it is more than that.
+    """
     timeout_us = int(timeout_s * 1e6)
     if timeout_us > 1000:
         timeout_us -= timeout_us % 1000
-    return encode_frame(_INFER, stream, _infer_header(timeout_us, json_bytes), body)
+    return _frame_parts(_INFER, stream, _infer_header(timeout_us, json_bytes), body)
+
+
+def encode_result(result: Result, stream: int, body: Buffer) -> tuple[bytes, Buffer]:
+    """A Result as a frame, and what follows it if the body is too large to be copied."""
+    return _frame_parts(_RESULT, stream, _encode(result), body)
+
+
+def _frame_parts(kind: int, stream: int, header: bytes, payload: Buffer) -> tuple[bytes, Buffer]:
+    if len(payload) < LARGE_BYTES:
+        return encode_frame(kind, stream, header, payload), b""
+    return frame_head(kind, stream, header, len(payload)), payload
 
 
 @lru_cache(maxsize=4096)  # most requests have their app's whole deadline before them

@@ -22,6 +22,7 @@ import numpy as np
 from msgspec import Meta
 
 from understudy.wire.errors import InvalidArgument
+from understudy.wire.frames import Buffer
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import (
     DATATYPES,
@@ -274,9 +275,9 @@ class Codec:
         self._batched = batched
         elements = {_ELEMENTS[spec.datatype] for spec in inputs}
         body = _FlatBody[elements.pop()] if len(elements) == 1 else _Body  # type: ignore[misc]
-        self._decode_body: Callable[[bytes], _Body | _FlatBody[Any]] = msgspec.json.Decoder(body).decode
+        self._decode_body: Callable[[Buffer], _Body | _FlatBody[Any]] = msgspec.json.Decoder(body).decode
 
-    def decode(self, body: bytes) -> Request:
+    def decode(self, body: Buffer) -> Request:
         """The request in `body`. Raises `InvalidArgument`."""
         parsed: _Body | _FlatBody[Any]
         try:
@@ -285,7 +286,7 @@ class Codec:
             parsed = self._decode_raw(body)
         return self._request(parsed)
 
-    def _decode_raw(self, body: bytes) -> _Body:
+    def _decode_raw(self, body: Buffer) -> _Body:
         """Whatever the tensors' data may be."""
         try:
             return _decode_body(body)

@@ -19,7 +19,8 @@ import structlog
 from understudy.adapters.links import FrameLink
 from understudy.core.batching import Batcher, Durations
 from understudy.wire.errors import Code, UnderstudyError
-from understudy.wire.messages import Infer, Load, Probed, Result, encode_message
+from understudy.wire.frames import Buffer
+from understudy.wire.messages import Infer, Load, Probed, Result, encode_result
 from understudy.worker.model import Done, Model
 from understudy.worker.oip import Request
 
@@ -77,7 +78,7 @@ class Replica:
         """Of a batch, over the replica's life."""
         return self._execute_s * 1e6 / self.batches if self.batches else 0.0
 
-    def infer(self, link: FrameLink, stream: int, infer: Infer, body: bytes) -> None:
+    def infer(self, link: FrameLink, stream: int, infer: Infer, body: Buffer) -> None:
         self.requests += 1
         now = monotonic()
         if self._batcher.is_full:
@@ -222,7 +223,7 @@ class Replica:
                     waiting.link.send(Probed((ended_s - waiting.arrived_s) * 1000), waiting.stream)
                     continue
                 result = Result(infer_us, int((started_s - waiting.arrived_s) * 1e6), rows)
-                waiting.link.write(encode_message(result, waiting.stream, body))
+                waiting.link.write(*encode_result(result, waiting.stream, body))
 
     def _encode(self, done: Done) -> tuple[list[bytes], UnderstudyError | None]:
         if done.outputs is None:

@@ -16,7 +16,7 @@ from typing import Any
 from understudy.config import GatewayTuning
 from understudy.core.gateway.rotation import App, Flight, Replica, Request
 from understudy.wire.errors import TRAITS, Code, UnderstudyError
-from understudy.wire.frames import Frame
+from understudy.wire.frames import Buffer, Frame
 from understudy.wire.messages import Cancel, Result, decode_answer, encode_infer, encode_message
 
 OUTSTANDING_MAX = (
@@ -101,8 +101,8 @@ class Dispatcher:
         replica.outstanding[stream] = flight
         request.flights.append(flight)
         request.attempts += 1
-        frame = encode_infer(request.deadline - now, stream, request.body, request.json_bytes)
-        replica.link.write(frame)  # type: ignore[union-attr]
+        frame, rest = encode_infer(request.deadline - now, stream, request.body, request.json_bytes)
+        replica.link.write(frame, rest)  # type: ignore[union-attr]
         if not replica.breaker.closed:
             replica.breaker.sent()
             self._changed(replica.app, now)
@@ -134,7 +134,7 @@ class Dispatcher:
         if app.waiting or app.suspects:
             self.release(app, now)
 
-    def _succeeded(self, flight: Flight, result: Result, body: bytes, now: float) -> None:
+    def _succeeded(self, flight: Flight, result: Result, body: Buffer, now: float) -> None:
         request, replica, app = flight.request, flight.replica, flight.replica.app
         replica.breaker.succeeded(now)
         if not replica.breaker.closed or replica not in app.ranked:

@@ -16,6 +16,7 @@ from understudy.core.gateway.breaker import Breaker
 from understudy.core.gateway.budget import Budget
 from understudy.core.gateway.latency import LatencyDigest
 from understudy.wire.errors import UnderstudyError
+from understudy.wire.frames import Buffer
 from understudy.wire.messages import AppStats, ReplicaState, Result
 from understudy.wire.records import AppVersion
 
@@ -28,7 +29,7 @@ class Link(Protocol):
 
     last_heard_s: float
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes, payload: Buffer = b"") -> None: ...
 
 
 class Replica:
@@ -200,7 +201,7 @@ class Request:
         "json_bytes", "kills", "last_error", "tried",
     )  # fmt: skip
 
-    def __init__(self, app: App, body: bytes, arrived: float, deadline: float, json_bytes: int = -1) -> None:
+    def __init__(self, app: App, body: Buffer, arrived: float, deadline: float, json_bytes: int = -1) -> None:
         self.app = app
         self.body = body
         self.json_bytes = json_bytes
@@ -215,7 +216,7 @@ class Request:
         self.done = False
         self.last_error: UnderstudyError | None = None
 
-    def answered(self, replica: Replica, result: Result, body: bytes) -> None:
+    def answered(self, replica: Replica, result: Result, body: Buffer) -> None:
         raise NotImplementedError
 
     def failed(self, error: UnderstudyError) -> None:
