@@ -1,0 +1,33 @@
+"""Python clients: arrays in, arrays out, from any gateway that answers."""
+
+from understudy.client.asynchronous import Answer, AsyncClient, ModelMetadata
+from understudy.client.errors import (
+    BadAnswer,
+    ClientError,
+    Closed,
+    Denied,
+    InvalidInput,
+    ModelFailed,
+    NotFound,
+    Overloaded,
+    Timeout,
+    Unavailable,
+)
+from understudy.client.synchronous import Client
+
+__all__ = [
+    "Answer",
+    "AsyncClient",
+    "BadAnswer",
+    "Client",
+    "ClientError",
+    "Closed",
+    "Denied",
+    "InvalidInput",
+    "ModelFailed",
+    "ModelMetadata",
+    "NotFound",
+    "Overloaded",
+    "Timeout",
+    "Unavailable",
+]
