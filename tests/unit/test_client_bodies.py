@@ -43,6 +43,8 @@ def converted(value: Any, datatype: str, shape: tuple[int, ...] = (-1,)) -> Arra
         ([2**64 - 1], "UINT64", [2**64 - 1]),
         (["a", "ü"], "BYTES", ["a", "ü"]),
         (np.array([b"\xff"], object), "BYTES", [b"\xff"]),
+        (np.array(["a"], np.dtypes.StringDType()), "BYTES", ["a"]),
+        ([2**64 - 1, 0], "UINT64", [2**64 - 1, 0]),
     ],
 )
 def test_values_that_stay_what_they_are(value: Any, datatype: str, expected: list[Any]):

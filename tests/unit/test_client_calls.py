@@ -357,3 +357,20 @@ def test_waits_follow_what_was_measured():
     pace.refresh(1.0)
     assert pace.hedge_s == pytest.approx(0.1, rel=0.15)
     assert pace.silence_s == pytest.approx(0.8, rel=0.15)
+
+
+@in_loop
+async def test_one_broken_connection_does_not_condemn_the_only_gateway():
+    async with gateways(1) as (only,), client_of([only]) as client:
+        only.infer = lambda got: CLOSE if len(only.got) == 1 else doubled(got)
+        await client.infer("double", X)
+        assert [len(only.got), only.connections] == [2, 2]
+
+
+@in_loop
+async def test_input_that_cannot_be_sent_leaves_no_connection_open():
+    async with gateways(1) as (only,), client_of([only]) as client:
+        for _ in range(3):
+            with pytest.raises(InvalidInput, match="NaN"):
+                await client.infer("double", [[np.nan, 1.0]])
+        assert only.connections == 1

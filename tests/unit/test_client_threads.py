@@ -67,6 +67,7 @@ def test_a_notebook_has_a_loop_of_its_own(gateway: Scripted):
             assert client.infer("double", X).outputs["y"].tolist() == [[2.0, 4.0]]
             assert client.ready("double")
             assert client.metadata("double").inputs[0].shape == (-1, 2)
+            assert [model.name for model in client.models()] == ["double"]
 
     asyncio.run(cell())
 

@@ -1,6 +1,6 @@
 """Python clients: arrays in, arrays out, from any gateway that answers."""
 
-from understudy.client.asynchronous import Answer, AsyncClient, ModelMetadata
+from understudy.client.asynchronous import Answer, AsyncClient, ModelMetadata, ModelState
 from understudy.client.errors import (
     BadAnswer,
     ClientError,
@@ -26,6 +26,7 @@ __all__ = [
     "InvalidInput",
     "ModelFailed",
     "ModelMetadata",
+    "ModelState",
     "NotFound",
     "Overloaded",
     "Timeout",

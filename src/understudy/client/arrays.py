@@ -22,6 +22,8 @@ from understudy.wire.tensors import DATATYPES, FLOATS, Array, fits, round_to_bf1
 # The datatype that an array has by itself, for calls without metadata.
 OWN_DATATYPES = {dtype: name for name, dtype in DATATYPES.items() if name not in ("BYTES", "BF16")}
 
+TEXTS = "OSTU"  # kinds of arrays whose elements may be text: objects, bytes, StringDType, str
+
 
 def wrong(name: str, what: str) -> InvalidInput:
     return InvalidInput(Code.INVALID_ARGUMENT, f"input {name!r}: {what}")
@@ -81,7 +83,7 @@ def _read(name: str, value: Any) -> Array:
 
 
 def _own_datatype(name: str, array: Array) -> str:
-    if array.dtype.kind in "OSU":
+    if array.dtype.kind in TEXTS:
         return "BYTES"
     own = OWN_DATATYPES.get(array.dtype.newbyteorder("="))
     if own is None:
@@ -145,7 +147,7 @@ def _changed(before: Array, after: Array) -> Array:
 
 
 def _texts(name: str, array: Array) -> Array:
-    if array.dtype.kind not in "OSU":
+    if array.dtype.kind not in TEXTS:
         raise wrong(name, f"the model wants BYTES (str or bytes), not {array.dtype}; see ndarray.astype(str)")
     texts = np.empty(array.shape, object)
     for index, value in np.ndenumerate(array):

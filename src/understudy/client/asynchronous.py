@@ -7,19 +7,21 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
 from understudy.client.arrays import named_inputs, to_tensor
 from understudy.client.bodies import Body, Tensors, binary_body, decode, json_body, json_bytes_of
-from understudy.client.calls import Ask, Call, Won
+from understudy.client.calls import METADATA, Ask, Call, Won
 from understudy.client.errors import BadAnswer, ClientError, Closed, InvalidInput, Timeout, Unavailable
 from understudy.client.gateways import Gateways, parse_addresses
 from understudy.wire.errors import Code
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
+
+T = TypeVar("T")
 
 TIMEOUT_S = 10.0
 INFLIGHT_MAX = 256  # calls at once; more wait, within their deadlines
@@ -35,6 +37,15 @@ class ModelMetadata(msgspec.Struct, frozen=True):
     platform: str = ""
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+
+
+class ModelState(msgspec.Struct, frozen=True):
+    """A model in the gateway's list. `state` is `READY` or `UNAVAILABLE`, for the `reason` given."""
+
+    name: str
+    version: str = ""
+    state: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,7 @@ class AsyncClient:
             return binary_body(tensors) if binary else json_body(tensors)
 
         won = await self._call(
-            Ask("POST", f"{path}/infer", headers, body, app=app, idempotent=idempotent), deadline
+            Ask("POST", f"{path}/infer", headers, app, body, idempotent=idempotent), deadline
         )
         answer = _answer(won, request_id, gateways.clock() - began)
         known = self._models.get(path)
@@ -172,6 +183,13 @@ class AsyncClient:
         self._open()
         return (await self._fetch(_path(app, version), self._deadline(timeout_s))).metadata
 
+    async def models(self, *, timeout_s: float | None = None) -> tuple[ModelState, ...]:
+        """Every model that the gateway knows, ready or not. Raises as `infer` does."""
+        self._open()
+        ask = Ask("POST", "/v2/repository/index", self._headers, METADATA)
+        won = await self._call(ask, self._deadline(timeout_s))
+        return _decoded(won, tuple[ModelState, ...], "list of models")
+
     async def ready(self, app: str | None = None, *, timeout_s: float | None = None) -> bool:
         """Whether a gateway says that `app` (None: anything at all) would be answered now.
 
@@ -180,7 +198,9 @@ class AsyncClient:
         self._open()
         path = "/v2/health/ready" if app is None else f"{_path(app, None)}/ready"
         try:
-            await self._call(Ask("GET", path, self._headers, rounds_max=0), self._deadline(timeout_s))
+            await self._call(
+                Ask("GET", path, self._headers, METADATA, rounds_max=0), self._deadline(timeout_s)
+            )
         except (Unavailable, Timeout):
             return False
         return True
@@ -228,13 +248,8 @@ class AsyncClient:
         return given.tensors((await self._fetch(path, deadline)).specs)  # it may be another version by now
 
     async def _fetch(self, path: str, deadline: float) -> _Known:
-        won = await self._call(Ask("GET", path, self._headers), deadline)
-        try:
-            metadata = msgspec.json.decode(won.reply.body, type=ModelMetadata)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise BadAnswer(
-                Code.PROTOCOL, f"no metadata of a model: {error}", gateway=won.gateway.url
-            ) from error
+        won = await self._call(Ask("GET", path, self._headers, METADATA), deadline)
+        metadata = _decoded(won, ModelMetadata, "metadata of a model")
         if len(self._models) >= MODELS_MAX:
             self._models.clear()
         known = self._models[path] = _Known(metadata, self._gateways.clock())
@@ -258,6 +273,13 @@ class _Given:
             for name, value in named.items()
         }
         return Tensors(arrays, tuple(self.outputs) if self.outputs is not None else None, self.request_id)
+
+
+def _decoded(won: Won, type_: type[T], what: str) -> T:
+    try:
+        return msgspec.json.decode(won.reply.body, type=type_)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadAnswer(Code.PROTOCOL, f"no {what}: {error}", gateway=won.gateway.url) from error
 
 
 def _answer(won: Won, request_id: str | None, latency_s: float) -> Answer:

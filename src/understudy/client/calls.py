@@ -17,12 +17,15 @@ import msgspec
 from understudy.client.bodies import Body
 from understudy.client.connection import ConnectionBroken, Reply
 from understudy.client.errors import ClientError, Timeout, Unavailable, refusal
-from understudy.client.gateways import Gateway, Gateways, Pace
+from understudy.client.gateways import Gateway, Gateways
 from understudy.wire.errors import Code
 
 ROUNDS_MAX = 8  # through all gateways
 BACKOFF_S_MIN, BACKOFF_S_FIRST, BACKOFF_S_MAX = 0.025, 0.25, 1.0  # doubles from the second on
 LAG_S = 0.05  # our own loop was that late: what seems late may lie unread in the sockets
+
+
+METADATA = ""  # everything but inference takes about as long
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -31,8 +34,8 @@ class Ask(msgspec.Struct, frozen=True):
     method: str
     path: str
     headers: str  # whole lines
+    pace: str  # what its latency is compared with: an app, or `METADATA`
     body: Callable[[bool], Body] | None = None
-    app: str | None = None  # whose latency it tells; None: no hedging
     idempotent: bool = True
     rounds_max: int = ROUNDS_MAX
 
@@ -63,12 +66,13 @@ class Call:
         self._gateways = gateways
         self._ask = ask
         self._deadline = deadline
-        self._pace: Pace | None = gateways.pace(ask.app) if ask.app is not None else None
-        self._hedging = hedge and ask.idempotent and self._pace is not None and len(gateways.all) > 1
+        self._pace = gateways.pace(ask.pace)
+        self._hedging = hedge and ask.idempotent and len(gateways.all) > 1
         self._look_at = deadline  # when the newest attempt is late enough for a thought about a rival
         self._hedged = False
         self._tried: list[Gateway] = []
         self._running: list[Attempt] = []
+        self._broke = False
         self._round = 0
         self._error = ClientError(Code.UNAVAILABLE, "no gateway was asked")
 
@@ -76,16 +80,14 @@ class Call:
         now = self._gateways.clock()
         self._gateways.hedges.deposit()
         self._gateways.retries.deposit()
-        if self._pace is not None:
-            self._pace.refresh(now)
+        self._pace.refresh(now)
         async with asyncio.TaskGroup() as tasks:
             try:
                 return await self._race(tasks)
             finally:
                 for attempt in self._running:
                     attempt.task.cancel()
-                    silence_s = self._pace.silence_s if self._pace else None
-                    attempt.gateway.abandoned(attempt.since, silence_s)
+                    attempt.gateway.abandoned(attempt.since, self._pace.silence_s)
 
     async def _race(self, tasks: asyncio.TaskGroup) -> Won | ClientError:
         while True:
@@ -124,18 +126,16 @@ class Call:
         gateway, ask = attempt.gateway, self._ask
         gateway.outstanding += 1
         try:
-            connection = await gateway.acquire(fresh=not ask.idempotent)
             if ask.body is not None and gateway.binary is None:
-                reply = await connection.exchange([self._head(gateway, "GET", "/v2", 0, None)])
+                reply = await gateway.exchange([self._head(gateway, "GET", "/v2", 0, None)])
                 gateway.binary = takes_binary(reply) if reply.status == 200 else None
-                if not connection.reusable:
-                    connection = await gateway.acquire(fresh=True)
             body = ask.body(bool(gateway.binary)) if ask.body is not None else Body((), None)
             head = self._head(gateway, ask.method, ask.path, body.size_bytes, body.json_bytes)
-            attempt.sent = True
-            reply = await connection.exchange([head, *body.parts])
-            gateway.release(connection)
-            return reply
+
+            def sending() -> None:
+                attempt.sent = True
+
+            return await gateway.exchange([head, *body.parts], fresh=not ask.idempotent, sending=sending)
         except (ConnectionBroken, ClientError) as error:
             return error
         finally:
@@ -164,15 +164,21 @@ class Call:
         if isinstance(came, ConnectionBroken):
             gateway.failed()
             self._error = Unavailable(Code.LINK_LOST, f"no answer: {came}", gateway=gateway.url)
-            return None if self._ask.idempotent or not attempt.sent else self._error
+            if attempt.sent and not self._ask.idempotent:
+                return self._error
+            if attempt.sent and not self._broke:
+                # Perhaps only this connection is gone, with one of several processes behind the address: if
+                # nobody else is left, the same gateway gets a second chance at once.
+                self._broke = True
+                self._tried.remove(gateway)
+            return None
         if came.status < 300:
             gateway.answered()
-            if self._pace is not None:
-                self._pace.record(self._gateways.clock() - attempt.began)
+            self._pace.record(self._gateways.clock() - attempt.began)
             return Won(came, gateway)
         error = self._error = _refusal(came, gateway)
         down = error.status == 502 or (error.status == 503 and error.retry_after_s is None)
-        if error.code is Code.DRAINING or (down and self._pace is not None):
+        if error.code is Code.DRAINING or (down and self._ask.body is not None):
             gateway.failed()
         else:
             gateway.answered()
@@ -190,7 +196,8 @@ class Call:
         if fresh or elsewhere:
             gateway = self._gateways.choose(self._tried, idempotent=self._ask.idempotent)
             # A gateway that is gone did no work, so asking another one is no extra load.
-            if gateway is not None and (fresh or error.status is None or self._may_retry(now)):
+            free = fresh or error.status is None or not self._ask.rounds_max
+            if gateway is not None and (free or self._may_retry(now)):
                 return gateway
         if error.code is Code.NOT_FOUND:
             return None
@@ -212,13 +219,12 @@ class Call:
     # lateness
 
     def _next_look(self, now: float) -> float:
-        pace = self._pace
-        if not self._hedging or pace is None:
+        if not self._hedging:
             return self._deadline
         if not self._hedged:
             # A third of what is left: with a tight deadline, waiting for a quantile would be too late.
-            return now + min(pace.hedge_s, (self._deadline - now) / 3)
-        return self._deadline if pace.silence_s is None else now + pace.silence_s
+            return now + min(self._pace.hedge_s, (self._deadline - now) / 3)
+        return self._deadline if self._pace.silence_s is None else now + self._pace.silence_s
 
     def _look(self, tasks: asyncio.TaskGroup, now: float) -> None:
         """The newest attempt is late: send a rival if the budget permits or its gateway is dumb."""
@@ -227,7 +233,7 @@ class Call:
             newest.since = now  # we were late, not the gateway
             self._look_at = self._next_look(now)
             return
-        silence_s = self._pace.silence_s if self._pace else None
+        silence_s = self._pace.silence_s
         silent = newest.gateway.heard_at < newest.since
         suspect = silent and silence_s is not None and now - newest.since >= silence_s
         rival = self._gateways.choose_rival(self._tried)

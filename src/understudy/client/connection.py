@@ -142,7 +142,8 @@ class Connection(asyncio.Protocol):
             return
         answer = self._answer
         if answer is not None and not answer.done():
-            self.reusable = self._parser.should_keep_alive()
+            unsent = self._transport is None or self._transport.get_write_buffer_size()
+            self.reusable = self._parser.should_keep_alive() and not unsent
             answer.set_result(Reply(status, self._headers, b"".join(self._parts)))
 
 

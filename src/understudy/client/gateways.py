@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
-from understudy.client.connection import Address, Connection, connect
+from understudy.client.connection import Address, Connection, Reply, connect
 from understudy.client.errors import InvalidInput
 from understudy.config import BreakerSettings
 from understudy.core.gateway.breaker import Breaker
@@ -42,8 +42,26 @@ class Gateway:
         self._closed = False
         self._idle: list[Connection] = []
 
-    async def acquire(self, fresh: bool) -> Connection:
-        """An open connection, kept or new. Raises `ConnectionBroken`."""
+    async def exchange(
+        self,
+        parts: Sequence[bytes | memoryview],
+        *,
+        fresh: bool = False,
+        sending: Callable[[], None] | None = None,
+    ) -> Reply:
+        """Send a request and wait for its answer, on a `fresh` connection or a kept one.
+
+        `sending` is called when the first byte is about to leave. Raises `ConnectionBroken`.
+        """
+        connection = await self._acquire(fresh)
+        try:
+            if sending is not None:
+                sending()
+            return await connection.exchange(parts)
+        finally:
+            self._release(connection)
+
+    async def _acquire(self, fresh: bool) -> Connection:
         now = self._clock()
         while self._idle and not fresh:
             connection = self._idle.pop()
@@ -52,7 +70,7 @@ class Gateway:
             connection.abort()
         return await connect(self.address, self._hear)
 
-    def release(self, connection: Connection) -> None:
+    def _release(self, connection: Connection) -> None:
         if connection.reusable and len(self._idle) < IDLE_MAX and not self._closed:
             connection.idle_since = self._clock()
             self._idle.append(connection)

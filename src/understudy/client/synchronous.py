@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, Self, TypeVar
 
-from understudy.client.asynchronous import TIMEOUT_S, Answer, AsyncClient, ModelMetadata
+from understudy.client.asynchronous import TIMEOUT_S, Answer, AsyncClient, ModelMetadata, ModelState
 from understudy.client.errors import Closed
 from understudy.wire.errors import Code
 
@@ -153,6 +153,11 @@ class Client:
         """What `app` takes and gives; see `AsyncClient.metadata`."""
         thread = self._running()
         return thread.run(self._client.metadata(app, version=version, timeout_s=timeout_s))
+
+    def models(self, *, timeout_s: float | None = None) -> tuple[ModelState, ...]:
+        """Every model that the gateway knows; see `AsyncClient.models`."""
+        thread = self._running()
+        return thread.run(self._client.models(timeout_s=timeout_s))
 
     def ready(self, app: str | None = None, *, timeout_s: float | None = None) -> bool:
         """Whether `app` (None: anything at all) would be answered now; see `AsyncClient.ready`."""
