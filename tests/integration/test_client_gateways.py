@@ -20,7 +20,7 @@ from understudy.client import Answer, AsyncClient, Client, ClientError
 
 X = {"x": np.array(ROWS, np.float32)}
 TIMEOUT_S = 8.0
-LATE_S = 1.0  # an answer after this would mean that somebody waited for a dead gateway
+LATE_S = 1.5  # an answer after this means that somebody waited for a frozen gateway, which thaws after 3 s
 
 
 @pytest.fixture
@@ -66,9 +66,8 @@ class Load:
     def stop(self) -> None:
         self._stop.set()
 
-    def p99_s(self) -> float:
-        latencies = sorted(answer.latency_s for answer in self.answers)
-        return latencies[int(0.99 * len(latencies))]
+    def latest_s(self) -> float:
+        return max(answer.latency_s for answer in self.answers)
 
 
 async def serving(harness: Harness) -> None:
@@ -86,8 +85,9 @@ async def more(harness: Harness, load: Load, count: int, gateway: str | None = N
     await harness.until(come, 20, f"{count} answers of {gateway or 'any gateway'}")
 
 
-def gateway_pid(harness: Harness, name: str) -> int:
-    return harness.cluster.roles["gateway", name].pid
+def signal_gateway(harness: Harness, name: str, number: signal.Signals) -> None:
+    """To all its processes."""
+    os.killpg(harness.cluster.roles["gateway", name].pid, number)
 
 
 def test_a_gateway_killed_then_the_other_one_frozen(folder: Path):
@@ -104,20 +104,20 @@ def test_a_gateway_killed_then_the_other_one_frozen(folder: Path):
                 try:
                     await more(harness, load, 30, first)
                     await more(harness, load, 30, second)
-                    os.kill(gateway_pid(harness, "g1"), signal.SIGKILL)
+                    signal_gateway(harness, "g1", signal.SIGKILL)
                     await more(harness, load, 300)
                     assert not load.failed, load.failed[0]
                     harness.cluster.start_gateway("g1")
                     await more(harness, load, 50, first)  # found by a probe, not by being told
 
-                    os.kill(gateway_pid(harness, "g2"), signal.SIGSTOP)
-                    await more(harness, load, 400)
-                    os.kill(gateway_pid(harness, "g2"), signal.SIGCONT)
+                    signal_gateway(harness, "g2", signal.SIGSTOP)
+                    await more(harness, load, 600)
+                    signal_gateway(harness, "g2", signal.SIGCONT)
                     await more(harness, load, 50, second)
                 finally:
                     load.stop()
             assert not load.failed, load.failed[0]
-            assert load.p99_s() < LATE_S, load.p99_s()
+            assert load.latest_s() < LATE_S
 
     scenario(test())
 
@@ -148,7 +148,7 @@ def test_threads_share_a_client_while_a_gateway_dies(folder: Path):
                     thread.start()
                 try:
                     await harness.until(lambda: min(counts) >= 20, 20, "calls of every thread")
-                    os.kill(gateway_pid(harness, "g1"), signal.SIGKILL)
+                    signal_gateway(harness, "g1", signal.SIGKILL)
                     seen = list(counts)
                     await harness.until(
                         lambda: wrong or all(c >= s + 50 for c, s in zip(counts, seen, strict=True)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -92,6 +93,35 @@ def test_closing_ends_calls_of_other_threads(gateway: Scripted):
     assert [type(error) for error in raised] == [Closed]
     with pytest.raises(Closed):
         client.infer("double", X)
+
+
+class Interrupt(Exception):
+    """As Ctrl-C, but for no one else."""
+
+
+def test_an_interrupt_cancels_the_call(gateway: Scripted):
+    gateway.infer = lambda got: SILENCE
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    def strike() -> None:
+        while not gateway.got:
+            os.sched_yield()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    striker = threading.Thread(target=strike)
+    striker.start()
+    try:
+        with Client(gateway.url) as client:
+            with pytest.raises(Interrupt):
+                client.infer("double", X)
+            while not gateway.hung_up.is_set():
+                os.sched_yield()
+    finally:
+        striker.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_forgotten_client_ends_its_thread(gateway: Scripted):

@@ -39,6 +39,9 @@ class Ask(msgspec.Struct, frozen=True):
     idempotent: bool = True
     rounds_max: int = ROUNDS_MAX
 
+    def __repr__(self) -> str:
+        return f"Ask({self.method} {self.path})"  # the headers hold a key, and tracebacks show what they can
+
 
 class Attempt:
     """One gateway asked."""
