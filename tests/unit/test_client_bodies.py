@@ -7,6 +7,7 @@ import pickle
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.client.arrays import named_inputs, to_tensor
-from understudy.client.bodies import Tensors, binary_body, decode, json_body
+from understudy.client.bodies import Body, Tensors, binary_body, decode, json_body
 from understudy.client.errors import ClientError, InvalidInput, NotFound
 from understudy.wire.errors import Code
 from understudy.wire.records import TensorSpec
@@ -170,9 +171,15 @@ def test_bytes_that_are_no_text_survive_in_binary_and_are_refused_in_json():
     body = binary_body(tensors)
     wire = b"".join(body.parts).replace(b'"inputs"', b'"outputs"')
     outputs, _ = decode(wire, _shifted(body.json_bytes))
-    assert outputs["x"][0].encode("utf-8", "surrogateescape") == b"\xff\x00"
+    assert outputs["x"].tolist() == [b"\xff\x00", "a"]
     again = binary_body(Tensors({"x": ("BYTES", outputs["x"])}, None, None))
     assert again.parts[1] == body.parts[1]
+
+
+@pytest.mark.parametrize("write", [json_body, binary_body])
+def test_half_a_surrogate_is_no_text(write: Callable[[Tensors], Body]):
+    with pytest.raises(InvalidInput, match="input 'x'"):
+        write(Tensors({"x": ("BYTES", converted(["\ud800"], "BYTES"))}, None, None))
 
 
 def answer(**tensor: Any) -> bytes:

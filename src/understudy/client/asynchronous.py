@@ -52,9 +52,9 @@ class ModelState(msgspec.Struct, frozen=True):
 class Answer:
     """Outputs by name, and who gave them.
 
-    BYTES outputs are arrays of `str`; BF16 are float32. `degraded` is None, or why this isn't the model's
-    full-size variant: `failover`, `placement`, `previous-version`, `static`, … `latency_s` is that of the
-    whole call, retries included.
+    Elements of BYTES are `str`, or `bytes` where they are no UTF-8; BF16 are float32. `degraded` is None, or
+    why this isn't the model's full-size variant: `failover`, `placement`, `previous-version`, `static`, …
+    `latency_s` is that of the whole call, retries included.
     """
 
     outputs: dict[str, Array]

@@ -83,7 +83,7 @@ def _json_text(name: str, value: str | bytes) -> str:
 def binary_body(tensors: Tensors) -> Body:
     inputs, parts = [], []
     for name, (datatype, array) in tensors.inputs.items():
-        part = _to_bytes(datatype, array)
+        part = _to_bytes(name, datatype, array)
         parameters = {"binary_data_size": len(part)}
         inputs.append({"name": name, "datatype": datatype, "shape": array.shape, "parameters": parameters})
         parts.append(part)
@@ -100,12 +100,12 @@ def _request(tensors: Tensors, inputs: list[dict[str, Any]]) -> dict[str, Any]:
     return request
 
 
-def _to_bytes(datatype: str, array: Array) -> bytes | memoryview:
+def _to_bytes(name: str, datatype: str, array: Array) -> bytes | memoryview:
     if datatype == "BYTES":
-        elements = (
-            value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
-            for value in array.flat
-        )
+        try:
+            elements = [value.encode() if isinstance(value, str) else value for value in array.flat]
+        except UnicodeEncodeError as error:
+            raise wrong(name, f"a text that UTF-8 can't say: {error}") from error
         return b"".join(struct.pack("<I", len(element)) + element for element in elements)
     if datatype == "BF16":  # values were rounded before: the upper half of a float32 is the bfloat16
         array = (array.view(np.uint32) >> 16).astype("<u2")
@@ -116,8 +116,7 @@ def _to_bytes(datatype: str, array: Array) -> bytes | memoryview:
 def decode(body: bytes, json_bytes: int | None) -> tuple[dict[str, Array], str | None]:
     """Outputs by name, and the id. Raises `ValueError` if `body` is no answer to an inference.
 
-    BYTES are arrays of `str`; bytes that are no UTF-8 are kept as surrogates (PEP 383), so that
-    `text.encode("utf-8", "surrogateescape")` gives them back.
+    Elements of BYTES are `str`, or `bytes` where they are no UTF-8, just as models see them.
     """
     if json_bytes is not None and not 0 <= json_bytes <= len(body):
         raise ValueError(f"the JSON's length, {json_bytes}, is not in the body of {len(body)} bytes")
@@ -163,7 +162,7 @@ def _from_bytes(tensor: _Tensor, data: memoryview) -> Array:
     return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(tensor.shape)
 
 
-def _texts(tensor: _Tensor, data: memoryview, count: int) -> list[str]:
+def _texts(tensor: _Tensor, data: memoryview, count: int) -> list[str | bytes]:
     def elements() -> Any:
         at = 0
         while at < len(data):
@@ -173,13 +172,20 @@ def _texts(tensor: _Tensor, data: memoryview, count: int) -> list[str]:
             at += LENGTH_BYTES
             if length > len(data) - at:
                 raise ValueError(f"output {tensor.name!r}: cut within an element")
-            yield str(data[at : at + length], "utf-8", "surrogateescape")
+            yield _text_or_bytes(bytes(data[at : at + length]))
             at += length
 
     texts = list(islice(elements(), count + 1))
     if len(texts) != count:
         raise ValueError(f"output {tensor.name!r}: {len(texts)} elements or more for {count}")
     return texts
+
+
+def _text_or_bytes(element: bytes) -> str | bytes:
+    try:
+        return element.decode()
+    except UnicodeDecodeError:
+        return element
 
 
 def json_bytes_of(headers: Mapping[str, str]) -> int | None:
