@@ -21,7 +21,7 @@ from understudy.client.gateways import Gateway, Gateways
 from understudy.wire.errors import Code
 
 ROUNDS_MAX = 8  # through all gateways
-BACKOFF_S_MIN, BACKOFF_S_FIRST, BACKOFF_S_MAX = 0.025, 0.25, 1.0  # doubles from the second on
+BACKOFF_S_MIN, BACKOFF_S_FIRST, BACKOFF_S_MAX = 0.025, 0.25, 1.0  # the upper end doubles
 LAG_S = 0.05  # our own loop was that late: what seems late may lie unread in the sockets
 
 
@@ -207,9 +207,8 @@ class Call:
         self._round += 1
         wait_s = error.retry_after_s
         if wait_s is None:
-            wait_s = random.uniform(
-                BACKOFF_S_MIN, min(BACKOFF_S_MAX, 10 * BACKOFF_S_MIN * 2**self._round / 2)
-            )
+            longest_s = min(BACKOFF_S_FIRST * 2 ** (self._round - 1), BACKOFF_S_MAX)
+            wait_s = random.uniform(BACKOFF_S_MIN, longest_s)
         if self._round > self._ask.rounds_max or now + wait_s >= self._deadline or not self._may_retry(now):
             return None
         await asyncio.sleep(wait_s)
