@@ -61,6 +61,13 @@ def test_links_in_the_docs_lead_somewhere(root: Path) -> None:
     assert not dead, "\n".join(dead)
 
 
+def test_the_clients_page_shows_the_examples_as_they_are(root: Path) -> None:
+    page = (root / "docs" / "clients.md").read_text()
+    files = sorted((root / "examples" / "clients").glob("*.*"))
+    assert files
+    assert not [file.name for file in files if f"\n{file.read_text().strip()}\n```" not in page]
+
+
 def test_everything_we_depend_on_is_pinned(root: Path) -> None:
     lines = (root / "constraints.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]

@@ -34,7 +34,7 @@ WORLD = {
 
 # library -> the only places that may import it: it is slow to start, large, or an option
 CONFINED = {
-    "numpy": ("understudy.worker", "understudy.wire.tensors", "understudy.demo"),
+    "numpy": ("understudy.worker", "understudy.wire.tensors", "understudy.demo", "understudy.client"),
     "highspy": ("understudy.core",),
     "litestar": ("understudy.controller",),
     "uvicorn": ("understudy.controller",),
@@ -44,7 +44,7 @@ CONFINED = {
     "sklearn": ("understudy.demo",),
     "typer": ("understudy.cli",),
     "rich": ("understudy.cli", "understudy.demo"),
-    "httptools": ("understudy.gateway", "understudy.demo.load"),
+    "httptools": ("understudy.gateway", "understudy.demo.load", "understudy.client.connection"),
 }
 
 

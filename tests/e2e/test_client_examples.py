@@ -1,0 +1,130 @@
+"""examples/clients, each run as it stands, but for the ports, against the quickstart."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.request import urlopen
+
+import msgspec
+import pytest
+
+from understudy.client import Client
+from understudy.config import GatewayConfig
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+TIMEOUT_S = 60
+SETTINGS = {field.name for field in msgspec.structs.fields(GatewayConfig)}
+
+
+class Ports(NamedTuple):
+    http: int
+    control: int
+    grpc: int
+
+
+def on_free_ports() -> Ports:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in Ports._fields]
+    ports = Ports(*(taken.getsockname()[1] for taken in sockets))
+    for taken in sockets:
+        taken.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
+    """Those of a running quickstart."""
+    ports = on_free_ports()
+    folder = tmp_path_factory.mktemp("examples") / "quickstart"
+    shutil.copytree(EXAMPLES / "quickstart", folder)
+    file = folder / "CLUSTER.toml"
+    text = file.read_text().replace(":8090", f":{ports.control}")
+    grpc = f'\ngrpc = "127.0.0.1:{ports.grpc}"' if "grpc" in SETTINGS else ""
+    file.write_text(text.replace('"127.0.0.1:8080"', f'"127.0.0.1:{ports.http}"{grpc}'))
+    argv = [sys.executable, "-m", "understudy", "up", str(file), "--json"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = ""
+            while line != "}\n":
+                line = process.stdout.readline()
+                assert line, process.stderr.read() if process.stderr else ""
+            yield ports
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=TIMEOUT_S)
+
+
+def run(example: str, ports: Ports, folder: Path) -> str:
+    """Its output."""
+    text = (EXAMPLES / "clients" / example).read_text()
+    file = folder / example
+    file.write_text(
+        text.replace("localhost:8080", f"127.0.0.1:{ports.http}").replace(":8081", f":{ports.grpc}")
+    )
+    argv = ["sh" if file.suffix == ".sh" else sys.executable, str(file)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout
+
+
+def needs(*modules: str) -> None:
+    """Skip without these. They aren't imported here: two of them define the same protobuf messages."""
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        pytest.skip(f"not installed: {missing}")
+
+
+def test_curl(ports: Ports, tmp_path: Path):
+    head, _, body = run("curl.sh", ports, tmp_path).partition("\n\n")
+    assert "Understudy-Variant: exact" in head
+    assert json.loads(body)["outputs"][0]["data"] == [True, False]
+
+
+def test_our_client(ports: Ports, tmp_path: Path):
+    out = run("understudy_client.py", ports, tmp_path)
+    assert out == "[True, False] by exact degraded: None\n"
+
+
+def test_our_client_for_coroutines(ports: Ports, tmp_path: Path):
+    out = run("understudy_async_client.py", ports, tmp_path)
+    assert json.loads(out.lower()) == [number == 97 for number in range(90, 100)]
+
+
+def test_tritons_client_over_http(ports: Ports, tmp_path: Path):
+    needs("tritonclient", "geventhttpclient")
+    if not takes_binary(ports):
+        pytest.skip("the gateway takes no binary tensors yet")
+    assert run("triton_http.py", ports, tmp_path) == "[True, False]\n"
+
+
+@pytest.mark.skipif("grpc" not in SETTINGS, reason="gateways have no gRPC yet")
+def test_tritons_client_over_grpc(ports: Ports, tmp_path: Path):
+    needs("tritonclient", "grpc")
+    assert run("triton_grpc.py", ports, tmp_path) == "[True, False]\n"
+
+
+def test_kserves_client(ports: Ports, tmp_path: Path):
+    needs("kserve")
+    assert run("kserve_rest.py", ports, tmp_path) == "[True, False]\n"
+
+
+def takes_binary(ports: Ports) -> bool:
+    with urlopen(f"http://127.0.0.1:{ports.http}/v2") as answer:
+        return "binary_tensor_data" in json.load(answer)["extensions"]
+
+
+def test_a_data_frame_goes_in_as_it_is(ports: Ports):
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
+    frame = pandas.DataFrame({"number": [97, 91]})
+    with Client(f"http://127.0.0.1:{ports.http}") as client:
+        for given in (frame, {"number": frame["number"]}, frame[["number"]].astype(float)):
+            assert client.infer("primes", given).outputs["prime"].ravel().tolist() == [True, False]
