@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import msgspec
 
-from understudy.cli.control import Servers, cluster_controllers
+from understudy.cli.control import Servers, cluster_controllers, cluster_gateways, gateway_access
 from understudy.cli.exits import CommandError, Exit
 from understudy.cli.processes import KILL_TIMEOUT_S, RoleProcess
 from understudy.cli.views import DEGRADED, DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
@@ -137,8 +137,13 @@ class Cluster:
         return next((a.replicas for a in view.apps if a.name == app), [])
 
     def _gateway_servers(self, names: Iterable[str]) -> Servers:
-        urls = [f"http://{self.config.gateway_named(name).http}" for name in names]
-        return Servers(urls, "gateway", f"from {self.config_path}", STATUS_TIMEOUT_S)
+        return cluster_gateways(
+            self.config,
+            source=f"from {self.config_path}",
+            access=gateway_access(),
+            names=tuple(names),
+            timeout_s=STATUS_TIMEOUT_S,
+        )
 
     async def wait_ready(self, apps: Collection[str], timeout_s: float, *, full_size: bool = True) -> None:
         """Until the controller and every running gateway say that `apps` answer, by their full-size variant

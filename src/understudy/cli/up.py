@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from understudy.cli import deploy
-from understudy.cli.control import cluster_gateways, segment
+from understudy.cli.control import cluster_gateways, gateway_access, segment
 from understudy.cli.output import Output
 from understudy.cli.packing import pack
 from understudy.cli.supervisor import Cluster
@@ -127,7 +127,7 @@ def _example(cluster: Cluster, apps: list[str]) -> str:
     """A curl line that works now, with a request of zeros; without it where requests are too large."""
     if not apps:
         return ""
-    gateways = cluster_gateways(cluster.config, source=f"from {cluster.config_path}")
+    gateways = cluster_gateways(cluster.config, source=f"from {cluster.config_path}", access=gateway_access())
     model = f"/v2/models/{segment(apps[0])}"
     try:
         inputs = gateways.get(model).get("inputs", [])
