@@ -321,7 +321,8 @@ def write_cluster(
     *ports, control = free_ports(gateways + 1)
     text = f'name = "test"\ndata_dir = "data"\n\n[[controllers]]\nname = "c1"\nhttp = "127.0.0.1:{control}"\n'
     for i, port in enumerate(ports, 1):
-        text += f'\n[[gateways]]\nname = "g{i}"\nhttp = "127.0.0.1:{port}"\nprocesses = {processes}\n{of_gateway}\n'
+        text += f'\n[[gateways]]\nname = "g{i}"\nhttp = "127.0.0.1:{port}"\nprocesses = {processes}\n'
+        text += f"{of_gateway}\n"
     for name, site in nodes.items():
         text += f'\n[[nodes]]\nname = "{name}"\nsite = "{site}"\nmemory_mb = 600\n'
     text += f"\n[controller]\nlease_ms = {lease_ms}\nstability_window_s = 1\nstart_grace_ms = 1500\n{extra}\n"

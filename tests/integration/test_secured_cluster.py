@@ -111,7 +111,7 @@ def command_line(harness: Harness) -> list[str]:
     refused = command(harness, *ask, UNDERSTUDY_API_KEY=WRONG_KEY, UNDERSTUDY_CA="ca.pem")
     assert (refused.returncode, json.loads(refused.stderr)["code"]) == (2, "unauthenticated")
     distrusted = command(harness, *ask, UNDERSTUDY_API_KEY=KEY)
-    assert distrusted.returncode == 4
+    assert distrusted.returncode == 2
     assert "certificate" in distrusted.stderr
     nobody = ("status", "--url", "http://127.0.0.1:1", "--gateway", url, "--json")
     seen = command(harness, *nobody, UNDERSTUDY_API_KEY=OPERATOR_KEY, UNDERSTUDY_CA="ca.pem")

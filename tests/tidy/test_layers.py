@@ -49,7 +49,6 @@ CONFINED = {
     "httptools": ("understudy.gateway", "understudy.demo.load", "understudy.client.connection"),
     "jwt": ("understudy.gateway.tokens",),
     "cryptography": ("understudy.gateway.tokens",),
-    "httptools": ("understudy.gateway", "understudy.demo.load"),
 }
 
 

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from understudy.cli.exits import CommandError
-from understudy.config import ClusterConfig, load_cluster, read_secret
+from understudy.config import ClusterConfig, GatewayConfig, load_cluster, read_secret
 from understudy.wire.errors import Code, UnderstudyError
 
 CONTROL_URL_DEFAULT = "http://127.0.0.1:8090"
@@ -119,6 +119,8 @@ class Servers:
         for url in self.urls:
             try:
                 connection = _connect(url, limit_s, self.access.ca)
+            except ssl.SSLError as error:
+                raise _distrust(url, error) from error
             except OSError as error:
                 failures.append(f"{url} ({_reason(error)})")
                 continue
@@ -127,6 +129,8 @@ class Servers:
             except TimeoutError as error:
                 what = f"{url} did not answer {method} {path} within {limit_s:g} s"
                 raise CommandError(Code.TIMEOUT, what) from error
+            except ssl.SSLError as error:
+                raise _distrust(url, error) from error
             except (OSError, http.client.HTTPException) as error:
                 if method != "GET":
                     what = f"the connection to {url} broke during {method} {path} ({_reason(error)})"
@@ -225,8 +229,11 @@ def cluster_gateways(
 ) -> Servers:
     """Those with `names`, or all of them."""
     chosen = [config.gateway_named(name) for name in names] or config.gateways
-    urls = [f"{'https' if gateway.tls else 'http'}://{gateway.http}" for gateway in chosen]
-    return Servers(urls, "gateway", source, timeout_s, access)
+    return Servers([gateway_url(gateway) for gateway in chosen], "gateway", source, timeout_s, access)
+
+
+def gateway_url(gateway: GatewayConfig) -> str:
+    return f"{'https' if gateway.tls else 'http'}://{gateway.http}"
 
 
 def _checked(url: str) -> str:
@@ -262,6 +269,13 @@ def _trusting(ca: str) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=ca or None)
     except OSError as error:  # ssl.SSLError is one
         raise CommandError(Code.CONFIG, f"--ca: {ca} can't be read: {_reason(error)}") from error
+
+
+def _distrust(url: str, error: ssl.SSLError) -> CommandError:
+    """One of us does not believe the other; asking somebody else is no answer to that."""
+    reason = getattr(error, "verify_message", "") or _reason(error)
+    what = f"no TLS connection to {url}: {reason}"
+    return CommandError(Code.UNAUTHENTICATED, what, "name who signed its certificate with --ca FILE")
 
 
 def _exchange(

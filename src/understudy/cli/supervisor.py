@@ -130,6 +130,15 @@ class Cluster:
         servers = self._gateway_servers([name])
         return from_gateway(await _ask(servers, "/understudy/status"), servers.urls[0])
 
+    async def _visible_status(self, name: str) -> list[StatusView]:
+        """A gateway's view, if it lets us look: UNDERSTUDY_API_KEY and UNDERSTUDY_CA may be missing."""
+        try:
+            return [await self.gateway_status(name)]
+        except UnderstudyError as error:
+            if error.code in (Code.UNAUTHENTICATED, Code.FORBIDDEN):
+                return []
+            raise
+
     async def workers(self, app: str) -> list[ReplicaView]:
         """An app's replicas with their processes, best variant first, as the gateways see them."""
         servers = self._gateway_servers([gateway.name for gateway in self.config.gateways])
@@ -170,7 +179,8 @@ class Cluster:
             try:
                 views = [await self.status()]
                 running = [g.name for g in self.config.gateways if self.roles["gateway", g.name].pid]
-                views += [await self.gateway_status(name) for name in running]
+                for name in running:
+                    views += await self._visible_status(name)
             except UnderstudyError as error:
                 latest = str(error)
             else:

@@ -198,6 +198,7 @@ class Api:
             "connections": len(self.connections),
             "inflight": gateway.dispatcher.inflight,
             "body_bytes_held": self.body_bytes_held,
+            "refused": self.authenticator.refused if self.authenticator else 0,  # strangers, and the nosy
             "nodes": [
                 {
                     "name": name,

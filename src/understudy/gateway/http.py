@@ -21,7 +21,7 @@ from understudy.config import HttpLimits
 from understudy.core.gateway.rotation import Replica, Request
 from understudy.gateway import answers
 from understudy.gateway.auth import CREDENTIALS, Authenticator
-from understudy.gateway.request_id import RequestIds
+from understudy.gateway.request_id import REQUEST_ID, RequestIds
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import LARGE_BYTES, Buffer
 from understudy.wire.messages import Result
@@ -253,7 +253,8 @@ class HttpConnection(asyncio.Protocol):
         body_bytes = int(self._headers.get(b"content-length", -1))
         if body_at + body_bytes != len(data) or data[:body_at] in self.api.known_heads or self.closing:
             return
-        if self._parser.get_http_version() == "1.1" and b"expect" not in self._headers:
+        passing = b"expect" in self._headers or REQUEST_ID in self._headers  # the latter never comes again
+        if self._parser.get_http_version() == "1.1" and not passing:
             if len(self.api.known_heads) >= KNOWN_HEADS_MAX:
                 self.api.known_heads.clear()
             self.api.known_heads[data[:body_at]] = self._head(body_bytes)

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 
-HEADER = b"x-request-id"
+REQUEST_ID = b"x-request-id"
 _sane = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}").fullmatch
 
 
@@ -23,7 +23,7 @@ class RequestIds:
 
         It is a name, not a secret: the next one can be guessed.
         """
-        given = headers.get(HEADER)
+        given = headers.get(REQUEST_ID)
         if given is not None and _sane(given):
             return given
         return b"%b-%x" % (self._prefix, next(self._numbers))

@@ -44,7 +44,10 @@ class Secured:
     """TLS and authentication of one gateway. Both are None where they are switched off."""
 
     def __init__(self, config: ClusterConfig, gateway: str, name: str, note: Note) -> None:
-        """Reads everything that it can. `name` is that of the process. Raises `ConfigError` for what is missing or wrong."""
+        """Reads everything that it can. `name` is that of the process, of which a gateway may have many.
+
+        Raises `ConfigError` for what is missing or wrong.
+        """
         self.context: tls.ServerContext | None = None
         self.authenticator: Authenticator | None = None
         self._note = note
