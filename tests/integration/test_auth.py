@@ -192,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.fetched += 1
         manner = self.server.manner
-        if manner == "moved":
+        if manner == "moved" and self.path == "/jwks":
             self.send_response(302)
             self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/elsewhere")
             self.end_headers()
