@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin
 
 import msgspec
 
-from understudy import config, registry
+from understudy import config, registry, security
 from understudy.core import lifecycle
 from understudy.wire import errors
 from understudy.worker import service
@@ -111,6 +111,8 @@ def settings_page() -> str:
         "",
     ]
     lines += _tables(config.ClusterConfig, "")
+    lines += ["## The file of API keys", ""]
+    lines += _tables(security.KeyFile, "")
     lines += ["## The manifest of an app", ""]
     lines += _tables(config.AppManifest, "")
     return "\n".join(lines)

@@ -17,24 +17,20 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from understudy.security import AuthSettings, TlsSettings
+from understudy.settings import (
+    Count,
+    Datatype,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    Settings,
+)
 from understudy.wire.errors import ConfigError
 from understudy.wire.records import Criticality
 
 T = TypeVar("T")
-
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")]
-Positive = Annotated[float, Meta(gt=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
-Fraction = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=1)]
-Datatype = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
-    "FP16", "BF16", "FP32", "FP64", "BYTES",
-]  # fmt: skip
-
-
-class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Root of everything that is read from a file."""
 
 
 class HttpLimits(Settings, frozen=True):
@@ -122,6 +118,7 @@ class GatewayTuning(Settings, frozen=True):
     events_max: Count = 1000  # kept while no controller listens
     pulse_ms: Positive = 100.0  # a serving process tells its parent that it lives
     pulse_timeout_s: Positive = 3.0  # without it: killed and replaced
+    secrets_check_s: Positive = 5.0  # between looks at the files of certificates and keys
 
 
 class WorkerTuning(Settings, frozen=True):
@@ -195,6 +192,7 @@ class GatewayConfig(Settings, frozen=True):
     name: Name
     http: str = "127.0.0.1:8080"
     processes: Annotated[int, Meta(ge=1, le=64)] = 1  # that share the port
+    tls: TlsSettings | None = None
 
 
 class ControllerConfig(Settings, frozen=True):
@@ -214,6 +212,7 @@ class ClusterConfig(Settings, frozen=True):
     gateways: tuple[GatewayConfig, ...] = (GatewayConfig(name="g1"),)
     controllers: tuple[ControllerConfig, ...] = (ControllerConfig(),)
     apps: tuple[str, ...] = ()  # manifests deployed by `understudy up`
+    auth: AuthSettings | None = None
     gateway: GatewayTuning = GatewayTuning()
     agent: AgentTuning = AgentTuning()
     worker: WorkerTuning = WorkerTuning()
@@ -248,7 +247,7 @@ class VariantManifest(Settings, frozen=True):
     runtime: Literal["onnx", "python"]
     artifact: str  # file, or directory with a model.py for the python runtime; relative to the manifest
     accuracy: Fraction
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = msgspec.field(default_factory=dict)
     memory_limit_mb: Positive | None = None
 
 
@@ -312,7 +311,58 @@ def load_cluster(path: Path) -> ClusterConfig:
         artifacts_dir=str(artifacts_dir),
         run_dir=str(folder / config.run_dir) if config.run_dir else _default_run_dir(data_dir),
         apps=tuple(str(folder / app) for app in config.apps),
+        gateways=tuple(_with_tls_in(folder, gateway) for gateway in config.gateways),
+        auth=_with_files_in(folder, config.auth),
     )
+
+
+def _with_tls_in(folder: Path, gateway: GatewayConfig) -> GatewayConfig:
+    tls = gateway.tls
+    if tls is None:
+        return gateway
+    client_ca = str(folder / tls.client_ca) if tls.client_ca else ""
+    located = msgspec.structs.replace(
+        tls, cert=str(folder / tls.cert), key=str(folder / tls.key), client_ca=client_ca
+    )
+    return msgspec.structs.replace(gateway, tls=located)
+
+
+def _with_files_in(folder: Path, auth: AuthSettings | None) -> AuthSettings | None:
+    if auth is None:
+        return None
+    jwt = auth.jwt
+    if jwt is not None:
+        jwt = msgspec.structs.replace(jwt, jwks=_located(folder, jwt.jwks))
+    return msgspec.structs.replace(auth, keys=_located(folder, auth.keys), jwt=jwt)
+
+
+def _located(folder: Path, reference: str) -> str:
+    file = reference.removeprefix("file:")
+    return reference if file == reference else f"file:{folder / file}"
+
+
+def read_secret(reference: str, bytes_max: int = 4 * 1024 * 1024) -> bytes:
+    """What "file:PATH" or "env:NAME" refers to, at most `bytes_max` of it.
+
+    Raises `ConfigError`, which never holds any of the content.
+    """
+    kind, _, name = reference.partition(":")
+    if kind == "env":
+        if name not in os.environ:
+            raise ConfigError(f"the environment has no {name}")
+        content = os.environ[name].encode()
+    elif kind == "file":
+        try:
+            with open(name, "rb") as file:
+                content = file.read(bytes_max + 1)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a path"
+            raise ConfigError(f"{name}: can't be read: {reason}") from error
+    else:
+        raise ConfigError("a secret is given as file:PATH or env:NAME, never by itself")
+    if len(content) > bytes_max:
+        raise ConfigError(f"{reference}: too large", limit_bytes=bytes_max)
+    return content
 
 
 def _default_run_dir(data_dir: Path) -> str:
@@ -338,14 +388,19 @@ def read_toml(path: Path, type_: type[T]) -> T:
         text = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
+    return parse_toml(text, str(path), type_)
+
+
+def parse_toml(text: bytes, source: str, type_: type[T]) -> T:
+    """As `read_toml`, of a text that was read from `source`."""
     try:
         raw = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        raise ConfigError(f"{source}: not valid TOML: {error}") from error
     try:
         return msgspec.convert(raw, type_)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {explain(str(error), type_)}") from error
+        raise ConfigError(f"{source}: {explain(str(error), type_)}") from error
 
 
 _UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]*)`")

@@ -22,6 +22,13 @@ EVENTS: dict[str, str] = {
     "contingency.activated": "An app had no ready replica; a gateway asked a node to load one.",
     "contingency.refused": "A node could not carry out a contingency; the next one is asked.",
     "request.poisoned": "A request took down its workers and was refused.",
+    "certificate.reloaded": "New connections get a new certificate; those that are open keep theirs.",
+    "certificate.reload_failed": "A new certificate or key is unusable; the former one stays in force.",
+    "keys.reloaded": "API keys were read anew; those that are gone are refused from now on.",
+    "keys.reload_failed": "The file of API keys is unusable; the former keys stay in force.",
+    "issuer_keys.reloaded": "The keys of the token issuer were read anew.",
+    "issuer_keys.reload_failed": "The keys of the token issuer can't be had; the former ones stay in force.",
+    "secret.exposed": "Every user of the machine can read a file that holds secrets.",
     # worker
     "worker.started": "A blank worker listens.",
     "worker.stopped": "A worker has drained and ends.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -177,15 +178,20 @@ class Harness:
         self.cluster = cluster
         self.ports = ports
         self.folder = folder
+        self.tls: ssl.SSLContext | None = None
+        self.credentials = ""  # header lines of every request that is asked here
 
     async def ask(
         self, method: str, path: str, body: bytes = b"", headers: str = "", gateway: int = 0
     ) -> Answer:
         async with asyncio.timeout(ASK_TIMEOUT_S):
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.ports[gateway])
+            name = "localhost" if self.tls else None
+            reader, writer = await asyncio.open_connection(
+                "127.0.0.1", self.ports[gateway], ssl=self.tls, server_hostname=name
+            )
             try:
                 start = time.monotonic()
-                writer.write(request_bytes(method, path, body, headers))
+                writer.write(request_bytes(method, path, body, headers + self.credentials))
                 answer = await read_answer(reader)
                 answer.latency_s = time.monotonic() - start
                 return answer
@@ -304,12 +310,19 @@ def free_ports(count: int) -> list[int]:
 
 
 def write_cluster(
-    folder: Path, gateways: int, nodes: dict[str, str], extra: str, lease_ms: int, processes: int = 1
+    folder: Path,
+    gateways: int,
+    nodes: dict[str, str],
+    extra: str,
+    lease_ms: int,
+    processes: int = 1,
+    of_gateway: str = "",
 ) -> tuple[Path, list[int]]:
     *ports, control = free_ports(gateways + 1)
     text = f'name = "test"\ndata_dir = "data"\n\n[[controllers]]\nname = "c1"\nhttp = "127.0.0.1:{control}"\n'
     for i, port in enumerate(ports, 1):
         text += f'\n[[gateways]]\nname = "g{i}"\nhttp = "127.0.0.1:{port}"\nprocesses = {processes}\n'
+        text += f"{of_gateway}\n"
     for name, site in nodes.items():
         text += f'\n[[nodes]]\nname = "{name}"\nsite = "{site}"\nmemory_mb = 600\n'
     text += f"\n[controller]\nlease_ms = {lease_ms}\nstability_window_s = 1\nstart_grace_ms = 1500\n{extra}\n"
@@ -330,11 +343,15 @@ async def running(
     extra: str = "",
     lease_ms: int = 800,
     processes: int = 1,
+    of_gateway: str = "",
+    tls: ssl.SSLContext | None = None,
+    credentials: str = "",
 ) -> AsyncIterator[Harness]:
     """A started cluster with the apps of `folder / "apps"` deployed and fully protected."""
-    path, ports = write_cluster(folder, gateways, nodes, extra, lease_ms, processes)
+    path, ports = write_cluster(folder, gateways, nodes, extra, lease_ms, processes, of_gateway)
     cluster = Cluster(path)
     harness = Harness(cluster, ports, folder)
+    harness.tls, harness.credentials = tls, credentials
     try:
         cluster.start()
         apps = sorted(p.parent.name for p in (folder / "apps").glob("*/APP.toml"))

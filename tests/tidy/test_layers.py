@@ -7,6 +7,8 @@ from typing import Any
 LAYERS = {
     "wire": 0,
     "config": 0,
+    "security": 0,
+    "settings": 0,
     "invariants": 0,
     "registry": 0,
     "core": 1,
@@ -45,6 +47,8 @@ CONFINED = {
     "typer": ("understudy.cli",),
     "rich": ("understudy.cli", "understudy.demo"),
     "httptools": ("understudy.gateway", "understudy.demo.load", "understudy.client.connection"),
+    "jwt": ("understudy.gateway.tokens",),
+    "cryptography": ("understudy.gateway.tokens",),
 }
 
 

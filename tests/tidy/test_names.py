@@ -23,7 +23,7 @@ UNITLESS = {
     "attempts_max", "poison_kills", "consecutive_failures", "calls_min", "heartbeats_missed",
     "readmit_heartbeats", "events_max", "threads", "processes", "blank_workers", "probe_failures_restart",
     "crash_loop_count", "versions_max", "replicas",
-    "uploads_max", "events_pending_max", "deployments_max", "profile_attempts_max",
+    "tokens_max", "uploads_max", "events_pending_max", "deployments_max", "profile_attempts_max",
     "accuracy", "deviations", "factor", "gap", "quantile", "weight",
 }  # fmt: skip
 
@@ -94,7 +94,7 @@ def _event_names(module: Any) -> Iterator[tuple[int, str]]:
 # Called by libraries, never by us: asyncio protocols, httptools callbacks, ast and logging hooks.
 CALLED_FROM_OUTSIDE = re.compile(
     r"__\w+__|on_\w+|visit_\w+|connection_(made|lost)|(data|eof|datagram|error)_received"
-    r"|(pause|resume)_writing|get_buffer|buffer_updated|pipe_\w+|process_exited|main|emit|format"
+    r"|(pause|resume)_writing|get_buffer|buffer_updated|pipe_\w+|process_exited|redirect_request|main|emit|format"
 )
 
 

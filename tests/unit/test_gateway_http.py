@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -107,6 +108,10 @@ def request(body: bytes = b"{}", *headers: bytes, path: bytes = b"/a", method: b
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
+def without_ids(answers: bytes) -> bytes:
+    return re.sub(rb"X-Request-Id: [0-9a-f]{8}-[0-9a-f]+\r\n", b"", answers)
+
+
 REQUESTS = (
     request(),
     request(b"[1]"),
@@ -136,7 +141,7 @@ def test_a_known_head_means_what_the_parser_made_of_it(requests: list[bytes], cu
             parsed.send(*pieces)
             known.send(*pieces)
         assert known.seen == parsed.seen
-        assert known.transport.written == parsed.transport.written
+        assert without_ids(known.transport.written) == without_ids(parsed.transport.written)
         assert known.connection.phase == parsed.connection.phase
         assert known.api.body_bytes_held == parsed.api.body_bytes_held
 

@@ -43,6 +43,23 @@ Gateway = Annotated[
     str | None,
     typer.Option("--gateway", envvar="UNDERSTUDY_GATEWAY", help="A gateway (default http://127.0.0.1:8080)."),
 ]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        metavar="FILE",
+        help="A gateway's API key or token (else UNDERSTUDY_API_KEY in the environment).",
+    ),
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        envvar="UNDERSTUDY_CA",
+        metavar="FILE",
+        help="Certificates (PEM) of those who may sign a gateway's.",
+    ),
+]
 ClusterFile = Annotated[
     Path | None, typer.Option("--cluster", metavar="FILE", help="Take the addresses from CLUSTER.toml.")
 ]
@@ -232,17 +249,20 @@ def status(
     ] = False,
     url: Url = None,
     gateway: Gateway = None,
+    api_key_file: ApiKeyFile = None,
+    ca: CaFile = None,
     cluster: ClusterFile = None,
     json: Json = False,
 ) -> None:
     """Show apps, who serves them, how they are protected, and the nodes."""
-    from understudy.cli.control import gateways
+    from understudy.cli.control import gateway_access, gateways
     from understudy.cli.status import run_status, run_watch
 
     output = Output(as_json=json)
 
     def show() -> None:
-        control, fallback = _controllers(url, cluster), gateways(gateway, cluster)
+        access = gateway_access(api_key_file, ca)
+        control, fallback = _controllers(url, cluster), gateways(gateway, cluster, access)
         if watch:
             run_watch(control, fallback, output)
         elif not run_status(control, fallback, output) and check:
@@ -296,15 +316,22 @@ def infer(
         float | None, typer.Option(help="Deadline in seconds, instead of the app's own.", min=0.001)
     ] = None,
     gateway: Gateway = None,
+    api_key_file: ApiKeyFile = None,
+    ca: CaFile = None,
     cluster: ClusterFile = None,
     json: Json = False,
 ) -> None:
     """Send one inference; show the answer and who gave it."""
-    from understudy.cli.control import gateways
+    from understudy.cli.control import gateway_access, gateways
     from understudy.cli.infer import run_infer
 
     output = Output(as_json=json)
-    _attempt(output, lambda: run_infer(gateways(gateway, cluster), name, data, output, timeout))
+
+    def ask() -> None:
+        servers = gateways(gateway, cluster, gateway_access(api_key_file, ca))
+        run_infer(servers, name, data, output, timeout)
+
+    _attempt(output, ask)
 
 
 @app.command(rich_help_panel=LOOK)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-from collections.abc import Mapping, Sequence
+import os
+import ssl
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlencode, urlsplit
@@ -16,7 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from understudy.cli.exits import CommandError
-from understudy.config import ClusterConfig, load_cluster
+from understudy.config import ClusterConfig, GatewayConfig, load_cluster, read_secret
 from understudy.wire.errors import Code, UnderstudyError
 
 CONTROL_URL_DEFAULT = "http://127.0.0.1:8090"
@@ -46,17 +48,48 @@ class Reply(NamedTuple):
             ) from error
 
 
+class Access(NamedTuple):
+    """How to be let in, and whom to believe."""
+
+    headers: Mapping[str, str]
+    ca: str  # PEM file of those who may sign a server's certificate; empty: whom the system trusts
+
+
+OPEN_ACCESS = Access({}, "")
+
+
+def gateway_access(api_key_file: Path | None = None, ca: Path | None = None) -> Access:
+    """Options before UNDERSTUDY_API_KEY and UNDERSTUDY_CA. The key is never an option: `ps` shows those."""
+    key = ""
+    if api_key_file is not None:
+        key = read_secret(f"file:{api_key_file}").decode("ascii", "replace").strip()
+    elif "UNDERSTUDY_API_KEY" in os.environ:
+        key = read_secret("env:UNDERSTUDY_API_KEY").decode("ascii", "replace").strip()
+    if not key.isprintable() or not key.isascii():
+        raise CommandError(Code.CONFIG, "the API key is not a line of printable ASCII")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return Access(headers, str(ca or os.environ.get("UNDERSTUDY_CA", "")))
+
+
 class Servers:
     """One kind of server at one or more addresses, tried in order until one can be reached.
 
     `source` says where the addresses come from, for the message when none answers.
     """
 
-    def __init__(self, urls: Sequence[str], what: str, source: str, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        what: str,
+        source: str,
+        timeout_s: float = TIMEOUT_S,
+        access: Access = OPEN_ACCESS,
+    ) -> None:
         self.urls = tuple(_checked(url) for url in urls)
         self.what = what
         self.source = source
         self.timeout_s = timeout_s
+        self.access = access
 
     def call(
         self,
@@ -74,7 +107,7 @@ class Servers:
         can be reached, TIMEOUT when one was reached and did not answer in time.
         """
         content: Any = None
-        sent_headers = {"Accept": "application/json", **(headers or {})}
+        sent_headers = {"Accept": "application/json", **self.access.headers, **(headers or {})}
         if upload is not None:
             content = upload[0]
             sent_headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(upload[1])}
@@ -85,7 +118,9 @@ class Servers:
         limit_s = timeout_s or self.timeout_s
         for url in self.urls:
             try:
-                connection = _connect(url, limit_s)
+                connection = _connect(url, limit_s, self.access.ca)
+            except ssl.SSLError as error:
+                raise _distrust(url, error) from error
             except OSError as error:
                 failures.append(f"{url} ({_reason(error)})")
                 continue
@@ -94,6 +129,8 @@ class Servers:
             except TimeoutError as error:
                 what = f"{url} did not answer {method} {path} within {limit_s:g} s"
                 raise CommandError(Code.TIMEOUT, what) from error
+            except ssl.SSLError as error:
+                raise _distrust(url, error) from error
             except (OSError, http.client.HTTPException) as error:
                 if method != "GET":
                     what = f"the connection to {url} broke during {method} {path} ({_reason(error)})"
@@ -135,10 +172,16 @@ def failure(reply: Reply) -> UnderstudyError:
         code = Code(document.get("code") or reply.headers.get("understudy-code", ""))
     except ValueError:
         code = _CODES.get(reply.status, Code.INTERNAL if reply.status >= 500 else Code.INVALID_ARGUMENT)
+    if code is Code.UNAUTHENTICATED:
+        return CommandError(
+            code, message, "give --api-key-file FILE, or UNDERSTUDY_API_KEY in the environment"
+        )
     return UnderstudyError(code, message)
 
 
 _CODES = {
+    401: Code.UNAUTHENTICATED,
+    403: Code.FORBIDDEN,
     404: Code.NOT_FOUND,
     408: Code.TIMEOUT,
     409: Code.CONFLICT,
@@ -163,22 +206,34 @@ def controllers(url: str | None, cluster: Path | None, *, timeout_s: float = TIM
     return Servers([CONTROL_URL_DEFAULT], "controller", "the default address", timeout_s)
 
 
-def gateways(url: str | None, cluster: Path | None, *, timeout_s: float = TIMEOUT_S) -> Servers:
+def gateways(url: str | None, cluster: Path | None, access: Access = OPEN_ACCESS) -> Servers:
     """Gateways: --gateway (or UNDERSTUDY_GATEWAY), else the addresses in --cluster, else the default."""
     if url:
-        return Servers([url], "gateway", "given by --gateway or UNDERSTUDY_GATEWAY", timeout_s)
+        return Servers([url], "gateway", "given by --gateway or UNDERSTUDY_GATEWAY", access=access)
     if cluster:
-        config = load_cluster(cluster)
-        return cluster_gateways(config, source=f"from {cluster}", timeout_s=timeout_s)
-    return Servers([GATEWAY_URL_DEFAULT], "gateway", "the default address", timeout_s)
+        return cluster_gateways(load_cluster(cluster), source=f"from {cluster}", access=access)
+    return Servers([GATEWAY_URL_DEFAULT], "gateway", "the default address", access=access)
 
 
 def cluster_controllers(config: ClusterConfig, *, source: str, timeout_s: float = TIMEOUT_S) -> Servers:
     return Servers([f"http://{c.http}" for c in config.controllers], "controller", source, timeout_s)
 
 
-def cluster_gateways(config: ClusterConfig, *, source: str, timeout_s: float = TIMEOUT_S) -> Servers:
-    return Servers([f"http://{g.http}" for g in config.gateways], "gateway", source, timeout_s)
+def cluster_gateways(
+    config: ClusterConfig,
+    *,
+    source: str,
+    access: Access,
+    names: Collection[str] = (),
+    timeout_s: float = TIMEOUT_S,
+) -> Servers:
+    """Those with `names`, or all of them."""
+    chosen = [config.gateway_named(name) for name in names] or config.gateways
+    return Servers([gateway_url(gateway) for gateway in chosen], "gateway", source, timeout_s, access)
+
+
+def gateway_url(gateway: GatewayConfig) -> str:
+    return f"{'https' if gateway.tls else 'http'}://{gateway.http}"
 
 
 def _checked(url: str) -> str:
@@ -193,12 +248,34 @@ def _checked(url: str) -> str:
     return whole.rstrip("/")
 
 
-def _connect(url: str, timeout_s: float) -> http.client.HTTPConnection:
+def _connect(url: str, timeout_s: float, ca: str) -> http.client.HTTPConnection:
     parts = urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=timeout_s, blocksize=UPLOAD_BLOCK_BYTES)
+    host = parts.hostname or ""
+    connection: http.client.HTTPConnection
+    if parts.scheme == "https":
+        connection = http.client.HTTPSConnection(
+            host, parts.port, timeout=timeout_s, blocksize=UPLOAD_BLOCK_BYTES, context=_trusting(ca)
+        )
+    else:
+        connection = http.client.HTTPConnection(
+            host, parts.port, timeout=timeout_s, blocksize=UPLOAD_BLOCK_BYTES
+        )
     connection.connect()
     return connection
+
+
+def _trusting(ca: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca or None)
+    except OSError as error:  # ssl.SSLError is one
+        raise CommandError(Code.CONFIG, f"--ca: {ca} can't be read: {_reason(error)}") from error
+
+
+def _distrust(url: str, error: ssl.SSLError) -> CommandError:
+    """One of us does not believe the other; asking somebody else is no answer to that."""
+    reason = getattr(error, "verify_message", "") or _reason(error)
+    what = f"no TLS connection to {url}: {reason}"
+    return CommandError(Code.UNAUTHENTICATED, what, "name who signed its certificate with --ca FILE")
 
 
 def _exchange(

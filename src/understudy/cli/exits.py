@@ -20,6 +20,8 @@ class Exit(IntEnum):
 
 EXITS: dict[Code, Exit] = {
     Code.INVALID_ARGUMENT: Exit.USAGE,
+    Code.UNAUTHENTICATED: Exit.USAGE,
+    Code.FORBIDDEN: Exit.FAILED,
     Code.NOT_FOUND: Exit.NOT_FOUND,
     Code.CONFLICT: Exit.FAILED,
     Code.TOO_LARGE: Exit.USAGE,

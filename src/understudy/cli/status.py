@@ -45,6 +45,8 @@ def fetch(control: Servers, fallback: Servers) -> StatusView:
     try:
         return from_gateway(fallback.get("/understudy/status"), ", ".join(fallback.urls))
     except UnderstudyError as error:
+        if error.code in (Code.UNAUTHENTICATED, Code.FORBIDDEN):
+            raise  # somebody does answer
         hint = absent.hint if isinstance(absent, CommandError) else ""
         raise CommandError(absent.code, f"{absent.message}; {error.message}", hint) from error
 

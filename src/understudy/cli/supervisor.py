@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import msgspec
 
-from understudy.cli.control import Servers, cluster_controllers
+from understudy.cli.control import Servers, cluster_controllers, cluster_gateways, gateway_access
 from understudy.cli.exits import CommandError, Exit
 from understudy.cli.processes import KILL_TIMEOUT_S, RoleProcess
 from understudy.cli.views import DEGRADED, DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
@@ -130,6 +130,15 @@ class Cluster:
         servers = self._gateway_servers([name])
         return from_gateway(await _ask(servers, "/understudy/status"), servers.urls[0])
 
+    async def _visible_status(self, name: str) -> list[StatusView]:
+        """A gateway's view, if it lets us look: UNDERSTUDY_API_KEY and UNDERSTUDY_CA may be missing."""
+        try:
+            return [await self.gateway_status(name)]
+        except UnderstudyError as error:
+            if error.code in (Code.UNAUTHENTICATED, Code.FORBIDDEN):
+                return []
+            raise
+
     async def workers(self, app: str) -> list[ReplicaView]:
         """An app's replicas with their processes, best variant first, as the gateways see them."""
         servers = self._gateway_servers([gateway.name for gateway in self.config.gateways])
@@ -137,8 +146,13 @@ class Cluster:
         return next((a.replicas for a in view.apps if a.name == app), [])
 
     def _gateway_servers(self, names: Iterable[str]) -> Servers:
-        urls = [f"http://{self.config.gateway_named(name).http}" for name in names]
-        return Servers(urls, "gateway", f"from {self.config_path}", STATUS_TIMEOUT_S)
+        return cluster_gateways(
+            self.config,
+            source=f"from {self.config_path}",
+            access=gateway_access(),
+            names=tuple(names),
+            timeout_s=STATUS_TIMEOUT_S,
+        )
 
     async def wait_ready(self, apps: Collection[str], timeout_s: float, *, full_size: bool = True) -> None:
         """Until the controller and every running gateway say that `apps` answer, by their full-size variant
@@ -165,7 +179,8 @@ class Cluster:
             try:
                 views = [await self.status()]
                 running = [g.name for g in self.config.gateways if self.roles["gateway", g.name].pid]
-                views += [await self.gateway_status(name) for name in running]
+                for name in running:
+                    views += await self._visible_status(name)
             except UnderstudyError as error:
                 latest = str(error)
             else:

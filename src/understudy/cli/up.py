@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from understudy.cli import deploy
-from understudy.cli.control import cluster_gateways, segment
+from understudy.cli.control import cluster_gateways, gateway_access, gateway_url, segment
 from understudy.cli.output import Output
 from understudy.cli.packing import pack
 from understudy.cli.supervisor import Cluster
@@ -95,7 +95,7 @@ def _document(cluster: Cluster, deployments: list[deploy.Deployment]) -> dict[st
     config = cluster.config
     return {
         "cluster": config.name,
-        "gateways": {g.name: f"http://{g.http}" for g in config.gateways},
+        "gateways": {g.name: gateway_url(g) for g in config.gateways},
         "controllers": {c.name: f"http://{c.http}" for c in config.controllers},
         "nodes": [n.name for n in config.nodes],
         "deployments": deployments,
@@ -110,7 +110,7 @@ def _show(cluster: Cluster, deployments: list[deploy.Deployment], example: str, 
     config = cluster.config
     table = Table.grid(padding=(0, 2))
     for gateway in config.gateways:
-        table.add_row(f"  gateway {gateway.name}", f"http://{gateway.http}")
+        table.add_row(f"  gateway {gateway.name}", gateway_url(gateway))
     for controller in config.controllers:
         table.add_row(f"  controller {controller.name}", f"http://{controller.http}")
     table.add_row("  logs", str(cluster.logs_dir))
@@ -127,13 +127,17 @@ def _example(cluster: Cluster, apps: list[str]) -> str:
     """A curl line that works now, with a request of zeros; without it where requests are too large."""
     if not apps:
         return ""
-    gateways = cluster_gateways(cluster.config, source=f"from {cluster.config_path}")
+    gateways = cluster_gateways(cluster.config, source=f"from {cluster.config_path}", access=gateway_access())
     model = f"/v2/models/{segment(apps[0])}"
     try:
         inputs = gateways.get(model).get("inputs", [])
     except UnderstudyError:
         return ""  # ready a moment ago; `understudy status` tells what happened
     url = f"{gateways.urls[0]}{model}"
+    if gateways.access.ca:
+        url = f'--cacert "$UNDERSTUDY_CA" {url}'
+    if gateways.access.headers:  # the key itself belongs on no screen
+        url = f'-H "X-API-Key: $UNDERSTUDY_API_KEY" {url}'
     zeros = [_zeros(tensor) for tensor in inputs]
     if not zeros or sum(len(tensor["data"]) for tensor in zeros) > EXAMPLE_VALUES_MAX:
         return f"curl -s {url}"

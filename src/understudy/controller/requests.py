@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from understudy.config import ClusterConfig, Count, Fraction, Name, Positive
+from understudy.config import ClusterConfig
+from understudy.settings import Count, Fraction, Name, Positive
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import (
     AppVersion,

@@ -14,6 +14,8 @@ from understudy.wire.frames import Buffer
 # The one place that knows which HTTP status a failure has.
 STATUS: dict[Code, HTTPStatus] = {
     Code.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
+    Code.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    Code.FORBIDDEN: HTTPStatus.FORBIDDEN,
     Code.NOT_FOUND: HTTPStatus.NOT_FOUND,
     Code.CONFLICT: HTTPStatus.CONFLICT,
     Code.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -41,10 +43,15 @@ def head(status: int, *headers: tuple[str, str]) -> bytes:
     return ("\r\n".join(lines) + "\r\n").encode("latin-1", "replace")
 
 
-def whole(prefix: bytes, connection: bytes, body: Buffer, following_bytes: int = 0) -> bytes:
+def whole(
+    prefix: bytes, request_id: bytes, connection: bytes, body: Buffer, following_bytes: int = 0
+) -> bytes:
     """An answer; with `following_bytes`, that many bytes of its body are still to be sent after this."""
     length = len(body) + following_bytes
-    return b"%bContent-Length: %d\r\n%b\r\n" % (prefix, length, connection) + body
+    return (
+        b"%bX-Request-Id: %b\r\nContent-Length: %d\r\n%b\r\n" % (prefix, request_id, length, connection)
+        + body
+    )
 
 
 def replica_head(replica: Replica) -> bytes:
@@ -73,6 +80,8 @@ def error_answer(
     headers = [("Understudy-Code", str(error.code))]
     if code == HTTPStatus.SERVICE_UNAVAILABLE:
         headers.append(("Retry-After", str(retry_after_s)))
+    if code == HTTPStatus.UNAUTHORIZED:
+        headers.append(("WWW-Authenticate", 'Bearer realm="understudy"'))
     if code == HTTPStatus.METHOD_NOT_ALLOWED and "allow" in error.context:
         headers.append(("Allow", str(error.context["allow"])))
         return head(code, *headers), json_body({"error": error.message})

@@ -17,7 +17,9 @@ from understudy.config import GatewayTuning
 from understudy.core.gateway.machine import Gateway
 from understudy.core.gateway.rotation import App, Request
 from understudy.gateway import answers
+from understudy.gateway.auth import Authenticator
 from understudy.gateway.http import Exchange, Head, HttpConnection, InferRequest
+from understudy.gateway.request_id import RequestIds
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer
 
@@ -38,6 +40,8 @@ class Api:
         self.settings = settings
         self.retry_after_s = settings.admission.retry_after_s
         self.draining = False
+        self.authenticator: Authenticator | None = None  # None: everybody may do everything
+        self.request_ids = RequestIds()
         self.connections: set[HttpConnection] = set()
         self.body_bytes_held = 0
         self.known_heads: dict[bytes, Head] = {}
@@ -79,6 +83,8 @@ class Api:
         app = self._infer.get(head.url)
         try:
             if app is not None and head.method == b"POST":
+                if self.authenticator is not None:
+                    exchange.client = self.authenticator.check(head.headers, app.name).client
                 self._submit(exchange, app, head.headers, body, now)
             else:
                 self._handle_rest(exchange, head, body, now)
@@ -114,6 +120,9 @@ class Api:
     def _handle_rest(self, exchange: Exchange, head: Head, body: Buffer, now: float) -> None:
         method = head.method.decode("latin-1")
         path = unquote(head.url.partition(b"?")[0].decode("latin-1"))
+        if self.authenticator is not None:
+            identity = self.authenticator.check_path(head.headers, path)
+            exchange.client = identity.client if identity else ""
         infer = self._infer_pattern.fullmatch(path)
         if infer:
             self._allow(method, "POST")
@@ -136,8 +145,10 @@ class Api:
     def _app(self, app: str, version: str | None) -> App:
         found = self.gateway.apps.get(app)
         if found is None:
-            known = ", ".join(sorted(self.gateway.apps)[:20]) or "none"
-            raise UnderstudyError(Code.NOT_FOUND, f"unknown model {app!r}; served here: {known}")
+            message = f"unknown model {app!r}"
+            if self.authenticator is None:  # otherwise what is served here isn't for everybody to know
+                message += "; served here: " + (", ".join(sorted(self.gateway.apps)[:20]) or "none")
+            raise UnderstudyError(Code.NOT_FOUND, message)
         if version is not None and version != str(found.spec.version):
             served = found.spec.version
             raise UnderstudyError(
@@ -187,6 +198,7 @@ class Api:
             "connections": len(self.connections),
             "inflight": gateway.dispatcher.inflight,
             "body_bytes_held": self.body_bytes_held,
+            "refused": self.authenticator.refused if self.authenticator else 0,  # strangers, and the nosy
             "nodes": [
                 {
                     "name": name,

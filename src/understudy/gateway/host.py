@@ -141,7 +141,13 @@ class Host:
             for number in (*STOP_SIGNALS, signal.SIGCHLD):
                 signal.signal(number, signal.SIG_DFL)
             self._let_go(child)
-            seat = Seat(child.name, child.sockets, pulse, taking_over=self._predecessor is not None)
+            seat = Seat(
+                child.name,
+                child.sockets,
+                pulse,
+                self._gateway.name,
+                taking_over=self._predecessor is not None,
+            )
             run_process(self._config, seat)
             status = 0
         except ConfigError as error:

@@ -20,6 +20,8 @@ from understudy.adapters.filling import fill
 from understudy.config import HttpLimits
 from understudy.core.gateway.rotation import Replica, Request
 from understudy.gateway import answers
+from understudy.gateway.auth import CREDENTIALS, Authenticator
+from understudy.gateway.request_id import REQUEST_ID, RequestIds
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import LARGE_BYTES, Buffer
 from understudy.wire.messages import Result
@@ -28,6 +30,7 @@ CLOSE = b"Connection: close\r\n"
 KEEP = b"Connection: keep-alive\r\n"  # only HTTP/1.0 has to be told
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HEAD_END = b"\r\n\r\n"
+UNAUTHENTICATED_BYTES_MAX = 65_536  # of a body that is read before its sender has to show who it is
 KNOWN_HEADS_MAX = 512  # kept by a gateway; beyond them it starts anew
 KNOWN_HEAD_BYTES_MAX = 1024
 
@@ -48,6 +51,8 @@ class Service(Protocol):
     known_heads: dict[bytes, Head]
     body_bytes_held: int
     retry_after_s: int
+    authenticator: Authenticator | None
+    request_ids: RequestIds
 
     def connection_opened(self, connection: HttpConnection) -> bool: ...
 
@@ -61,22 +66,26 @@ class Service(Protocol):
 class Exchange:
     """A place in the order of answers on one connection."""
 
-    __slots__ = ("connection", "connection_header", "data", "held_bytes", "large", "request")
+    __slots__ = ("client", "connection", "connection_header", "data", "held_bytes", "id", "large", "request")
 
-    def __init__(self, connection: HttpConnection, connection_header: bytes, held_bytes: int = 0) -> None:
+    def __init__(
+        self, connection: HttpConnection, connection_header: bytes, held_bytes: int, id: bytes
+    ) -> None:
         self.connection = connection
         self.connection_header = connection_header
         self.data: bytes | None = None
         self.large: Buffer = b""  # follows `data`, not copied into it
         self.held_bytes = held_bytes
         self.request: Request | None = None
+        self.id = id
+        self.client = ""  # who asks, where that has to be shown
 
     def finish(self, head: bytes, body: Buffer) -> None:
         self.request = None  # they hold each other; a cycle per request would keep the collector busy
         if len(body) < LARGE_BYTES:
-            self.data = answers.whole(head, self.connection_header, body)
+            self.data = answers.whole(head, self.id, self.connection_header, body)
         else:
-            self.data = answers.whole(head, self.connection_header, b"", len(body))
+            self.data = answers.whole(head, self.id, self.connection_header, b"", len(body))
             self.large = body
         self.connection.exchange_done(self)
 
@@ -91,6 +100,10 @@ class InferRequest(Request):
     __slots__ = ("exchange",)
 
     exchange: Exchange  # set by whoever made it
+
+    @property
+    def id(self) -> str:
+        return self.exchange.id.decode()
 
     def answered(self, replica: Replica, result: Result, body: Buffer) -> None:
         self.exchange.finish(replica.prefix or answers.replica_head(replica), body)
@@ -123,6 +136,7 @@ class HttpConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._paused = False
+        self._tls = False
         self._reset()
 
     def _reset(self) -> None:
@@ -140,8 +154,11 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
-        # An answer leaves when it is written, not at the end of the loop's turn with all the others.
-        self._transport.set_write_buffer_limits(0)  # type: ignore[union-attr]
+        self._tls = transport.get_extra_info("sslcontext") is not None
+        if not self._tls:
+            # An answer leaves when it is written, not at the end of the loop's turn with all the others.
+            # (uvloop would take an empty TLS buffer for a full one.)
+            self._transport.set_write_buffer_limits(0)  # type: ignore[union-attr]
         if not self.api.connection_opened(self):
             error = UnderstudyError(Code.SHED, "too many connections")
             self._refuse(error)
@@ -185,7 +202,8 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, "the connection ended within a request"))
         self.closing = True
         self._close_if_done()
-        return True
+        # TLS has no half-closed connections: what is not answered by now can't be.
+        return not self._tls
 
     def pause_writing(self) -> None:
         self.write_due = monotonic() + self.limits.write_timeout_s
@@ -235,7 +253,8 @@ class HttpConnection(asyncio.Protocol):
         body_bytes = int(self._headers.get(b"content-length", -1))
         if body_at + body_bytes != len(data) or data[:body_at] in self.api.known_heads or self.closing:
             return
-        if self._parser.get_http_version() == "1.1" and b"expect" not in self._headers:
+        passing = b"expect" in self._headers or REQUEST_ID in self._headers  # the latter never comes again
+        if self._parser.get_http_version() == "1.1" and not passing:
             if len(self.api.known_heads) >= KNOWN_HEADS_MAX:
                 self.api.known_heads.clear()
             self.api.known_heads[data[:body_at]] = self._head(body_bytes)
@@ -259,7 +278,12 @@ class HttpConnection(asyncio.Protocol):
             raise _Refused
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        name = name.lower()
+        if name in CREDENTIALS and name in self._headers:
+            # Whoever looks at the first and whoever looks at the last would let in different clients.
+            self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"two headers {name.decode()}"))
+            raise _Refused
+        self._headers[name] = value
         self._headers_count += 1
         if self._headers_count > self.limits.headers_max:
             error = UnderstudyError(Code.TOO_LARGE, "too many headers", limit=self.limits.headers_max)
@@ -276,6 +300,8 @@ class HttpConnection(asyncio.Protocol):
         self.phase = "body"
         self.due = monotonic() + self.limits.body_timeout_s
         length = self._headers.get(b"content-length")
+        if self.api.authenticator is not None:
+            self._authenticate_early(self.api.authenticator)
         if length is not None:
             if b"transfer-encoding" in self._headers:
                 # Two lengths are how requests are smuggled past proxies (RFC 9112, 6.3).
@@ -287,6 +313,16 @@ class HttpConnection(asyncio.Protocol):
                 self._large = mmap.mmap(-1, int(length))
         if b"expect" in self._headers and self._transport is not None:
             self._transport.write(CONTINUE)
+
+    def _authenticate_early(self, authenticator: Authenticator) -> None:
+        """Take no large body from a stranger: it would hold memory that good clients need."""
+        length = int(self._headers.get(b"content-length", 0))
+        if length > UNAUTHENTICATED_BYTES_MAX or b"transfer-encoding" in self._headers:
+            try:
+                authenticator.identify(self._headers)
+            except UnderstudyError as error:
+                self._refuse(error)
+                raise _Refused from None
 
     def on_body(self, data: bytes) -> None:
         if self._large is not None:
@@ -349,7 +385,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _complete(self, header: bytes, head: Head, body: Buffer) -> None:
         """A request is whole; its answer will have the Connection `header`."""
-        exchange = Exchange(self, header, head.body_bytes)
+        exchange = Exchange(self, header, head.body_bytes, self.api.request_ids.of(head.headers))
         self.queue.append(exchange)
         now = self.idle_since = monotonic()
         self.due = now + self.limits.idle_timeout_s
@@ -398,7 +434,7 @@ class HttpConnection(asyncio.Protocol):
         self._parts = []
         self._large = None
         self.due = monotonic() + self.limits.header_timeout_s
-        exchange = Exchange(self, CLOSE)
+        exchange = Exchange(self, CLOSE, 0, self.api.request_ids.of(self._headers))
         self.queue.append(exchange)
         exchange.fail(error, status)
 

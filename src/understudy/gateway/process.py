@@ -13,7 +13,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from time import monotonic
-from typing import assert_never
+from typing import Any, assert_never
 
 import msgspec
 import structlog
@@ -27,6 +27,7 @@ from understudy.core.gateway.rotation import Replica
 from understudy.gateway import table as stored_table
 from understudy.gateway.api import Api
 from understudy.gateway.http import HttpConnection
+from understudy.gateway.secured import Secured
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (
@@ -62,6 +63,7 @@ class Seat:
     name: str
     sockets: list[socket.socket]
     pulse: int
+    gateway: str  # whose process it is
     taking_over: bool = False
 
 
@@ -82,12 +84,20 @@ class GatewayProcess:
         self.incarnation = time.time_ns()
         self.events: deque[Event] = deque(maxlen=self.settings.events_max)
         self.controllers: set[FrameLink] = set()
+        self.secured = Secured(
+            config, seat.gateway, name, lambda kind, message: self._note(core.Note(kind, message))
+        )
+        self.api.authenticator = self.secured.authenticator
         self._agents: dict[str, tuple[str, asyncio.Task[None], list[FrameLink]]] = {}
         self._dialing: set[str] = set()
         self._unsaved: RouteTable | None = None
         self._unsaved_set = asyncio.Event()
-        self._accepting = False
+        self.accepting = False
         self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Drain, then let `run` return. As SIGTERM does."""
+        self._stopping.set()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -101,6 +111,9 @@ class GatewayProcess:
             background = [self.tasks.create_task(self._tick()), self.tasks.create_task(self._sweep())]
             background.append(self.tasks.create_task(self._pulse()))
             background.append(self.tasks.create_task(self._save_tables()))
+            if self.secured.in_use:
+                loop.add_signal_handler(signal.SIGHUP, self.secured.reload)
+                background.append(self.tasks.create_task(self.secured.run()))
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD)
             if self.seat.taking_over:  # by the former gateway's table: to a controller there is one of a name
@@ -111,10 +124,12 @@ class GatewayProcess:
                 for address in self.config.controller_addresses()
             ]
             servers = [
-                await loop.create_server(lambda: HttpConnection(self.api, self.settings.http), sock=listener)
+                await loop.create_server(
+                    lambda: HttpConnection(self.api, self.settings.http), sock=listener, **self._tls()
+                )
                 for listener in self.seat.sockets
             ]
-            self._accepting = True
+            self.accepting = True
             self.log.info("gateway.started", http=self.http_address)
             await self._stopping.wait()
             for task in controllers:
@@ -125,6 +140,13 @@ class GatewayProcess:
             for _, task, _ in self._agents.values():
                 task.cancel()
         self.log.info("gateway.stopped")
+
+    def _tls(self) -> dict[str, Any]:
+        """Arguments for whatever listens for clients."""
+        if self.secured.context is None:
+            return {}
+        limit_s = self.settings.http.header_timeout_s
+        return {"ssl": self.secured.context, "ssl_handshake_timeout": limit_s}
 
     async def _replicas(self) -> None:
         """Return when every app that can be answered is, or has had its time."""
@@ -188,8 +210,9 @@ class GatewayProcess:
     def _note(self, note: core.Note) -> None:
         at = time.time_ns() // 1_000_000
         source = f"gateway:{self.name}"
-        event = Event(note.kind, at, source, note.message, note.app, note.node, note.replica)
-        self.log.info(note.kind, message=note.message, app=note.app, node=note.node)
+        data = {"request_id": note.request_id} if note.request_id else {}
+        event = Event(note.kind, at, source, note.message, note.app, note.node, note.replica, data)
+        self.log.info(note.kind, message=note.message, app=note.app, node=note.node, **data)
         self.events.append(event)
         self._send_events()
 
@@ -311,7 +334,7 @@ class GatewayProcess:
     async def _pulse(self) -> None:
         while True:
             with contextlib.suppress(BlockingIOError):  # a parent that is stopped reads later
-                os.write(self.seat.pulse, PULSE if self._accepting else START)
+                os.write(self.seat.pulse, PULSE if self.accepting else START)
             await asyncio.sleep(self.settings.pulse_ms / 1000)
 
     async def _sweep(self) -> None:

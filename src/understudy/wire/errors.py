@@ -23,6 +23,8 @@ class Code(StrEnum):
     """Stable names of failures. They appear on the wire, in logs, metrics and `--json` output."""
 
     INVALID_ARGUMENT = "invalid-argument"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
     NOT_FOUND = "not-found"
     CONFLICT = "conflict"
     TOO_LARGE = "too-large"
@@ -49,6 +51,8 @@ class Code(StrEnum):
 # code -> (may the same request succeed elsewhere or later, who has to act)
 TRAITS: dict[Code, tuple[bool, Origin]] = {
     Code.INVALID_ARGUMENT: (False, Origin.CALLER),
+    Code.UNAUTHENTICATED: (False, Origin.CALLER),
+    Code.FORBIDDEN: (False, Origin.CALLER),
     Code.NOT_FOUND: (False, Origin.CALLER),
     Code.CONFLICT: (False, Origin.CALLER),
     Code.TOO_LARGE: (False, Origin.CALLER),

@@ -112,6 +112,7 @@ class Note(msgspec.Struct, frozen=True):
     app: str = ""
     node: str = ""
     replica: str = ""
+    request_id: str = ""
 
 
 GatewayEffect = SaveTable | FollowNodes | ConnectWorker | DropWorker | SendActivate | PingWorker | Note
@@ -425,9 +426,8 @@ class Gateway:
             self._effects.extend(PingWorker(r) for r in self.replicas.values() if r.suspect and r.link)
 
     def _note_poison(self, request: Request) -> None:
-        self._note(
-            "request.poisoned", f"took down workers on {', '.join(request.kills)}", app=request.app.name
-        )
+        message = f"took down workers on {', '.join(request.kills)}"
+        self._effects.append(Note("request.poisoned", message, request.app.name, request_id=request.id))
 
     def _note(
         self, kind: str, message: str, *, app: str = "", node: str = "", replica: Replica | None = None

@@ -216,6 +216,11 @@ class Request:
         self.done = False
         self.last_error: UnderstudyError | None = None
 
+    @property
+    def id(self) -> str:
+        """Its name in logs and events."""
+        return ""
+
     def answered(self, replica: Replica, result: Result, body: Buffer) -> None:
         raise NotImplementedError
 
