@@ -8,7 +8,7 @@ import msgspec
 
 from understudy.config import GatewayTuning
 from understudy.core.gateway import machine as core
-from understudy.core.gateway.rotation import Replica, Request
+from understudy.core.gateway.rotation import Request, Source
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame, FrameDecoder
 from understudy.wire.messages import (
@@ -53,8 +53,8 @@ class FakeLink:
 class FakeRequest(Request):
     __slots__ = ("outcome",)
 
-    def answered(self, replica: Replica, result: Result, body: bytes) -> None:
-        self._ended((replica.variant, replica.degraded))
+    def answered(self, source: Source, result: Result, body: bytes) -> None:
+        self._ended((source.variant, source.degraded))
 
     def failed(self, error: UnderstudyError) -> None:
         self._ended(error.code)

@@ -18,7 +18,7 @@ import msgspec
 
 from understudy.adapters.filling import fill
 from understudy.config import HttpLimits
-from understudy.core.gateway.rotation import Replica, Request
+from understudy.core.gateway.rotation import Request, Source
 from understudy.gateway import answers
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import LARGE_BYTES, Buffer
@@ -92,8 +92,8 @@ class InferRequest(Request):
 
     exchange: Exchange  # set by whoever made it
 
-    def answered(self, replica: Replica, result: Result, body: Buffer) -> None:
-        self.exchange.finish(replica.prefix or answers.replica_head(replica), body)
+    def answered(self, source: Source, result: Result, body: Buffer) -> None:
+        self.exchange.finish(source.prefix or answers.source_head(source), body)
 
     def failed(self, error: UnderstudyError) -> None:
         self.exchange.fail(error)
