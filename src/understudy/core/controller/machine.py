@@ -347,7 +347,7 @@ class ControllerMachine:
         self._effects.append(ev.SendRoutes(self.table, "", reason))
 
     def _previous(self, published: Mapping[str, AppVersion]) -> dict[str, AppVersion]:
-        """The version that may answer where the published one fails: the one before, if clients can't tell."""
+        """What may answer where the published version fails: the one before, if clients can't tell."""
         found = {}
         for name, app in published.items():
             older = [version for other, version in self.releases if other == name and version < app.version]

@@ -118,7 +118,7 @@ def _draft(name: str, node: Node, facts: TargetFacts) -> _Draft:
     for replica in sorted(_observed(node), key=lambda r: (bool(r.activation), r.state != "ready", r.id)):
         what = _what(replica)
         needed = replica.app in facts.apps and replica.app not in facts.stable
-        # A version that had to be called back stays until the next one: the present one passes its probes, too.
+        # A version that had to be called back stays until the next: the current one may pass its probes.
         previous = facts.previous.get(replica.app)
         recalled = previous is not None and replica.version == previous.version
         if missing[what] > 0 and replica.state in LIVE:

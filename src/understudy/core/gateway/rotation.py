@@ -208,10 +208,10 @@ class App:
         """Those of the ejected to use all the same: when most of them fail, the fault is hardly theirs.
 
         Counted among equals, as Envoy does within a priority: a failing variant never comes before a
-        healthy smaller one. With nobody healthy at all, everybody is used.
+        healthy smaller one. With nobody healthy at all, everybody is used. A fraction of 0 means: never.
         """
         if not healthy:
-            return ejected if len(ejected) > 1 else []
+            return ejected if len(ejected) > 1 and self._panic_fraction else []
         used: list[Replica] = []
         for rank in {r.rank for r in ejected}:
             sick = [r for r in ejected if r.rank == rank]
