@@ -1,12 +1,12 @@
-"""Half-open lets exactly one probe through, whatever becomes of requests: a rule-based machine on the gateway."""
+"""Half-open lets exactly one probe through, whatever becomes of requests: rules against the gateway."""
 
 from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
 from tests.unit.gateway_world import World
+
 from understudy.config import BreakerSettings, GatewayTuning, HedgeSettings, RetrySettings
 from understudy.core.gateway import machine as core
 from understudy.wire.errors import Code

@@ -208,9 +208,7 @@ def fail_users(world: World) -> None:
         request = world.request()
         for _ in range(3):
             for flight in list(request.flights):
-                frame = next(
-                    f for f in world.links[flight.replica.id].infers() if f.stream == flight.stream
-                )
+                frame = next(f for f in world.links[flight.replica.id].infers() if f.stream == flight.stream)
                 world.reply(flight.replica.id, frame, Code.MODEL_FAILED)
         world.advance(0.01)
 
