@@ -87,11 +87,11 @@ def test_without_another_replica_readiness_says_that_users_are_failed(tmp_path: 
 
 def test_the_chain_link_by_link(tmp_path: Path):
     orders = tmp_path / "orders"
-    chain = 'fallback = ["app:b-stand-in", "last-good", "static"]\ndeadline_ms = 2000'
+    chain = 'fallback = ["app:b", "last-good", "static"]\ndeadline_ms = 2000'
     write_picky_app(tmp_path / "apps" / "a", "a", orders, {"one": "a"}, chain)
     manifest = tmp_path / "apps" / "a" / "APP.toml"
     manifest.write_text(manifest.read_text() + STATIC)
-    write_picky_app(tmp_path / "apps" / "b", "b-stand-in", orders, {"two": "b"})
+    write_picky_app(tmp_path / "apps" / "b", "b", orders, {"two": "b"})
 
     async def test() -> None:
         async with running(tmp_path) as harness:
@@ -101,8 +101,8 @@ def test_the_chain_link_by_link(tmp_path: Path):
             (orders / "a-raise").touch()
             answer = await ask(harness, "a")
             assert (answer.status, answer.degraded, answer.variant) == (200, "other-app", "two")
-            assert answer.headers["understudy-app"] == "b-stand-in"
-            assert answer.json["model_name"] == "b-stand-in"
+            assert answer.headers["understudy-app"] == "b"
+            assert answer.json["model_name"] == "b"
             assert answer.json["outputs"][0]["data"] == good.json["outputs"][0]["data"]
 
             (orders / "b-raise").touch()
@@ -119,11 +119,11 @@ def test_the_chain_link_by_link(tmp_path: Path):
 
 def test_each_link_has_its_turn_within_the_deadline(tmp_path: Path):
     orders = tmp_path / "orders"
-    chain = 'fallback = ["app:b-stand-in", "static"]\ndeadline_ms = 1000'
+    chain = 'fallback = ["app:b", "static"]\ndeadline_ms = 1000'
     write_picky_app(tmp_path / "apps" / "a", "a", orders, {"one": "a"}, chain)
     manifest = tmp_path / "apps" / "a" / "APP.toml"
     manifest.write_text(manifest.read_text() + STATIC)
-    write_picky_app(tmp_path / "apps" / "b", "b-stand-in", orders, {"two": "b"})
+    write_picky_app(tmp_path / "apps" / "b", "b", orders, {"two": "b"})
 
     async def test() -> None:
         async with running(tmp_path) as harness:

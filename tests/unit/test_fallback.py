@@ -204,7 +204,7 @@ def released_anew(**spec: Any) -> World:
 
 
 def fail_users(world: World) -> None:
-    for _ in range(8):
+    for _ in range(110):
         request = world.request()
         for _ in range(3):
             for flight in list(request.flights):
@@ -230,6 +230,18 @@ def own(world: World, node: str) -> list[Any]:
         for r in world.gateway.replicas.values()
         if r.node == node
     ]
+
+
+def test_a_version_that_succeeds_now_and_then_is_not_called_off():
+    world = released_anew()
+    for i in range(110):
+        world.request(timeout_s=10)
+        for replica in world.gateway.replicas.values():
+            for frame in world.links[replica.id].infers():
+                if frame.stream in replica.outstanding:
+                    world.reply(replica.id, frame, None if i % 10 == 0 else Code.MODEL_FAILED)
+        world.advance(0.01)
+    assert not [a for a in world.activations() if a.contingency.version == 1]
 
 
 def test_a_refused_recall_goes_to_another_node():

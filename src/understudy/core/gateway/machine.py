@@ -353,7 +353,6 @@ class Gateway:
     def _recall(self, app: App, now: float) -> None:
         """The current version fails its users: have the previous one loaded, if that may answer."""
         choice = app.recall.next(
-            app.untrusted,
             now - (app.unhealthy_since or now),
             self.table.nodes,
             {name for name, node in self.nodes.items() if node.alive},
@@ -447,7 +446,8 @@ class Gateway:
             self._retune_at = now + RETUNE_S
             for app in self.apps.values():
                 app.retune(self.settings, now)
-                self._eject_outlier(app, now)
+                if app.asked_lately:
+                    self._eject_outlier(app, now)
                 if not app.ready or app.ramping or any(not r.breaker.closed for r in app.replicas.values()):
                     self._refresh(app, now)
         if now >= self._ping_at:

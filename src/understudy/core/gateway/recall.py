@@ -9,8 +9,7 @@ import msgspec
 from understudy.core.gateway.activation import Activation, choose
 from understudy.wire.records import AppVersion, Contingency, NodeInfo
 
-UNTRUSTED_MIN = 2  # replicas of the current version that fail, before it is the version's fault
-PATIENCE_S = 1.0  # with one failing, for a contingency to become ready elsewhere
+PATIENCE_S = 1.0  # without a healthy replica, before it is the version's fault; one success ends it
 REFUSAL_S = 0.5  # before a node that refused is asked again
 
 
@@ -25,21 +24,13 @@ class Recall:
         self.refused: dict[str, float] = {}  # node -> when
 
     def next(
-        self,
-        untrusted: int,
-        starved_s: float,
-        nodes: Iterable[NodeInfo],
-        alive: set[str],
-        now: float,
-        wait_s: float,
+        self, failing_s: float, nodes: Iterable[NodeInfo], alive: set[str], now: float, wait_s: float
     ) -> Contingency | None:
-        """What to ask for now. `untrusted` replicas of the current version fail, and none works.
+        """What to ask for now. The current version has been failing for `failing_s`, and nobody answers.
 
-        `starved_s`: since when nobody answers for the app; `wait_s`: for an answer to a former request.
+        `wait_s`: for a node that was asked, until another one is.
         """
-        if self.previous is None or not untrusted:
-            return None
-        if untrusted < UNTRUSTED_MIN and starved_s < PATIENCE_S:
+        if self.previous is None or failing_s < PATIENCE_S:
             return None
         if self.pending is not None:
             if now - self.pending.asked_at < wait_s:

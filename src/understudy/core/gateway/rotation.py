@@ -154,6 +154,7 @@ class App:
         self.stats = AppStats()
         self.stats_total = AppStats()
         self._deposited = 0
+        self.asked_lately = False  # since the last retune
         self._panic_fraction = settings.breaker.panic_fraction
         self._slow_start_s = settings.breaker.slow_start_s
 
@@ -262,6 +263,7 @@ class App:
         requests = self.stats_total.requests + self.stats.requests
         self.retry_budget.deposit(requests - self._deposited)
         self.hedge_budget.deposit(requests - self._deposited)
+        self.asked_lately = requests != self._deposited
         self._deposited = requests
         if self.digest.samples < HEDGE_SAMPLES_MIN:
             return
