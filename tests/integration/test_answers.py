@@ -158,13 +158,13 @@ def test_the_previous_version_is_loaded_again_when_the_new_one_fails_users(tmp_p
             (orders / "v2-raise").touch()
 
             async def called_back() -> bool:
-                answer = await ask(harness, "picky")
-                return (answer.status, answer.degraded) == (200, "previous-version")
+                answers = [await ask(harness, "picky") for _ in range(10)]
+                return {(a.status, a.degraded) for a in answers} == {(200, "previous-version")}
 
             await harness.until(called_back, 30, "version 1 answers")
             for _ in range(50):  # longer than the controller needs to find that version 2 is settled
                 answer = await ask(harness, "picky")
-                assert (answer.status, answer.headers["understudy-version"]) == (200, "1")
+                assert (answer.status, answer.headers.get("understudy-version")) == (200, "1"), answer
                 await asyncio.sleep(0.05)
             assert await harness.events("version.recalled")
 

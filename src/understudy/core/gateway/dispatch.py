@@ -168,9 +168,10 @@ class Dispatcher:
 
     def _failed(self, flight: Flight, error: UnderstudyError, now: float) -> None:
         request, replica = flight.request, flight.replica
-        code = error.code
+        code, ejected = error.code, False
         if code in (Code.MODEL_FAILED, Code.OUTPUT_INVALID, Code.OUT_OF_MEMORY, Code.INTERNAL):
-            if replica.breaker.failed(now, self._random(), flight.stream):
+            ejected = replica.breaker.failed(now, self._random(), flight.stream)
+            if ejected:
                 self._changed(replica.app, now)
         else:
             replica.breaker.abandoned(flight.stream)
@@ -190,27 +191,25 @@ class Dispatcher:
         if code is Code.TIMEOUT or not TRAITS[code][0]:
             self._fail(request, error)
         else:
-            self._again(request, now, error)
+            self._again(request, now, error, free=ejected)  # a probe is no storm
 
-    def _again(self, request: Request, now: float, error: UnderstudyError) -> None:
-        """Try another replica, wait for one, or give up."""
+    def _again(self, request: Request, now: float, error: UnderstudyError, free: bool) -> None:
+        """Try another replica, wait for one, or give up. `free`: whatever the budget for retries says."""
         app = request.app
+        other = self._other(request, now)
         if error.code in (Code.BUSY, Code.DRAINING, Code.UNAVAILABLE):
             # It was refused before anything ran, so this costs nothing and is not bounded by the budget.
-            other = self._other(request, now)
             if other is not None:
                 self._send(request, other, now)
             else:
                 self._park(request, now)
             return
-        other = self._other(request, now)
-        if other is None or not app.spec.idempotent or request.attempts >= self._settings.retry.attempts_max:
+        spent = not app.spec.idempotent or request.attempts >= self._settings.retry.attempts_max
+        if other is None or spent or not (free or app.retry_budget.withdraw(now)):
             self._fail(request, error)
-        elif app.retry_budget.withdraw(now):
-            app.stats.retried += 1
-            self._send(request, other, now)
-        else:
-            self._fail(request, error)
+            return
+        app.stats.retried += 1
+        self._send(request, other, now)
 
     def _other(self, request: Request, now: float) -> Replica | None:
         """The best routable replica that has not had this request."""

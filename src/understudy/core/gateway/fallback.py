@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from understudy.core.gateway.last_good import LastGood
 from understudy.core.gateway.rotation import App, Request, Source
 from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.frames import Buffer
 from understudy.wire.messages import Result
 from understudy.wire.records import OTHER_APP
 
@@ -70,7 +71,7 @@ class Handover(Request):
         self.step = step
         self.floor = floor
 
-    def answered(self, source: Source, result: Result, body: bytes) -> None:
+    def answered(self, source: Source, result: Result, body: Buffer) -> None:
         original = self.original
         if original.done:
             return

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from understudy.config import LastGoodSettings
 from understudy.core.gateway.rotation import Request, Source
+from understudy.wire.frames import Buffer
 from understudy.wire.messages import Result
 
 DIGEST_BYTES = 16
@@ -36,13 +37,13 @@ class LastGood:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def keep(self, request: Request, source: Source, result: Result, body: bytes, now: float) -> None:
+    def keep(self, request: Request, source: Source, result: Result, body: Buffer, now: float) -> None:
         settings = self._settings
         if len(body) > settings.bytes_max:
             return
         key = _key(request)
         self._drop(key)
-        self._answers[key] = Answer(Source(source.variant, source.version, REASON), result, body, now)
+        self._answers[key] = Answer(Source(source.variant, source.version, REASON), result, bytes(body), now)
         self.bytes_held += len(body)
         while len(self._answers) > settings.entries_max or self.bytes_held > settings.bytes_max:
             self._drop(next(iter(self._answers)))
