@@ -84,7 +84,7 @@ class Handover(Request):
         self.step.link += 1
 
     def answered_static(self, static: dict[str, Any]) -> None:
-        raise NotImplementedError  # a handover has no chain
+        raise NotImplementedError  # a handover has no chain of its own
 
 
 class Fallback:
