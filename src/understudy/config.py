@@ -21,6 +21,7 @@ from understudy.security import AuthSettings, TlsSettings
 from understudy.settings import (
     Count,
     Datatype,
+    FallbackLink,
     Fraction,
     Name,
     NonNegative,
@@ -28,7 +29,7 @@ from understudy.settings import (
     Settings,
 )
 from understudy.wire.errors import ConfigError
-from understudy.wire.records import Criticality
+from understudy.wire.records import Criticality, fallback_mistake
 
 T = TypeVar("T")
 
@@ -86,6 +87,25 @@ class BreakerSettings(Settings, frozen=True):
     open_s_max: Positive = 120.0
     jitter_fraction: Fraction = 0.2
     panic_fraction: Fraction = 0.5  # fewer healthy replicas than this: use all
+    latency_factor: Annotated[float, Meta(gt=1)] = 5.0  # median above so many times that of its equals
+    latency_ms_min: NonNegative = 5.0  # nobody is ejected for answering sooner than this
+    failure_margin_fraction: Fraction = 0.1  # failed fraction above that of its equals (and significantly)
+    slow_start_s: NonNegative = 10.0  # a new or re-admitted replica's share grows for so long; 0: at once
+
+
+class PoisonSettings(Settings, frozen=True):
+    """Requests that took down workers; their bytes are refused at once when they come again."""
+
+    entries_max: Count = 1000
+    memory_s: Positive = 600.0
+
+
+class LastGoodSettings(Settings, frozen=True):
+    """Answers that a gateway keeps for apps with `last-good` in their fallback chain, over all of them."""
+
+    entries_max: Count = 10_000
+    bytes_max: Count = 64 * 1024 * 1024
+    age_s_max: Positive = 600.0
 
 
 class SuspicionSettings(Settings, frozen=True):
@@ -112,6 +132,8 @@ class GatewayTuning(Settings, frozen=True):
     breaker: BreakerSettings = BreakerSettings()
     suspicion: SuspicionSettings = SuspicionSettings()
     activation: ActivationSettings = ActivationSettings()
+    poison: PoisonSettings = PoisonSettings()
+    last_good: LastGoodSettings = LastGoodSettings()
     tick_ms: Positive = 2.0  # resolution of hedges, deadlines and suspicion
     stats_interval_ms: Positive = 500.0
     link_buffer_bytes_max: Count = 64 * 1024 * 1024  # unsent bytes to one worker
@@ -279,6 +301,7 @@ class AppManifest(Settings, frozen=True):
     batching: BatchingSettings = BatchingSettings()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
+    fallback: tuple[FallbackLink, ...] | None = None  # default: smaller-variant, previous-version, static
 
 
 N = TypeVar("N", NodeConfig, GatewayConfig, ControllerConfig)
@@ -379,6 +402,10 @@ def load_manifest(path: Path) -> AppManifest:
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{path}: variants: the name {name!r} is used twice")
+    if manifest.fallback is not None:
+        mistake = fallback_mistake(manifest.fallback, manifest.static is not None)
+        if mistake:
+            raise ConfigError(f"{path}: fallback: {mistake}")
     return manifest
 
 

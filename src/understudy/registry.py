@@ -19,6 +19,8 @@ EVENTS: dict[str, str] = {
     "node.suspected": "Heartbeats of a node are missing; gateways route around it.",
     "node.cleared": "A suspect node is heard on time again.",
     "replica.lost": "The connection to a ready replica broke.",
+    "replica.ejected": "A replica answers much worse than its equals; its breaker was opened.",
+    "version.recalled": "The current version fails wherever it runs; a node is to load the previous one.",
     "contingency.activated": "An app had no ready replica; a gateway asked a node to load one.",
     "contingency.refused": "A node could not carry out a contingency; the next one is asked.",
     "request.poisoned": "A request took down its workers and was refused.",

@@ -12,6 +12,12 @@ Positive = Annotated[float, Meta(gt=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1)]
+FallbackLink = Annotated[
+    str,
+    Meta(
+        pattern=r"^(smaller-variant|previous-version|last-good|static|app:[A-Za-z0-9][A-Za-z0-9._-]{0,63})$"
+    ),
+]
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
     "FP16", "BF16", "FP32", "FP64", "BYTES",

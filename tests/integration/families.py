@@ -38,6 +38,34 @@ class Model:
 '''
 
 
+PICKY = '''
+"""Doubles its input and always answers its probe (zeros). Users it may fail: see the orders."""
+import os, time
+from pathlib import Path
+import numpy as np
+
+ORDERS = Path({orders!r})
+
+class Model:
+    def load(self, path):
+        pass
+
+    def predict(self, inputs):
+        x = inputs["x"]
+        told = {{path.name for path in ORDERS.iterdir()}} if x.any() else ()
+        for who in ({tag!r}, str(os.getpid())):
+            if who + "-raise" in told:
+                raise RuntimeError("told to fail")
+            if who + "-nan" in told:
+                return {{"y": np.full_like(x, np.nan)}}
+            if who + "-sleep" in told:
+                time.sleep(0.06)
+            if who + "-hang" in told:
+                time.sleep(3)
+        return {{"y": x * 2}}
+'''
+
+
 def write_linear(path: Path, seed: int, hidden: int) -> None:
     """x[-1,4] -> relu(x W) V -> y[-1,3], with `hidden` units."""
     chance = np.random.default_rng(seed)
@@ -104,6 +132,39 @@ deadline_ms = 8000
 
 [[inputs]]
 name = "x"
+datatype = "FP64"
+shape = [-1, 4]
+
+[[outputs]]
+name = "y"
+datatype = "FP64"
+shape = [-1, 4]
+{variants}''')
+
+
+def write_picky_app(
+    folder: Path, name: str, orders: Path, tags: dict[str, str], extra: str = "", tensor: str = "x"
+) -> None:
+    """The second python model above. `tags`: variant, best first -> what its orders begin with (or a pid)."""
+    orders.mkdir(parents=True, exist_ok=True)
+    variants = ""
+    for index, (variant, tag) in enumerate(tags.items()):
+        (folder / variant).mkdir(parents=True, exist_ok=True)
+        (folder / variant / "model.py").write_text(PICKY.format(orders=str(orders), tag=tag))
+        variants += f'''
+[[variants]]
+name = "{variant}"
+runtime = "python"
+artifact = "{variant}"
+accuracy = {0.9 - index / 10}
+memory_limit_mb = 400
+'''
+    (folder / "APP.toml").write_text(f'''
+name = "{name}"
+{extra}
+
+[[inputs]]
+name = "{tensor}"
 datatype = "FP64"
 shape = [-1, 4]
 

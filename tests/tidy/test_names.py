@@ -24,7 +24,7 @@ UNITLESS = {
     "readmit_heartbeats", "events_max", "threads", "processes", "blank_workers", "probe_failures_restart",
     "crash_loop_count", "versions_max", "replicas",
     "tokens_max", "uploads_max", "events_pending_max", "deployments_max", "profile_attempts_max",
-    "accuracy", "deviations", "factor", "gap", "quantile", "weight",
+    "entries_max", "accuracy", "deviations", "factor", "gap", "quantile", "weight",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import msgspec
 
 from understudy.config import GatewayTuning
 from understudy.core.gateway import machine as core
-from understudy.core.gateway.rotation import Replica, Request
+from understudy.core.gateway.rotation import Request, Source
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame, FrameDecoder
 from understudy.wire.messages import (
@@ -53,8 +53,8 @@ class FakeLink:
 class FakeRequest(Request):
     __slots__ = ("outcome",)
 
-    def answered(self, replica: Replica, result: Result, body: bytes) -> None:
-        self._ended((replica.variant, replica.degraded))
+    def answered(self, source: Source, result: Result, body: bytes) -> None:
+        self._ended((source.variant, source.degraded))
 
     def failed(self, error: UnderstudyError) -> None:
         self._ended(error.code)
@@ -95,9 +95,15 @@ class World:
         return Contingency("digits", 1, failure, node, "small", "big")
 
     def replica(
-        self, id_: str, variant: str, role: Role = Role.PRIMARY, state: str = "ready"
+        self,
+        id_: str,
+        variant: str,
+        role: Role = Role.PRIMARY,
+        state: str = "ready",
+        app: str = "digits",
+        version: int = 1,
     ) -> ReplicaState:
-        return ReplicaState(id_, "digits", 1, variant, role, state, f"unix:/{id_}", pid=1)
+        return ReplicaState(id_, app, version, variant, role, state, f"unix:/{id_}", pid=1)
 
     def step(self, event: core.GatewayEvent) -> list[core.GatewayEffect]:
         effects = self.gateway.step(event, self.now)
@@ -114,17 +120,20 @@ class World:
         self.serials[node] = self.serials.get(node, 0) + 1
         return self.step(core.NodeStateReceived(NodeState(node, 1, self.serials[node], 1, replicas)))
 
-    def request(self, timeout_s: float = 1.0) -> FakeRequest:
-        request = FakeRequest(self.app, b"{}", self.now, self.now + timeout_s)
+    def request(self, timeout_s: float = 1.0, body: bytes = b"{}", app: str = "digits") -> FakeRequest:
+        request = FakeRequest(self.gateway.apps[app], body, self.now, self.now + timeout_s)
         self.gateway.dispatcher.submit(request, self.now)
         return request
 
-    def reply(self, id_: str, frame: Frame | None = None, failure: Code | None = None) -> None:
+    def reply(
+        self, id_: str, frame: Frame | None = None, failure: Code | None = None, infer_us: int = 100
+    ) -> None:
         link = self.links[id_]
         frame = frame or link.infers()[-1]
         link.last_heard_s = self.now
         if failure is None:
-            answer = Frame(Kind.RESULT, frame.stream, 0, RESULT, b"{}")
+            header = RESULT if infer_us == 100 else msgspec.msgpack.encode(Result(infer_us, 0, 1))
+            answer = Frame(Kind.RESULT, frame.stream, 0, header, b"{}")
         else:
             answer = FrameDecoder().feed(encode_message(Failure(failure, "no"), frame.stream))[0]
         self.gateway.dispatcher.frame_received(self.gateway.replicas[id_], answer, self.now)

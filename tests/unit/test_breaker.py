@@ -12,24 +12,26 @@ MIDDLE = 0.5  # jitter that changes nothing
 def opened(settings: BreakerSettings = DEFAULTS) -> Breaker:
     breaker = Breaker(settings, now=0.0)
     for _ in range(settings.consecutive_failures):
-        breaker.failed(0.0, MIDDLE)
+        breaker.failed(0.0, MIDDLE, 1)
     return breaker
 
 
 def test_opens_after_consecutive_failures_and_not_before():
     breaker = Breaker(BreakerSettings(consecutive_failures=3), now=0.0)
-    assert not breaker.failed(0.0, MIDDLE)
-    assert not breaker.failed(0.0, MIDDLE)
-    breaker.succeeded(0.0)
-    assert not breaker.failed(0.0, MIDDLE)
-    assert not breaker.failed(0.0, MIDDLE)
-    assert breaker.failed(0.0, MIDDLE)
+    assert not breaker.failed(0.0, MIDDLE, 1)
+    assert not breaker.failed(0.0, MIDDLE, 1)
+    breaker.succeeded(0.0, 1, 0.001)
+    assert not breaker.failed(0.0, MIDDLE, 1)
+    assert not breaker.failed(0.0, MIDDLE, 1)
+    assert breaker.failed(0.0, MIDDLE, 1)
     assert not breaker.permits(0.0)
 
 
 def test_opens_on_half_of_twenty_calls_although_never_three_in_a_row():
     breaker = Breaker(BreakerSettings(), now=0.0)
-    results = [breaker.failed(0.1, MIDDLE) if i % 2 else breaker.succeeded(0.1) for i in range(20)]
+    results = [
+        breaker.failed(0.1, MIDDLE, 1) if i % 2 else breaker.succeeded(0.1, 1, 0.001) for i in range(20)
+    ]
     assert results[-1] is True
     assert results.count(True) == 1
 
@@ -37,19 +39,19 @@ def test_opens_on_half_of_twenty_calls_although_never_three_in_a_row():
 def test_old_failures_are_forgotten():
     breaker = Breaker(BreakerSettings(window_s=10), now=0.0)
     for i in range(18):
-        breaker.failed(0.1, MIDDLE) if i % 2 else breaker.succeeded(0.1)
+        breaker.failed(0.1, MIDDLE, 1) if i % 2 else breaker.succeeded(0.1, 1, 0.001)
     for i in range(18):
-        assert not (breaker.failed(20.0, MIDDLE) if i % 4 == 0 else breaker.succeeded(20.0))
+        assert not (breaker.failed(20.0, MIDDLE, 1) if i % 4 == 0 else breaker.succeeded(20.0, 1, 0.001))
 
 
 def test_half_open_permits_exactly_one_probe():
     breaker = opened()
     assert not breaker.permits(4.9)
     assert breaker.permits(5.0)
-    breaker.sent()
+    breaker.sent(1)
     assert breaker.state == "half-open"
     assert not breaker.permits(5.0)
-    breaker.succeeded(5.1)
+    breaker.succeeded(5.1, 1, 0.001)
     assert breaker.state == "closed"
     assert breaker.permits(5.1)
 
@@ -60,20 +62,51 @@ def test_a_failed_probe_opens_for_longer_up_to_the_cap():
     for _ in range(3):
         lengths.append(breaker.open_until - now)
         now = breaker.open_until
-        breaker.sent()
-        assert breaker.failed(now, MIDDLE)
+        breaker.sent(1)
+        assert breaker.failed(now, MIDDLE, 1)
     assert lengths == pytest.approx([5, 10, 12])
 
 
 def test_a_probe_without_verdict_may_be_repeated():
     breaker = opened()
-    breaker.sent()
-    breaker.abandoned()
+    breaker.sent(1)
+    breaker.abandoned(1)
     assert breaker.permits(5.0)
 
 
 @pytest.mark.parametrize(("jitter", "length_s"), [(0.0, 4.0), (0.5, 5.0), (1.0, 6.0)])
 def test_jitter_spreads_the_return(jitter: float, length_s: float):
     breaker = Breaker(BreakerSettings(consecutive_failures=1), now=0.0)
-    breaker.failed(0.0, jitter)
+    breaker.failed(0.0, jitter, 1)
     assert breaker.open_until == pytest.approx(length_s)
+
+
+def test_only_the_probe_itself_can_end_a_probe():
+    breaker = opened()
+    breaker.sent(7)
+    assert not breaker.failed(5.1, MIDDLE, 3), "it was sent before the breaker opened"
+    breaker.succeeded(5.1, 4, 0.001)
+    breaker.abandoned(5)
+    breaker.outrun(6)
+    breaker.sent(8)
+    assert (breaker.state, breaker.probe) == ("half-open", 7)
+    assert not breaker.permits(5.1)
+
+
+def test_one_that_was_too_slow_comes_back_when_it_is_faster_or_after_some_patience():
+    breaker = Breaker(DEFAULTS, now=0.0)
+    breaker.eject(0.0, MIDDLE, limit_s=0.010)
+    assert breaker.open_until == pytest.approx(5.0)
+    breaker.sent(1)
+    breaker.outrun(1)
+    assert breaker.open_until == pytest.approx(15.0)
+    now, probes = breaker.open_until, 1
+    while not breaker.closed:
+        breaker.sent(1)
+        breaker.succeeded(now, 1, 0.020)
+        now, probes = breaker.open_until, probes + 1
+    assert probes == 5
+    breaker.eject(0.0, MIDDLE, limit_s=0.010)
+    breaker.sent(1)
+    breaker.succeeded(now, 1, 0.009)
+    assert breaker.closed

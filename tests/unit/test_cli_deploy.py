@@ -95,3 +95,13 @@ def test_nothing_is_sent_when_one_manifest_is_wrong(api: Api, manifest: Path) ->
     assert "other.toml: variants[0].artifact" in done.stderr
     assert " hint: the path is relative to the manifest" in done.stderr
     assert (api.uploads, api.deployed) == (0, [])
+
+
+def test_an_app_is_sent_after_those_that_stand_in_for_it(api: Api, manifest: Path) -> None:
+    (manifest.parent / "a.toml").write_text(
+        MANIFEST.replace("letters", "able") + 'fallback = ["app:letters"]'
+    )
+    (manifest.parent / "b.toml").write_text(MANIFEST.replace("letters", "baker") + 'fallback = ["app:able"]')
+    done = run(api, "deploy", str(manifest.parent))
+    assert done.exit_code == Exit.OK, done.stderr
+    assert [deployed["name"] for deployed in api.deployed] == ["letters", "able", "baker"]

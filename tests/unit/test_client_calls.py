@@ -336,16 +336,16 @@ def test_a_failed_gateway_is_avoided_then_probed_by_one_call():
     clock = Clock()
     known = Gateways(parse_addresses(["http://a:1", "http://b:1"], None), clock)
     bad, good = known.all
-    bad.failed()
+    bad.failed(bad.asked())
     assert {known.choose([]) for _ in range(4)} == {good}
     assert known.choose_rival([good]) is None
     assert known.choose([good]) is bad, "the last one is asked all the same"
     clock.now += 2
     assert bad in {known.choose([]) for _ in range(2)}
     assert bad not in {known.choose([], idempotent=False) for _ in range(4)}
-    bad.breaker.sent()
+    number = bad.asked()
     assert {known.choose([]) for _ in range(4)} == {good}
-    bad.answered()
+    bad.answered(number)
     assert {known.choose([]) for _ in range(4)} == {good, bad}
 
 

@@ -8,7 +8,7 @@ from controller_world import World, app, primary
 
 from understudy.core.controller import events as ev
 from understudy.wire.messages import Hello
-from understudy.wire.records import AppVersion, Contingency, Criticality, Placement, Role
+from understudy.wire.records import AppVersion, Contingency, Criticality, Placement, Role, TensorSpec
 
 
 def placed(world: World, *placements: Placement) -> None:
@@ -102,6 +102,40 @@ def test_an_activation_is_released_when_the_primaries_have_been_ready_for_a_whil
     assert world.nodes["n2"].target.released == ()  # told once: it may be needed again
     released = [sent.target.released for sent in world.seen(ev.SendTarget) if sent.target.released]
     assert released == [("a/node:n1",)]
+
+
+def test_a_previous_version_that_was_called_back_stays_although_the_new_one_looks_ready(world: World) -> None:
+    first, second, third = (app("a", version=version) for version in (1, 2, 3))
+    for version in (first, second):
+        placed(world, primary(version, "n1"))
+        world.deploy(version)
+        world.run(5)
+    assert world.nodes["n2"].running() == []
+    target = world.nodes["n2"].target
+    assert {(a.app, a.version) for a in target.apps} == {("a", 1), ("a", 2)}, "it can be loaded anywhere"
+    assert world.machine.table is not None
+    assert [a.version for a in world.machine.table.previous] == [1]
+    world.nodes["n2"].start("a", 1, first.variants[1], Role.CONTINGENCY, "a/version:2")
+    world.report("n2")
+    world.run(10)
+    assert world.nodes["n2"].running() == ["a/1/small"]
+    placed(world, primary(third, "n1"))
+    world.deploy(third)
+    world.run(5)
+    assert world.nodes["n2"].running() == []
+
+
+def test_a_previous_version_is_not_offered_without_that_link_or_with_another_signature(world: World) -> None:
+    first = app("a")
+    without = msgspec.structs.replace(app("a", version=2), fallback=("smaller-variant",))
+    other = msgspec.structs.replace(app("a", version=3), inputs=(TensorSpec("x", "FP32", (4,)),))
+    for version in (first, without, other):
+        placed(world, primary(version, "n1"))
+        world.deploy(version)
+        world.run(5)
+        assert world.machine.table is not None
+        assert world.machine.table.apps == (version,)
+        assert world.machine.table.previous == ()
 
 
 def test_an_activation_heard_of_before_the_loss_itself_is_kept(world: World) -> None:

@@ -137,7 +137,7 @@ def test_when_most_replicas_fail_none_is_ejected():
     world.report("n3", world.replica("r3", "small", Role.STANDBY))
     for id_ in ("r1", "r2", "r3"):
         for _ in range(3):
-            world.gateway.replicas[id_].breaker.failed(world.now, 0.5)
+            world.gateway.replicas[id_].breaker.failed(world.now, 0.5, 1)
     world.app.refresh(world.now)
     assert [r.id for r in world.app.ranked] == ["r1", "r2", "r3"]
 

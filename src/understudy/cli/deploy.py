@@ -15,6 +15,7 @@ from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
 from understudy.cli.packing import Artifact, Package, find_manifests, pack
 from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.records import OTHER_APP
 
 FOLLOW_INTERVAL_S = 0.1
 UPLOAD_TIMEOUT_S = 120.0  # for one block to go through, or the digest to be checked
@@ -102,8 +103,24 @@ def deploy(
     progress = progress or Silent()
     with contextlib.ExitStack() as opened:
         packages = [opened.enter_context(pack(manifest)) for manifest in find_manifests(path)]
-        begun = [submit(control, package, progress) for package in packages]
+        begun = [submit(control, package, progress) for package in _stand_ins_first(packages)]
     return begun if wait_s is None else follow(control, begun, progress, wait_s)
+
+
+def _stand_ins_first(packages: Iterable[Package]) -> list[Package]:
+    """An app that another one names in its fallback chain has to be there before that one."""
+    by_name = {package.name: package for package in packages}
+    ordered: dict[str, Package] = {}
+
+    def add(name: str, above: tuple[str, ...]) -> None:
+        if name in by_name and name not in above:  # a circle is for the controller to refuse
+            for link in by_name[name].description.get("fallback") or ():
+                add(link.removeprefix(OTHER_APP), (*above, name))
+            ordered.setdefault(name, by_name[name])
+
+    for name in by_name:
+        add(name, ())
+    return list(ordered.values())
 
 
 def _refreshed(control: Servers, deployment: Deployment) -> Deployment:

@@ -46,12 +46,13 @@ class Ask(msgspec.Struct, frozen=True):
 class Attempt:
     """One gateway asked."""
 
-    __slots__ = ("began", "gateway", "sent", "since", "task")
+    __slots__ = ("began", "gateway", "number", "sent", "since", "task")
 
     task: asyncio.Task[Reply | ClientError | ConnectionBroken]
 
     def __init__(self, gateway: Gateway, now: float) -> None:
         self.gateway = gateway
+        self.number = gateway.asked()
         self.began = now
         self.since = now  # when the clock of patience started
         self.sent = False  # the request may have been worked on
@@ -90,7 +91,7 @@ class Call:
             finally:
                 for attempt in self._running:
                     attempt.task.cancel()
-                    attempt.gateway.abandoned(attempt.since, self._pace.silence_s)
+                    attempt.gateway.abandoned(attempt.number, attempt.since, self._pace.silence_s)
 
     async def _race(self, tasks: asyncio.TaskGroup) -> Won | ClientError:
         while True:
@@ -122,7 +123,6 @@ class Call:
         self._look_at = self._next_look(now)
         self._tried.append(gateway)
         self._running.append(attempt)
-        gateway.breaker.sent()
         attempt.task = tasks.create_task(self._attempt(attempt))
 
     async def _attempt(self, attempt: Attempt) -> Reply | ClientError | ConnectionBroken:
@@ -162,10 +162,10 @@ class Call:
         """The end of the call, or None if it goes on."""
         gateway, came = attempt.gateway, attempt.task.result()
         if isinstance(came, ClientError):  # the request can't be sent at all
-            gateway.breaker.abandoned()
+            gateway.breaker.abandoned(attempt.number)
             return came
         if isinstance(came, ConnectionBroken):
-            gateway.failed()
+            gateway.failed(attempt.number)
             self._error = Unavailable(Code.LINK_LOST, f"no answer: {came}", gateway=gateway.url)
             if attempt.sent and not self._ask.idempotent:
                 return self._error
@@ -176,15 +176,15 @@ class Call:
                 self._tried.remove(gateway)
             return None
         if came.status < 300:
-            gateway.answered()
+            gateway.answered(attempt.number)
             self._pace.record(self._gateways.clock() - attempt.began)
             return Won(came, gateway)
         error = self._error = _refusal(came, gateway)
         down = error.status == 502 or (error.status == 503 and error.retry_after_s is None)
         if error.code is Code.DRAINING or (down and self._ask.body is not None):
-            gateway.failed()
+            gateway.failed(attempt.number)
         else:
-            gateway.answered()
+            gateway.answered(attempt.number)
         if error.status in (429, 503):
             return None  # it says itself that nothing was done
         # A gateway that has just started may not know yet what the others serve.

@@ -34,6 +34,7 @@ class Gateway:
         self.url = url
         self.address = address
         self.breaker = Breaker(AVOIDANCE, clock())
+        self._asked = 0
         self.outstanding = 0
         self.heard_at = 0.0  # when bytes came last, on any connection
         self.binary: bool | None = None  # whether it takes binary tensors; None: not asked yet
@@ -81,24 +82,30 @@ class Gateway:
         self.heard_at = self._clock()
         self._silences = 0
 
-    def answered(self) -> None:
-        self.breaker.succeeded(self._clock())
+    def asked(self) -> int:
+        """A number for what is sent to it now, by which the breaker knows its probe."""
+        self._asked += 1
+        self.breaker.sent(self._asked)
+        return self._asked
 
-    def failed(self) -> None:
+    def answered(self, number: int) -> None:
+        self.breaker.succeeded(self._clock(), number, 0.0)
+
+    def failed(self, number: int) -> None:
         """It is down or can't serve: avoid it for a while."""
-        if self.breaker.failed(self._clock(), random.random()):
+        if self.breaker.failed(self._clock(), random.random(), number):
             self.binary = None  # it may come back as another version
             self._drop_idle()
 
-    def abandoned(self, since: float, silence_s: float | None) -> None:
+    def abandoned(self, number: int, since: float, silence_s: float | None) -> None:
         """An attempt since `since` was given up. Silence of `silence_s` (None: unknown) is a verdict."""
         if self.heard_at >= since:
-            self.breaker.abandoned()
+            self.breaker.abandoned(number)
             return
         self._silences += 1
         too_long = silence_s is not None and self._clock() - since >= silence_s
         if too_long or self._silences >= SILENCES_MAX or not self.breaker.closed:
-            self.failed()
+            self.failed(number)
 
     def close(self) -> None:
         """Keep no connection any more."""

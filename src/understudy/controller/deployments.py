@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,7 @@ from understudy.controller.requests import (
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.signature import common_signature
+from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.messages import Measured
@@ -47,6 +48,13 @@ class Deployment(msgspec.Struct):
     done: int = 0
     total: int = 0
     message: str = ""
+
+
+class Coming(NamedTuple):
+    """A version that is being measured. `stand_ins`: the other apps that it names."""
+
+    stand_ins: tuple[str, ...]
+    decided: asyncio.Event
 
 
 class Deployments:
@@ -73,6 +81,7 @@ class Deployments:
         self._profiles: dict[str, Measured] = {}
         self._known: dict[str, Deployment] = {}
         self._give_up_s: dict[str, float] = {}  # deployment -> loop time; while placing
+        self._coming: dict[str, Coming] = {}  # by app; until their version is committed, or never will be
         self._next = 1
 
     def recall(self, memory: Memory, now: float) -> None:
@@ -105,6 +114,9 @@ class Deployments:
         """Begin. Raises `InvalidArgument` naming the field, CONFLICT, BUSY or STORE_UNAVAILABLE."""
         check_request(request, self._config)
         self._check_artifacts(request)
+        app = draft(request, self._machine.next_version(request.name))
+        links = {name: current.stand_ins for name, current in self._machine.apps.items()}
+        check_known(app, links | {name: coming.stand_ins for name, coming in self._coming.items()})
         other = self.running(request.name)
         if other is not None:
             raise UnderstudyError(
@@ -127,7 +139,8 @@ class Deployments:
         else:
             stored = StoredDeployment(deployment.deployment, request.name, content)
             self._bookkeeper.save({deployment_key(stored.id): stored}, ())
-            self._spawn(self._run(deployment, request, content))
+            self._coming[app.app] = Coming(app.stand_ins, asyncio.Event())
+            self._spawn(self._run(deployment, app, content))
         self._next += 1
         self._known[deployment.deployment] = deployment
         return deployment
@@ -166,20 +179,26 @@ class Deployments:
         nodes = self._machine.nodes.by_name
         return all(c.name in nodes and nodes[c.name].state == "ready" for c in self._config.nodes)
 
-    async def _run(self, deployment: Deployment, request: AppRequest, content: str) -> None:
+    async def _run(self, deployment: Deployment, draft_app: AppVersion, content: str) -> None:
         try:
-            draft_app = draft(request, self._machine.next_version(request.name))
             deployment.state = "profiling"
             measured = await self._measure_all(deployment, draft_app)
+            for name in draft_app.stand_ins:  # which never wait for this one: circles are refused
+                if name in self._coming:
+                    await self._coming[name].decided.wait()
             app = _assembled(draft_app, measured)
+            check_signatures(app, self._machine.apps)
             deployment.version = app.version
             release = Release(app, content)
             await self._bookkeeper.commit(*self._machine.release_records(release))
         except UnderstudyError as error:
             self._fail(deployment, error.message)
             return
-        self._place(deployment, asyncio.get_running_loop().time())
-        self._step(ev.Deployed(release))
+        else:
+            self._place(deployment, asyncio.get_running_loop().time())
+            self._step(ev.Deployed(release))
+        finally:
+            self._coming.pop(draft_app.app).decided.set()
 
     async def _measure_all(self, deployment: Deployment, app: AppVersion) -> dict[str, Measured]:
         measured: dict[str, Measured] = {}

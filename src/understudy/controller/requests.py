@@ -9,15 +9,17 @@ import msgspec
 from msgspec import Meta
 
 from understudy.config import ClusterConfig
-from understudy.settings import Count, Fraction, Name, Positive
+from understudy.settings import Count, FallbackLink, Fraction, Name, Positive
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import (
+    DEFAULT_FALLBACK,
     AppVersion,
     ArtifactRef,
     Batching,
     Criticality,
     TensorSpec,
     Variant,
+    fallback_mistake,
 )
 
 
@@ -50,6 +52,7 @@ class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     batching: Batching = Batching()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
+    fallback: tuple[FallbackLink, ...] | None = None
 
 
 def check_request(request: AppRequest, config: ClusterConfig) -> None:
@@ -65,6 +68,10 @@ def check_request(request: AppRequest, config: ClusterConfig) -> None:
         raise InvalidArgument(f"deadline_ms: the cluster's limit is {longest_ms:g} ms")
     if request.batching.rows_max < 1 or request.batching.wait_us < 0:
         raise InvalidArgument("batching: rows_max must be at least 1 and wait_us at least 0")
+    if request.fallback is not None:
+        mistake = fallback_mistake(request.fallback, request.static is not None)
+        if mistake:
+            raise InvalidArgument(f"fallback: {mistake}")
     _check_tensors("static.outputs", request.static, "outputs")
     _check_tensors("probe.inputs", request.probe, "inputs")
 
@@ -110,6 +117,7 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         batching=request.batching,
         static=request.static,
         probe=request.probe,
+        fallback=DEFAULT_FALLBACK if request.fallback is None else request.fallback,
     )
 
 

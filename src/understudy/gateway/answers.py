@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from understudy.core.gateway.rotation import Replica
+from understudy.core.gateway.rotation import Source
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer
 
@@ -54,13 +54,15 @@ def whole(
     )
 
 
-def replica_head(replica: Replica) -> bytes:
-    """Start of an answer by `replica`. Kept on the replica until its degradation changes."""
-    headers = [("Understudy-Variant", replica.variant), ("Understudy-Version", str(replica.version))]
-    if replica.degraded:
-        headers.append(("Understudy-Degraded", replica.degraded))
-    replica.prefix = head(200, *headers)
-    return replica.prefix
+def source_head(source: Source) -> bytes:
+    """Start of an answer by `source`. Kept on a replica until its degradation changes."""
+    headers = [("Understudy-Variant", source.variant), ("Understudy-Version", str(source.version))]
+    if source.degraded:
+        headers.append(("Understudy-Degraded", source.degraded))
+    if source.other_app:
+        headers.append(("Understudy-App", source.other_app))
+    source.prefix = head(200, *headers)
+    return source.prefix
 
 
 def static_head(version: int) -> bytes:

@@ -18,7 +18,7 @@ import msgspec
 
 from understudy.adapters.filling import fill
 from understudy.config import HttpLimits
-from understudy.core.gateway.rotation import Replica, Request
+from understudy.core.gateway.rotation import Request, Source
 from understudy.gateway import answers
 from understudy.gateway.auth import CREDENTIALS, Authenticator
 from understudy.gateway.request_id import REQUEST_ID, RequestIds
@@ -105,8 +105,8 @@ class InferRequest(Request):
     def id(self) -> str:
         return self.exchange.id.decode()
 
-    def answered(self, replica: Replica, result: Result, body: Buffer) -> None:
-        self.exchange.finish(replica.prefix or answers.replica_head(replica), body)
+    def answered(self, source: Source, result: Result, body: Buffer) -> None:
+        self.exchange.finish(source.prefix or answers.source_head(source), body)
 
     def failed(self, error: UnderstudyError) -> None:
         self.exchange.fail(error)

@@ -77,6 +77,28 @@ class Batching(msgspec.Struct, frozen=True):
     wait_us: int = 0
 
 
+REPLICA_LINKS = ("smaller-variant", "previous-version")  # of a fallback chain: replicas of the app itself
+DEFAULT_FALLBACK = (*REPLICA_LINKS, "static")
+OTHER_APP = "app:"  # begins the link that names another app
+
+
+def fallback_mistake(links: tuple[str, ...], static: bool) -> str:
+    """What is wrong with a chain, as a sentence; empty if it is fine. `static`: the app declares one."""
+    for index, link in enumerate(links):
+        if link in links[:index]:
+            return f"{link!r} is named twice"
+        earlier = REPLICA_LINKS[: REPLICA_LINKS.index(link)] if link in REPLICA_LINKS else ()
+        if link in REPLICA_LINKS and any(other not in earlier for other in links[:index]):
+            return (
+                f"{link!r} must come earlier: the order is smaller-variant, previous-version, then the others"
+            )
+    if "static" in links and not static:
+        return "'static' is named, but the app declares no static answer"
+    if static and "static" not in links:
+        return "the app declares a static answer, but 'static' is not named"
+    return ""
+
+
 class AppVersion(msgspec.Struct, frozen=True):
     """An immutable, numbered release of an app. `variants` are ordered best first; [0] is full-size."""
 
@@ -93,6 +115,18 @@ class AppVersion(msgspec.Struct, frozen=True):
     batching: Batching = Batching()
     static: dict[str, Any] | None = None  # {"outputs": [...]} of an inference response
     probe: dict[str, Any] | None = None  # an inference request; None: zeros of the declared shapes
+    fallback: tuple[str, ...] = DEFAULT_FALLBACK  # what answers when the full-size variant can't, in order
+
+    @property
+    def links_beyond_replicas(self) -> tuple[str, ...]:
+        """The part of `fallback` that is not replicas of this app: "app:NAME", "last-good", "static"."""
+        links = [link for link in self.fallback if link not in REPLICA_LINKS]
+        return tuple(link for link in links if link != "static" or self.static is not None)
+
+    @property
+    def stand_ins(self) -> tuple[str, ...]:
+        """Names of the other apps in `fallback`."""
+        return tuple(link.removeprefix(OTHER_APP) for link in self.fallback if link.startswith(OTHER_APP))
 
     def variant(self, name: str) -> Variant | None:
         return next((v for v in self.variants if v.name == name), None)
@@ -185,6 +219,7 @@ class RouteTable(msgspec.Struct, frozen=True):
     placements: tuple[Placement, ...] = ()
     quarantined: tuple[tuple[str, int, str], ...] = ()  # (app, version, variant)
     cluster: str = ""
+    previous: tuple[AppVersion, ...] = ()  # the version before, of apps that may be answered by it
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -152,7 +152,8 @@ class AgentMachine:
         if self._stopping or self._target is None:
             return "stopping" if self._stopping else "this node has no target yet"
         ready = [r for r in self._replicas if r.state == "ready" and r.asker is None]
-        if any(r.key[0] == contingency.app for r in ready):
+        # A former version answers too, but a newer one may be what the asker can't use.
+        if any(r.key[0] == contingency.app and r.key[1] <= contingency.version for r in ready):
             return ""
         # Two failures may be reported at once for one app (a node and its site): one is being mended.
         wanted = (contingency.app, contingency.version)

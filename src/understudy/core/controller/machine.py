@@ -20,6 +20,7 @@ from understudy.core.controller import events as ev
 from understudy.core.controller import stored
 from understudy.core.controller.nodes import Nodes, Transition
 from understudy.core.controller.reasons import moves, what_changed, why
+from understudy.core.controller.stand_ins import mismatch
 from understudy.core.controller.stored import (
     CurrentVersion,
     PlanFacts,
@@ -337,12 +338,24 @@ class ControllerMachine:
             placements=tuple(p for p in plan.placements if (p.app, p.version) in versions),
             quarantined=tuple(sorted(self.quarantined)),
             cluster=self._config.name,
+            previous=tuple(self._previous(published).values()),
         )
         if table == self.table:
             return
         self.revision = revision
         self.table = msgspec.structs.replace(table, revision=revision)
         self._effects.append(ev.SendRoutes(self.table, "", reason))
+
+    def _previous(self, published: Mapping[str, AppVersion]) -> dict[str, AppVersion]:
+        """What may answer where the published version fails: the one before, if clients can't tell."""
+        found = {}
+        for name, app in published.items():
+            older = [version for other, version in self.releases if other == name and version < app.version]
+            if older and "previous-version" in app.fallback:
+                previous = self.releases[(name, max(older))].app
+                if not mismatch(app, previous):
+                    found[name] = previous
+        return found
 
     def _publish_targets(
         self, published: Mapping[str, AppVersion], plan: Plan, revision: int, reason: str
@@ -354,6 +367,7 @@ class ControllerMachine:
             nodes=self.nodes.by_name,
             stable=self._stable,
             quarantined=frozenset(self.quarantined),
+            previous=self._previous(published),
         )
         for node, target in make_targets(facts).items():
             if self._sent.get(node) == target:

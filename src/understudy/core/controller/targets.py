@@ -36,6 +36,7 @@ class TargetFacts(msgspec.Struct):
     nodes: Mapping[str, Node]
     stable: frozenset[str] = frozenset()  # apps whose planned primaries have been ready for long enough
     quarantined: frozenset[What] = frozenset()
+    previous: Mapping[str, AppVersion] = msgspec.field(default_factory=dict)  # may be called back by gateways
 
     def is_planned(self, app: str, version: int) -> bool:
         """False for what the plan says of an app that was removed, or removed and deployed anew, since."""
@@ -117,10 +118,13 @@ def _draft(name: str, node: Node, facts: TargetFacts) -> _Draft:
     for replica in sorted(_observed(node), key=lambda r: (bool(r.activation), r.state != "ready", r.id)):
         what = _what(replica)
         needed = replica.app in facts.apps and replica.app not in facts.stable
+        # A version that had to be called back stays until the next: the current one may pass its probes.
+        previous = facts.previous.get(replica.app)
+        recalled = previous is not None and replica.version == previous.version
         if missing[what] > 0 and replica.state in LIVE:
             missing[what] -= 1
             draft.running.append(replica)
-        elif replica.activation and needed:
+        elif replica.activation and (needed or recalled):
             draft.activated.append(replica)
         elif replica.activation:
             draft.released.add(replica.activation)
@@ -242,13 +246,15 @@ def _target(draft: _Draft, facts: TargetFacts) -> Target:
     )
     # Former versions first: who looks an app up by its name alone finds the one that is planned.
     former = {_what(r)[:2] for r in replicas} | {_what(r)[:2] for r in draft.activated}
+    former |= {(app.app, app.version) for app in facts.previous.values()}
     former -= {(app.app, app.version) for app in facts.apps.values()}
     apps = [facts.versions[key] for key in sorted(former) if key in facts.versions]
     apps += [facts.apps[app] for app in sorted(facts.apps)]
     wanted = [_what(replica) for replica in replicas]
     wanted += [(c.app, c.version, variant) for c in contingencies for variant in (c.first, c.variant)]
     # Any node can become the last resort, so it has the smallest variant of every app on its disk.
-    wanted += [(app.app, app.version, app.smallest.name) for app in facts.apps.values()]
+    last_resorts = (*facts.apps.values(), *facts.previous.values())
+    wanted += [(app.app, app.version, app.smallest.name) for app in last_resorts]
     return Target(
         revision=0,
         apps=tuple(apps),

@@ -1,12 +1,15 @@
 """A circuit breaker per replica: after failures it gets nothing, then exactly one probe request.
 
 Defaults follow Envoy's outlier detection (5 s times the number of ejections in a row), but trip earlier.
-`BUSY` never comes here: a busy replica is not a failing one.
+`BUSY` never comes here: a busy replica is not a failing one. The probe is known by its stream, so that
+what was sent before the breaker opened can neither end a probe nor pass for one.
 """
 
 from __future__ import annotations
 
 from understudy.config import BreakerSettings
+
+PROBE_TOLERANCE = 1.25  # each slow probe raises the limit by this: a lasting change becomes the new normal
 
 
 class Breaker:
@@ -16,23 +19,27 @@ class Breaker:
         "_calls",
         "_consecutive",
         "_failures",
+        "_limit_s",
         "_previous_calls",
         "_previous_failures",
-        "_probe_sent",
         "_rotate_at",
         "_settings",
         "closed",
+        "closed_at",
         "ejections",
         "open_until",
+        "probe",
     )
 
     def __init__(self, settings: BreakerSettings, now: float) -> None:
         self._settings = settings
         self.closed = True
+        self.closed_at: float | None = None  # when it was last re-admitted
         self.open_until = 0.0
         self.ejections = 0
+        self.probe = 0  # stream of the probe that is under way; 0: none
+        self._limit_s = 0.0  # ejected for being slow: what a probe must keep to; 0: any answer will do
         self._consecutive = 0
-        self._probe_sent = False
         self._calls = self._failures = 0
         self._previous_calls = self._previous_failures = 0
         self._rotate_at = now + settings.window_s / 2
@@ -41,63 +48,97 @@ class Breaker:
     def state(self) -> str:
         if self.closed:
             return "closed"
-        return "half-open" if self._probe_sent else "open"
+        return "half-open" if self.probe else "open"
+
+    @property
+    def calls(self) -> int:
+        """Judged in the last half to whole window."""
+        return self._calls + self._previous_calls
+
+    @property
+    def failures(self) -> int:
+        return self._failures + self._previous_failures
 
     def permits(self, now: float) -> bool:
         """May a request be sent? In half-open state: only while no probe is under way."""
-        return self.closed or (now >= self.open_until and not self._probe_sent)
+        return self.closed or (now >= self.open_until and not self.probe)
 
-    def sent(self) -> None:
-        """A request is on its way; if the breaker isn't closed, it is the one probe."""
-        if not self.closed:
-            self._probe_sent = True
+    def sent(self, stream: int) -> None:
+        """A request is on its way; if the breaker isn't closed and none is yet, it is the one probe."""
+        if not self.closed and not self.probe:
+            self.probe = stream
 
-    def succeeded(self, now: float) -> None:
+    def succeeded(self, now: float, stream: int, latency_s: float) -> None:
         self._consecutive = 0
         if self.closed:
             if now >= self._rotate_at:
                 self._rotate(now)
             self._calls += 1
-        elif self._probe_sent:
-            self._close(now)
+        elif stream == self.probe:
+            if self._limit_s and latency_s > self._limit_s:
+                self._open(now + self._next_open_s())
+            else:
+                self._close(now)
 
-    def failed(self, now: float, jitter: float) -> bool:
+    def failed(self, now: float, jitter: float, stream: int) -> bool:
         """Note a failure; True if this opened the breaker. `jitter` is a random number in [0, 1)."""
         settings = self._settings
         self._consecutive += 1
         if not self.closed:
-            if self._probe_sent:
-                self._open(now, jitter)
+            if stream == self.probe:
+                self._open(now + self._next_open_s(jitter))
                 return True
             return False
         if now >= self._rotate_at:
             self._rotate(now)
         self._calls += 1
         self._failures += 1
-        calls = self._calls + self._previous_calls
-        failures = self._failures + self._previous_failures
-        too_many = calls >= settings.calls_min and failures >= settings.failure_fraction * calls
+        too_many = self.calls >= settings.calls_min and (
+            self.failures >= settings.failure_fraction * self.calls
+        )
         if self._consecutive < settings.consecutive_failures and not too_many:
             return False
-        self._open(now, jitter)
+        self._open(now + self._next_open_s(jitter))
         return True
 
-    def abandoned(self) -> None:
-        """The probe ended without a verdict (cancelled, or the replica was busy): permit another one."""
-        self._probe_sent = False
+    def eject(self, now: float, jitter: float, limit_s: float = 0.0) -> None:
+        """Open although it didn't fail by itself: an outlier. `limit_s`: it is too slow (see `succeeded`)."""
+        self._limit_s = limit_s
+        self._open(now + self._next_open_s(jitter))
 
-    def _open(self, now: float, jitter: float) -> None:
+    def abandoned(self, stream: int) -> None:
+        """This one ended without a verdict (cancelled, or the replica was busy): permit another probe."""
+        if stream == self.probe:
+            self.probe = 0
+
+    def outrun(self, stream: int) -> None:
+        """Another replica answered sooner. For one that was ejected as too slow that is the verdict."""
+        if self.closed or stream != self.probe:
+            return
+        if self._limit_s:
+            # No clock here: the probe was sent when the last interval was over, or a little later.
+            self._open(self.open_until + self._next_open_s())
+        else:
+            self.probe = 0
+
+    def _next_open_s(self, jitter: float = 0.5) -> float:
         settings = self._settings
+        duration_s = min(settings.open_s * (self.ejections + 1), settings.open_s_max)
+        return duration_s * (1 + settings.jitter_fraction * (2 * jitter - 1))
+
+    def _open(self, until: float) -> None:
+        if not self.closed:
+            self._limit_s *= PROBE_TOLERANCE
         self.closed = False
         self.ejections += 1
-        self._probe_sent = False
-        duration_s = min(settings.open_s * self.ejections, settings.open_s_max)
-        spread = 1 + settings.jitter_fraction * (2 * jitter - 1)
-        self.open_until = now + duration_s * spread
+        self.probe = 0
+        self.open_until = until
 
     def _close(self, now: float) -> None:
         self.closed = True
-        self._probe_sent = False
+        self.closed_at = now
+        self.probe = 0
+        self._limit_s = 0.0
         self._calls = self._failures = 0
         self._previous_calls = self._previous_failures = 0
         self._rotate_at = now + self._settings.window_s / 2

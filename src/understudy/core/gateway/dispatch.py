@@ -10,10 +10,15 @@ times; nothing is retried that isn't idempotent and was sent; queues are bounded
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from understudy.config import GatewayTuning
+from understudy.core.gateway import slow_start
+from understudy.core.gateway.fallback import Fallback
+from understudy.core.gateway.last_good import LastGood
+from understudy.core.gateway.pace import SAMPLE_MASK
+from understudy.core.gateway.poison import Poison
 from understudy.core.gateway.rotation import App, Flight, Replica, Request
 from understudy.wire.errors import TRAITS, Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame
@@ -34,6 +39,7 @@ class Dispatcher:
     def __init__(
         self,
         settings: GatewayTuning,
+        apps: Mapping[str, App],
         *,
         node_alive: Callable[[str], bool],
         random: Callable[[], float],
@@ -42,11 +48,13 @@ class Dispatcher:
     ) -> None:
         """`changed` is called when an app's rotation must be worked out anew; `random` gives [0, 1)."""
         self._settings = settings
-        self._node_alive = node_alive
         self._random = random
         self._poisoned = poisoned
         self._changed = changed
-        self._accused: list[tuple[float, Request]] = []
+        verdict_s = settings.retry.poison_verdict_ms / 1000
+        self.poison = Poison(settings.poison, settings.retry.poison_kills, verdict_s, node_alive)
+        self.last_good = LastGood(settings.last_good)
+        self.fallback = Fallback(self, apps, self.last_good, settings.tick_ms / 1000)
         self.inflight = 0
 
     # A request comes in
@@ -60,6 +68,8 @@ class Dispatcher:
             return
         app.inflight += 1
         self.inflight += 1
+        if self.poison.remembered and self.poison.holds(request):
+            return self._fail(request, UnderstudyError(Code.POISON, "this request took down its workers"))
         replica = self._pick(app, now)
         if replica is None:
             self._park(request, now)
@@ -73,6 +83,8 @@ class Dispatcher:
     def _pick(self, app: App, now: float) -> Replica | None:
         """The least loaded of the best replicas; None if there is none or none has room."""
         best = app.best
+        if app.ramping and (ramped := slow_start.turn(app, now, OUTSTANDING_MAX)) is not None:
+            return ramped
         if len(best) == 1:
             replica = best[0]
         elif best:
@@ -104,7 +116,7 @@ class Dispatcher:
         frame, rest = encode_infer(request.deadline - now, stream, request.body, request.json_bytes)
         replica.link.write(frame, rest)  # type: ignore[union-attr]
         if not replica.breaker.closed:
-            replica.breaker.sent()
+            replica.breaker.sent(stream)
             self._changed(replica.app, now)
         if request.attempts == 1:
             request.app.watch.append(request)  # and from there into `slow`, until it ends
@@ -136,27 +148,33 @@ class Dispatcher:
 
     def _succeeded(self, flight: Flight, result: Result, body: Buffer, now: float) -> None:
         request, replica, app = flight.request, flight.replica, flight.replica.app
-        replica.breaker.succeeded(now)
+        latency_s = now - flight.sent_at
+        replica.breaker.succeeded(now, flight.stream, latency_s)
         if not replica.breaker.closed or replica not in app.ranked:
             self._changed(app, now)
-        app.digest.record(now - flight.sent_at)
+        if not flight.stream & SAMPLE_MASK:
+            replica.pace.sampled(latency_s, result.infer_us, result.rows)
+        app.digest.record(latency_s)
         app.row_s += ROW_TIME_WEIGHT * (result.infer_us / 1e6 / max(result.rows, 1) - app.row_s)
         if request.done:
             return
-        self._end(request, keep=flight)
+        self.end(request, keep=flight)
         app.stats.serving = replica.variant
         if replica.degraded:
             app.stats.degraded += 1
+        elif app.keeps_last_good:
+            self.last_good.keep(request, replica, result, body, now)
         request.answered(replica, result, body)
 
     def _failed(self, flight: Flight, error: UnderstudyError, now: float) -> None:
         request, replica = flight.request, flight.replica
-        code = error.code
+        code, ejected = error.code, False
         if code in (Code.MODEL_FAILED, Code.OUTPUT_INVALID, Code.OUT_OF_MEMORY, Code.INTERNAL):
-            if replica.breaker.failed(now, self._random()):
+            ejected = replica.breaker.failed(now, self._random(), flight.stream)
+            if ejected:
                 self._changed(replica.app, now)
         else:
-            replica.breaker.abandoned()
+            replica.breaker.abandoned(flight.stream)
         if code is Code.BUSY:
             replica.busy_until = now + BUSY_PAUSE_S
         if code in (Code.DRAINING, Code.UNAVAILABLE) and replica.state == "ready":
@@ -173,27 +191,25 @@ class Dispatcher:
         if code is Code.TIMEOUT or not TRAITS[code][0]:
             self._fail(request, error)
         else:
-            self._again(request, now, error)
+            self._again(request, now, error, free=ejected)  # a probe is no storm
 
-    def _again(self, request: Request, now: float, error: UnderstudyError) -> None:
-        """Try another replica, wait for one, or give up."""
+    def _again(self, request: Request, now: float, error: UnderstudyError, free: bool) -> None:
+        """Try another replica, wait for one, or give up. `free`: whatever the budget for retries says."""
         app = request.app
+        other = self._other(request, now)
         if error.code in (Code.BUSY, Code.DRAINING, Code.UNAVAILABLE):
             # It was refused before anything ran, so this costs nothing and is not bounded by the budget.
-            other = self._other(request, now)
             if other is not None:
                 self._send(request, other, now)
             else:
                 self._park(request, now)
             return
-        other = self._other(request, now)
-        if other is None or not app.spec.idempotent or request.attempts >= self._settings.retry.attempts_max:
+        spent = not app.spec.idempotent or request.attempts >= self._settings.retry.attempts_max
+        if other is None or spent or not (free or app.retry_budget.withdraw(now)):
             self._fail(request, error)
-        elif app.retry_budget.withdraw(now):
-            app.stats.retried += 1
-            self._send(request, other, now)
-        else:
-            self._fail(request, error)
+            return
+        app.stats.retried += 1
+        self._send(request, other, now)
 
     def _other(self, request: Request, now: float) -> Replica | None:
         """The best routable replica that has not had this request."""
@@ -201,7 +217,7 @@ class Dispatcher:
         for replica in request.app.ranked:
             if replica.id in request.tried or replica.id in busy or replica.busy_until > now:
                 continue
-            if len(replica.outstanding) < OUTSTANDING_MAX and replica.breaker.permits(now):
+            if len(replica.outstanding) < OUTSTANDING_MAX:
                 return replica
         return None
 
@@ -215,6 +231,7 @@ class Dispatcher:
         """
         flights = list(replica.outstanding.values())
         replica.outstanding.clear()
+        replica.breaker.abandoned(replica.breaker.probe)
         for flight in flights:
             request = flight.request
             if request.done:
@@ -230,8 +247,7 @@ class Dispatcher:
                     request, UnderstudyError(Code.LINK_LOST, "the replica died after the request was sent")
                 )
             elif len(request.kills) >= self._settings.retry.poison_kills:
-                due = now + self._settings.retry.poison_verdict_ms / 1000
-                self._accused.append((due, request))
+                self.poison.accuse(request, now)
             else:
                 request.app.stats.retried += 1
                 request.app.suspects.append(request)
@@ -281,7 +297,7 @@ class Dispatcher:
     def cancel(self, request: Request) -> None:
         """The client is gone."""
         if not request.done:
-            self._end(request, keep=None)
+            self.end(request)
 
     # Time passes
 
@@ -297,8 +313,10 @@ class Dispatcher:
                 self._tick_waiting(app, now)
                 if punctual:
                     self._tick_silence(app, now, doubt)
-        if self._accused:
-            self._judge(now)
+                if app.chain:
+                    self.fallback.consider(app, now)
+        self.fallback.tick(now)
+        self._judge(now)
 
     def _tick_watch(self, app: App, now: float) -> None:
         watch = app.watch
@@ -306,7 +324,7 @@ class Dispatcher:
             request = watch[0]
             if not request.done and request.deadline > now:
                 started = request.flights[0].sent_at if request.flights else request.arrived
-                if started + app.hedge_delay_s > now:
+                if started + app.watch_s(request) > now:
                     return
             watch.popleft()
             if not request.done:
@@ -350,10 +368,10 @@ class Dispatcher:
         for flight in request.flights:
             # A deadline far shorter than the app's usual latency says nothing about the replica.
             if now - flight.sent_at >= request.app.silence_s:
-                if flight.replica.breaker.failed(now, self._random()):
+                if flight.replica.breaker.failed(now, self._random(), flight.stream):
                     self._changed(flight.replica.app, now)
             else:
-                flight.replica.breaker.abandoned()
+                flight.replica.breaker.abandoned(flight.stream)
         waited_ms = (now - request.arrived) * 1000
         error = UnderstudyError(Code.TIMEOUT, "no answer within the deadline", waited_ms=round(waited_ms, 1))
         self._fail(request, error)
@@ -372,7 +390,7 @@ class Dispatcher:
     def _expired(self, request: Request, now: float) -> bool:
         if request.done:
             return True
-        if request.app.spec.static is not None and not request.app.ranked:
+        if request.app.chain and not request.app.ranked:
             # Half of the patience went by without a replica: an answer now beats none later.
             if now >= (request.arrived + request.deadline) / 2:
                 self._give_up(request, "no replica in time")
@@ -417,27 +435,18 @@ class Dispatcher:
 
     def _judge(self, now: float) -> None:
         """Requests that were on two dying workers: guilty, unless a node died rather than a worker."""
-        pending: list[tuple[float, Request]] = []
-        for due, request in self._accused:
-            if request.done:
-                continue
-            if now < due:
-                pending.append((due, request))
-                continue
-            request.kills = tuple(node for node in request.kills if self._node_alive(node))
-            if len(request.kills) < self._settings.retry.poison_kills:
-                request.app.suspects.append(request)
-                self.release(request.app, now)
-                continue
+        guilty, acquitted = self.poison.judge(now)
+        for request in acquitted:
+            request.app.suspects.append(request)
+            self.release(request.app, now)
+        for request in guilty:
             self._poisoned(request)
-            self._fail(
-                request, UnderstudyError(Code.POISON, "this request took down its workers; not tried again")
-            )
-        self._accused = pending
+            why = "this request took down its workers; not tried again"
+            self._fail(request, UnderstudyError(Code.POISON, why))
 
     # Ends
 
-    def _end(self, request: Request, keep: Flight | None) -> None:
+    def end(self, request: Request, keep: Flight | None = None) -> None:
         """Exactly once per admitted request. Copies that are still on their way are called back."""
         request.done = True
         request.app.inflight -= 1
@@ -448,7 +457,10 @@ class Dispatcher:
                 continue
             replica = flight.replica
             if replica.outstanding.pop(flight.stream, None) is not None:
-                replica.breaker.abandoned()
+                if keep is None:
+                    replica.breaker.abandoned(flight.stream)
+                else:
+                    replica.breaker.outrun(flight.stream)
                 if replica.link is not None:
                     replica.link.write(encode_message(Cancel(), flight.stream))
         request.flights.clear()
@@ -461,12 +473,16 @@ class Dispatcher:
             request.app.isolated = None
 
     def _fail(self, request: Request, error: UnderstudyError) -> None:
-        self._end(request, keep=None)
+        if not request.app.chain or not self.fallback.claim(request, error):
+            self.fail(request, error)
+
+    def fail(self, request: Request, error: UnderstudyError) -> None:
+        self.end(request)
         request.app.stats.failed += 1
         request.failed(error)
 
     def _shed(self, request: Request, why: str, **context: Any) -> None:
-        self._end(request, keep=None)
+        self.end(request)
         self._refuse(request, why, **context)
 
     def _refuse(self, request: Request, why: str, **context: Any) -> None:
@@ -475,14 +491,8 @@ class Dispatcher:
         request.failed(UnderstudyError(Code.SHED, f"overloaded: {why}", **context))
 
     def _give_up(self, request: Request, why: str) -> None:
-        """No replica will answer this: the app's static answer, else an honest 503."""
-        static = request.app.spec.static
-        if static is None:
-            self._fail(request, UnderstudyError(Code.UNAVAILABLE, why))
-            return
-        self._end(request, keep=None)
-        request.app.stats.degraded += 1
-        request.answered_static(static)
+        """No replica will answer this: what the app's fallback chain has left, else an honest 503."""
+        self._fail(request, UnderstudyError(Code.UNAVAILABLE, why))
 
 
 def _load(replica: Replica) -> int:

@@ -12,6 +12,7 @@ from typing import assert_never
 import msgspec
 
 from understudy.config import GatewayTuning
+from understudy.core.gateway import outliers
 from understudy.core.gateway.activation import Activation, choose
 from understudy.core.gateway.dispatch import Dispatcher
 from understudy.core.gateway.rotation import App, Replica, Request
@@ -148,11 +149,13 @@ class Gateway:
         self.doubt = SelfDoubt(settings.suspicion.self_lag_ms)
         self.dispatcher = Dispatcher(
             settings,
+            self.apps,
             node_alive=lambda name: name in self.nodes and self.nodes[name].alive,
             random=random,
             poisoned=self._note_poison,
             changed=self._refresh,
         )
+        self._random = random
         self._effects: list[GatewayEffect] = []
         self._retune_at = now
         self._ping_at = now
@@ -195,6 +198,7 @@ class Gateway:
         changed = table != self.table
         self.table = table
         specs = {spec.app: spec for spec in table.apps}
+        previous = {spec.app: spec for spec in table.previous}
         for name in [n for n in self.apps if n not in specs]:
             app = self.apps.pop(name)
             self.dispatcher.give_up_waiting(app)
@@ -203,6 +207,7 @@ class Gateway:
         for name, spec in specs.items():
             app = self.apps.get(name) or App(spec, self.settings, now)
             app.spec = spec
+            app.recall.previous = previous.get(name)
             app.planned_variants = frozenset(
                 p.variant for p in table.placements if p.app == name and p.role == "primary"
             )
@@ -343,6 +348,24 @@ class Gateway:
                 self.dispatcher.release(app, now)
         elif self._loss_is_real(app, now):
             self._starved(app, now)
+        if app.untrusted and app.unhealthy_since is not None:
+            self._recall(app, now)
+
+    def _recall(self, app: App, now: float) -> None:
+        """The current version fails its users: have the previous one loaded, if that may answer."""
+        choice = app.recall.next(
+            now - (app.unhealthy_since or now),
+            self.table.nodes,
+            {name for name, node in self.nodes.items() if node.alive},
+            now,
+            self.settings.activation.ready_timeout_ms / 1000,
+        )
+        if choice is not None:
+            self._effects.append(SendActivate(choice.node, choice, self.table.revision))
+            message = (
+                f"version {app.spec.version} fails: {choice.node} loads {choice.variant} of {choice.version}"
+            )
+            self._note("version.recalled", message, app=app.name, node=choice.node)
 
     def _loss_is_real(self, app: App, now: float) -> bool:
         """Should somebody be asked to load the app, or is it just not up yet?"""
@@ -385,6 +408,11 @@ class Gateway:
 
     def _take_activated(self, node: str, answer: Activated, now: float) -> None:
         for app in self.apps.values():
+            recall = app.recall.pending
+            if recall is not None and recall.contingency.key == answer.key and not answer.accepted:
+                app.recall.refuse(node, now)
+                self._note("contingency.refused", f"{node}: {answer.reason}", app=app.name, node=node)
+                continue
             pending = app.activation
             if pending is None or pending.contingency.key != answer.key or pending.contingency.node != node:
                 continue
@@ -419,11 +447,20 @@ class Gateway:
             self._retune_at = now + RETUNE_S
             for app in self.apps.values():
                 app.retune(self.settings, now)
-                if not app.ready or any(not r.breaker.closed for r in app.replicas.values()):
+                if app.asked_lately:
+                    self._eject_outlier(app, now)
+                if not app.ready or app.ramping or any(not r.breaker.closed for r in app.replicas.values()):
                     self._refresh(app, now)
         if now >= self._ping_at:
             self._ping_at = now + PING_S
             self._effects.extend(PingWorker(r) for r in self.replicas.values() if r.suspect and r.link)
+
+    def _eject_outlier(self, app: App, now: float) -> None:
+        found = outliers.find(app, self.settings.breaker)
+        if found is not None:
+            found.replica.breaker.eject(now, self._random(), found.limit_s)
+            what = f"{found.replica.variant} on {found.replica.node}"
+            self._note("replica.ejected", f"{what}: {found.reason}", replica=found.replica)
 
     def _note_poison(self, request: Request) -> None:
         message = f"took down workers on {', '.join(request.kills)}"

@@ -15,12 +15,15 @@ from understudy.core.gateway.activation import Activation
 from understudy.core.gateway.breaker import Breaker
 from understudy.core.gateway.budget import Budget
 from understudy.core.gateway.latency import LatencyDigest
+from understudy.core.gateway.pace import Pace
+from understudy.core.gateway.recall import Recall
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.messages import AppStats, ReplicaState, Result
 from understudy.wire.records import AppVersion
 
 OLD_VERSION_PENALTY = 1000  # any variant of the current version comes before any of another one
+RAMP_SHARE_MIN = 0.1  # of a full share, for a replica that was (re-)admitted just now (Envoy's slow start)
 HEDGE_SAMPLES_MIN = 20  # answers seen before the live quantile is believed
 
 
@@ -32,39 +35,51 @@ class Link(Protocol):
     def write(self, data: bytes, payload: Buffer = b"") -> None: ...
 
 
-class Replica:
+class Source:
+    """Who gave an answer, as the client is told."""
+
+    __slots__ = ("degraded", "other_app", "prefix", "variant", "version")
+
+    def __init__(self, variant: str, version: int, degraded: str = "", other_app: str = "") -> None:
+        self.variant = variant
+        self.version = version
+        self.degraded = degraded  # why it wasn't the full-size variant; empty if it was
+        self.other_app = other_app  # the app that stood in
+        self.prefix = b""  # start of an HTTP answer by it; kept here by the shell
+
+
+class Replica(Source):
     """One worker process as a gateway sees it."""
 
     __slots__ = (
         "address",
+        "admitted_at",
         "app",
         "breaker",
         "busy_until",
-        "degraded",
+        "credit",
         "id",
         "link",
         "next_stream",
         "node",
         "node_suspect",
         "outstanding",
+        "pace",
         "pid",
-        "prefix",
         "rank",
         "role",
+        "share",
         "state",
         "suspect",
-        "variant",
-        "version",
     )
 
     def __init__(
         self, state: ReplicaState, app: App, node: str, now: float, settings: BreakerSettings
     ) -> None:
+        super().__init__(state.variant, state.version)
         self.id = state.id
         self.app = app
         self.node = node
-        self.version = state.version
-        self.variant = state.variant
         self.address = state.address
         self.pid = state.pid
         self.role = state.role
@@ -77,8 +92,10 @@ class Replica:
         self.node_suspect = False
         self.busy_until = 0.0
         self.rank = 0
-        self.degraded = ""
-        self.prefix = b""  # start of an HTTP answer by this replica; kept here by the shell
+        self.pace = Pace()
+        self.admitted_at: float | None = None  # when it could be used first
+        self.share = 1.0  # during its slow start: of the requests to it and those beside it
+        self.credit = 0.0  # the part of a request that it has a right to by now
 
     @property
     def sound(self) -> bool:
@@ -88,6 +105,10 @@ class Replica:
 
     def routable(self, now: float) -> bool:
         return self.sound and self.breaker.permits(now)
+
+    def equals(self, other: Replica) -> bool:
+        """Another one that should do as well."""
+        return self is not other and (self.variant, self.version) == (other.variant, other.version)
 
     def usable_in_panic(self) -> bool:
         """Better than nothing when nothing healthy is left."""
@@ -103,12 +124,19 @@ class App:
         self.replicas: dict[str, Replica] = {}
         self.ranked: list[Replica] = []
         self.best: list[Replica] = []
+        self.ramping: list[Replica] = []  # get a growing share of what `best` would
+        self.chain: tuple[str, ...] = ()  # what may answer when no replica does (see `fallback`)
+        self.keeps_last_good = False
         self.planned_variants: frozenset[str] = frozenset()
         self.was_ready = False
         self.known_since = now
         self.hopeless = False  # nobody can be asked to load it
         self.activation: Activation | None = None
         self.refused: dict[str, float] = {}  # node -> when it refused to activate
+        self.recall = Recall()
+        self.untrusted = 0  # replicas of the current version that fail
+        self.unhealthy_since: float | None = None  # no replica of any version can be trusted
+        self.version_seen = 0  # the newest version that was ready
         # requests
         self.inflight = 0
         self.waiting: deque[Request] = deque()  # no replica is ready, or all are full
@@ -126,11 +154,15 @@ class App:
         self.stats = AppStats()
         self.stats_total = AppStats()
         self._deposited = 0
+        self.asked_lately = False  # since the last retune
         self._panic_fraction = settings.breaker.panic_fraction
+        self._slow_start_s = settings.breaker.slow_start_s
 
     def refresh(self, now: float) -> None:
         """Work out `ranked`, `best` and each replica's `degraded` reason anew."""
         spec = self.spec
+        self.chain = spec.links_beyond_replicas
+        self.keeps_last_good = "last-good" in self.chain
         for replica in self.replicas.values():
             rank = spec.rank(replica.variant)
             degraded = ""
@@ -143,17 +175,72 @@ class App:
                 replica.degraded, replica.prefix = degraded, b""
             replica.rank = rank
         ranked = [r for r in self.replicas.values() if r.routable(now)]
+        if any(r.version == spec.version for r in ranked):
+            self.version_seen = spec.version
+        if "previous-version" not in spec.fallback and self.version_seen == spec.version:
+            ranked = [r for r in ranked if r.version == spec.version]
+        self._watch_health(ranked, now)
         ejected = [r for r in self.replicas.values() if r.sound and not r.breaker.permits(now)]
-        if len(ejected) > 1 and len(ranked) < self._panic_fraction * (len(ranked) + len(ejected)):
-            ranked += ejected  # when most of them fail, the fault is hardly theirs
+        ranked += self._in_panic(ranked, ejected)
         ranked.sort(key=lambda r: (r.rank, r.id))
         self.ranked = ranked
         self.best = [r for r in ranked if r.rank == ranked[0].rank]
+        self.ramping = []
+        for replica in ranked:
+            if replica.admitted_at is None:
+                replica.admitted_at = now
+        if self._slow_start_s and len(ranked) > 1:
+            self._start_slowly(now)
         if ranked:
             self.was_ready = True
             self.hopeless = False
             self.activation = None
             self.refused.clear()
+
+    def _watch_health(self, routable: list[Replica], now: float) -> None:
+        current = [r for r in self.replicas.values() if r.version == self.spec.version and r.link is not None]
+        self.untrusted = sum(r.state == "failing" or not r.breaker.closed for r in current)
+        if any(r.breaker.closed for r in routable):
+            self.unhealthy_since = self.recall.pending = None
+        elif self.unhealthy_since is None:
+            self.unhealthy_since = now
+
+    def _in_panic(self, healthy: list[Replica], ejected: list[Replica]) -> list[Replica]:
+        """Those of the ejected to use all the same: when most of them fail, the fault is hardly theirs.
+
+        Counted among equals, as Envoy does within a priority: a failing variant never comes before a
+        healthy smaller one. With nobody healthy at all, everybody is used. A fraction of 0 means: never.
+        """
+        if not healthy:
+            return ejected if len(ejected) > 1 and self._panic_fraction else []
+        used: list[Replica] = []
+        for rank in {r.rank for r in ejected}:
+            sick = [r for r in ejected if r.rank == rank]
+            well = sum(r.rank == rank for r in healthy)
+            if 0 < well < self._panic_fraction * (well + len(sick)):
+                used += sick
+        return used
+
+    def _start_slowly(self, now: float) -> None:
+        """Give new and re-admitted replicas a growing share, as far as others can do the rest.
+
+        A new one shares with its equals. One that was re-admitted after an ejection may fail again, so it
+        shares with whoever else there is, a smaller variant if need be.
+        """
+        for replica in self.best:
+            since = max(replica.admitted_at or now, replica.breaker.closed_at or 0.0)
+            replica.share = min(max((now - since) / self._slow_start_s, RAMP_SHARE_MIN), 1.0)
+        most = max(replica.share for replica in self.best)
+        steady = [r for r in self.best if r.share == most]
+        sharing = len(self.best)
+        if most < 1.0 and all(r.breaker.closed_at is not None for r in steady):
+            others = [r for r in self.ranked if r.rank != self.best[0].rank and r.breaker.closed]
+            if others:
+                steady, most = [r for r in others if r.rank == others[0].rank], 1.0
+        self.ramping = [r for r in self.best if r not in steady]
+        for replica in self.ramping:
+            replica.share /= most * sharing
+        self.best = steady
 
     @property
     def ready(self) -> bool:
@@ -164,12 +251,19 @@ class App:
         """Does a tick have anything to look at?"""
         return bool(self.inflight or self.waiting or self.suspects)
 
+    def watch_s(self, request: Request) -> float:
+        """How long after sending a request a tick need not look at it."""
+        if not self.chain:
+            return self.hedge_delay_s
+        return min(self.hedge_delay_s, (request.deadline - request.arrived) / 2)
+
     def retune(self, settings: GatewayTuning, now: float) -> None:
         """Bring hedge delay, silence bound and budgets up to date. On a timer, some times a second."""
         self.digest.rotate(now)
         requests = self.stats_total.requests + self.stats.requests
         self.retry_budget.deposit(requests - self._deposited)
         self.hedge_budget.deposit(requests - self._deposited)
+        self.asked_lately = requests != self._deposited
         self._deposited = requests
         if self.digest.samples < HEDGE_SAMPLES_MIN:
             return
@@ -221,7 +315,7 @@ class Request:
         """Its name in logs and events."""
         return ""
 
-    def answered(self, replica: Replica, result: Result, body: Buffer) -> None:
+    def answered(self, source: Source, result: Result, body: Buffer) -> None:
         raise NotImplementedError
 
     def failed(self, error: UnderstudyError) -> None:

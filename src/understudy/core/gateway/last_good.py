@@ -1,0 +1,69 @@
+"""The last good answer to the same input, for apps that opted in (`last-good` in their fallback chain).
+
+Kept are answers of the full-size variant only, by a digest of the body as it came, so an input that is
+written differently is a different input. Bounded by entries, bytes and age; what was asked for longest ago
+goes first. Another version of the app has another signature, perhaps, so it starts with nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from understudy.config import LastGoodSettings
+from understudy.core.gateway.rotation import Request, Source
+from understudy.wire.frames import Buffer
+from understudy.wire.messages import Result
+
+DIGEST_BYTES = 16
+REASON = "last-good"
+
+
+class Answer(NamedTuple):
+    source: Source
+    result: Result
+    body: bytes
+    answered_at: float
+
+
+class LastGood:
+    """`bytes_held` counts bodies of answers; an entry costs some 500 bytes beside."""
+
+    def __init__(self, settings: LastGoodSettings) -> None:
+        self._settings = settings
+        self._answers: dict[bytes, Answer] = {}  # the least recently given first
+        self.bytes_held = 0
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def keep(self, request: Request, source: Source, result: Result, body: Buffer, now: float) -> None:
+        settings = self._settings
+        if len(body) > settings.bytes_max:
+            return
+        key = _key(request)
+        self._drop(key)
+        self._answers[key] = Answer(Source(source.variant, source.version, REASON), result, bytes(body), now)
+        self.bytes_held += len(body)
+        while len(self._answers) > settings.entries_max or self.bytes_held > settings.bytes_max:
+            self._drop(next(iter(self._answers)))
+
+    def find(self, request: Request, now: float) -> Answer | None:
+        answer = self._answers.get(_key(request))
+        if answer is None or now - answer.answered_at > self._settings.age_s_max:
+            return None
+        return answer
+
+    def _drop(self, key: bytes) -> None:
+        answer = self._answers.pop(key, None)
+        if answer is not None:
+            self.bytes_held -= len(answer.body)
+
+
+def _key(request: Request) -> bytes:
+    spec = request.app.spec
+    digest = hashlib.blake2b(
+        f"{spec.app}/{spec.version}/{request.json_bytes}/".encode(), digest_size=DIGEST_BYTES
+    )
+    digest.update(request.body)
+    return digest.digest()

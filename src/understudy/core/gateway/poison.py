@@ -1,0 +1,83 @@
+"""Requests that kill workers: who is accused, who is guilty, and who was guilty before.
+
+A body that was found guilty is refused at once when it comes again, for as long as it is remembered. It is
+known by its digest together with app and version: a new version may well survive it. Nothing is hashed
+while nothing is remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from understudy.config import PoisonSettings
+from understudy.core.gateway.rotation import Request
+
+DIGEST_BYTES = 16
+
+
+class Poison:
+    def __init__(
+        self, settings: PoisonSettings, kills: int, verdict_s: float, node_alive: Callable[[str], bool]
+    ) -> None:
+        """`kills`: workers on living nodes that a request may take down; a verdict waits `verdict_s`."""
+        self._settings = settings
+        self._kills = kills
+        self._verdict_s = verdict_s
+        self._node_alive = node_alive
+        self._accused: list[tuple[float, Request]] = []
+        self.remembered: dict[bytes, float] = {}  # digest -> when to forget it; the oldest first
+
+    def accuse(self, request: Request, now: float) -> None:
+        """It was on as many dying workers as one may be. Were it the workers, or their nodes?"""
+        self._accused.append((now + self._verdict_s, request))
+
+    def judge(self, now: float) -> tuple[list[Request], list[Request]]:
+        """(guilty, acquitted) among those whose verdict is due. The guilty are remembered."""
+        if not self._accused and not self.remembered:
+            return [], []
+        guilty: list[Request] = []
+        acquitted: list[Request] = []
+        pending: list[tuple[float, Request]] = []
+        for due, request in self._accused:
+            if request.done:
+                continue
+            if now < due:
+                pending.append((due, request))
+                continue
+            request.kills = tuple(node for node in request.kills if self._node_alive(node))
+            if len(request.kills) < self._kills:
+                acquitted.append(request)
+            else:
+                guilty.append(request)
+                self._remember(request, now)
+        self._accused = pending
+        self._forget(now)
+        return guilty, acquitted
+
+    def holds(self, request: Request) -> bool:
+        """Was it found guilty lately? To be asked only while anything is `remembered`: this hashes."""
+        return _digest(request) in self.remembered
+
+    def _remember(self, request: Request, now: float) -> None:
+        digest = _digest(request)
+        self.remembered.pop(digest, None)  # the newest is last
+        self.remembered[digest] = now + self._settings.memory_s
+        while len(self.remembered) > self._settings.entries_max:
+            del self.remembered[next(iter(self.remembered))]
+
+    def _forget(self, now: float) -> None:
+        while self.remembered:
+            oldest = next(iter(self.remembered))
+            if self.remembered[oldest] > now:
+                return
+            del self.remembered[oldest]
+
+
+def _digest(request: Request) -> bytes:
+    spec = request.app.spec
+    digest = hashlib.blake2b(
+        f"{spec.app}/{spec.version}/{request.json_bytes}/".encode(), digest_size=DIGEST_BYTES
+    )
+    digest.update(request.body)
+    return digest.digest()
