@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
 
@@ -25,8 +25,8 @@ T = TypeVar("T")
 class Runtime(Protocol):
     """`inputs` and `outputs` are what the model says of itself; empty where it says nothing.
 
-    `load` may raise anything. `predict` may keep or change the arrays it is given, returns at least the
-    declared outputs, and may be called from any thread, but by one at a time.
+    `load` may raise anything. `predict` may keep the arrays it is given but not change them, returns at
+    least the declared outputs, and may be called from any thread, but by one at a time.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -92,6 +92,7 @@ class OnnxRuntime:
         self.outputs: tuple[TensorSpec, ...] = ()
         self._threads = threads
         self._names: list[str] = []
+        self._text_inputs: list[str] = []
         self._run: Callable[[list[str], dict[str, Array]], list[Array]]
 
     def load(self, path: str, options: dict[str, Any]) -> None:
@@ -118,9 +119,14 @@ class OnnxRuntime:
         tensors = [value for value in session.get_outputs() if value.type in _ONNX_DATATYPES]
         self.outputs = tuple(_onnx_spec(value, "output") for value in tensors)
         self._names = [value.name for value in tensors]
+        self._text_inputs = [spec.name for spec in self.inputs if spec.datatype == "BYTES"]
         self._run = session.run
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        for name in self._text_inputs:
+            # ONNX Runtime would make text of the Python literal: "b'\\xff'".
+            if any(isinstance(element, bytes) for element in inputs[name].ravel().tolist()):
+                raise InvalidArgument(f"input {name!r}: an ONNX model takes text, and this is not UTF-8")
         names = self._names
         return dict(zip(names, self._run(names, inputs), strict=True))
 
@@ -157,6 +163,9 @@ class PythonRuntime:
 
     `load` is called once with the path of the artifact. The file's directory is importable, so a
     directory may hold further modules and data. One model per process: the module name is fixed.
+
+    Inputs are always read-only. Those of a binary request that runs alone are views of what came from the
+    client; a model that changes its inputs shall fail when it is loaded, not on some request later.
     """
 
     def __init__(self) -> None:
@@ -182,6 +191,8 @@ class PythonRuntime:
         self._predict = model.predict
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        for array in inputs.values():
+            array.flags.writeable = False
         return self._predict(inputs)
 
 
