@@ -1,4 +1,4 @@
-"""A cluster for tests with other people's clients: an app that echoes every datatype, and one in ONNX."""
+"""A cluster for tests with other people's clients: every datatype, large tensors, and a model in ONNX."""
 
 from __future__ import annotations
 
@@ -10,13 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from tests.integration.families import write_linear_app
 from tests.integration.harness import Harness, running
+
 from understudy.wire.tensors import DATATYPES
 
 ECHO = "echo"  # input NAME, output NAME_out, for the lower-case name of each datatype; shape [-1, 2]
 LINEAR = "linear"  # x FP32 [-1, 4] -> y FP32 [-1, 3]
+IMAGE = "image"  # x FP32 [-1, 3, 224, 224] -> y FP32 [-1, 3], the mean of each channel
+
+IMAGE_MODEL = """
+class Model:
+    def load(self, path):
+        pass
+
+    def predict(self, inputs):
+        return {"y": inputs["x"].mean((2, 3))}
+"""
+IMAGE_MANIFEST = f"""
+name = "{IMAGE}"
+deadline_ms = 5000
+inputs = [{{ name = "x", datatype = "FP32", shape = [-1, 3, 224, 224] }}]
+outputs = [{{ name = "y", datatype = "FP32", shape = [-1, 3] }}]
+variants = [{{ name = "full", runtime = "python", artifact = "model.py", accuracy = 0.9 }}]
+"""
 
 ECHO_MODEL = """
 class Model:
@@ -40,6 +57,12 @@ def _write_echo_app(folder: Path) -> None:
         manifest += f'\n[[variants]]\nname = "{variant}"\nruntime = "python"\n'
         manifest += f'artifact = "{variant}"\naccuracy = {accuracy}\nmemory_limit_mb = 400\n'
     (folder / "APP.toml").write_text(manifest)
+
+
+def _write_image_app(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(IMAGE_MODEL)
+    (folder / "APP.toml").write_text(IMAGE_MANIFEST)
 
 
 def echo_arrays() -> dict[str, np.ndarray[Any, Any]]:
@@ -84,14 +107,15 @@ class ClientsCluster:
 
     async def mended(self) -> None:
         await self.harness.node_states()
-        await self.harness.full_size(ECHO, LINEAR)
+        await self.harness.full_size(ECHO, LINEAR, IMAGE)
         await self.harness.protected(ECHO, LINEAR)
 
 
 @contextmanager
 def clients_cluster(folder: Path, extra: str = "") -> Iterator[ClientsCluster]:
-    """`extra` is appended to the cluster file. Both apps have a warm standby when it is up."""
+    """`extra` is appended to the cluster file. `ECHO` and `LINEAR` have a warm standby when it is up."""
     _write_echo_app(folder / "apps" / ECHO)
+    _write_image_app(folder / "apps" / IMAGE)
     write_linear_app(folder / "apps" / LINEAR, LINEAR, "critical")
     with asyncio.Runner() as runner:
         context = running(folder, extra=extra)

@@ -106,7 +106,10 @@ class InferRequest(Request):
         return self.exchange.id.decode()
 
     def answered(self, replica: Replica, result: Result, body: Buffer) -> None:
-        self.exchange.finish(replica.prefix or answers.replica_head(replica), body)
+        head = replica.prefix or answers.replica_head(replica)
+        if result.json_bytes >= 0:
+            head = answers.binary_head(head, result.json_bytes)
+        self.exchange.finish(head, body)
 
     def failed(self, error: UnderstudyError) -> None:
         self.exchange.fail(error)

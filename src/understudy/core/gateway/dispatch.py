@@ -144,6 +144,7 @@ class Dispatcher:
         if request.done:
             return
         self._end(request, keep=flight)
+        app.answered.add(result, now - request.arrived, now)
         app.stats.serving = replica.variant
         if replica.degraded:
             app.stats.degraded += 1
