@@ -276,7 +276,7 @@ def linear_input(binary: bool = True) -> Any:
 
 
 class Calls:
-    """One client in a thread of its own, calling until told to stop. A call that fails is kept, and ends it."""
+    """A client in a thread of its own, calling until told to stop. A call that fails is kept, and ends it."""
 
     def __init__(self, run: Callable[[Calls], None]) -> None:
         self.answered: list[float] = []

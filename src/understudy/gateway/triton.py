@@ -60,7 +60,7 @@ def _tensor(spec: TensorSpec, batched: bool) -> dict[str, Any]:
 
 
 def statistics(apps: Iterable[App], now: float, now_unix_s: float) -> dict[str, Any]:
-    """What this gateway saw since it started. Requests are counted, not rows; a batch is not one execution."""
+    """What this gateway saw since it started. Requests are counted, whatever their rows and batches."""
     return {"model_stats": [_app_statistics(app, now, now_unix_s) for app in apps]}
 
 
