@@ -375,19 +375,6 @@ def test_what_is_missing_in_the_users_code_is_said(blank: WorkerProcess, tmp_pat
     assert "no inputs are declared" in failure.message
 
 
-def test_a_model_that_changes_its_inputs_is_found_out_when_it_is_loaded(
-    blank: WorkerProcess, tmp_path: Path
-) -> None:
-    (tmp_path / "model.py").write_text(
-        "class Model:\n"
-        "    def load(self, path): ...\n"
-        "    def predict(self, inputs):\n        inputs['x'] *= 2\n        return {'y': inputs['x']}\n"
-    )
-    failure = blank.client.call(loading("python", tmp_path, **SPECS), Failure)
-    assert failure.code is Code.LOAD_FAILED
-    assert "output array is read-only" in failure.message
-
-
 def test_without_memory_to_load_the_code_says_so(blank: WorkerProcess, tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("raise MemoryError\n")
     failure = blank.client.call(loading("python", tmp_path, **SPECS), Failure)

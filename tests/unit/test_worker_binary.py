@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.wire.errors import InvalidArgument
+from understudy.wire.frames import FrameDecoder
+from understudy.wire.messages import Infer, encode_message
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import DATATYPES, Array
 from understudy.worker import binary
@@ -117,19 +119,38 @@ def test_arrays_are_written_in_row_major_order() -> None:
     assert bytes(binary.write("FP32", np.empty((0, 4), np.float32))) == b""
 
 
-def test_aligned_numbers_are_not_copied() -> None:
+def test_only_what_is_not_aligned_or_read_only_is_copied() -> None:
     image = np.random.default_rng(1).random((1, 3, 224, 224), np.float32)
     spec = TensorSpec("x", "FP32", (-1, 3, 224, 224))
     head = json.dumps({"inputs": [raw(shape=image.shape, size=image.nbytes)]}).encode()
     for padding in range(4):
         padded = head + b" " * ((padding - len(head)) % 4)
-        content = padded + image.tobytes()
-        read = codec(spec).decode(content, len(padded)).inputs["x"]
-        assert np.array_equal(read, image)
-        assert read.flags.aligned
-        assert np.shares_memory(read, np.frombuffer(content, np.uint8)) == (padding == 0)
-    assert binary.write("FP32", image).nbytes == image.nbytes
-    assert np.shares_memory(np.frombuffer(binary.write("FP32", image), np.uint8), image)
+        for content in (padded + image.tobytes(), memoryview(bytearray(padded + image.tobytes()))):
+            read = codec(spec).decode(content, len(padded)).inputs["x"]
+            assert np.array_equal(read, image)
+            assert read.flags.aligned
+            assert read.flags.writeable
+            shared = np.shares_memory(read, np.frombuffer(content, np.uint8))
+            assert shared == (padding == 0 and isinstance(content, memoryview))
+    written = binary.write("FP32", image)
+    assert len(written) == image.nbytes
+    assert np.shares_memory(np.frombuffer(written, np.uint8), image)
+
+
+@pytest.mark.parametrize("timeout_us", [1, 1000, 10**6])
+def test_an_image_is_read_where_the_link_put_it(timeout_us: int) -> None:
+    """If the client pads its JSON with spaces to a multiple of the elements' size."""
+    image = np.random.default_rng(1).random((1, 3, 224, 224), np.float32)
+    head = json.dumps({"inputs": [raw(shape=image.shape, size=image.nbytes)]}).encode()
+    head += b" " * (-len(head) % 8)
+    wire = encode_message(Infer(timeout_us, len(head)), 1, head + image.tobytes())
+    decoder = FrameDecoder()
+    assert decoder.feed(wire[:1000]) == []
+    (frame,) = decoder.feed(wire[1000:])
+    spec = TensorSpec("x", "FP32", (-1, 3, 224, 224))
+    read = codec(spec).decode(frame.payload, len(head)).inputs["x"]
+    assert np.array_equal(read, image)
+    assert np.shares_memory(read, np.frombuffer(frame.payload, np.uint8))
 
 
 def test_json_and_binary_inputs_in_one_body() -> None:

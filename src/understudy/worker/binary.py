@@ -33,8 +33,8 @@ def item_bytes(datatype: str) -> int:
 def read(datatype: str, shape: Sequence[int], content: Buffer, start: int, size: int) -> Array:
     """The tensor in `content[start : start + size]`, which the caller knows to exist.
 
-    Numbers are a view of `content`, or a copy where they are not aligned to their size or have
-    another form in NumPy. Raises `ValueError` saying what is wrong with the bytes.
+    Numbers are a view of `content`, or a copy where that is read-only, they are not aligned to their size or
+    have another form in NumPy. Raises `ValueError` saying what is wrong with the bytes.
     """
     if datatype == "BYTES":
         return _read_bytes(shape, content, start, size)
@@ -44,14 +44,16 @@ def read(datatype: str, shape: Sequence[int], content: Buffer, start: int, size:
     if size != wanted:
         raise ValueError(f"{datatype} of this shape takes {wanted} bytes, not {size}")
     array = np.frombuffer(content, stored, count, start).reshape(shape)
+    if datatype == "BF16":
+        return (array.astype(np.uint32) << _BF16_SHIFT).view(np.float32)
+    # Runtimes read through pointers, which has to be aligned, and models may change what they are given.
+    if not (array.flags.aligned and array.flags.writeable):
+        array = array.copy()
     if datatype == "BOOL":
         if array.max(initial=0) > 1:
             raise ValueError("a BOOL is a byte of 0 or 1")
         return array.view(np.bool_)
-    if datatype == "BF16":
-        return (array.astype(np.uint32) << _BF16_SHIFT).view(np.float32)
-    # Runtimes read through pointers, which has to be aligned.
-    return array if array.flags.aligned else array.copy()
+    return array
 
 
 def _read_bytes(shape: Sequence[int], content: Buffer, start: int, size: int) -> Array:

@@ -25,8 +25,8 @@ T = TypeVar("T")
 class Runtime(Protocol):
     """`inputs` and `outputs` are what the model says of itself; empty where it says nothing.
 
-    `load` may raise anything. `predict` may keep the arrays it is given but not change them, returns at
-    least the declared outputs, and may be called from any thread, but by one at a time.
+    `load` may raise anything. `predict` may keep or change the arrays it is given, returns at least the
+    declared outputs, and may be called from any thread, but by one at a time.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -163,9 +163,6 @@ class PythonRuntime:
 
     `load` is called once with the path of the artifact. The file's directory is importable, so a
     directory may hold further modules and data. One model per process: the module name is fixed.
-
-    Inputs are always read-only. Those of a binary request that runs alone are views of what came from the
-    client; a model that changes its inputs shall fail when it is loaded, not on some request later.
     """
 
     def __init__(self) -> None:
@@ -191,8 +188,6 @@ class PythonRuntime:
         self._predict = model.predict
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        for array in inputs.values():
-            array.flags.writeable = False
         return self._predict(inputs)
 
 
