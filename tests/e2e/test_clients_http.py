@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,7 +18,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from clients_cluster import ECHO, IMAGE, LINEAR, ClientsCluster, echo_arrays
+from clients_cluster import ECHO, IMAGE, LINEAR, PRIMES, ROOT, ClientsCluster, echo_arrays
 
 pytest.importorskip("geventhttpclient", reason="needs the test extra: pip install 'understudy[dev]'")
 pytest.importorskip("kserve", reason="needs the test extra: pip install 'understudy[dev]'")
@@ -29,7 +31,6 @@ from kserve.protocol.infer_type import RequestedOutput
 from tritonclient.utils import InferenceServerException
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-ROOT = Path(__file__).resolve().parents[2]
 PERF_ANALYZER = ROOT / "build" / "perf_analyzer" / "bin" / "perf_analyzer"
 CUDA_RUNTIME = ROOT / "build" / "perf_analyzer" / "nvidia" / "cuda_runtime" / "lib"  # linked, never used
 JSON_LENGTH = "Inference-Header-Content-Length"
@@ -163,13 +164,13 @@ def test_statistics_count_requests(triton: Any) -> None:
     assert grown > 0
     assert abs(after["last_inference"] / 1000 - time.time()) < 60
     names = [app["name"] for app in triton.get_inference_statistics()["model_stats"]]
-    assert names == [ECHO, IMAGE, LINEAR]
+    assert names == [ECHO, IMAGE, LINEAR, PRIMES]
 
 
 def test_the_repository_is_looked_at_but_not_changed(triton: Any) -> None:
     index = triton.get_model_repository_index()
     states = {model["name"]: model["state"] for model in index}
-    assert states == {ECHO: "READY", IMAGE: "READY", LINEAR: "READY"}
+    assert states == dict.fromkeys((ECHO, IMAGE, LINEAR, PRIMES), "READY")
     triton.load_model(LINEAR)
     with pytest.raises(InferenceServerException, match="stays loaded"):
         triton.unload_model(LINEAR)
@@ -235,6 +236,20 @@ def test_kserve_client(cluster: ClientsCluster, binary: bool) -> None:
         await client.close()
 
     cluster.run(ask())
+
+
+# the examples in the docs
+
+EXAMPLES = re.findall(r"```(sh|python)\n(.*?)```", (ROOT / "docs" / "protocol.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(("language", "code"), EXAMPLES, ids=range(len(EXAMPLES)))
+def test_examples_in_the_docs(cluster: ClientsCluster, language: str, code: str) -> None:
+    interpreter = ["sh", "-c"] if language == "sh" else [sys.executable, "-c"]
+    argv = [*interpreter, code.replace("localhost:8080", cluster.http)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"true.*false", done.stdout, re.DOTALL | re.IGNORECASE), done.stdout
 
 
 # perf_analyzer
