@@ -34,6 +34,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 PERF_ANALYZER = ROOT / "build" / "perf_analyzer" / "bin" / "perf_analyzer"
 CUDA_RUNTIME = ROOT / "build" / "perf_analyzer" / "nvidia" / "cuda_runtime" / "lib"  # linked, never used
 JSON_LENGTH = "Inference-Header-Content-Length"
+PAUSE_S = 0.02  # between the calls of one client while a node dies: a fault on an idle machine, not overload
 X = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
 
 
@@ -259,7 +260,7 @@ def perf_analyzer(cluster: ClientsCluster, csv: Path, *more: str) -> list[str]:
     if not PERF_ANALYZER.exists():
         pytest.skip("needs perf_analyzer: make perf-analyzer")
     argv = [str(PERF_ANALYZER), "-m", LINEAR, "-u", cluster.http, "-f", str(csv), *more]
-    argv += ["--measurement-interval", "1000", "--concurrency-range", "2"]
+    argv += ["--measurement-interval", "1000"]
     return [*argv, "--stability-percentage", "999", "--max-trials", "3"]  # one measurement is enough
 
 
@@ -277,7 +278,7 @@ def run_perf_analyzer(argv: list[str]) -> str:
 @pytest.mark.parametrize("form", ["binary", "json"])
 def test_perf_analyzer(cluster: ClientsCluster, tmp_path: Path, form: str) -> None:
     tensors = ["--input-tensor-format", form, "--output-tensor-format", form]
-    argv = perf_analyzer(cluster, tmp_path / "out.csv", *tensors)
+    argv = perf_analyzer(cluster, tmp_path / "out.csv", "--concurrency-range", "2", *tensors)
     output = run_perf_analyzer(argv)
     assert "Throughput" in output
     assert (tmp_path / "out.csv").read_text().count("\n") >= 2
@@ -307,12 +308,12 @@ class Calls:
             self.failure = error
 
     def repeat(self, call: Callable[[], None]) -> None:
-        while not self.stopped.is_set():
+        while not self.stopped.wait(PAUSE_S):
             call()
             self.answered.append(time.monotonic())
 
     async def repeat_async(self, call: Callable[[], Awaitable[None]]) -> None:
-        while not self.stopped.is_set():
+        while not self.stopped.wait(PAUSE_S):  # nothing else runs on this thread's loop
             await call()
             self.answered.append(time.monotonic())
 
@@ -336,7 +337,7 @@ def calling(*runs: Callable[[Calls], None]) -> Iterator[list[Calls]]:
 
 def test_no_client_notices_that_a_node_dies(cluster: ClientsCluster, tmp_path: Path) -> None:
     sent = arrays_for_triton()
-    argv = perf_analyzer(cluster, tmp_path / "out.csv")
+    argv = perf_analyzer(cluster, tmp_path / "out.csv", "--request-rate-range", "50")
 
     def triton_binary(calls: Calls) -> None:
         with tritonclient.http.InferenceServerClient(cluster.http) as client:
@@ -392,7 +393,7 @@ def test_no_client_notices_that_a_node_dies(cluster: ClientsCluster, tmp_path: P
         with cluster.losing_a_node(ECHO) as lost:
             cluster.run(cluster.harness.until(each(100, lost), 60, "every client is answered on"))
     failures = {calls.thread.name: calls.failure for calls in all_calls if calls.failure is not None}
-    assert not failures
+    assert not failures, cluster.harness.logs()
 
 
 def test_the_api_describes_itself(cluster: ClientsCluster) -> None:
