@@ -11,8 +11,9 @@ from http import HTTPStatus
 from typing import Any, get_args
 
 import understudy
-from understudy.config import Datatype, GatewayTuning
+from understudy.config import GatewayTuning
 from understudy.gateway.answers import JSON_LENGTH, STATUS
+from understudy.settings import Datatype
 
 Json = dict[str, Any]
 
