@@ -12,10 +12,12 @@ DEFINITIONS := pyproject.toml constraints.txt
 # run: they start whole clusters, kill them and measure how long the answers take.
 FAST_LEVELS := $(wildcard tests/tidy tests/unit tests/property tests/contract tests/sim)
 SLOW_LEVELS := $(wildcard tests/integration tests/e2e)
+# Only this old release of tritonclient brings the program along; it is linked with CUDA's run time.
+PERF_ANALYZER := build/perf_analyzer/bin/perf_analyzer
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow check docs bench bench-demo clean
+.PHONY: help setup demo test test-fast test-slow check perf-analyzer docs bench bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -31,7 +33,7 @@ test: test-fast test-slow  ## run every test
 test-fast: $(VENV)/.stamp-dev  ## run the tests that need no cluster
 	$(PYTEST) --numprocesses 2 $(FAST_LEVELS)
 
-test-slow: $(VENV)/.stamp-dev  ## run the tests that start and break real processes
+test-slow: $(VENV)/.stamp-dev $(PERF_ANALYZER)  ## run the tests that start and break real processes
 	$(PYTEST) $(SLOW_LEVELS)
 
 check: $(VENV)/.stamp-dev  ## check format, lint, types and the rules of tests/tidy
@@ -39,6 +41,8 @@ check: $(VENV)/.stamp-dev  ## check format, lint, types and the rules of tests/t
 	$(BIN)/ruff check --quiet $(SOURCES)
 	$(BIN)/mypy
 	$(PYTEST) --quiet --tb=short tests/tidy
+
+perf-analyzer: $(PERF_ANALYZER)  ## fetch Triton's load generator, with which tests measure a cluster
 
 docs: $(VENV)/.stamp-dev  ## write the generated pages of docs/reference anew
 	$(BIN)/python docs/generate.py
@@ -66,3 +70,8 @@ $(VENV)/.stamp-%: $(DEFINITIONS) | $(BIN)/python
 	@echo "setting up $(VENV) for $* (the first time takes about a minute)"
 	@$(PIP) --editable '.[$*]'
 	@touch $@
+
+$(PERF_ANALYZER): | $(BIN)/python
+	@echo "fetching perf_analyzer"
+	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target build/perf_analyzer tritonclient==2.41.1 nvidia-cuda-runtime-cu12==12.9.79

@@ -21,6 +21,7 @@ import msgspec
 
 from understudy import config, registry, security
 from understudy.core import lifecycle
+from understudy.gateway import openapi
 from understudy.wire import errors
 from understudy.worker import service
 
@@ -40,7 +41,13 @@ def pages() -> dict[Path, str]:
         "lifecycles.md": lifecycles_page(),
     }
     generated = {REFERENCE / name: f"{NOTICE}\n\n{text.strip()}\n" for name, text in contents.items()}
+    generated[REFERENCE / "openapi.json"] = openapi_document()
     return generated | {README: readme(README.read_text())}
+
+
+def openapi_document() -> str:
+    """The REST API with the default limits."""
+    return json.dumps(openapi.document(config.GatewayTuning()), indent=1) + "\n"
 
 
 # Figures in the README

@@ -297,6 +297,9 @@ def test_onnx_takes_and_gives_text(blank: WorkerProcess, tmp_path: Path) -> None
     blank.load(loading("onnx", tmp_path / "m.onnx"))
     answer = blank.client.answer(request(tensor("t", "BYTES", [2], ["", "näh"])))
     assert answer["outputs"] == [tensor("u", "BYTES", [2], ["", "näh"])]
+    refused = blank.client.refused_binary("t", "BYTES", [1], b"\x01\0\0\0\xff")
+    assert refused.code is Code.INVALID_ARGUMENT
+    assert "takes text, and this is not UTF-8" in refused.message
 
 
 def test_onnx_outputs_that_are_no_tensors_are_not_served(blank: WorkerProcess, tmp_path: Path) -> None:

@@ -157,6 +157,15 @@ class Client:
         (stream,) = self.send((Infer(timeout_us), body))
         return self.reply(stream)
 
+    def refused_binary(self, name: str, datatype: str, shape: list[int], content: bytes) -> Failure:
+        """What is said about an input in binary form."""
+        size = {"binary_data_size": len(content)}
+        head = request({"name": name, "datatype": datatype, "shape": shape, "parameters": size})
+        (stream,) = self.send((Infer(TIMEOUT_US, len(head)), head + content))
+        message, _ = self.reply(stream)
+        assert isinstance(message, Failure), message
+        return message
+
     def infer_all(self, bodies: list[bytes]) -> list[tuple[Any, bytes]]:
         """Pipelined, in one write."""
         return [self.reply(s) for s in self.send(*[(Infer(TIMEOUT_US), body) for body in bodies])]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import socket
+import struct
 import time
+import zlib
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -186,7 +189,64 @@ def test_a_deadline_from_the_client_is_kept(client: Client):
     assert "Understudy-Timeout-Ms" in error_of(answer)
 
 
+def packed(body: bytes, encoding: str = "gzip") -> tuple[bytes, str]:
+    pack = gzip.compress if encoding == "gzip" else zlib.compress
+    return pack(body), f"Content-Encoding: {encoding}\r\n"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+@pytest.mark.parametrize("padding", [0, 500_000])
+def test_compressed_bodies(client: Client, encoding: str, padding: int):
+    answer = client.ask("POST", INFER, *packed(infer_body(ROWS) + b" " * padding, encoding))
+    assert answer.status == 200
+    assert answer.json["outputs"] == client.ask("POST", INFER, infer_body(ROWS)).json["outputs"]
+
+
+def test_a_body_that_takes_long_to_decompress_keeps_its_place(client: Client):
+    body, header = packed(
+        json.dumps({"id": "first", **json.loads(infer_body(ROWS))}).encode() + b" " * 900_000
+    )
+    wire = request_bytes("POST", INFER, body, header) + request_bytes("GET", "/v2/health/live")
+    first, second = client.raw(wire, end=True)
+    assert first.json["id"] == "first"
+    assert second.json == {"live": True}
+
+
+def test_binary_tensors_both_ways(client: Client):
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "parameters": {"binary_data_size": 16}}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    body = head + struct.pack("<4f", *ROWS[0])
+    plain = client.ask("POST", INFER, infer_body(ROWS)).json["outputs"][0]["data"]
+    for sent, more in ((body, ""), packed(body)):
+        answer = client.ask("POST", INFER, sent, f"Inference-Header-Content-Length: {len(head)}\r\n{more}")
+        assert answer.status == 200
+        assert answer.headers["content-type"] == "application/octet-stream"
+        json_bytes = int(answer.headers["inference-header-content-length"])
+        assert json.loads(answer.body[:json_bytes])["outputs"][0]["parameters"] == {"binary_data_size": 12}
+        assert struct.unpack("<3f", answer.body[json_bytes:]) == pytest.approx(plain, rel=1e-5)
+
+
 # Bad requests: a 4xx that says what is wrong
+
+BOMB = gzip.compress(bytes(50_000_000))
+BAD_FORMS = {
+    "not gzip": (infer_body(ROWS), "Content-Encoding: gzip\r\n", 400, "malformed gzip body"),
+    "cut off": (packed(infer_body(ROWS))[0][:-4], "Content-Encoding: gzip\r\n", 400, "ends too early"),
+    "unknown encoding": (infer_body(ROWS), "Content-Encoding: br\r\n", 415, "gzip and deflate"),
+    "bomb": (BOMB, "Content-Encoding: gzip\r\n", 413, "decompressed body too large"),
+    "length in words": (infer_body(ROWS), "Inference-Header-Content-Length: ten\r\n", 400, "not a length"),
+    "negative length": (infer_body(ROWS), "Inference-Header-Content-Length: -1\r\n", 400, "not a length"),
+    "length beyond the body": (b"{}", "Inference-Header-Content-Length: 3\r\n", 400, "has 2 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FORMS)
+def test_bad_forms_of_bodies(client: Client, name: str):
+    body, headers, status, hint = BAD_FORMS[name]
+    answer = client.ask("POST", INFER, body, headers)
+    assert answer.status == status
+    assert hint in error_of(answer)
+
 
 TENSOR = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}
 BAD_BODIES = {
@@ -226,6 +286,12 @@ def test_bad_bodies(client: Client, name: str):
         ("POST", "/v2/models/plain/versions/7/infer", 404),
         ("GET", "/nowhere", 404),
         ("GET", "/v2/models/%2e%2e/ready", 404),
+        ("GET", "/v2/models/nobody/config", 404),
+        ("GET", "/v2/models/nobody/stats", 404),
+        ("GET", "/v2/models/plain/versions/7/stats", 404),
+        ("POST", "/v2/repository/models/nobody/load", 404),
+        ("POST", "/v2/repository/models/plain/unload", 409),
+        ("GET", "/v2/repository/index", 405),
         ("GET", INFER, 405),
         ("DELETE", "/v2/health/live", 405),
     ],
@@ -233,6 +299,23 @@ def test_bad_bodies(client: Client, name: str):
 def test_wrong_paths_and_methods(client: Client, method: str, path: str, status: int):
     answer = client.ask(method, path, infer_body(ROWS) if method == "POST" else b"")
     assert answer.status == status
+    error_of(answer)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"ready": true}', b" "])
+def test_the_repository_index_with_any_body(client: Client, body: bytes):
+    index = client.ask("POST", "/v2/repository/index", body).json
+    assert [(app["name"], app["version"], app["state"]) for app in index] == [
+        ("plain", "1", "READY"),
+        ("stoic", "1", "READY"),
+    ]
+
+
+@pytest.mark.parametrize("path", ["index", "models/plain/load"])
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"ready": 1, "parameters": {"config": "x"}}', b"\xff"])
+def test_bad_questions_to_the_repository(client: Client, path: str, body: bytes):
+    answer = client.ask("POST", f"/v2/repository/{path}", body)
+    assert answer.status == 400
     error_of(answer)
 
 

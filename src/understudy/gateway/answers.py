@@ -28,6 +28,11 @@ STATUS: dict[Code, HTTPStatus] = {
     Code.OUT_OF_MEMORY: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
+JSON_TYPE = b"Content-Type: application/json\r\n"
+# The length of the JSON before the tensors, of a request and of an answer (binary tensor extension).
+JSON_LENGTH = b"Inference-Header-Content-Length"
+BINARY_HEADERS = b"Content-Type: application/octet-stream\r\n" + JSON_LENGTH + b": %d\r\n"
+
 _REASONS = {status.value: status.phrase for status in HTTPStatus}
 _encode = msgspec.json.Encoder().encode
 
@@ -63,6 +68,11 @@ def source_head(source: Source) -> bytes:
         headers.append(("Understudy-App", source.other_app))
     source.prefix = head(200, *headers)
     return source.prefix
+
+
+def binary_head(prefix: bytes, json_bytes: int) -> bytes:
+    """`prefix` for a body of which only the first `json_bytes` are JSON."""
+    return prefix.replace(JSON_TYPE, BINARY_HEADERS % json_bytes, 1)
 
 
 def static_head(version: int) -> bytes:

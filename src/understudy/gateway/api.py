@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -16,8 +18,9 @@ import understudy
 from understudy.config import GatewayTuning
 from understudy.core.gateway.machine import Gateway
 from understudy.core.gateway.rotation import App, Request
-from understudy.gateway import answers
+from understudy.gateway import answers, openapi, triton
 from understudy.gateway.auth import Authenticator
+from understudy.gateway.compression import Decompressor
 from understudy.gateway.http import Exchange, Head, HttpConnection, InferRequest
 from understudy.gateway.request_id import RequestIds
 from understudy.wire.errors import Code, UnderstudyError
@@ -26,8 +29,9 @@ from understudy.wire.frames import Buffer
 if TYPE_CHECKING:
     from understudy.wire.records import AppVersion
 
-EXTENSIONS: list[str] = []
-PLATFORMS = {"onnx": "onnxruntime_onnx", "python": "python"}
+CONTENT_ENCODING = b"content-encoding"
+JSON_LENGTH = answers.JSON_LENGTH.lower()
+LENGTH_DIGITS_MAX = 10
 
 Answer = tuple[int, Any]
 
@@ -46,15 +50,27 @@ class Api:
         self.body_bytes_held = 0
         self.known_heads: dict[bytes, Head] = {}
         self._infer: dict[bytes, App] = {}
+        self._decompressor = Decompressor(settings.http.body_bytes_max)
+        self._openapi = msgspec.Raw(answers.json_body(openapi.document(settings)))
         model = r"/v2/models/(?P<app>[^/]+)(?:/versions/(?P<version>[^/]+))?"
-        self._get: list[tuple[re.Pattern[str], Callable[..., Answer]]] = [
-            (re.compile(r"/v2/?"), self._server),
-            (re.compile(r"/v2/health/live"), self._live),
-            (re.compile(r"/v2/health/ready"), self._server_ready),
-            (re.compile(model), self._model),
-            (re.compile(model + "/ready"), self._model_ready),
-            (re.compile(r"/understudy/status"), self._status),
-        ]
+        repository = r"/v2/repository/models/(?P<app>[^/]+)"
+        self._get = _routes(
+            (r"/v2/?", self._server),
+            (r"/v2/health/live", self._live),
+            (r"/v2/health/ready", self._server_ready),
+            (r"/v2/models/stats", self._statistics),
+            (model, self._model),
+            (model + "/ready", self._model_ready),
+            (model + "/config", self._configuration),
+            (model + "/stats", self._statistics),
+            (r"/understudy/status", self._status),
+            (r"/openapi\.json", self._document),
+        )
+        self._post = _routes(
+            (r"/v2/repository/index", self._index),
+            (repository + "/load", self._load),
+            (repository + "/unload", self._unload),
+        )
         self._infer_pattern = re.compile(model + "/infer")
 
     # connections
@@ -96,15 +112,50 @@ class Api:
     ) -> None:
         timeout = headers.get(b"understudy-timeout-ms")
         timeout_ms = app.spec.deadline_ms if timeout is None else self._timeout_ms(timeout)
-        if b"content-encoding" in headers or b"inference-header-content-length" in headers:
-            raise UnderstudyError(
-                Code.INVALID_ARGUMENT,
-                "only plain JSON bodies are served: no Content-Encoding, no binary tensors",
-            )
-        request = InferRequest(app, body, now, now + timeout_ms / 1000)
+        deadline = now + timeout_ms / 1000
+        length = headers.get(JSON_LENGTH)
+        json_bytes = -1 if length is None else self._json_bytes(length)
+        encoding = headers.get(CONTENT_ENCODING, b"identity")
+        if encoding != b"identity":
+            done = partial(self._submit_plain, exchange, app, json_bytes, now, deadline)
+            self._decompressor.start(encoding, body, done)
+            return
+        self._dispatch(exchange, InferRequest(app, body, now, deadline, json_bytes), now)
+
+    def _dispatch(self, exchange: Exchange, request: InferRequest, now: float) -> None:
         request.exchange = exchange
         exchange.request = request
         self.gateway.dispatcher.submit(request, now)
+
+    def _submit_plain(
+        self,
+        exchange: Exchange,
+        app: App,
+        json_bytes: int,
+        arrived: float,
+        deadline: float,
+        plain: Buffer | UnderstudyError,
+    ) -> None:
+        """Go on with a request whose body was compressed."""
+        if exchange not in exchange.connection.queue:
+            return  # the client is gone
+        now = monotonic()
+        if isinstance(plain, UnderstudyError):
+            exchange.fail(plain, plain.context.pop("status", None))
+        elif now >= deadline:
+            exchange.fail(UnderstudyError(Code.TIMEOUT, "decompression took longer than the deadline"))
+        elif self.body_bytes_held + len(plain) > self.settings.http.body_bytes_total_max:
+            exchange.fail(UnderstudyError(Code.SHED, "too many request bodies at once"))
+        else:
+            self.body_bytes_held += len(plain)
+            exchange.held_bytes += len(plain)
+            self._dispatch(exchange, InferRequest(app, plain, arrived, deadline, json_bytes), now)
+
+    def _json_bytes(self, value: bytes) -> int:
+        if not value.isdigit() or len(value) > LENGTH_DIGITS_MAX:
+            name = answers.JSON_LENGTH.decode()
+            raise UnderstudyError(Code.INVALID_ARGUMENT, f"header {name}: {value[:40]!r} is not a length")
+        return int(value)
 
     def _timeout_ms(self, value: bytes) -> float:
         try:
@@ -126,15 +177,16 @@ class Api:
         infer = self._infer_pattern.fullmatch(path)
         if infer:
             self._allow(method, "POST")
-            self._submit(exchange, self._app(**infer.groupdict()), head.headers, body, now)
+            self._submit(exchange, self.app(**infer.groupdict()), head.headers, body, now)
             return
-        for pattern, answer in self._get:
-            match = pattern.fullmatch(path)
-            if match:
-                self._allow(method, "GET")
-                status, content = answer(**match.groupdict())
-                exchange.finish(answers.head(status), answers.json_body(content))
-                return
+        for allowed, routes, given in (("GET", self._get, ()), ("POST", self._post, (bytes(body),))):
+            for pattern, answer in routes:
+                match = pattern.fullmatch(path)
+                if match:
+                    self._allow(method, allowed)
+                    status, content = answer(*given, **match.groupdict())
+                    exchange.finish(answers.head(status), answers.json_body(content))
+                    return
         raise UnderstudyError(Code.NOT_FOUND, f"no such path: {path[:200]}")
 
     def _allow(self, method: str, allowed: str) -> None:
@@ -142,7 +194,8 @@ class Api:
             message = f"use {allowed} here, not {method}"
             raise UnderstudyError(Code.INVALID_ARGUMENT, message, status=405, allow=allowed)
 
-    def _app(self, app: str, version: str | None) -> App:
+    def app(self, app: str, version: str | None) -> App:
+        """Raises NOT_FOUND."""
         found = self.gateway.apps.get(app)
         if found is None:
             message = f"unknown model {app!r}"
@@ -159,35 +212,65 @@ class Api:
     # everything but inference
 
     def _server(self) -> Answer:
-        return 200, {"name": "understudy", "version": understudy.__version__, "extensions": EXTENSIONS}
+        version = understudy.__version__
+        return 200, {"name": "understudy", "version": version, "extensions": triton.EXTENSIONS}
 
     def _live(self) -> Answer:
         return 200, {"live": True}
 
-    def _server_ready(self) -> Answer:
+    @property
+    def ready(self) -> bool:
         """Ready to be sent traffic: it has routes and can answer for at least one app."""
         apps = self.gateway.apps.values()
         ready = self.gateway.table.revision >= 0 and not self.draining
-        ready = ready and (not apps or any(app.ready for app in apps))
-        return (200 if ready else 503), {"ready": ready}
+        return ready and (not apps or any(app.ready for app in apps))
+
+    def _server_ready(self) -> Answer:
+        content: dict[str, Any] = {"ready": self.ready}
+        if not self.ready:
+            content["error"] = "the gateway is draining" if self.draining else "no app is ready"
+        return (200 if self.ready else 503), content
 
     def _model(self, app: str, version: str | None) -> Answer:
-        spec = self._app(app, version).spec
+        spec = self.app(app, version).spec
         return 200, {
             "name": spec.app,
             "versions": [str(spec.version)],
-            "platform": PLATFORMS.get(spec.full_size.runtime, spec.full_size.runtime),
+            "platform": triton.platform(spec),
             "inputs": [msgspec.to_builtins(tensor) for tensor in spec.inputs],
             "outputs": [msgspec.to_builtins(tensor) for tensor in spec.outputs],
         }
 
     def _model_ready(self, app: str, version: str | None) -> Answer:
         """True if a replica answered a real inference within the last probe interval."""
-        ready = self._app(app, version).ready
+        ready = self.app(app, version).ready
         content: dict[str, Any] = {"name": app, "ready": ready}
         if not ready:
             content["error"] = f"no replica of {app!r} is ready"
         return (200 if ready else 503), content
+
+    def _configuration(self, app: str, version: str | None) -> Answer:
+        return 200, triton.configuration(self.app(app, version).spec)
+
+    def _statistics(self, app: str | None = None, version: str | None = None) -> Answer:
+        apps = self._sorted_apps() if app is None else [self.app(app, version)]
+        return 200, triton.statistics(apps, monotonic(), time())
+
+    def _index(self, body: bytes) -> Answer:
+        return 200, triton.index(self._sorted_apps(), body)
+
+    def _load(self, body: bytes, app: str) -> Answer:
+        triton.load(self.app(app, None), body)
+        return 200, {}
+
+    def _unload(self, body: bytes, app: str) -> Answer:
+        triton.refuse_unload(self.app(app, None))
+
+    def _sorted_apps(self) -> list[App]:
+        return [app for _, app in sorted(self.gateway.apps.items())]
+
+    def _document(self) -> Answer:
+        return 200, self._openapi
 
     def _status(self) -> Answer:
         """What this gateway sees, for operators: rotation, suspicion, counters. No secrets in it."""
@@ -211,6 +294,12 @@ class Api:
             ],
             "apps": [_app_status(app) for _, app in sorted(gateway.apps.items())],
         }
+
+
+def _routes(
+    *routes: tuple[str, Callable[..., Answer]],
+) -> list[tuple[re.Pattern[str], Callable[..., Answer]]]:
+    return [(re.compile(pattern), answer) for pattern, answer in routes]
 
 
 def _app_status(app: App) -> dict[str, Any]:

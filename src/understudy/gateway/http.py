@@ -106,7 +106,10 @@ class InferRequest(Request):
         return self.exchange.id.decode()
 
     def answered(self, source: Source, result: Result, body: Buffer) -> None:
-        self.exchange.finish(source.prefix or answers.source_head(source), body)
+        head = source.prefix or answers.source_head(source)
+        if result.json_bytes >= 0:
+            head = answers.binary_head(head, result.json_bytes)
+        self.exchange.finish(head, body)
 
     def failed(self, error: UnderstudyError) -> None:
         self.exchange.fail(error)

@@ -23,6 +23,7 @@ PREFIX_BYTES = PREFIX.size
 HEADER_BYTES_MAX = 0xFFFF
 FRAME_BYTES_MAX_DEFAULT = 72 * 1024 * 1024
 LARGE_BYTES = 128 * 1024  # a payload from here on isn't joined to anything nor copied on the way
+PAYLOAD_ALIGNMENT_BYTES = 16  # of large payloads; what the allocator gives, too
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -64,15 +65,17 @@ def frame_head(kind: int, stream: int, header: bytes, payload_bytes: int, flags:
 class _Partial:
     """A large frame that is being received."""
 
-    __slots__ = ("body", "flags", "header_bytes", "kind", "rest", "stream")
+    __slots__ = ("body", "flags", "header_bytes", "kind", "rest", "start", "stream")
 
     def __init__(self, kind: int, stream: int, flags: int, header_bytes: int, body_bytes: int) -> None:
         self.kind = kind
         self.stream = stream
         self.flags = flags
         self.header_bytes = header_bytes
-        self.body = bytearray(body_bytes)
-        self.rest = memoryview(self.body)  # not received yet
+        # The payload begins on a boundary, so that tensors in it which are aligned to it need no copy.
+        self.start = -header_bytes % PAYLOAD_ALIGNMENT_BYTES
+        self.body = bytearray(self.start + body_bytes)
+        self.rest = memoryview(self.body)[self.start :]  # not received yet
 
     def take(self, data: bytes | memoryview) -> int:
         """Copy as much of `data` as is missing; how much that was."""
@@ -82,9 +85,9 @@ class _Partial:
         return count
 
     def frame(self) -> Frame:
-        split = self.header_bytes
+        split = self.start + self.header_bytes
         payload = memoryview(self.body)[split:]
-        return Frame(self.kind, self.stream, self.flags, bytes(self.body[:split]), payload)
+        return Frame(self.kind, self.stream, self.flags, bytes(self.body[self.start : split]), payload)
 
 
 class FrameDecoder:
@@ -109,8 +112,9 @@ class FrameDecoder:
     @property
     def buffered_bytes(self) -> int:
         partial = self._partial
-        held = PREFIX_BYTES + len(partial.body) - len(partial.rest) if partial is not None else 0
-        return held + len(self._buffer)
+        if partial is None:
+            return len(self._buffer)
+        return PREFIX_BYTES + len(partial.body) - partial.start - len(partial.rest) + len(self._buffer)
 
     @property
     def gap(self) -> memoryview | None:

@@ -1,8 +1,8 @@
 """The datatypes of the Open Inference Protocol as NumPy arrays.
 
 BF16 has no NumPy type: such tensors are float32 arrays whose values are representable in bfloat16.
-BYTES tensors are object arrays of `str`. The only module of `wire` that needs NumPy; processes that don't
-look into tensors don't import it.
+BYTES tensors are object arrays of `str`; an element that is not valid UTF-8 is `bytes`. The only module of
+`wire` that needs NumPy; processes that don't look into tensors don't import it.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ import structlog
 
 from understudy.adapters.links import FrameLink
 from understudy.core.batching import Batcher, Durations
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.messages import Infer, Load, Probed, Result, encode_result
 from understudy.worker.model import Done, Model
-from understudy.worker.oip import Request
+from understudy.worker.oip import Answer, Request
 
 # The loop's timers have a resolution of 1 ms. The rest of a shorter wait is spent polling for arrivals.
 TIMER_RESOLUTION_S = 0.001
@@ -85,7 +85,7 @@ class Replica:
             link.fail(stream, _busy(self._batcher.rows))
             return
         try:
-            request = self._decode(body)
+            request = self._decode(body, infer.json_bytes)
         except UnderstudyError as error:
             link.fail(stream, error)
             return
@@ -213,27 +213,29 @@ class Replica:
         for done in results:
             answered = batch[index : index + len(done.requests)]
             index += len(answered)
-            bodies, error = self._encode(done)
+            answers, error = self._encode(done)
             if error is not None:
                 self._fail(answered, error)
                 continue
-            for waiting, body in zip(answered, bodies, strict=True):
+            for waiting, answer in zip(answered, answers, strict=True):
                 if waiting.is_probe:
                     self._probes_queued -= 1
                     waiting.link.send(Probed((ended_s - waiting.arrived_s) * 1000), waiting.stream)
                     continue
-                result = Result(infer_us, int((started_s - waiting.arrived_s) * 1e6), rows)
-                waiting.link.write(*encode_result(result, waiting.stream, body))
+                if isinstance(answer, InvalidArgument):
+                    waiting.link.fail(waiting.stream, answer)
+                    continue
+                queue_us = int((started_s - waiting.arrived_s) * 1e6)
+                result = Result(infer_us, queue_us, rows, answer.json_bytes)
+                waiting.link.write(*encode_result(result, waiting.stream, answer.body))
 
-    def _encode(self, done: Done) -> tuple[list[bytes], UnderstudyError | None]:
+    def _encode(self, done: Done) -> tuple[Sequence[Answer | InvalidArgument], UnderstudyError | None]:
         if done.outputs is None:
-            return [], done.error
+            return (), done.error
         try:
             return self._model.codec.encode(done.outputs, done.requests, done.rows), None
-        except ValueError as error:
-            return [], UnderstudyError(Code.OUTPUT_INVALID, f"an output is not valid UTF-8: {error}")
         except MemoryError:
-            return [], _out_of_memory("encode the answer")
+            return (), _out_of_memory("encode the answer")
 
     def _fail(self, batch: list[Waiting], error: UnderstudyError) -> None:
         self.failures += len(batch) if error.code is not Code.INVALID_ARGUMENT else 0

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
 
@@ -92,6 +92,7 @@ class OnnxRuntime:
         self.outputs: tuple[TensorSpec, ...] = ()
         self._threads = threads
         self._names: list[str] = []
+        self._text_inputs: list[str] = []
         self._run: Callable[[list[str], dict[str, Array]], list[Array]]
 
     def load(self, path: str, options: dict[str, Any]) -> None:
@@ -118,9 +119,14 @@ class OnnxRuntime:
         tensors = [value for value in session.get_outputs() if value.type in _ONNX_DATATYPES]
         self.outputs = tuple(_onnx_spec(value, "output") for value in tensors)
         self._names = [value.name for value in tensors]
+        self._text_inputs = [spec.name for spec in self.inputs if spec.datatype == "BYTES"]
         self._run = session.run
 
     def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        for name in self._text_inputs:
+            # ONNX Runtime would make text of the Python literal: "b'\\xff'".
+            if any(isinstance(element, bytes) for element in inputs[name].ravel().tolist()):
+                raise InvalidArgument(f"input {name!r}: an ONNX model takes text, and this is not UTF-8")
         names = self._names
         return dict(zip(names, self._run(names, inputs), strict=True))
 

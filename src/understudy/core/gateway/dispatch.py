@@ -159,6 +159,7 @@ class Dispatcher:
         if request.done:
             return
         self.end(request, keep=flight)
+        app.answered.add(result, now - request.arrived, now)
         app.stats.serving = replica.variant
         if replica.degraded:
             app.stats.degraded += 1

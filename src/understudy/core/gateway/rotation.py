@@ -115,6 +115,26 @@ class Replica(Source):
         return self.link is not None and self.state in ("ready", "failing") and not self.node_suspect
 
 
+class Answered:
+    """Sums over every answer that a replica gave for an app."""
+
+    __slots__ = ("infer_us", "last_at", "queue_us", "requests", "total_s")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.total_s = 0.0  # from the arrival at the gateway
+        self.queue_us = 0  # in the worker
+        self.infer_us = 0
+        self.last_at = 0.0
+
+    def add(self, result: Result, duration_s: float, now: float) -> None:
+        self.requests += 1
+        self.total_s += duration_s
+        self.queue_us += result.queue_us
+        self.infer_us += result.infer_us
+        self.last_at = now
+
+
 class App:
     """One app as a gateway sees it, with everything that is counted and bounded per app."""
 
@@ -153,6 +173,7 @@ class App:
         self.hedge_budget = Budget(settings.hedge.budget_fraction, settings.retry.budget_min, now)
         self.stats = AppStats()
         self.stats_total = AppStats()
+        self.answered = Answered()
         self._deposited = 0
         self.asked_lately = False  # since the last retune
         self._panic_fraction = settings.breaker.panic_fraction
