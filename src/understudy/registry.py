@@ -21,6 +21,8 @@ EVENTS: dict[str, str] = {
     "replica.lost": "The connection to a ready replica broke.",
     "contingency.activated": "An app had no ready replica; a gateway asked a node to load one.",
     "contingency.refused": "A node could not carry out a contingency; the next one is asked.",
+    "brownout.started": "An app is overloaded for long; its ready smaller variants answer what is too much.",
+    "brownout.ended": "Nothing has overflowed for a while; the full-size variant answers alone again.",
     "request.poisoned": "A request took down its workers and was refused.",
     # worker
     "worker.started": "A blank worker listens.",

@@ -96,6 +96,8 @@ class Api:
                 "only plain JSON bodies are served: no Content-Encoding, no binary tensors",
             )
         request = InferRequest(app, body, now, now + timeout_ms / 1000)
+        if app.clients is not None:
+            request.client = exchange.connection.address
         request.exchange = exchange
         exchange.request = request
         self.gateway.dispatcher.submit(request, now)
@@ -187,6 +189,7 @@ class Api:
             "connections": len(self.connections),
             "inflight": gateway.dispatcher.inflight,
             "body_bytes_held": self.body_bytes_held,
+            "shedding": gateway.dispatcher.gate.dial,
             "nodes": [
                 {
                     "name": name,
@@ -221,6 +224,9 @@ def _app_status(app: App) -> dict[str, Any]:
         "retried": app.stats_total.retried + app.stats.retried,
         "hedged": app.stats_total.hedged + app.stats.hedged,
         "shed": app.stats_total.shed + app.stats.shed,
+        "limited": app.stats_total.limited + app.stats.limited,
+        "limit": app.concurrency.limit,
+        "brownout": app.brownout.on,
         "replicas": [
             {
                 "id": r.id,

@@ -77,6 +77,13 @@ class Batching(msgspec.Struct, frozen=True):
     wait_us: int = 0
 
 
+class ClientRate(msgspec.Struct, frozen=True):
+    """What one client may ask of an app, at each gateway."""
+
+    requests_per_s: float
+    burst: int = 10  # at once, after a pause
+
+
 class AppVersion(msgspec.Struct, frozen=True):
     """An immutable, numbered release of an app. `variants` are ordered best first; [0] is full-size."""
 
@@ -93,6 +100,15 @@ class AppVersion(msgspec.Struct, frozen=True):
     batching: Batching = Batching()
     static: dict[str, Any] | None = None  # {"outputs": [...]} of an inference response
     probe: dict[str, Any] | None = None  # an inference request; None: zeros of the declared shapes
+    objective_ms: float | None = None  # latency to keep under overload
+    brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
+    client_rate: ClientRate | None = None
+
+    @property
+    def objective_s(self) -> float:
+        """The declared objective, at most the deadline; else half the deadline."""
+        objective_ms = self.deadline_ms / 2 if self.objective_ms is None else self.objective_ms
+        return min(objective_ms, self.deadline_ms) / 1000
 
     def variant(self, name: str) -> Variant | None:
         return next((v for v in self.variants if v.name == name), None)

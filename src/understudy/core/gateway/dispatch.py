@@ -14,16 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 from understudy.config import GatewayTuning
-from understudy.core.gateway.rotation import App, Flight, Replica, Request
+from understudy.core.gateway.pressure import Gate
+from understudy.core.gateway.rotation import App, Flight, Replica, Request, load_of
 from understudy.wire.errors import TRAITS, Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame
 from understudy.wire.messages import Cancel, Result, decode_answer, encode_infer, encode_message
 
-OUTSTANDING_MAX = (
-    128  # requests that one gateway keeps at one replica; the rest waits here, where it can move
-)
-BUSY_PAUSE_S = 0.005  # a replica that said BUSY is left alone for this long
-ROW_TIME_WEIGHT = 0.05
+INFER_TIME_WEIGHT = 0.05
 LONE_PATIENCE_FACTOR = 3.0  # silence borne from a replica that has no stand-in: suspecting it costs a load
 HEDGE_DEGRADED_FACTOR = 1.5  # patience before a smaller variant may answer in place of a slow full-size one
 
@@ -47,6 +44,8 @@ class Dispatcher:
         self._poisoned = poisoned
         self._changed = changed
         self._accused: list[tuple[float, Request]] = []
+        self._ticked_at: float | None = None
+        self.gate = Gate(settings.admission)
         self.inflight = 0
 
     # A request comes in
@@ -54,21 +53,27 @@ class Dispatcher:
     def submit(self, request: Request, now: float) -> None:
         app = request.app
         app.stats.requests += 1
-        admission = self._settings.admission
-        if app.inflight >= admission.inflight_max + admission.waiting_max:
-            self._refuse(request, "too many requests in flight", limit=admission.inflight_max)
-            return
+        if app.clients is not None:
+            error = self.gate.over_rate(app.clients, request.client, now)
+            if error is not None:
+                app.stats.limited += 1
+                self._turn_away(request, error)
+                return
+        replica = None
+        if app.inflight >= app.limit or app.inflight * app.spacing_s > request.deadline - now:
+            refusal = self.gate.refusal(request, now)
+            if refusal:
+                replica = self.gate.stand_in(app, now)
+                if replica is None:
+                    self._refuse(request, refusal)
+                    return
         app.inflight += 1
         self.inflight += 1
-        replica = self._pick(app, now)
+        replica = replica or self._pick(app, now)
         if replica is None:
-            self._park(request, now)
-            return
-        queued = len(replica.outstanding)
-        if queued > 8 and queued * app.row_s > request.deadline - now:
-            self._shed(request, "the queue is longer than the deadline", wait_ms=queued * app.row_s * 1000)
-            return
-        self._send(request, replica, now)
+            self._park(request)
+        else:
+            self._send(request, replica, now)
 
     def _pick(self, app: App, now: float) -> Replica | None:
         """The least loaded of the best replicas; None if there is none or none has room."""
@@ -76,21 +81,17 @@ class Dispatcher:
         if len(best) == 1:
             replica = best[0]
         elif best:
-            replica = min(best, key=_load)
+            replica = min(best, key=load_of)
         else:
             return None
-        if len(replica.outstanding) < OUTSTANDING_MAX and replica.busy_until <= now:
-            return replica
-        return None
+        return replica if replica.has_room(now) else None
 
-    def _park(self, request: Request, now: float) -> None:
+    def _park(self, request: Request) -> None:
         app = request.app
         if app.hopeless and not app.ranked:
             self._give_up(request, "no replica, and no node can load one")
         elif len(app.waiting) >= self._settings.admission.waiting_max:
             self._shed(request, "too many requests are waiting", limit=self._settings.admission.waiting_max)
-        elif app.ranked and len(app.waiting) * app.row_s > request.deadline - now:
-            self._shed(request, "the queue is longer than the deadline")
         else:
             app.waiting.append(request)
 
@@ -140,13 +141,16 @@ class Dispatcher:
         if not replica.breaker.closed or replica not in app.ranked:
             self._changed(app, now)
         app.digest.record(now - flight.sent_at)
-        app.row_s += ROW_TIME_WEIGHT * (result.infer_us / 1e6 / max(result.rows, 1) - app.row_s)
+        app.infer_s += INFER_TIME_WEIGHT * (result.infer_us * 1e-6 - app.infer_s)
         if request.done:
             return
+        app.answers += 1
         self._end(request, keep=flight)
         app.stats.serving = replica.variant
         if replica.degraded:
             app.stats.degraded += 1
+            if replica.degraded == "overload":
+                app.brownout.answers += 1
         request.answered(replica, result, body)
 
     def _failed(self, flight: Flight, error: UnderstudyError, now: float) -> None:
@@ -158,7 +162,7 @@ class Dispatcher:
         else:
             replica.breaker.abandoned()
         if code is Code.BUSY:
-            replica.busy_until = now + BUSY_PAUSE_S
+            replica.said_busy(now)
         if code in (Code.DRAINING, Code.UNAVAILABLE) and replica.state == "ready":
             replica.state = "draining"  # its agent will say the same in a moment
             self._changed(replica.app, now)
@@ -184,7 +188,7 @@ class Dispatcher:
             if other is not None:
                 self._send(request, other, now)
             else:
-                self._park(request, now)
+                self._park(request)
             return
         other = self._other(request, now)
         if other is None or not app.spec.idempotent or request.attempts >= self._settings.retry.attempts_max:
@@ -199,9 +203,9 @@ class Dispatcher:
         """The best routable replica that has not had this request."""
         busy = {flight.replica.id for flight in request.flights}
         for replica in request.app.ranked:
-            if replica.id in request.tried or replica.id in busy or replica.busy_until > now:
+            if replica.id in request.tried or replica.id in busy:
                 continue
-            if len(replica.outstanding) < OUTSTANDING_MAX and replica.breaker.permits(now):
+            if replica.has_room(now) and replica.breaker.permits(now):
                 return replica
         return None
 
@@ -266,7 +270,7 @@ class Dispatcher:
         while app.waiting:
             request = app.waiting.popleft()
             if not request.done:
-                self._send(request, min(candidates, key=_load), now)
+                self._send(request, min(candidates, key=load_of), now)
 
     def give_up_waiting(self, app: App) -> None:
         while app.waiting:
@@ -290,7 +294,12 @@ class Dispatcher:
 
         Not `punctual`: this tick came late, so answers may lie unread in the sockets. Accuse nobody.
         """
+        elapsed_s = 0.0 if self._ticked_at is None else now - self._ticked_at
+        self._ticked_at = now
+        self.gate.watch(apps, self.inflight)
         for app in apps:
+            if app.inflight:
+                app.observe(elapsed_s)
             if app.busy or app.slow or app.watch:
                 self._tick_watch(app, now)
                 self._tick_slow(app, now)
@@ -332,6 +341,8 @@ class Dispatcher:
         if not hedge.enabled or not app.spec.idempotent or request.isolated or len(request.flights) != 1:
             return
         flight = request.flights[0]
+        if app.concurrency.overloaded and not flight.replica.suspect:
+            return  # it is late because there is too much to do: a copy would be more of it
         other = self._other(request, now)
         if other is None:
             return
@@ -470,9 +481,12 @@ class Dispatcher:
         self._refuse(request, why, **context)
 
     def _refuse(self, request: Request, why: str, **context: Any) -> None:
-        request.done = True
         request.app.stats.shed += 1
-        request.failed(UnderstudyError(Code.SHED, f"overloaded: {why}", **context))
+        self._turn_away(request, UnderstudyError(Code.SHED, f"overloaded: {why}", **context))
+
+    def _turn_away(self, request: Request, error: UnderstudyError) -> None:
+        request.done = True
+        request.failed(error)
 
     def _give_up(self, request: Request, why: str) -> None:
         """No replica will answer this: the app's static answer, else an honest 503."""
@@ -483,7 +497,3 @@ class Dispatcher:
         self._end(request, keep=None)
         request.app.stats.degraded += 1
         request.answered_static(static)
-
-
-def _load(replica: Replica) -> int:
-    return len(replica.outstanding)

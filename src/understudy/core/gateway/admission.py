@@ -1,0 +1,92 @@
+"""How many requests of one app may be in flight: a limit that follows measured latency.
+
+The algorithm is a gradient limit, as in Netflix's concurrency-limits (`GradientLimit`) and Envoy's adaptive
+concurrency filter: limit <- limit * wanted latency / measured latency. Two things differ, both because of
+batching, which makes latency rise with load while throughput rises too:
+
+- The wanted latency is the app's objective (as in CoDel's target, RFC 8289, 4.4), not the least latency seen.
+  A minimum would have to be probed for by starving the app now and then, and any batch looks slow beside it.
+- Latency is measured as W = L / X (Little's law: mean in flight / throughput), so that what counts is how
+  fast a full queue drains, wherever it is. With L at the limit, limit * target / W is X * target.
+
+The limit moves only in windows that tell something: it was binding, or latency is beyond the target. It at
+most halves or doubles per window, so one stall costs little and a tenfold change is followed in four windows.
+
+Apart from the limit, nobody is let in to miss a deadline: see `spacing_s`.
+"""
+
+from __future__ import annotations
+
+from understudy.config import AdmissionSettings
+
+ANSWERS_MIN = 16  # in a window; fewer say little
+WINDOW_S_MAX = 1.0  # a slow model's window ends here, with one answer at least
+TARGET_FRACTION = 0.7  # of the objective, for the mean; what is left is for the slowest percent
+SERVICES_WANTED = 2.5  # a request waits for the batch that runs, then runs: a target below that idles
+DEADLINE_FRACTION = 0.8  # of a deadline may be planned to be spent
+SPACING_WEIGHT = 0.5
+BUSY_FACTOR = 0.9  # of what was in flight when a replica said BUSY
+
+
+def target_latency_s(objective_s: float, deadline_s: float, infer_s: float) -> float:
+    """The mean latency to aim for. `infer_s`: how long one batch runs now."""
+    least_s = min(SERVICES_WANTED * infer_s, DEADLINE_FRACTION * deadline_s)
+    return max(TARGET_FRACTION * objective_s, least_s)
+
+
+class Concurrency:
+    """Limit of one pool of replicas. Times in seconds, monotonic."""
+
+    __slots__ = (
+        "_answers", "_area_s", "_began", "_limit_max", "busy", "limit", "overloaded", "refused", "spacing_s",
+    )  # fmt: skip
+
+    def __init__(self, settings: AdmissionSettings, now: float) -> None:
+        self._limit_max = settings.inflight_max
+        self.limit = settings.inflight_max  # lets in too much until it has seen something
+        self.spacing_s = 0.0  # between two answers while the pool is busy; 0: never seen busy
+        self.overloaded = False  # the last window was refusing or too slow
+        self.refused = 0  # in this window, because of `limit` or `spacing_s`
+        self.busy = 0  # BUSY answers in this window
+        self._restart(0, now)
+
+    def _restart(self, answers: int, now: float) -> None:
+        self._began = now
+        self._answers = answers
+        self._area_s = 0.0
+        self.refused = self.busy = 0
+
+    def observe(self, inflight: int, elapsed_s: float) -> None:
+        """`inflight` requests were there for the last `elapsed_s`. Called on each tick."""
+        self._area_s += inflight * elapsed_s
+
+    def skip(self, answers: int, now: float) -> None:
+        """Forget this window: no replica could answer, so it says nothing of their pace."""
+        self.overloaded = False
+        self._restart(answers, now)
+
+    def retune(self, answers: int, target_s: float, limit_min: int, now: float) -> None:
+        """End the window if it holds enough. `answers`: given by the pool since ever."""
+        window_s, answered = now - self._began, answers - self._answers
+        if answered < ANSWERS_MIN and (window_s < WINDOW_S_MAX or not answered):
+            self.overloaded = self.overloaded or self.refused > 0
+            return
+        inflight, latency_s, spacing_s = self._area_s / window_s, self._area_s / answered, window_s / answered
+        slow = latency_s > target_s
+        self.overloaded = slow or self.refused > 0 or self.busy > 0
+        if self.overloaded:
+            wanted = target_s / spacing_s
+            if self.busy:
+                wanted = min(wanted, BUSY_FACTOR * inflight)
+            least = min(self.limit, inflight) / 2 if slow else self.limit / 2
+            wanted = min(max(wanted, least), self.limit * 2)
+            self.limit = round(min(max(wanted, limit_min), self._limit_max))
+            self.spacing_s += (SPACING_WEIGHT if self.spacing_s else 1.0) * (spacing_s - self.spacing_s)
+        else:
+            # Not busy all the time, so the true spacing is shorter.
+            self.spacing_s = min(self.spacing_s, spacing_s)
+        self._restart(answers, now)
+
+    def wait_s(self, inflight: int) -> float:
+        """When a request that comes now would be answered, by the pace of late."""
+        return inflight * self.spacing_s / DEADLINE_FRACTION
