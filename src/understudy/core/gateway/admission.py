@@ -9,8 +9,9 @@ batching, which makes latency rise with load while throughput rises too:
 - Latency is measured as W = L / X (Little's law: mean in flight / throughput), so that what counts is how
   fast a full queue drains, wherever it is. With L at the limit, limit * target / W is X * target.
 
-The limit moves only in windows that tell something: it was binding, or latency is beyond the target. It at
-most halves or doubles per window, so one stall costs little and a tenfold change is followed in four windows.
+The limit follows X * target in windows in which it was binding or latency was beyond the target; in others it
+opens. It at most halves or doubles per window, so one stall costs little and a tenfold change of the model is
+followed in four windows.
 
 Apart from the limit, nobody is let in to miss a deadline: see `spacing_s`.
 """
@@ -25,13 +26,13 @@ TARGET_FRACTION = 0.7  # of the objective, for the mean; what is left is for the
 SERVICES_WANTED = 2.5  # a request waits for the batch that runs, then runs: a target below that idles
 DEADLINE_FRACTION = 0.8  # of a deadline may be planned to be spent
 SPACING_WEIGHT = 0.5
+PROBE_FACTOR = 0.9  # with more in flight, a pool that batches may be faster than it is now
 BUSY_FACTOR = 0.9  # of what was in flight when a replica said BUSY
 
 
 def target_latency_s(objective_s: float, deadline_s: float, infer_s: float) -> float:
     """The mean latency to aim for. `infer_s`: how long one batch runs now."""
-    least_s = min(SERVICES_WANTED * infer_s, DEADLINE_FRACTION * deadline_s)
-    return max(TARGET_FRACTION * objective_s, least_s)
+    return max(TARGET_FRACTION * objective_s, min(SERVICES_WANTED * infer_s, deadline_s))
 
 
 class Concurrency:
@@ -82,11 +83,15 @@ class Concurrency:
             wanted = min(max(wanted, least), self.limit * 2)
             self.limit = round(min(max(wanted, limit_min), self._limit_max))
             self.spacing_s += (SPACING_WEIGHT if self.spacing_s else 1.0) * (spacing_s - self.spacing_s)
+            if not slow:
+                self.spacing_s *= PROBE_FACTOR
         else:
-            # Not busy all the time, so the true spacing is shorter.
+            # Not busy all the time, so the true spacing is shorter. A burst is welcome again, as in CoDel: it
+            # is the queue that stays which does harm.
             self.spacing_s = min(self.spacing_s, spacing_s)
+            self.limit = min(self.limit * 2, self._limit_max)
         self._restart(answers, now)
 
     def wait_s(self, inflight: int) -> float:
-        """When a request that comes now would be answered, by the pace of late."""
-        return inflight * self.spacing_s / DEADLINE_FRACTION
+        """How long a request would take if it came now, by the pace of late, with a margin."""
+        return (inflight + 1) * self.spacing_s / DEADLINE_FRACTION

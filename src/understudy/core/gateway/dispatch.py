@@ -14,15 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 from understudy.config import GatewayTuning
+from understudy.core.gateway.hedging import hedge_due, may_hedge
 from understudy.core.gateway.pressure import Gate
 from understudy.core.gateway.rotation import App, Flight, Replica, Request, load_of
 from understudy.wire.errors import TRAITS, Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame
 from understudy.wire.messages import Cancel, Result, decode_answer, encode_infer, encode_message
 
-INFER_TIME_WEIGHT = 0.05
 LONE_PATIENCE_FACTOR = 3.0  # silence borne from a replica that has no stand-in: suspecting it costs a load
-HEDGE_DEGRADED_FACTOR = 1.5  # patience before a smaller variant may answer in place of a slow full-size one
 
 
 class Dispatcher:
@@ -60,7 +59,7 @@ class Dispatcher:
                 self._turn_away(request, error)
                 return
         replica = None
-        if app.inflight >= app.limit or app.inflight * app.spacing_s > request.deadline - now:
+        if app.inflight >= app.limit or (app.inflight + 1) * app.spacing_s > request.deadline - now:
             refusal = self.gate.refusal(request, now)
             if refusal:
                 replica = self.gate.stand_in(app, now)
@@ -141,10 +140,10 @@ class Dispatcher:
         if not replica.breaker.closed or replica not in app.ranked:
             self._changed(app, now)
         app.digest.record(now - flight.sent_at)
-        app.infer_s += INFER_TIME_WEIGHT * (result.infer_us * 1e-6 - app.infer_s)
         if request.done:
             return
         app.answers += 1
+        app.infer_us_total += result.infer_us
         self._end(request, keep=flight)
         app.stats.serving = replica.variant
         if replica.degraded:
@@ -337,30 +336,21 @@ class Dispatcher:
         app.slow = [r for r in still if not r.done]
 
     def _hedge(self, request: Request, now: float) -> None:
-        app, hedge = request.app, self._settings.hedge
-        if not hedge.enabled or not app.spec.idempotent or request.isolated or len(request.flights) != 1:
+        if not may_hedge(request, self._settings.hedge):
             return
-        flight = request.flights[0]
-        if app.concurrency.overloaded and not flight.replica.suspect:
-            return  # it is late because there is too much to do: a copy would be more of it
         other = self._other(request, now)
-        if other is None:
-            return
-        patience_s = app.hedge_delay_s
-        if other.rank > flight.replica.rank:
-            patience_s *= HEDGE_DEGRADED_FACTOR
-        if now - flight.sent_at < patience_s:
-            return
-        if not flight.replica.suspect and not app.hedge_budget.withdraw(now):
-            return
-        request.hedged = True
-        app.stats.hedged += 1
-        self._send(request, other, now)
+        if other is not None and hedge_due(request, other, now):
+            request.hedged = True
+            request.app.stats.hedged += 1
+            self._send(request, other, now)
 
     def _time_out(self, request: Request, now: float) -> None:
         for flight in request.flights:
-            # A deadline far shorter than the app's usual latency says nothing about the replica.
-            if now - flight.sent_at >= request.app.silence_s:
+            # A deadline far shorter than the app's usual latency says nothing about the replica, and while it
+            # answers others it is not failing but has too much to do.
+            link = flight.replica.link
+            silent = link is None or link.last_heard_s <= flight.sent_at
+            if silent and now - flight.sent_at >= request.app.silence_s:
                 if flight.replica.breaker.failed(now, self._random()):
                     self._changed(flight.replica.app, now)
             else:

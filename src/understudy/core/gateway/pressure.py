@@ -78,7 +78,7 @@ class Gate:
         for app in apps:
             app.share = max(for_shares * app.spec.weight / weights, 1.0)
             app.admitted_fraction = self.admitted_fraction(app.spec.criticality)
-            app.spacing_s = app.concurrency.wait_s(1)
+            app.spacing_s = app.concurrency.wait_s(0)
             cut = app.admitted_fraction < 1.0 or not app.ranked
             app.limit = 0 if cut else min(float(app.concurrency.limit), app.share)
 
@@ -101,7 +101,7 @@ class Gate:
             concurrency.refused += 1
             return f"{inflight} in flight are as many as can be answered in time"
         wait_s = concurrency.wait_s(inflight)
-        if wait_s > request.deadline - now:
+        if inflight >= self._settings.inflight_min * len(app.best) and wait_s > request.deadline - now:
             concurrency.refused += 1
             return f"the wait would be {wait_s * 1000:.0f} ms, longer than the deadline"
         return ""

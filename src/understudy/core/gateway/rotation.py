@@ -154,9 +154,14 @@ class App:
         # measurements
         self.digest = LatencyDigest(now)
         self.answers = 0  # given by replicas since ever
-        self.infer_s = 0.0  # moving average of the time that a batch runs
-        self.hedge_delay_s = settings.hedge.delay_ms_min * 4 / 1000
+        self.infer_us_total = 0  # sum over the answers of how long their batches ran
+        self._infer_seen = (0, 0)  # answers, infer_us_total
+        self._infer_s = 0.0  # of a batch, lately
+        # Until enough answers were seen, a variant's measured profile says how long they may take.
+        known_s = max((v.profile.latency_ms for v in spec.variants if v.profile), default=0.0) / 1000
+        self.hedge_delay_s = max(settings.hedge.delay_ms_min * 4 / 1000, 2 * known_s)
         self.silence_s = settings.suspicion.silence_ms_min * 4 / 1000
+        self.silence_s = max(self.silence_s, settings.suspicion.silence_factor * known_s)
         self.retry_budget = Budget(settings.retry.budget_fraction, settings.retry.budget_min, now)
         self.hedge_budget = Budget(settings.hedge.budget_fraction, settings.retry.budget_min, now)
         self.stats = AppStats()
@@ -247,11 +252,15 @@ class App:
         """Bring the limits up to date, some times a second. True if a brown-out began or ended."""
         spec, brownout, least = self.spec, self.brownout, self._admission.inflight_min
         answers = self.answers - brownout.answers
+        seen_answers, seen_us = self._infer_seen
+        if self.answers > seen_answers:
+            self._infer_s = (self.infer_us_total - seen_us) / (self.answers - seen_answers) / 1e6
+            self._infer_seen = self.answers, self.infer_us_total
         overflowed = self.concurrency.refused > 0
         if not self.ranked:
             self.concurrency.skip(answers, now)
         else:
-            target_s = target_latency_s(spec.objective_s, spec.deadline_ms / 1000, self.infer_s)
+            target_s = target_latency_s(spec.objective_s, spec.deadline_ms / 1000, self._infer_s)
             self.concurrency.retune(answers, target_s, least * len(self.best), now)
             if brownout.on:
                 least *= max(len(self.stand_ins()), 1)
