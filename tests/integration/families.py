@@ -37,6 +37,18 @@ class Model:
         return {{"y": x * 2}}
 '''
 
+SLEEPY = """
+import time
+
+class Model:
+    def load(self, path):
+        pass
+
+    def predict(self, inputs):
+        time.sleep({pause_s})
+        return {{"y": inputs["x"]}}
+"""
+
 
 def write_linear(path: Path, seed: int, hidden: int) -> None:
     """x[-1,4] -> relu(x W) V -> y[-1,3], with `hidden` units."""
@@ -110,5 +122,38 @@ shape = [-1, 4]
 [[outputs]]
 name = "y"
 datatype = "FP64"
+shape = [-1, 4]
+{variants}''')
+
+
+def write_sleepy_app(folder: Path, name: str, extra: str = "", **sleep_ms: float) -> None:
+    """Variants of the python runtime that take one row at a time and do nothing for so long; best first."""
+    variants = ""
+    for index, (variant, pause_ms) in enumerate(sleep_ms.items()):
+        (folder / variant).mkdir(parents=True)
+        (folder / variant / "model.py").write_text(SLEEPY.format(pause_s=pause_ms / 1000))
+        variants += f'''
+[[variants]]
+name = "{variant}"
+runtime = "python"
+artifact = "{variant}"
+accuracy = {0.9 - index / 10}
+memory_limit_mb = 400
+'''
+    (folder / "APP.toml").write_text(f'''
+name = "{name}"
+{extra}
+
+[batching]
+rows_max = 1
+
+[[inputs]]
+name = "x"
+datatype = "FP32"
+shape = [-1, 4]
+
+[[outputs]]
+name = "y"
+datatype = "FP32"
 shape = [-1, 4]
 {variants}''')

@@ -252,20 +252,28 @@ class App:
         """Bring the limits up to date, some times a second. True if a brown-out began or ended."""
         spec, brownout, least = self.spec, self.brownout, self._admission.inflight_min
         answers = self.answers - brownout.answers
-        seen_answers, seen_us = self._infer_seen
-        if self.answers > seen_answers:
-            self._infer_s = (self.infer_us_total - seen_us) / (self.answers - seen_answers) / 1e6
-            self._infer_seen = self.answers, self.infer_us_total
         overflowed = self.concurrency.refused > 0
         if not self.ranked:
             self.concurrency.skip(answers, now)
         else:
-            target_s = target_latency_s(spec.objective_s, spec.deadline_ms / 1000, self._infer_s)
+            infer_s, spacing_s = self._measure_batches()
+            target_s = target_latency_s(spec.objective_s, spec.deadline_ms / 1000, infer_s)
             self.concurrency.retune(answers, target_s, least * len(self.best), now)
+            self.concurrency.spacing_s = max(self.concurrency.spacing_s, spacing_s)
             if brownout.on:
                 least *= max(len(self.stand_ins()), 1)
                 brownout.concurrency.retune(brownout.answers, target_s, least, now)
         return brownout.retune(overflowed, spec.brownout and bool(self.stand_ins()), now)
+
+    def _measure_batches(self) -> tuple[float, float]:
+        """How long one ran of late, and how far apart answers are at least, each batch being full, in s."""
+        answers, infer_us_total = self._infer_seen
+        before_s = self._infer_s
+        if self.answers > answers:
+            self._infer_s = (self.infer_us_total - infer_us_total) / (self.answers - answers) / 1e6
+            self._infer_seen = self.answers, self.infer_us_total
+        # The shorter of two, so that one stall doesn't count.
+        return self._infer_s, min(before_s, self._infer_s) / (self.spec.batching.rows_max * len(self.best))
 
 
 class Flight:
