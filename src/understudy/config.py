@@ -267,7 +267,7 @@ class TensorSettings(Settings, frozen=True):
 
 
 class ClientRateSettings(Settings, frozen=True):
-    """What one client may ask of an app, at each gateway. Beyond it: 429."""
+    """What one client may ask of an app, at each process of a gateway. Beyond it: 429."""
 
     requests_per_s: Positive
     burst: Count = 10  # at once, after a pause

@@ -135,7 +135,9 @@ def write_sleepy_app(folder: Path, name: str, extra: str = "", **sleep_ms: float
     variants = ""
     for index, (variant, pause_ms) in enumerate(sleep_ms.items()):
         (folder / variant).mkdir(parents=True)
-        (folder / variant / "model.py").write_text(SLEEPY.format(pause_s=pause_ms / 1000, weights_mb=8 if index else 80))
+        (folder / variant / "model.py").write_text(
+            SLEEPY.format(pause_s=pause_ms / 1000, weights_mb=8 if index else 80)
+        )
         variants += f'''
 [[variants]]
 name = "{variant}"

@@ -17,7 +17,7 @@ from gateway_world import BIG, SMALL, FakeRequest, World
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.rotation import App
 from understudy.wire.errors import Code
-from understudy.wire.frames import Frame, FrameDecoder
+from understudy.wire.frames import Buffer, Frame, FrameDecoder
 from understudy.wire.messages import (
     Failure,
     Heartbeat,
@@ -59,8 +59,8 @@ class Server:
     def capacity_per_s(self) -> float:
         return self.rows_max / (self.base_s + self.row_s * self.rows_max)
 
-    def write(self, data: bytes) -> None:
-        for frame in self._decoder.feed(data):
+    def write(self, data: bytes, payload: Buffer = b"") -> None:
+        for frame in self._decoder.feed(data + payload):
             message = decode_message(frame)
             if not isinstance(message, Infer):
                 self._queue = deque(item for item in self._queue if item[1] != frame.stream)

@@ -78,7 +78,7 @@ class Batching(msgspec.Struct, frozen=True):
 
 
 class ClientRate(msgspec.Struct, frozen=True):
-    """What one client may ask of an app, at each gateway."""
+    """What one client may ask of an app, at each process of a gateway."""
 
     requests_per_s: float
     burst: int = 10  # at once, after a pause
