@@ -123,6 +123,28 @@ def test_busy_answers_make_no_storm():
     assert server.received - received <= 1.0 * (len(world.requests) - asked)
 
 
+def test_a_busy_replica_does_not_hide_one_that_has_room():
+    world = World(standby=False)
+    world.report("n2", world.replica("r2", "big"))
+    first, second = world.request(), world.request()
+    assert [r.flights[0].replica.id for r in (first, second)] == ["r1", "r2"]
+    world.reply("r1", failure=Code.BUSY)
+    assert first.flights[0].replica.id == "r2"
+    assert world.request().flights[0].replica.id == "r2", "r1 has less outstanding, but said BUSY"
+
+
+def test_a_client_in_a_hurry_does_not_make_an_overload():
+    world = Simulation()
+    Server(world, "r1", 0.02)
+    refused = 0
+    for _ in range(400):
+        world.run(0.01, {"digits": 35.0})
+        refused += world.send(world.app, timeout_s=0.005).done
+    assert refused
+    assert not world.app.concurrency.overloaded
+    assert all(r.deadline - r.arrived < 0.5 for r in world.since(0).refused)
+
+
 def test_hedges_stop_under_overload():
     world = Simulation(standby=True, brownout=False)
     server, other = Server(world, "r1", 0.01), Server(world, "r2", 0.01)

@@ -83,7 +83,10 @@ class Dispatcher:
             replica = min(best, key=load_of)
         else:
             return None
-        return replica if replica.has_room(now) else None
+        if replica.has_room(now):
+            return replica
+        # One that says BUSY has little outstanding, and must not hide those that have room.
+        return min((r for r in best if r.has_room(now)), key=load_of, default=None)
 
     def _park(self, request: Request) -> None:
         app = request.app

@@ -100,9 +100,10 @@ class Gate:
         if inflight >= concurrency.limit:
             concurrency.refused += 1
             return f"{inflight} in flight are as many as can be answered in time"
-        wait_s = concurrency.wait_s(inflight)
-        if inflight >= self._settings.inflight_min * len(app.best) and wait_s > request.deadline - now:
-            concurrency.refused += 1
+        wait_s, left_s = concurrency.wait_s(inflight), request.deadline - now
+        if inflight >= self._settings.inflight_min * len(app.best) and wait_s > left_s:
+            # A client in too much of a hurry is no sign that the app is overloaded.
+            concurrency.refused += left_s >= app.spec.objective_s
             return f"the wait would be {wait_s * 1000:.0f} ms, longer than the deadline"
         return ""
 
