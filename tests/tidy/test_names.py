@@ -20,7 +20,7 @@ UNIT = re.compile(r"(^|_)(us|ms|s|mb|bytes|rows|fraction|factor|cost)(_total)?(_
 # Numbers without a unit: counts of what the name says, and ratios that have a name of their own.
 UNITLESS = {
     "connections_max", "headers_max", "pipeline_max", "inflight_max", "inflight_min", "inflight_total_max",
-    "waiting_max", "clients_max", "burst", "budget_min",
+    "waiting_max", "lag_inflight_min", "clients_max", "burst", "budget_min",
     "attempts_max", "poison_kills", "consecutive_failures", "calls_min", "heartbeats_missed",
     "readmit_heartbeats", "events_max", "threads", "processes", "blank_workers", "probe_failures_restart",
     "crash_loop_count", "versions_max", "replicas",

@@ -309,7 +309,8 @@ def test_one_apps_flood_does_not_starve_another():
 
 
 def test_when_the_gateway_is_late_best_effort_apps_are_shed_first_and_critical_ones_last():
-    world = Simulation()
+    tuning = GatewayTuning(admission=AdmissionSettings(lag_inflight_min=0))
+    world = Simulation(settings=tuning)
     order = (Criticality.BEST_EFFORT, Criticality.STANDARD, Criticality.CRITICAL)
     apps = [world.add_app(str(c), criticality=c) for c in order]
     for criticality in order:
@@ -333,6 +334,14 @@ def test_when_the_gateway_is_late_best_effort_apps_are_shed_first_and_critical_o
     assert shed_of_ten(3.0, 0.04) == pytest.approx([10, 10, 9], abs=1)
     assert world.gateway.dispatcher.gate.admitted_fraction(Criticality.CRITICAL) > 0, "never wholly"
     assert shed_of_ten(0.0, 0.001) == [0, 0, 0]
+
+
+def test_a_gateway_with_little_to_do_sheds_nothing_however_late_it_is():
+    world = Simulation()
+    Server(world, "r1", 0.01)
+    world.late_s = 0.045
+    world.run(3, {"digits": 50.0})
+    assert not world.since(0).refused
 
 
 # Clients

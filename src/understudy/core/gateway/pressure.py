@@ -59,7 +59,10 @@ class Gate:
         late_ms = self._late_s / max(self._ticks, 1) * 1000
         fullness = inflight / self._settings.inflight_total_max
         self._late_s, self._ticks = 0.0, 0
-        load = max(late_ms / self._settings.lag_ms_max, fullness)
+        load = fullness
+        if inflight >= self._settings.lag_inflight_min:
+            # Otherwise others keep the machine busy, and shedding what little there is wouldn't help.
+            load = max(load, late_ms / self._settings.lag_ms_max)
         if load > 1.0 or fullness > (1 + CROWDED_FRACTION) / 2:
             self.dial = min(self.dial + DIAL_UP, DIAL_MAX)
         elif load < CALM_FRACTION:
