@@ -51,12 +51,19 @@ class HttpLimits(Settings, frozen=True):
 
 
 class AdmissionSettings(Settings, frozen=True):
-    """Bounds on what one gateway holds per app."""
+    """Bounds on what one gateway holds, and when it refuses."""
 
-    inflight_max: Count = 512  # sent to replicas and not answered
-    waiting_max: Count = 1024  # parked until a replica is ready
+    inflight_max: Count = 1536  # per app; the limit that adapts to latency stays below
+    inflight_min: Count = 2  # that limit goes no lower, per replica in use: one runs, one is next
+    waiting_max: Count = 1024  # per app, parked until a replica is ready
+    inflight_total_max: Count = 8192  # over all apps; beyond half of it each has its fair share only
+    lag_ms_max: Positive = 30.0  # own loop later than this on average: shed by criticality
+    lag_inflight_min: Annotated[int, Meta(ge=0)] = 64  # with fewer over all apps, others make it late
     deadline_ms_max: Positive = 300_000.0
     retry_after_s: Count = 1
+    clients_max: Count = 10_000  # per app with a rate limit, remembered at once
+    brownout_after_ms: Positive = 1000.0  # of overload, until smaller variants help out
+    brownout_calm_ms: Positive = 5000.0  # without overflow, until they no longer do
 
 
 class RetrySettings(Settings, frozen=True):
@@ -281,6 +288,13 @@ class TensorSettings(Settings, frozen=True):
     shape: tuple[Annotated[int, Meta(ge=-1)], ...]  # -1: any length
 
 
+class ClientRateSettings(Settings, frozen=True):
+    """What one client may ask of an app, at each process of a gateway. Beyond it: 429."""
+
+    requests_per_s: Positive
+    burst: Count = 10  # at once, after a pause
+
+
 class BatchingSettings(Settings, frozen=True):
     rows_max: Count = 32
     wait_us: Annotated[int, Meta(ge=0)] = 0  # for more rows, when fewer are there
@@ -296,6 +310,9 @@ class AppManifest(Settings, frozen=True):
     replicas: Count = 1
     idempotent: bool = True
     deadline_ms: Positive = 1000.0
+    objective_ms: Positive | None = None  # latency to keep under overload; default: half the deadline
+    brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
+    client_rate: ClientRateSettings | None = None
     inputs: tuple[TensorSettings, ...] = ()
     outputs: tuple[TensorSettings, ...] = ()
     batching: BatchingSettings = BatchingSettings()

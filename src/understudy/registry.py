@@ -23,6 +23,8 @@ EVENTS: dict[str, str] = {
     "version.recalled": "The current version fails wherever it runs; a node is to load the previous one.",
     "contingency.activated": "An app had no ready replica; a gateway asked a node to load one.",
     "contingency.refused": "A node could not carry out a contingency; the next one is asked.",
+    "brownout.started": "An app is overloaded for long; its ready smaller variants answer what is too much.",
+    "brownout.ended": "Nothing has overflowed for a while; the full-size variant answers alone again.",
     "request.poisoned": "A request took down its workers and was refused.",
     "certificate.reloaded": "New connections get a new certificate; those that are open keep theirs.",
     "certificate.reload_failed": "A new certificate or key is unusable; the former one stays in force.",

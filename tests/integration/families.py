@@ -65,6 +65,19 @@ class Model:
         return {{"y": x * 2}}
 '''
 
+SLEEPY = """
+import time
+import numpy as np
+
+class Model:
+    def load(self, path):
+        self.weights = np.ones({weights_mb} * 1024 * 1024 // 8)
+
+    def predict(self, inputs):
+        time.sleep({pause_s})
+        return {{"y": inputs["x"]}}
+"""
+
 
 def write_linear(path: Path, seed: int, hidden: int) -> None:
     """x[-1,4] -> relu(x W) V -> y[-1,3], with `hidden` units."""
@@ -171,5 +184,43 @@ shape = [-1, 4]
 [[outputs]]
 name = "y"
 datatype = "FP64"
+shape = [-1, 4]
+{variants}''')
+
+
+def write_sleepy_app(folder: Path, name: str, extra: str = "", **sleep_ms: float) -> None:
+    """Variants of the python runtime that take one row at a time and do nothing for so long; best first.
+
+    The first is by far the largest and little better, so a smaller one becomes its standby.
+    """
+    variants = ""
+    for index, (variant, pause_ms) in enumerate(sleep_ms.items()):
+        (folder / variant).mkdir(parents=True)
+        (folder / variant / "model.py").write_text(
+            SLEEPY.format(pause_s=pause_ms / 1000, weights_mb=8 if index else 80)
+        )
+        variants += f'''
+[[variants]]
+name = "{variant}"
+runtime = "python"
+artifact = "{variant}"
+accuracy = {0.9 - index / 1000}
+memory_limit_mb = 400
+'''
+    (folder / "APP.toml").write_text(f'''
+name = "{name}"
+{extra}
+
+[batching]
+rows_max = 1
+
+[[inputs]]
+name = "x"
+datatype = "FP32"
+shape = [-1, 4]
+
+[[outputs]]
+name = "y"
+datatype = "FP32"
 shape = [-1, 4]
 {variants}''')

@@ -34,10 +34,10 @@ def test_without_standby_the_contingency_is_activated_at_once_and_the_request_wa
     world = World(standby=False)
     request = world.request()
     world.lose_worker("r1")
-    assert [(a.node, a.contingency.failure) for a in world.activations()] == [("n3", "site:a")]
-    world.step(core.ActivatedReceived("n3", Activated(world.activations()[0].contingency.key, True)))
+    assert [(a.node, a.contingency.failure) for a in world.activations()] == [("n2", "node:n1")]
+    world.step(core.ActivatedReceived("n2", Activated(world.activations()[0].contingency.key, True)))
     world.advance(0.05)
-    world.report("n3", world.replica("r3", "small", Role.CONTINGENCY))
+    world.report("n2", world.replica("r3", "small", Role.CONTINGENCY))
     world.reply("r3")
     assert request.outcome == ("small", "failover")
     assert len(world.activations()) == 1
@@ -46,8 +46,8 @@ def test_without_standby_the_contingency_is_activated_at_once_and_the_request_wa
 def test_a_refused_or_unanswered_activation_goes_to_the_next_node():
     world = World(standby=False)
     world.lose_worker("r1")
-    world.step(core.ActivatedReceived("n3", Activated("digits/site:a", False, "no room")))
-    assert [a.node for a in world.activations()] == ["n3", "n2"]
+    world.step(core.ActivatedReceived("n2", Activated("digits/node:n1", False, "no room")))
+    assert [a.node for a in world.activations()] == ["n2", "n3"]
     world.advance(0.36)
     assert [a.node for a in world.activations()][2:] == ["n1"], "the last resort: whoever lives"
 

@@ -28,6 +28,7 @@ EXITS: dict[Code, Exit] = {
     Code.TIMEOUT: Exit.TIMEOUT,
     Code.BUSY: Exit.UNAVAILABLE,
     Code.SHED: Exit.UNAVAILABLE,
+    Code.RATE_LIMITED: Exit.UNAVAILABLE,
     Code.DRAINING: Exit.UNAVAILABLE,
     Code.UNAVAILABLE: Exit.UNAVAILABLE,
     Code.LINK_LOST: Exit.UNAVAILABLE,

@@ -82,8 +82,8 @@ class Call:
 
     async def run(self) -> Won | ClientError:
         now = self._gateways.clock()
-        self._gateways.hedges.deposit()
-        self._gateways.retries.deposit()
+        self._gateways.hedges.deposit(1, now)
+        self._gateways.retries.deposit(1, now)
         self._pace.refresh(now)
         async with asyncio.TaskGroup() as tasks:
             try:

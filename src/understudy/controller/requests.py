@@ -16,6 +16,7 @@ from understudy.wire.records import (
     AppVersion,
     ArtifactRef,
     Batching,
+    ClientRate,
     Criticality,
     TensorSpec,
     Variant,
@@ -47,6 +48,9 @@ class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     replicas: Count = 1
     idempotent: bool = True
     deadline_ms: Positive = 1000.0
+    objective_ms: Positive | None = None
+    brownout: bool = True
+    client_rate: ClientRate | None = None
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     batching: Batching = Batching()
@@ -72,6 +76,9 @@ def check_request(request: AppRequest, config: ClusterConfig) -> None:
         mistake = fallback_mistake(request.fallback, request.static is not None)
         if mistake:
             raise InvalidArgument(f"fallback: {mistake}")
+    rate = request.client_rate
+    if rate is not None and (rate.requests_per_s <= 0 or rate.burst < 1):
+        raise InvalidArgument("client_rate: requests_per_s must be positive and burst at least 1")
     _check_tensors("static.outputs", request.static, "outputs")
     _check_tensors("probe.inputs", request.probe, "inputs")
 
@@ -112,6 +119,9 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         replicas=request.replicas,
         idempotent=request.idempotent,
         deadline_ms=request.deadline_ms,
+        objective_ms=request.objective_ms,
+        brownout=request.brownout,
+        client_rate=request.client_rate,
         inputs=request.inputs,
         outputs=request.outputs,
         batching=request.batching,

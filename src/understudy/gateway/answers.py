@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ STATUS: dict[Code, HTTPStatus] = {
     Code.TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
     Code.BUSY: HTTPStatus.SERVICE_UNAVAILABLE,
     Code.SHED: HTTPStatus.SERVICE_UNAVAILABLE,
+    Code.RATE_LIMITED: HTTPStatus.TOO_MANY_REQUESTS,
     Code.DRAINING: HTTPStatus.SERVICE_UNAVAILABLE,
     Code.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     Code.LINK_LOST: HTTPStatus.BAD_GATEWAY,
@@ -92,8 +94,10 @@ def error_answer(
     headers = [("Understudy-Code", str(error.code))]
     if code == HTTPStatus.SERVICE_UNAVAILABLE:
         headers.append(("Retry-After", str(retry_after_s)))
-    if code == HTTPStatus.UNAUTHORIZED:
+    elif code == HTTPStatus.UNAUTHORIZED:
         headers.append(("WWW-Authenticate", 'Bearer realm="understudy"'))
+    elif code == HTTPStatus.TOO_MANY_REQUESTS:
+        headers.append(("Retry-After", str(ceil(error.context.get("wait_s", retry_after_s)))))
     if code == HTTPStatus.METHOD_NOT_ALLOWED and "allow" in error.context:
         headers.append(("Allow", str(error.context["allow"])))
         return head(code, *headers), json_body({"error": error.message})

@@ -125,6 +125,8 @@ class Api:
     def _dispatch(self, exchange: Exchange, request: InferRequest, now: float) -> None:
         request.exchange = exchange
         exchange.request = request
+        if request.app.clients is not None:
+            request.client = exchange.client or exchange.connection.address
         self.gateway.dispatcher.submit(request, now)
 
     def _submit_plain(
@@ -282,6 +284,7 @@ class Api:
             "inflight": gateway.dispatcher.inflight,
             "body_bytes_held": self.body_bytes_held,
             "refused": self.authenticator.refused if self.authenticator else 0,  # strangers, and the nosy
+            "shedding": gateway.dispatcher.gate.dial,
             "nodes": [
                 {
                     "name": name,
@@ -322,6 +325,9 @@ def _app_status(app: App) -> dict[str, Any]:
         "retried": app.stats_total.retried + app.stats.retried,
         "hedged": app.stats_total.hedged + app.stats.hedged,
         "shed": app.stats_total.shed + app.stats.shed,
+        "limited": app.stats_total.limited + app.stats.limited,
+        "limit": app.concurrency.limit,
+        "brownout": app.brownout.on,
         "replicas": [
             {
                 "id": r.id,

@@ -153,6 +153,12 @@ class HttpConnection(asyncio.Protocol):
         self._unparsed_bytes = 0  # of a body that the parser left to us
         self._large: mmap.mmap | None = None  # a body of known size; its memory is taken up as it comes
 
+    @property
+    def address(self) -> str:
+        """Of the client."""
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if peer else ""
+
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

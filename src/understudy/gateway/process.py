@@ -373,7 +373,7 @@ class GatewayProcess:
         app = self.gateway.apps[name]
         stats, app.stats = app.stats, AppStats()
         total = app.stats_total
-        for field in ("requests", "failed", "degraded", "shed", "retried", "hedged"):
+        for field in ("requests", "failed", "degraded", "shed", "limited", "retried", "hedged"):
             setattr(total, field, getattr(total, field) + getattr(stats, field))
         p50_s, p99_s = app.digest.quantile(0.5), app.digest.quantile(0.99)
         return msgspec.structs.replace(

@@ -31,6 +31,7 @@ class Code(StrEnum):
     TIMEOUT = "timeout"
     BUSY = "busy"
     SHED = "shed"
+    RATE_LIMITED = "rate-limited"
     DRAINING = "draining"
     UNAVAILABLE = "unavailable"
     LINK_LOST = "link-lost"
@@ -59,6 +60,7 @@ TRAITS: dict[Code, tuple[bool, Origin]] = {
     Code.TIMEOUT: (False, Origin.US),
     Code.BUSY: (True, Origin.US),
     Code.SHED: (True, Origin.US),
+    Code.RATE_LIMITED: (True, Origin.CALLER),
     Code.DRAINING: (True, Origin.US),
     Code.UNAVAILABLE: (True, Origin.US),
     Code.LINK_LOST: (True, Origin.PEER),

@@ -287,6 +287,7 @@ class AppStats(msgspec.Struct):
     p99_ms: float = 0.0
     serving: str = ""  # variant of the newest answer
     ready: bool = False
+    limited: int = 0  # refused because of their client's rate
 
 
 class GatewayStats(msgspec.Struct):

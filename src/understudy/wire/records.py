@@ -99,6 +99,13 @@ def fallback_mistake(links: tuple[str, ...], static: bool) -> str:
     return ""
 
 
+class ClientRate(msgspec.Struct, frozen=True):
+    """What one client may ask of an app, at each process of a gateway."""
+
+    requests_per_s: float
+    burst: int = 10  # at once, after a pause
+
+
 class AppVersion(msgspec.Struct, frozen=True):
     """An immutable, numbered release of an app. `variants` are ordered best first; [0] is full-size."""
 
@@ -116,6 +123,9 @@ class AppVersion(msgspec.Struct, frozen=True):
     static: dict[str, Any] | None = None  # {"outputs": [...]} of an inference response
     probe: dict[str, Any] | None = None  # an inference request; None: zeros of the declared shapes
     fallback: tuple[str, ...] = DEFAULT_FALLBACK  # what answers when the full-size variant can't, in order
+    objective_ms: float | None = None  # latency to keep under overload
+    brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
+    client_rate: ClientRate | None = None
 
     @property
     def links_beyond_replicas(self) -> tuple[str, ...]:
@@ -127,6 +137,12 @@ class AppVersion(msgspec.Struct, frozen=True):
     def stand_ins(self) -> tuple[str, ...]:
         """Names of the other apps in `fallback`."""
         return tuple(link.removeprefix(OTHER_APP) for link in self.fallback if link.startswith(OTHER_APP))
+
+    @property
+    def objective_s(self) -> float:
+        """The declared objective, at most the deadline; else half the deadline."""
+        objective_ms = self.deadline_ms / 2 if self.objective_ms is None else self.objective_ms
+        return min(objective_ms, self.deadline_ms) / 1000
 
     def variant(self, name: str) -> Variant | None:
         return next((v for v in self.variants if v.name == name), None)

@@ -25,26 +25,32 @@ def choose(
     contingencies: Iterable[Contingency],
     nodes: Iterable[NodeInfo],
     alive: set[str],
-    lost: set[str],
+    hosts: set[str],
     refused: Iterable[str],
 ) -> Contingency | None:
     """The contingency to ask for, or None if no living node is left to ask.
 
-    First the ones planned for what was lost (`lost`: names of nodes), the widest domain first since it
-    assumes least; then any whose node lives; at last the smallest variant on any living node, in an order
-    that differs by app but not by gateway.
+    First the one planned for what was lost: a site's if several and most of its nodes are gone, else that
+    of the node which hosted the app (`hosts`), gone or not: if only the worker died, its node's loss is the
+    nearest that was planned for, and the variant planned for a whole site's is smaller than it need be.
+    Then any whose node lives; at last the smallest variant on any living node, in an order that differs by
+    app but not by gateway.
     """
     living = alive - set(refused)
-    site_of = {node.name: node.site for node in nodes}
-    lost_sites = {site_of[name] for name in lost if name in site_of}
+    sites: dict[str, list[str]] = {}
+    for node in nodes:
+        sites.setdefault(node.site, []).append(node.name)
+    lost_sites = {site for site, names in sites.items() if _is_lost(names, alive)}
 
     def preference(c: Contingency) -> tuple[int, str]:
         domain, _, name = c.failure.partition(":")
-        if domain == "site" and name in lost_sites:
+        if domain == "site" and name in lost_sites and any(host in sites[name] for host in hosts):
             return 0, c.failure
-        if domain == "node" and name in lost:
-            return 1, c.failure
-        return 2, c.failure
+        if domain == "node" and name in hosts:
+            return (1 if name not in alive else 2), c.failure
+        if domain == "node" and name not in alive:
+            return 3, c.failure
+        return 4, c.failure
 
     planned = [c for c in contingencies if c.app == app.app and c.version == app.version and c.node in living]
     if planned:
@@ -61,3 +67,9 @@ def choose(
         first=smallest,
         variant=smallest,
     )
+
+
+def _is_lost(names: list[str], alive: set[str]) -> bool:
+    """Is it the site that is gone, rather than a node in it?"""
+    gone = sum(name not in alive for name in names)
+    return gone > 1 and 2 * gone > len(names)

@@ -16,21 +16,17 @@ from typing import Any
 from understudy.config import GatewayTuning
 from understudy.core.gateway import slow_start
 from understudy.core.gateway.fallback import Fallback
+from understudy.core.gateway.hedging import hedge_due, may_hedge
 from understudy.core.gateway.last_good import LastGood
 from understudy.core.gateway.pace import SAMPLE_MASK
 from understudy.core.gateway.poison import Poison
-from understudy.core.gateway.rotation import App, Flight, Replica, Request
+from understudy.core.gateway.pressure import Gate
+from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Flight, Replica, Request, load_of
 from understudy.wire.errors import TRAITS, Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame
 from understudy.wire.messages import Cancel, Result, decode_answer, encode_infer, encode_message
 
-OUTSTANDING_MAX = (
-    128  # requests that one gateway keeps at one replica; the rest waits here, where it can move
-)
-BUSY_PAUSE_S = 0.005  # a replica that said BUSY is left alone for this long
-ROW_TIME_WEIGHT = 0.05
 LONE_PATIENCE_FACTOR = 3.0  # silence borne from a replica that has no stand-in: suspecting it costs a load
-HEDGE_DEGRADED_FACTOR = 1.5  # patience before a smaller variant may answer in place of a slow full-size one
 
 
 class Dispatcher:
@@ -55,6 +51,8 @@ class Dispatcher:
         self.poison = Poison(settings.poison, settings.retry.poison_kills, verdict_s, node_alive)
         self.last_good = LastGood(settings.last_good)
         self.fallback = Fallback(self, apps, self.last_good, settings.tick_ms / 1000)
+        self.gate = Gate(settings.admission)
+        self._ticked_at: float | None = None
         self.inflight = 0
 
     # A request comes in
@@ -62,23 +60,29 @@ class Dispatcher:
     def submit(self, request: Request, now: float) -> None:
         app = request.app
         app.stats.requests += 1
-        admission = self._settings.admission
-        if app.inflight >= admission.inflight_max + admission.waiting_max:
-            self._refuse(request, "too many requests in flight", limit=admission.inflight_max)
-            return
+        if app.clients is not None:
+            error = self.gate.over_rate(app.clients, request.client, now)
+            if error is not None:
+                app.stats.limited += 1
+                self._turn_away(request, error)
+                return
+        replica = None
+        if app.inflight >= app.limit or (app.inflight + 1) * app.spacing_s > request.deadline - now:
+            refusal = self.gate.refusal(request, now)
+            if refusal:
+                replica = self.gate.stand_in(app, now)
+                if replica is None:
+                    self._refuse(request, refusal)
+                    return
         app.inflight += 1
         self.inflight += 1
         if self.poison.remembered and self.poison.holds(request):
             return self._fail(request, UnderstudyError(Code.POISON, "this request took down its workers"))
-        replica = self._pick(app, now)
+        replica = replica or self._pick(app, now)
         if replica is None:
-            self._park(request, now)
-            return
-        queued = len(replica.outstanding)
-        if queued > 8 and queued * app.row_s > request.deadline - now:
-            self._shed(request, "the queue is longer than the deadline", wait_ms=queued * app.row_s * 1000)
-            return
-        self._send(request, replica, now)
+            self._park(request)
+        else:
+            self._send(request, replica, now)
 
     def _pick(self, app: App, now: float) -> Replica | None:
         """The least loaded of the best replicas; None if there is none or none has room."""
@@ -88,21 +92,20 @@ class Dispatcher:
         if len(best) == 1:
             replica = best[0]
         elif best:
-            replica = min(best, key=_load)
+            replica = min(best, key=load_of)
         else:
             return None
-        if len(replica.outstanding) < OUTSTANDING_MAX and replica.busy_until <= now:
+        if replica.has_room(now):
             return replica
-        return None
+        # One that says BUSY has little outstanding, and must not hide those that have room.
+        return min((r for r in best if r.has_room(now)), key=load_of, default=None)
 
-    def _park(self, request: Request, now: float) -> None:
+    def _park(self, request: Request) -> None:
         app = request.app
         if app.hopeless and not app.ranked:
             self._give_up(request, "no replica, and no node can load one")
         elif len(app.waiting) >= self._settings.admission.waiting_max:
             self._shed(request, "too many requests are waiting", limit=self._settings.admission.waiting_max)
-        elif app.ranked and len(app.waiting) * app.row_s > request.deadline - now:
-            self._shed(request, "the queue is longer than the deadline")
         else:
             app.waiting.append(request)
 
@@ -155,7 +158,6 @@ class Dispatcher:
         if not flight.stream & SAMPLE_MASK:
             replica.pace.sampled(latency_s, result.infer_us, result.rows)
         app.digest.record(latency_s)
-        app.row_s += ROW_TIME_WEIGHT * (result.infer_us / 1e6 / max(result.rows, 1) - app.row_s)
         if request.done:
             return
         self.end(request, keep=flight)
@@ -163,6 +165,8 @@ class Dispatcher:
         app.stats.serving = replica.variant
         if replica.degraded:
             app.stats.degraded += 1
+            if replica.degraded == "overload":
+                app.brownout.answers += 1
         elif app.keeps_last_good:
             self.last_good.keep(request, replica, result, body, now)
         request.answered(replica, result, body)
@@ -177,7 +181,7 @@ class Dispatcher:
         else:
             replica.breaker.abandoned(flight.stream)
         if code is Code.BUSY:
-            replica.busy_until = now + BUSY_PAUSE_S
+            replica.said_busy(now)
         if code in (Code.DRAINING, Code.UNAVAILABLE) and replica.state == "ready":
             replica.state = "draining"  # its agent will say the same in a moment
             self._changed(replica.app, now)
@@ -195,7 +199,7 @@ class Dispatcher:
             self._again(request, now, error, free=ejected)  # a probe is no storm
 
     def _again(self, request: Request, now: float, error: UnderstudyError, free: bool) -> None:
-        """Try another replica, wait for one, or give up. `free`: whatever the budget for retries says."""
+        """Try another replica, wait for one, or give up. `free`: a healthy one, whatever the budget says."""
         app = request.app
         other = self._other(request, now)
         if error.code in (Code.BUSY, Code.DRAINING, Code.UNAVAILABLE):
@@ -203,9 +207,10 @@ class Dispatcher:
             if other is not None:
                 self._send(request, other, now)
             else:
-                self._park(request, now)
+                self._park(request)
             return
         spent = not app.spec.idempotent or request.attempts >= self._settings.retry.attempts_max
+        free = free and other is not None and other.breaker.closed
         if other is None or spent or not (free or app.retry_budget.withdraw(now)):
             self._fail(request, error)
             return
@@ -216,9 +221,9 @@ class Dispatcher:
         """The best routable replica that has not had this request."""
         busy = {flight.replica.id for flight in request.flights}
         for replica in request.app.ranked:
-            if replica.id in request.tried or replica.id in busy or replica.busy_until > now:
+            if replica.id in request.tried or replica.id in busy:
                 continue
-            if len(replica.outstanding) < OUTSTANDING_MAX:
+            if replica.has_room(now):
                 return replica
         return None
 
@@ -239,14 +244,15 @@ class Dispatcher:
                 continue
             request.flights.remove(flight)
             request.tried += (replica.id,)
-            request.kills += (replica.node,)
+            if request.isolated or not request.kills:
+                # Not when a hedge of it was merely beside a suspect that was being tried alone.
+                request.kills += (replica.node,)
             self._leave_isolation(request)
             if request.flights:
                 continue
             if not request.app.spec.idempotent:
-                self._fail(
-                    request, UnderstudyError(Code.LINK_LOST, "the replica died after the request was sent")
-                )
+                what = "the replica died after the request was sent"
+                self._fail(request, UnderstudyError(Code.LINK_LOST, what))
             elif len(request.kills) >= self._settings.retry.poison_kills:
                 self.poison.accuse(request, now)
             else:
@@ -283,17 +289,14 @@ class Dispatcher:
         while app.waiting:
             request = app.waiting.popleft()
             if not request.done:
-                self._send(request, min(candidates, key=_load), now)
+                self._send(request, min(candidates, key=load_of), now)
 
     def give_up_waiting(self, app: App) -> None:
-        while app.waiting:
-            request = app.waiting.popleft()
-            if not request.done:
-                self._give_up(request, "no replica, and no node can load one")
-        while app.suspects:
-            request = app.suspects.popleft()
-            if not request.done:
-                self._give_up(request, "its replica died, and no node can load another")
+        for queue in (app.waiting, app.suspects):
+            while queue:
+                request = queue.popleft()
+                if not request.done:
+                    self._give_up(request, "no replica, and no node can load one")
 
     def cancel(self, request: Request) -> None:
         """The client is gone."""
@@ -307,7 +310,12 @@ class Dispatcher:
 
         Not `punctual`: this tick came late, so answers may lie unread in the sockets. Accuse nobody.
         """
+        elapsed_s = 0.0 if self._ticked_at is None else now - self._ticked_at
+        self._ticked_at = now
+        self.gate.watch(apps, self.inflight)
         for app in apps:
+            if app.inflight:
+                app.observe(elapsed_s)
             if app.busy or app.slow or app.watch:
                 self._tick_watch(app, now)
                 self._tick_slow(app, now)
@@ -347,28 +355,21 @@ class Dispatcher:
         app.slow = [r for r in still if not r.done]
 
     def _hedge(self, request: Request, now: float) -> None:
-        app, hedge = request.app, self._settings.hedge
-        if not hedge.enabled or not app.spec.idempotent or request.isolated or len(request.flights) != 1:
+        if not may_hedge(request, self._settings.hedge):
             return
-        flight = request.flights[0]
         other = self._other(request, now)
-        if other is None:
-            return
-        patience_s = app.hedge_delay_s
-        if other.rank > flight.replica.rank:
-            patience_s *= HEDGE_DEGRADED_FACTOR
-        if now - flight.sent_at < patience_s:
-            return
-        if not flight.replica.suspect and not app.hedge_budget.withdraw(now):
-            return
-        request.hedged = True
-        app.stats.hedged += 1
-        self._send(request, other, now)
+        if other is not None and hedge_due(request, other, now):
+            request.hedged = True
+            request.app.stats.hedged += 1
+            self._send(request, other, now)
 
     def _time_out(self, request: Request, now: float) -> None:
         for flight in request.flights:
-            # A deadline far shorter than the app's usual latency says nothing about the replica.
-            if now - flight.sent_at >= request.app.silence_s:
+            # A deadline far shorter than the app's usual latency says nothing about the replica, and while it
+            # answers others it is not failing but has too much to do.
+            link = flight.replica.link
+            silent = link is None or link.last_heard_s <= flight.sent_at
+            if silent and now - flight.sent_at >= request.app.silence_s:
                 if flight.replica.breaker.failed(now, self._random(), flight.stream):
                     self._changed(flight.replica.app, now)
             else:
@@ -487,14 +488,13 @@ class Dispatcher:
         self._refuse(request, why, **context)
 
     def _refuse(self, request: Request, why: str, **context: Any) -> None:
-        request.done = True
         request.app.stats.shed += 1
-        request.failed(UnderstudyError(Code.SHED, f"overloaded: {why}", **context))
+        self._turn_away(request, UnderstudyError(Code.SHED, f"overloaded: {why}", **context))
+
+    def _turn_away(self, request: Request, error: UnderstudyError) -> None:
+        request.done = True
+        request.failed(error)
 
     def _give_up(self, request: Request, why: str) -> None:
         """No replica will answer this: what the app's fallback chain has left, else an honest 503."""
         self._fail(request, UnderstudyError(Code.UNAVAILABLE, why))
-
-
-def _load(replica: Replica) -> int:
-    return len(replica.outstanding)

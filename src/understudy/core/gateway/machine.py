@@ -206,7 +206,7 @@ class Gateway:
                 self._forget(replica, now)
         for name, spec in specs.items():
             app = self.apps.get(name) or App(spec, self.settings, now)
-            app.spec = spec
+            app.describe(spec)
             app.recall.previous = previous.get(name)
             app.planned_variants = frozenset(
                 p.variant for p in table.placements if p.app == name and p.role == "primary"
@@ -389,8 +389,8 @@ class Gateway:
         for node in [n for n, at in app.refused.items() if now - at >= HOPELESS_RETRY_S]:
             del app.refused[node]
         alive = {name for name, node in self.nodes.items() if node.alive}
-        lost = {p.node for p in self.table.placements if p.app == app.name} | (set(self.nodes) - alive)
-        choice = choose(app.spec, self.table.contingencies, self.table.nodes, alive, lost, app.refused)
+        hosts = {p.node for p in self.table.placements if p.app == app.name}
+        choice = choose(app.spec, self.table.contingencies, self.table.nodes, alive, hosts, app.refused)
         if choice is None:
             app.hopeless = bool(self.nodes) and now - self._started_at >= START_GRACE_S
             if app.hopeless:
@@ -433,6 +433,7 @@ class Gateway:
 
     def _tick(self, late_s: float, now: float) -> None:
         self.doubt.ticked(late_s, now)
+        self.dispatcher.gate.observe(late_s)
         doubt = self.doubt.factor(now)
         if not self.doubt.just_late(late_s):
             # After a late tick heartbeats may lie unread in the sockets: look again next time.
@@ -447,10 +448,12 @@ class Gateway:
             self._retune_at = now + RETUNE_S
             for app in self.apps.values():
                 app.retune(self.settings, now)
+                self._retune_admission(app, now)
                 if app.asked_lately:
                     self._eject_outlier(app, now)
                 if not app.ready or app.ramping or any(not r.breaker.closed for r in app.replicas.values()):
                     self._refresh(app, now)
+            self.dispatcher.gate.retune(self.apps.values(), self.dispatcher.inflight)
         if now >= self._ping_at:
             self._ping_at = now + PING_S
             self._effects.extend(PingWorker(r) for r in self.replicas.values() if r.suspect and r.link)
@@ -461,6 +464,16 @@ class Gateway:
             found.replica.breaker.eject(now, self._random(), found.limit_s)
             what = f"{found.replica.variant} on {found.replica.node}"
             self._note("replica.ejected", f"{what}: {found.reason}", replica=found.replica)
+
+    def _retune_admission(self, app: App, now: float) -> None:
+        if not app.retune_admission(now):
+            return
+        self._refresh(app, now)
+        if app.brownout.on:
+            names = ", ".join(sorted({r.variant for r in app.stand_ins()}))
+            self._note("brownout.started", f"overloaded: {names} answers what is too much", app=app.name)
+        else:
+            self._note("brownout.ended", "the full-size variant answers alone again", app=app.name)
 
     def _note_poison(self, request: Request) -> None:
         message = f"took down workers on {', '.join(request.kills)}"

@@ -12,8 +12,11 @@ from typing import Any, Protocol
 
 from understudy.config import BreakerSettings, GatewayTuning
 from understudy.core.gateway.activation import Activation
+from understudy.core.gateway.admission import Concurrency, target_latency_s
 from understudy.core.gateway.breaker import Breaker
+from understudy.core.gateway.brownout import Brownout
 from understudy.core.gateway.budget import Budget
+from understudy.core.gateway.clients import ClientBuckets
 from understudy.core.gateway.latency import LatencyDigest
 from understudy.core.gateway.pace import Pace
 from understudy.core.gateway.recall import Recall
@@ -25,6 +28,10 @@ from understudy.wire.records import AppVersion
 OLD_VERSION_PENALTY = 1000  # any variant of the current version comes before any of another one
 RAMP_SHARE_MIN = 0.1  # of a full share, for a replica that was (re-)admitted just now (Envoy's slow start)
 HEDGE_SAMPLES_MIN = 20  # answers seen before the live quantile is believed
+OUTSTANDING_MAX = 128  # requests that one gateway keeps at one replica; the rest waits where it can move
+BUSY_PAUSE_S = 0.005  # a replica that said BUSY is left alone for this long, doubling while it says so
+BUSY_PAUSE_S_MAX = 0.04
+BUSY_FORGOTTEN_S = 1.0  # without BUSY, until the pause is short again
 
 
 class Link(Protocol):
@@ -56,6 +63,7 @@ class Replica(Source):
         "admitted_at",
         "app",
         "breaker",
+        "busy_pause_s",
         "busy_until",
         "credit",
         "id",
@@ -91,6 +99,7 @@ class Replica(Source):
         self.suspect = False  # silent although it owes an answer
         self.node_suspect = False
         self.busy_until = 0.0
+        self.busy_pause_s = 0.0
         self.rank = 0
         self.pace = Pace()
         self.admitted_at: float | None = None  # when it could be used first
@@ -102,6 +111,19 @@ class Replica(Source):
         """Nothing speaks against it but, perhaps, what it answered."""
         ready = self.link is not None and self.state == "ready"
         return ready and not self.suspect and not self.node_suspect
+
+    def has_room(self, now: float) -> bool:
+        return len(self.outstanding) < OUTSTANDING_MAX and self.busy_until <= now
+
+    def said_busy(self, now: float) -> None:
+        """Nobody's fault, but what was sent to it is sent again, so not too often."""
+        if now - self.busy_until > BUSY_FORGOTTEN_S:
+            self.busy_pause_s = BUSY_PAUSE_S
+        elif now >= self.busy_until:
+            self.busy_pause_s = min(self.busy_pause_s * 2, BUSY_PAUSE_S_MAX)
+        self.busy_until = now + self.busy_pause_s
+        pool = self.app.brownout if self.degraded == "overload" else self.app
+        pool.concurrency.busy += 1
 
     def routable(self, now: float) -> bool:
         return self.sound and self.breaker.permits(now)
@@ -135,11 +157,17 @@ class Answered:
         self.last_at = now
 
 
+def load_of(replica: Replica) -> int:
+    return len(replica.outstanding)
+
+
 class App:
     """One app as a gateway sees it, with everything that is counted and bounded per app."""
 
     def __init__(self, spec: AppVersion, settings: GatewayTuning, now: float) -> None:
-        self.spec = spec
+        self._admission = settings.admission
+        self.clients: ClientBuckets | None = None
+        self.describe(spec)
         self.name = spec.app
         self.replicas: dict[str, Replica] = {}
         self.ranked: list[Replica] = []
@@ -159,6 +187,13 @@ class App:
         self.version_seen = 0  # the newest version that was ready
         # requests
         self.inflight = 0
+        self.limit: float = settings.admission.inflight_max  # ask `pressure.Gate` from here on
+        self.share: float = settings.admission.inflight_max  # of what the whole gateway may have in flight
+        self.admitted_fraction = 1.0
+        self.admitted_credit = 0.0  # what rounding has left over of it
+        self.spacing_s = 0.0  # a request in flight makes the next one wait for so long
+        self.concurrency = Concurrency(settings.admission, now)
+        self.brownout = Brownout(settings.admission, now)
         self.waiting: deque[Request] = deque()  # no replica is ready, or all are full
         self.watch: deque[Request] = deque()  # in order of sending; too young to hedge
         self.slow: list[Request] = []  # past their hedge time; looked at until done or due
@@ -166,9 +201,13 @@ class App:
         self.isolated: Request | None = None  # the one suspect that is being retried
         # measurements
         self.digest = LatencyDigest(now)
-        self.row_s = 0.0  # moving average of inference time per row
-        self.hedge_delay_s = settings.hedge.delay_ms_min * 4 / 1000
+        self._infer_seen = (0, 0)  # requests and infer_us of `answered`
+        self._infer_s = 0.0  # of a batch, lately
+        # Until enough answers were seen, a variant's measured profile says how long they may take.
+        known_s = max((v.profile.latency_ms for v in spec.variants if v.profile), default=0.0) / 1000
+        self.hedge_delay_s = max(settings.hedge.delay_ms_min * 4 / 1000, 2 * known_s)
         self.silence_s = settings.suspicion.silence_ms_min * 4 / 1000
+        self.silence_s = max(self.silence_s, settings.suspicion.silence_factor * known_s)
         self.retry_budget = Budget(settings.retry.budget_fraction, settings.retry.budget_min, now)
         self.hedge_budget = Budget(settings.hedge.budget_fraction, settings.retry.budget_min, now)
         self.stats = AppStats()
@@ -217,6 +256,27 @@ class App:
             self.hopeless = False
             self.activation = None
             self.refused.clear()
+        if self.brownout.on:
+            for replica in self.stand_ins():
+                if replica.degraded != "overload":
+                    replica.degraded, replica.prefix = "overload", b""
+
+    def describe(self, spec: AppVersion) -> None:
+        """Take what the route table says of the app."""
+        self.spec = spec
+        if spec.client_rate is None:
+            self.clients = None
+        elif self.clients is None or self.clients.rate != spec.client_rate:
+            self.clients = ClientBuckets(spec.client_rate, self._admission.clients_max)
+
+    def stand_ins(self) -> list[Replica]:
+        """Ready smaller variants of this version, beside a better one."""
+        best = self.best[0].rank if self.best else OLD_VERSION_PENALTY
+        return [r for r in self.ranked if best < r.rank < OLD_VERSION_PENALTY]
+
+    def stand_ins_inflight(self) -> int:
+        """Requests that overflowed to them; 0 when there is no brown-out."""
+        return sum([len(r.outstanding) for r in self.stand_ins()]) if self.brownout.on else 0
 
     def _watch_health(self, routable: list[Replica], now: float) -> None:
         current = [r for r in self.replicas.values() if r.version == self.spec.version and r.link is not None]
@@ -282,8 +342,8 @@ class App:
         """Bring hedge delay, silence bound and budgets up to date. On a timer, some times a second."""
         self.digest.rotate(now)
         requests = self.stats_total.requests + self.stats.requests
-        self.retry_budget.deposit(requests - self._deposited)
-        self.hedge_budget.deposit(requests - self._deposited)
+        self.retry_budget.deposit(requests - self._deposited, now)
+        self.hedge_budget.deposit(requests - self._deposited, now)
         self.asked_lately = requests != self._deposited
         self._deposited = requests
         if self.digest.samples < HEDGE_SAMPLES_MIN:
@@ -294,6 +354,39 @@ class App:
         self.hedge_delay_s = min(delay_s, hedge.delay_ms_max / 1000)
         p99_s = self.digest.quantile(0.99) or 0.0
         self.silence_s = max(p99_s * suspicion.silence_factor, suspicion.silence_ms_min / 1000)
+
+    def observe(self, elapsed_s: float) -> None:
+        """On each tick: what was in flight for the last `elapsed_s`."""
+        overflowed = self.stand_ins_inflight()
+        self.concurrency.observe(self.inflight - overflowed, elapsed_s)
+        self.brownout.concurrency.observe(overflowed, elapsed_s)
+
+    def retune_admission(self, now: float) -> bool:
+        """Bring the limits up to date, some times a second. True if a brown-out began or ended."""
+        spec, brownout, least = self.spec, self.brownout, self._admission.inflight_min
+        answers = self.answered.requests - brownout.answers
+        overflowed = self.concurrency.refused > 0
+        if not self.ranked:
+            self.concurrency.skip(answers, now)
+        else:
+            infer_s, spacing_s = self._measure_batches()
+            target_s = target_latency_s(spec.objective_s, spec.deadline_ms / 1000, infer_s)
+            self.concurrency.retune(answers, target_s, least * len(self.best), now)
+            self.concurrency.spacing_s = max(self.concurrency.spacing_s, spacing_s)
+            if brownout.on:
+                least *= max(len(self.stand_ins()), 1)
+                brownout.concurrency.retune(brownout.answers, target_s, least, now)
+        return brownout.retune(overflowed, spec.brownout and bool(self.stand_ins()), now)
+
+    def _measure_batches(self) -> tuple[float, float]:
+        """How long one ran of late, and how far apart answers are at least, each batch being full, in s."""
+        (requests, infer_us), answered = self._infer_seen, self.answered
+        before_s = self._infer_s
+        if answered.requests > requests:
+            self._infer_s = (answered.infer_us - infer_us) / (answered.requests - requests) / 1e6
+            self._infer_seen = answered.requests, answered.infer_us
+        # The shorter of two, so that one stall doesn't count.
+        return self._infer_s, min(before_s, self._infer_s) / (self.spec.batching.rows_max * len(self.best))
 
 
 class Flight:
@@ -312,14 +405,24 @@ class Request:
     """A client's request until it ends. The shell subclasses it to hear of the end."""
 
     __slots__ = (
-        "app", "arrived", "attempts", "body", "deadline", "done", "flights", "hedged", "isolated",
+        "app", "arrived", "attempts", "body", "client", "deadline", "done", "flights", "hedged", "isolated",
         "json_bytes", "kills", "last_error", "tried",
     )  # fmt: skip
 
-    def __init__(self, app: App, body: Buffer, arrived: float, deadline: float, json_bytes: int = -1) -> None:
+    def __init__(
+        self,
+        app: App,
+        body: Buffer,
+        arrived: float,
+        deadline: float,
+        json_bytes: int = -1,
+        client: str = "",
+    ) -> None:
+        """`client` is who asks, for rate limits: an identity, else an address."""
         self.app = app
         self.body = body
         self.json_bytes = json_bytes
+        self.client = client
         self.arrived = arrived
         self.deadline = deadline
         self.flights: list[Flight] = []
