@@ -21,7 +21,7 @@ import msgspec
 
 from understudy import config, registry, security
 from understudy.core import lifecycle
-from understudy.gateway import openapi
+from understudy.gateway import answers, grpc_answers, openapi
 from understudy.wire import errors
 from understudy.worker import service
 
@@ -264,11 +264,13 @@ def errors_page() -> str:
         "",
         "Codes are stable, messages may change. Retryable: the same request may succeed elsewhere or later.",
         "",
-        "| code | retryable | who has to act |",
-        "|---|---|---|",
+        "| code | retryable | who has to act | HTTP | gRPC |",
+        "|---|---|---|---|---|",
     ]
     for code, (retryable, origin) in errors.TRAITS.items():
-        lines.append(f"| `{code.value}` | {'yes' if retryable else 'no'} | {origin.value} |")
+        error = errors.UnderstudyError(code, "")
+        statuses = f"{answers.status_of(error)} | {grpc_answers.status_of(error).name}"
+        lines.append(f"| `{code.value}` | {'yes' if retryable else 'no'} | {origin.value} | {statuses} |")
     return "\n".join(lines)
 
 

@@ -50,6 +50,19 @@ class HttpLimits(Settings, frozen=True):
     drain_timeout_s: Positive = 10.0
 
 
+class GrpcLimits(Settings, frozen=True):
+    """What a gRPC client may ask beyond that; the bounds on bodies and draining are those of HTTP."""
+
+    calls_max: Count = 4096  # at once, over all connections; a stream is one
+    streams_max: Count = 1024  # calls at once on one connection
+    stream_pipeline_max: Count = 16  # requests of one ModelStreamInfer that are in flight together
+    metadata_bytes_max: Count = 16_384
+    idle_timeout_s: Positive = 300.0  # a connection without a call
+    ping_interval_s: Positive = 30.0  # on a silent connection, to notice a client that vanished
+    ping_timeout_s: Positive = 10.0
+    ping_interval_s_min: Positive = 5.0  # a client that pings more often is disconnected
+
+
 class AdmissionSettings(Settings, frozen=True):
     """Bounds on what one gateway holds, and when it refuses."""
 
@@ -133,6 +146,7 @@ class ActivationSettings(Settings, frozen=True):
 
 class GatewayTuning(Settings, frozen=True):
     http: HttpLimits = HttpLimits()
+    grpc: GrpcLimits = GrpcLimits()
     admission: AdmissionSettings = AdmissionSettings()
     retry: RetrySettings = RetrySettings()
     hedge: HedgeSettings = HedgeSettings()
@@ -220,7 +234,8 @@ class NodeConfig(Settings, frozen=True):
 class GatewayConfig(Settings, frozen=True):
     name: Name
     http: str = "127.0.0.1:8080"
-    processes: Annotated[int, Meta(ge=1, le=64)] = 1  # that share the port
+    grpc: str = ""  # "host:port"; needs understudy[grpc]. Empty: no gRPC
+    processes: Annotated[int, Meta(ge=1, le=64)] = 1  # that share the ports
     tls: TlsSettings | None = None
 
 

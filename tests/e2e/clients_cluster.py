@@ -96,6 +96,10 @@ class ClientsCluster:
     def http(self) -> str:
         return f"127.0.0.1:{self.harness.ports[0]}"
 
+    @property
+    def grpc(self) -> str:
+        return self.harness.cluster.config.gateway_named("g1").grpc
+
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self._runner.run(coroutine)
 
@@ -122,7 +126,7 @@ def clients_cluster(folder: Path, extra: str = "") -> Iterator[ClientsCluster]:
     write_linear_app(folder / "apps" / LINEAR, LINEAR, "critical")
     shutil.copytree(ROOT / "examples" / "quickstart" / PRIMES, folder / "apps" / PRIMES)
     with asyncio.Runner() as runner:
-        context = running(folder, extra=extra)
+        context = running(folder, extra=extra, grpc=True)
         harness = runner.run(context.__aenter__())
         try:
             cluster = ClientsCluster(runner, harness)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from calling import Calls, calling
 from clients_cluster import ECHO, IMAGE, LINEAR, PRIMES, ROOT, ClientsCluster, echo_arrays
+from perf_analyzer import perf_analyzer, run_perf_analyzer
 
 pytest.importorskip("geventhttpclient", reason="needs the test extra: pip install 'understudy[dev]'")
 pytest.importorskip("kserve", reason="needs the test extra: pip install 'understudy[dev]'")
@@ -31,10 +30,7 @@ from kserve.protocol.infer_type import RequestedOutput
 from tritonclient.utils import InferenceServerException
 
 Arrays = dict[str, np.ndarray[Any, Any]]
-PERF_ANALYZER = ROOT / "build" / "perf_analyzer" / "bin" / "perf_analyzer"
-CUDA_RUNTIME = ROOT / "build" / "perf_analyzer" / "nvidia" / "cuda_runtime" / "lib"  # linked, never used
 JSON_LENGTH = "Inference-Header-Content-Length"
-PAUSE_S = 0.02  # between the calls of one client while a node dies: a fault on an idle machine, not overload
 X = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
 
 
@@ -247,7 +243,10 @@ EXAMPLES = re.findall(r"```(sh|python)\n(.*?)```", (ROOT / "docs" / "protocol.md
 @pytest.mark.parametrize(("language", "code"), EXAMPLES, ids=range(len(EXAMPLES)))
 def test_examples_in_the_docs(cluster: ClientsCluster, language: str, code: str) -> None:
     interpreter = ["sh", "-c"] if language == "sh" else [sys.executable, "-c"]
-    argv = [*interpreter, code.replace("localhost:8080", cluster.http)]
+    argv = [
+        *interpreter,
+        code.replace("localhost:8080", cluster.http).replace("localhost:8001", cluster.grpc),
+    ]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert re.search(r"true.*false", done.stdout, re.DOTALL | re.IGNORECASE), done.stdout
@@ -256,29 +255,10 @@ def test_examples_in_the_docs(cluster: ClientsCluster, language: str, code: str)
 # perf_analyzer
 
 
-def perf_analyzer(cluster: ClientsCluster, csv: Path, *more: str) -> list[str]:
-    if not PERF_ANALYZER.exists():
-        pytest.skip("needs perf_analyzer: make perf-analyzer")
-    argv = [str(PERF_ANALYZER), "-m", LINEAR, "-u", cluster.http, "-f", str(csv), *more]
-    argv += ["--measurement-interval", "1000"]
-    return [*argv, "--stability-percentage", "999", "--max-trials", "3"]  # one measurement is enough
-
-
-def run_perf_analyzer(argv: list[str]) -> str:
-    env = {**os.environ, "LD_LIBRARY_PATH": str(CUDA_RUNTIME)}
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, env=env)
-    output = done.stdout + done.stderr
-    if "libb64" in output:
-        pytest.skip("perf_analyzer needs libb64: apt-get install libb64-0d")
-    assert done.returncode == 0, output
-    assert "Failed" not in output, output
-    return output
-
-
 @pytest.mark.parametrize("form", ["binary", "json"])
 def test_perf_analyzer(cluster: ClientsCluster, tmp_path: Path, form: str) -> None:
     tensors = ["--input-tensor-format", form, "--output-tensor-format", form]
-    argv = perf_analyzer(cluster, tmp_path / "out.csv", "--concurrency-range", "2", *tensors)
+    argv = perf_analyzer(cluster.http, tmp_path / "out.csv", "--concurrency-range", "2", *tensors)
     output = run_perf_analyzer(argv)
     assert "Throughput" in output
     assert (tmp_path / "out.csv").read_text().count("\n") >= 2
@@ -291,53 +271,9 @@ def linear_input(binary: bool = True) -> Any:
     return tritonclient.http.InferInput("x", list(X.shape), "FP32").set_data_from_numpy(X, binary_data=binary)
 
 
-class Calls:
-    """A client in a thread of its own, calling until told to stop. A call that fails is kept, and ends it."""
-
-    def __init__(self, run: Callable[[Calls], None]) -> None:
-        self.answered: list[float] = []
-        self.failure: BaseException | None = None
-        self._run = run
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._guarded, name=run.__name__)
-
-    def _guarded(self) -> None:
-        try:
-            self._run(self)
-        except Exception as error:
-            self.failure = error
-
-    def repeat(self, call: Callable[[], None]) -> None:
-        while not self.stopped.wait(PAUSE_S):
-            call()
-            self.answered.append(time.monotonic())
-
-    async def repeat_async(self, call: Callable[[], Awaitable[None]]) -> None:
-        while not self.stopped.wait(PAUSE_S):  # nothing else runs on this thread's loop
-            await call()
-            self.answered.append(time.monotonic())
-
-    def since(self, moment: float) -> int:
-        return sum(at > moment for at in self.answered)
-
-
-@contextmanager
-def calling(*runs: Callable[[Calls], None]) -> Iterator[list[Calls]]:
-    calls = [Calls(run) for run in runs]
-    for call in calls:
-        call.thread.start()
-    try:
-        yield calls
-    finally:
-        for call in calls:
-            call.stopped.set()
-        for call in calls:
-            call.thread.join()
-
-
 def test_no_client_notices_that_a_node_dies(cluster: ClientsCluster, tmp_path: Path) -> None:
     sent = arrays_for_triton()
-    argv = perf_analyzer(cluster, tmp_path / "out.csv", "--request-rate-range", "50")
+    argv = perf_analyzer(cluster.http, tmp_path / "out.csv", "--request-rate-range", "50")
 
     def triton_binary(calls: Calls) -> None:
         with tritonclient.http.InferenceServerClient(cluster.http) as client:

@@ -317,11 +317,14 @@ def write_cluster(
     lease_ms: int,
     processes: int = 1,
     of_gateway: str = "",
+    grpc: bool = False,
 ) -> tuple[Path, list[int]]:
-    *ports, control = free_ports(gateways + 1)
+    control, *ports = free_ports(2 * gateways + 1)
+    ports, grpc_ports = ports[:gateways], ports[gateways:]
     text = f'name = "test"\ndata_dir = "data"\n\n[[controllers]]\nname = "c1"\nhttp = "127.0.0.1:{control}"\n'
     for i, port in enumerate(ports, 1):
         text += f'\n[[gateways]]\nname = "g{i}"\nhttp = "127.0.0.1:{port}"\nprocesses = {processes}\n'
+        text += f'grpc = "127.0.0.1:{grpc_ports[i - 1]}"\n' if grpc else ""
         text += f"{of_gateway}\n"
     for name, site in nodes.items():
         text += f'\n[[nodes]]\nname = "{name}"\nsite = "{site}"\nmemory_mb = 600\n'
@@ -346,9 +349,10 @@ async def running(
     of_gateway: str = "",
     tls: ssl.SSLContext | None = None,
     credentials: str = "",
+    grpc: bool = False,
 ) -> AsyncIterator[Harness]:
     """A started cluster with the apps of `folder / "apps"` deployed and fully protected."""
-    path, ports = write_cluster(folder, gateways, nodes, extra, lease_ms, processes, of_gateway)
+    path, ports = write_cluster(folder, gateways, nodes, extra, lease_ms, processes, of_gateway, grpc)
     cluster = Cluster(path)
     harness = Harness(cluster, ports, folder)
     harness.tls, harness.credentials = tls, credentials

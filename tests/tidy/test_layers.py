@@ -46,6 +46,8 @@ CONFINED = {
     "sklearn": ("understudy.demo",),
     "typer": ("understudy.cli",),
     "rich": ("understudy.cli", "understudy.demo"),
+    "google": ("understudy.gateway.grpc", "understudy.wire.inference", "understudy.worker.protobuf"),
+    "grpc": ("understudy.gateway.grpc",),
     "httptools": ("understudy.gateway", "understudy.demo.load", "understudy.client.connection"),
     "jwt": ("understudy.gateway.tokens",),
     "cryptography": ("understudy.gateway.tokens",),

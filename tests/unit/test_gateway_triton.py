@@ -54,12 +54,12 @@ def test_statistics_add_up() -> None:
 def test_loading_asks_for_nothing_that_is_not_there() -> None:
     app = World().gateway.apps["digits"]
     for body in (b"", b"{}", b'{"parameters": {}}'):
-        triton.load(app, body)
+        triton.load(app, with_parameters=triton.has_parameters(body))
     with pytest.raises(UnderstudyError, match="deploy a new version"):
-        triton.load(app, b'{"parameters": {"config": "{}"}}')
+        triton.load(app, with_parameters=triton.has_parameters(b'{"parameters": {"config": "{}"}}'))
     app.ranked.clear()
     with pytest.raises(UnderstudyError) as caught:
-        triton.load(app, b"")
+        triton.load(app, with_parameters=triton.has_parameters(b""))
     assert caught.value.code is Code.UNAVAILABLE
-    assert triton.index([app], b'{"ready": true}') == []
-    assert triton.index([app], b"")[0]["state"] == "UNAVAILABLE"
+    assert triton.index([app], ready_only=triton.wants_ready_only(b'{"ready": true}')) == []
+    assert triton.index([app], ready_only=triton.wants_ready_only(b""))[0]["state"] == "UNAVAILABLE"

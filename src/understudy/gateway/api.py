@@ -214,8 +214,7 @@ class Api:
     # everything but inference
 
     def _server(self) -> Answer:
-        version = understudy.__version__
-        return 200, {"name": "understudy", "version": version, "extensions": triton.EXTENSIONS}
+        return 200, server_metadata()
 
     def _live(self) -> Answer:
         return 200, {"live": True}
@@ -234,14 +233,7 @@ class Api:
         return (200 if self.ready else 503), content
 
     def _model(self, app: str, version: str | None) -> Answer:
-        spec = self.app(app, version).spec
-        return 200, {
-            "name": spec.app,
-            "versions": [str(spec.version)],
-            "platform": triton.platform(spec),
-            "inputs": [msgspec.to_builtins(tensor) for tensor in spec.inputs],
-            "outputs": [msgspec.to_builtins(tensor) for tensor in spec.outputs],
-        }
+        return 200, model_metadata(self.app(app, version).spec)
 
     def _model_ready(self, app: str, version: str | None) -> Answer:
         """True if a replica answered a real inference within the last probe interval."""
@@ -255,20 +247,20 @@ class Api:
         return 200, triton.configuration(self.app(app, version).spec)
 
     def _statistics(self, app: str | None = None, version: str | None = None) -> Answer:
-        apps = self._sorted_apps() if app is None else [self.app(app, version)]
+        apps = self.sorted_apps() if app is None else [self.app(app, version)]
         return 200, triton.statistics(apps, monotonic(), time())
 
     def _index(self, body: bytes) -> Answer:
-        return 200, triton.index(self._sorted_apps(), body)
+        return 200, triton.index(self.sorted_apps(), ready_only=triton.wants_ready_only(body))
 
     def _load(self, body: bytes, app: str) -> Answer:
-        triton.load(self.app(app, None), body)
+        triton.load(self.app(app, None), with_parameters=triton.has_parameters(body))
         return 200, {}
 
     def _unload(self, body: bytes, app: str) -> Answer:
         triton.refuse_unload(self.app(app, None))
 
-    def _sorted_apps(self) -> list[App]:
+    def sorted_apps(self) -> list[App]:
         return [app for _, app in sorted(self.gateway.apps.items())]
 
     def _document(self) -> Answer:
@@ -303,6 +295,20 @@ def _routes(
     *routes: tuple[str, Callable[..., Answer]],
 ) -> list[tuple[re.Pattern[str], Callable[..., Answer]]]:
     return [(re.compile(pattern), answer) for pattern, answer in routes]
+
+
+def server_metadata() -> dict[str, Any]:
+    return {"name": "understudy", "version": understudy.__version__, "extensions": triton.EXTENSIONS}
+
+
+def model_metadata(spec: AppVersion) -> dict[str, Any]:
+    return {
+        "name": spec.app,
+        "versions": [str(spec.version)],
+        "platform": triton.platform(spec),
+        "inputs": [msgspec.to_builtins(tensor) for tensor in spec.inputs],
+        "outputs": [msgspec.to_builtins(tensor) for tensor in spec.outputs],
+    }
 
 
 def _app_status(app: App) -> dict[str, Any]:

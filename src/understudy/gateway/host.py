@@ -29,7 +29,7 @@ import structlog
 from understudy.adapters import logs
 from understudy.adapters.parents import follow_parent
 from understudy.config import ClusterConfig, GatewayConfig
-from understudy.gateway.process import PULSE, Seat, run_process
+from understudy.gateway.process import PULSE, Seat, grpc_server, run_process
 from understudy.wire.errors import ConfigError
 
 BACKLOG = 1024
@@ -79,6 +79,8 @@ class Host:
         self._status = 0
 
     def run(self) -> None:
+        if self._gateway.grpc:
+            grpc_server()
         taken = self._take_over()
         sockets = _listening(self._gateway, taken)
         number = self._gateway.processes
@@ -147,6 +149,7 @@ class Host:
                 pulse,
                 self._gateway.name,
                 taking_over=self._predecessor is not None,
+                grpc=self._gateway.grpc,
             )
             run_process(self._config, seat)
             status = 0

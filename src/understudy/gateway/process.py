@@ -13,7 +13,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 import msgspec
 import structlog
@@ -28,7 +28,7 @@ from understudy.gateway import table as stored_table
 from understudy.gateway.api import Api
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.secured import Secured
-from understudy.wire.errors import UnderstudyError
+from understudy.wire.errors import ConfigError, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (
     Activate,
@@ -44,6 +44,9 @@ from understudy.wire.messages import (
     decode_message,
 )
 from understudy.wire.records import Event, NodeInfo, RouteTable
+
+if TYPE_CHECKING:
+    from understudy.gateway.grpc import GrpcServer
 
 IDLE_TICK_S = 0.01  # while nothing is in flight
 SWEEP_S = 0.5
@@ -65,6 +68,7 @@ class Seat:
     pulse: int
     gateway: str  # whose process it is
     taking_over: bool = False
+    grpc: str = ""  # address, if it shall serve that too
 
 
 class GatewayProcess:
@@ -129,12 +133,13 @@ class GatewayProcess:
                 )
                 for listener in self.seat.sockets
             ]
+            grpc = await self._listen_grpc() if self.seat.grpc else None
             self.accepting = True
-            self.log.info("gateway.started", http=self.http_address)
+            self.log.info("gateway.started", http=self.http_address, grpc=self.seat.grpc)
             await self._stopping.wait()
             for task in controllers:
                 task.cancel()
-            await self._drain(servers)
+            await self._drain(servers, grpc)
             for task in background:
                 task.cancel()
             for _, task, _ in self._agents.values():
@@ -155,15 +160,25 @@ class GatewayProcess:
         while monotonic() < due and not (apps and all(app.ready for app in apps.values())):  # noqa: ASYNC110
             await asyncio.sleep(IDLE_TICK_S)  # readiness of all apps is no event
 
-    async def _drain(self, servers: list[asyncio.Server]) -> None:
-        """Take no new connections, answer what is in flight and what clients send on the ones they have.
+    async def _listen_grpc(self) -> GrpcServer:
+        grpc = grpc_server()(self.api, self.settings)
+        await grpc.start(self.seat.grpc, self.secured.context)
+        return grpc
 
-        Closing a connection under a client that is about to use it again would cost it a request, so the
-        client is told first: `Connection: close`.
-        """
+    async def _drain(self, servers: list[asyncio.Server], grpc: GrpcServer | None) -> None:
+        """Take no new connections, answer what is in flight and what clients send on the ones they have."""
         self.api.draining = True
         for server in servers:
             server.close()
+        async with asyncio.TaskGroup() as drains:
+            drains.create_task(self._drain_http())
+            if grpc is not None:
+                drains.create_task(grpc.stop(self.settings.http.drain_timeout_s))
+
+    async def _drain_http(self) -> None:
+        """Closing a connection under a client that is about to use it again would cost it a request, so the
+        client is told first: `Connection: close`.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.http.drain_timeout_s):
                 while self.api.connections:
@@ -392,4 +407,19 @@ def run_process(config: ClusterConfig, seat: Seat) -> None:
     async def main() -> None:
         await GatewayProcess(config, seat).run()
 
-    uvloop.run(main())
+    try:
+        uvloop.run(main())
+    except BaseExceptionGroup as group:
+        refused = group.subgroup(ConfigError)
+        if refused is None:
+            raise
+        raise refused.exceptions[0] from None
+
+
+def grpc_server() -> type[GrpcServer]:
+    """Slow the first time, so a parent calls it before it forks. Raises `ConfigError` without the extra."""
+    try:
+        from understudy.gateway.grpc import GrpcServer
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"gateways: grpc: needs 'understudy[grpc]' installed: {error}") from error
+    return GrpcServer

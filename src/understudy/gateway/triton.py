@@ -91,9 +91,14 @@ def _app_statistics(app: App, now: float, now_unix_s: float) -> dict[str, Any]:
     }
 
 
-def index(apps: Iterable[App], body: bytes) -> list[dict[str, str]]:
-    """Every app and whether it can answer. An empty body asks for all of them."""
+def wants_ready_only(body: bytes) -> bool:
+    """Of a request for the index. An empty body asks for all apps."""
     wanted = _read(_decode_index, body) if body.strip() else _IndexRequest()
+    return bool(wanted.ready)
+
+
+def index(apps: Iterable[App], *, ready_only: bool) -> list[dict[str, str]]:
+    """Every app and whether it can answer."""
     return [
         {
             "name": app.name,
@@ -102,14 +107,19 @@ def index(apps: Iterable[App], body: bytes) -> list[dict[str, str]]:
             "reason": "" if app.ready else "no replica is ready",
         }
         for app in apps
-        if app.ready or not wanted.ready
+        if app.ready or not ready_only
     ]
 
 
-def load(app: App, body: bytes) -> None:
-    """Nothing to do for an app that answers: Understudy itself decides what is loaded where."""
+def has_parameters(body: bytes) -> bool:
+    """Of a request to load a model."""
     wanted = _read(_decode_load, body) if body.strip() else _LoadRequest()
-    if wanted.parameters:
+    return bool(wanted.parameters)
+
+
+def load(app: App, *, with_parameters: bool) -> None:
+    """Nothing to do for an app that answers: Understudy itself decides what is loaded where."""
+    if with_parameters:
         what = "a model can't be changed while it is loaded; deploy a new version instead"
         raise UnderstudyError(Code.INVALID_ARGUMENT, what)
     if not app.ready:

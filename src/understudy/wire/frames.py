@@ -27,6 +27,9 @@ PAYLOAD_ALIGNMENT_BYTES = 16  # of large payloads; what the allocator gives, too
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
+# Flags of an INFER frame: the payload, and that of its answer, is protobuf instead of HTTP's form.
+ENCODING_PROTOBUF = 1
+
 _pack = PREFIX.pack
 _unpack_from = PREFIX.unpack_from
 

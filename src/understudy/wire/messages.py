@@ -362,7 +362,9 @@ def encode_message(message: Message, stream: int = 0, payload: Buffer = b"") -> 
     return encode_frame(kind, stream, _encode(message), payload)
 
 
-def encode_infer(timeout_s: float, stream: int, body: Buffer, json_bytes: int = -1) -> tuple[bytes, Buffer]:
+def encode_infer(
+    timeout_s: float, stream: int, body: Buffer, json_bytes: int = -1, flags: int = 0
+) -> tuple[bytes, Buffer]:
     """An Infer as a frame, and what follows it if the body is too large to be copied.
 
     What is left of the deadline is rounded down to ms if it is more than that.
@@ -370,7 +372,7 @@ def encode_infer(timeout_s: float, stream: int, body: Buffer, json_bytes: int = 
     timeout_us = int(timeout_s * 1e6)
     if timeout_us > 1000:
         timeout_us -= timeout_us % 1000
-    return _frame_parts(_INFER, stream, _infer_header(timeout_us, json_bytes), body)
+    return _frame_parts(_INFER, stream, _infer_header(timeout_us, json_bytes), body, flags)
 
 
 def encode_result(result: Result, stream: int, body: Buffer) -> tuple[bytes, Buffer]:
@@ -378,10 +380,12 @@ def encode_result(result: Result, stream: int, body: Buffer) -> tuple[bytes, Buf
     return _frame_parts(_RESULT, stream, _encode(result), body)
 
 
-def _frame_parts(kind: int, stream: int, header: bytes, payload: Buffer) -> tuple[bytes, Buffer]:
+def _frame_parts(
+    kind: int, stream: int, header: bytes, payload: Buffer, flags: int = 0
+) -> tuple[bytes, Buffer]:
     if len(payload) < LARGE_BYTES:
-        return encode_frame(kind, stream, header, payload), b""
-    return frame_head(kind, stream, header, len(payload)), payload
+        return encode_frame(kind, stream, header, payload, flags), b""
+    return frame_head(kind, stream, header, len(payload), flags), payload
 
 
 @lru_cache(maxsize=4096)  # most requests have their app's whole deadline before them

@@ -19,9 +19,14 @@ from understudy.wire.messages import Load, Loaded
 from understudy.wire.tensors import Array
 from understudy.worker.guard import Guard
 from understudy.worker.memory import pss_mb
-from understudy.worker.oip import Codec, Request, encode_probe
+from understudy.worker.oip import Request, encode_probe
 from understudy.worker.runtimes import Runtime, load_failed, make_runtime
 from understudy.worker.signature import Signature, agree
+
+try:
+    from understudy.worker.protobuf import Codec
+except ModuleNotFoundError:  # protobuf is an extra
+    from understudy.worker.oip import Codec  # type: ignore[assignment]
 
 WARM_RUNS = 4
 WARM_MS_MAX = 4.0  # spent on them at most

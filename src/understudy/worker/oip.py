@@ -11,11 +11,11 @@ their order. The form of the answer follows from the body alone, so every replic
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import msgspec
 
-from understudy.wire.errors import InvalidArgument
+from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array, zeros
@@ -34,7 +34,7 @@ from understudy.worker.inputs import (
 T = TypeVar("T")
 
 
-class _RequestedOutput(msgspec.Struct):
+class RequestedOutput(msgspec.Struct):
     name: str
     parameters: Parameters | None = None
 
@@ -43,7 +43,7 @@ class _Body(msgspec.Struct):
     inputs: list[ReadTensor]
     id: str | None = None
     parameters: Parameters | None = None
-    outputs: list[_RequestedOutput] | None = None
+    outputs: list[RequestedOutput] | None = None
 
 
 class _FlatBody(msgspec.Struct, Generic[T]):
@@ -52,7 +52,7 @@ class _FlatBody(msgspec.Struct, Generic[T]):
     inputs: list[FlatTensor[T]]
     id: str | None = None
     parameters: Parameters | None = None
-    outputs: list[_RequestedOutput] | None = None
+    outputs: list[RequestedOutput] | None = None
 
 
 class _WrittenTensor(msgspec.Struct, omit_defaults=True):
@@ -89,6 +89,7 @@ class Request(msgspec.Struct, gc=False):
     key: Hashable
     id: str | None
     outputs: tuple[Output, ...]
+    protobuf: bool = False  # so came the request, and so goes the answer
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -149,6 +150,10 @@ class Codec:
             return self._whole(body)
         return self._request(self._decode_raw(memoryview(body)[:json_bytes]), body, json_bytes)
 
+    def decode_protobuf(self, message: Buffer) -> Request:
+        """The request in a serialized ModelInferRequest: see `protobuf.Codec`."""
+        raise UnderstudyError(Code.CONFIG, "gRPC needs 'understudy[grpc]' installed on every node")
+
     def _decode_raw(self, body: Buffer) -> _Body:
         """Whatever the tensors' data may be."""
         try:
@@ -166,9 +171,7 @@ class Codec:
         arrays: dict[str, Array] = {}
         for tensor in parsed.inputs:
             name = tensor.name
-            rule = self._rules.get(name)
-            if rule is None:
-                raise InvalidArgument(f"input {shown(name)}: unknown; the model has {self._input_names()}")
+            rule = self._rules.get(name) or self._unknown(name)
             if name in arrays:
                 raise InvalidArgument(f"input {shown(name)}: given twice")
             if tensor.parameters:
@@ -178,9 +181,6 @@ class Codec:
                     binary_at += size
                     continue
             arrays[name] = rule.read(tensor)
-        if len(arrays) != len(self._rules):
-            missing = ", ".join(repr(name) for name in self._rules if name not in arrays)
-            raise InvalidArgument(f"missing input: {missing}")
         if binary_at != len(body):
             left = len(body) - binary_at
             raise InvalidArgument(f"request body: {left} bytes are left after the last input's binary data")
@@ -198,7 +198,10 @@ class Codec:
         return self.checked({name: rule.read_whole(body)}, None, self._all_binary)
 
     def checked(self, arrays: dict[str, Array], id: str | None, outputs: tuple[Output, ...]) -> Request:
-        """The request with all of a model's inputs, each of which has been checked alone."""
+        """The request with these inputs, each of which has been checked alone."""
+        if len(arrays) != len(self._rules):
+            missing = ", ".join(repr(name) for name in self._rules if name not in arrays)
+            raise InvalidArgument(f"missing input: {missing}")
         key = tuple(arrays[name].shape[1:] for name in self._dynamic) if self._dynamic else ()
         return Request(arrays, self._rows(arrays) if self._batched else 1, key, id, outputs)
 
@@ -233,8 +236,7 @@ class Codec:
             array = outputs[name]
             datatype = self._outputs[name]
             if output.classes:
-                array = best_classes(array, output.classes, batched=self._batched)
-                datatype = "BYTES"
+                datatype, array = self._classified(output, array)
             tensor = _WrittenTensor(name, datatype, array.shape)
             if output.binary:
                 content = binary.write(datatype, array)
@@ -245,6 +247,10 @@ class Codec:
             tensors.append(tensor)
         json = _encode(_Response(self._app, self._version, tensors, request.id))
         return Answer(b"".join((json, *contents)), len(json)) if contents else Answer(json, -1)
+
+    def _classified(self, output: Output, array: Array) -> tuple[str, Array]:
+        """Datatype and values that are sent for an output of which the best classes are wanted."""
+        return "BYTES", best_classes(array, output.classes, batched=self._batched)
 
     def _rows(self, arrays: dict[str, Array]) -> int:
         rows = 0
@@ -257,9 +263,7 @@ class Codec:
             rows = len(array)
         return rows
 
-    def _requested(
-        self, outputs: list[_RequestedOutput] | None, parameters: Parameters
-    ) -> tuple[Output, ...]:
+    def _requested(self, outputs: list[RequestedOutput] | None, parameters: Parameters) -> tuple[Output, ...]:
         binary_data = _flag("parameters", parameters, "binary_data_output", False)
         if not outputs:
             return self._all_binary if binary_data else self._all_json
@@ -276,13 +280,16 @@ class Codec:
 
     def _output(self, name: str, parameters: Parameters, binary_data: bool) -> Output:
         who = f"output {shown(name)}"
-        _refuse_shared_memory(who, parameters)
+        refuse_shared_memory(who, parameters)
         classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise InvalidArgument(f"{who}: classification is a number of classes, not {classes!r}")
         if classes and self._outputs[name] == "BYTES":
             raise InvalidArgument(f"{who}: has no best classes: it is BYTES")
         return Output(name, _flag(who, parameters, "binary_data", binary_data), classes)
+
+    def _unknown(self, name: str) -> NoReturn:
+        raise InvalidArgument(f"input {shown(name)}: unknown; the model has {self._input_names()}")
 
     def _input_names(self) -> str:
         return ", ".join(repr(name) for name in self._rules)
@@ -292,7 +299,7 @@ def _binary_size(tensor: ReadTensor | FlatTensor[Any], bytes_max: int) -> int | 
     """Bytes of `tensor` behind the JSON, where `bytes_max` are; None if its data is in the JSON."""
     parameters = tensor.parameters or {}
     who = f"input {shown(tensor.name)}"
-    _refuse_shared_memory(who, parameters)
+    refuse_shared_memory(who, parameters)
     size = parameters.get(BINARY_SIZE)
     if size is None:
         return None
@@ -312,7 +319,7 @@ def _flag(who: str, parameters: Parameters, name: str, default: bool) -> bool:
     return value
 
 
-def _refuse_shared_memory(who: str, parameters: Parameters) -> None:
+def refuse_shared_memory(who: str, parameters: Parameters) -> None:
     if "shared_memory_region" in parameters:
         raise InvalidArgument(f"{who}: shared memory is not offered; send and ask for the data itself")
 

@@ -19,7 +19,7 @@ import structlog
 from understudy.adapters.links import FrameLink
 from understudy.core.batching import Batcher, Durations
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
-from understudy.wire.frames import Buffer
+from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
 from understudy.wire.messages import Infer, Load, Probed, Result, encode_result
 from understudy.worker.model import Done, Model
 from understudy.worker.oip import Answer, Request
@@ -78,14 +78,18 @@ class Replica:
         """Of a batch, over the replica's life."""
         return self._execute_s * 1e6 / self.batches if self.batches else 0.0
 
-    def infer(self, link: FrameLink, stream: int, infer: Infer, body: Buffer) -> None:
+    def infer(self, link: FrameLink, stream: int, infer: Infer, body: Buffer, flags: int = 0) -> None:
+        """`flags` are those of the frame: which encoding `body` has."""
         self.requests += 1
         now = monotonic()
         if self._batcher.is_full:
             link.fail(stream, _busy(self._batcher.rows))
             return
         try:
-            request = self._decode(body, infer.json_bytes)
+            if flags & ENCODING_PROTOBUF:
+                request = self._model.codec.decode_protobuf(body)
+            else:
+                request = self._decode(body, infer.json_bytes)
         except UnderstudyError as error:
             link.fail(stream, error)
             return

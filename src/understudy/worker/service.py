@@ -133,7 +133,7 @@ class Worker:
         stream = frame.stream
         if type(message) is Infer:
             if self._state == "ready" and self._replica is not None:
-                self._replica.infer(link, stream, message, frame.payload)
+                self._replica.infer(link, stream, message, frame.payload, frame.flags)
             else:
                 link.fail(stream, self._not_ready())
             return

@@ -116,8 +116,8 @@ class Dispatcher:
         replica.outstanding[stream] = flight
         request.flights.append(flight)
         request.attempts += 1
-        frame, rest = encode_infer(request.deadline - now, stream, request.body, request.json_bytes)
-        replica.link.write(frame, rest)  # type: ignore[union-attr]
+        parts = encode_infer(request.deadline - now, stream, request.body, request.json_bytes, request.flags)
+        replica.link.write(*parts)  # type: ignore[union-attr]
         if not replica.breaker.closed:
             replica.breaker.sent(stream)
             self._changed(replica.app, now)

@@ -61,12 +61,13 @@ class Step:
 class Handover(Request):
     """A copy of a request in the hands of another app."""
 
-    __slots__ = ("floor", "original", "step")
+    __slots__ = ("flags", "floor", "original", "step")
 
     def __init__(
         self, app: App, original: Request, step: Step, floor: Floor, now: float, deadline: float
     ) -> None:
         super().__init__(app, original.body, now, deadline, original.json_bytes)
+        self.flags = original.flags
         self.original = original
         self.step = step
         self.floor = floor

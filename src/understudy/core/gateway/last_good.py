@@ -63,7 +63,7 @@ class LastGood:
 def _key(request: Request) -> bytes:
     spec = request.app.spec
     digest = hashlib.blake2b(
-        f"{spec.app}/{spec.version}/{request.json_bytes}/".encode(), digest_size=DIGEST_BYTES
+        f"{spec.app}/{spec.version}/{request.flags}/{request.json_bytes}/".encode(), digest_size=DIGEST_BYTES
     )
     digest.update(request.body)
     return digest.digest()

@@ -404,6 +404,8 @@ class Flight:
 class Request:
     """A client's request until it ends. The shell subclasses it to hear of the end."""
 
+    flags = 0  # of the frame that carries it to a worker: which encoding `body` has
+
     __slots__ = (
         "app", "arrived", "attempts", "body", "client", "deadline", "done", "flights", "hedged", "isolated",
         "json_bytes", "kills", "last_error", "tried",

@@ -1,0 +1,316 @@
+"""The Open Inference Protocol over gRPC, on the gateway's own loop.
+
+Lives here: the server, what each method does, deadlines and cancellation. ModelInfer takes and gives raw
+bytes: of a request only the names are read, and the worker decodes it. Does not live here: where a request
+goes (`core`) and what answers look like (`grpc_answers`).
+
+The library is slower than our own HTTP by an order, and makes a task per call; that is its price.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic, time
+from typing import Any, NoReturn
+
+import grpc
+
+from understudy.config import GatewayTuning
+from understudy.core.gateway.rotation import App, Request, Source
+from understudy.gateway import grpc_answers as answers
+from understudy.gateway import triton
+from understudy.gateway.api import Api, model_metadata, server_metadata
+from understudy.gateway.auth import headers_of
+from understudy.gateway.tls import Certificate, ServerContext
+from understudy.wire import inference
+from understudy.wire.errors import Code, ConfigError, UnderstudyError
+from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
+from understudy.wire.messages import Result
+from understudy.wire.protobuf import read_infer_head
+
+# A client stops waiting at its deadline; answered a moment before it, it hears why, and the replica that
+# didn't answer in time is held to account.
+DEADLINE_MARGIN_S = 0.005
+DEADLINE_MARGIN_FRACTION = 0.1  # at most
+
+
+class GrpcRequest(Request):
+    """A request whose end is awaited by its call."""
+
+    __slots__ = ("ended", "id_bytes")
+
+    flags = ENCODING_PROTOBUF
+    ended: asyncio.Future[tuple[bytes, answers.Metadata]]  # set by whoever made it
+    id_bytes: bytes
+
+    @property
+    def id(self) -> str:
+        return self.id_bytes.decode(errors="replace")
+
+    def answered(self, source: Source, result: Result, body: Buffer) -> None:
+        parameters, metadata = answers.provenance(
+            source.variant, source.version, source.degraded, source.other_app
+        )
+        self._end(b"".join((body, parameters)), metadata)
+
+    def answered_static(self, static: dict[str, Any]) -> None:
+        spec = self.app.spec
+        parameters, metadata = answers.provenance("static", spec.version, "static")
+        self._end(answers.static_answer(spec, static, self.id_bytes) + parameters, metadata)
+
+    def failed(self, error: UnderstudyError) -> None:
+        if not self.ended.done():
+            self.ended.set_exception(error)
+
+    def _end(self, answer: bytes, metadata: answers.Metadata) -> None:
+        if not self.ended.done():  # else its call was cancelled in this turn of the loop
+            self.ended.set_result((answer, metadata))
+
+
+class GrpcServer:
+    """Serves one gateway on one address."""
+
+    def __init__(self, api: Api, settings: GatewayTuning) -> None:
+        self._api = api
+        self._gateway = api.gateway
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._server = grpc.aio.server(
+            options=_options(settings), maximum_concurrent_rpcs=settings.grpc.calls_max
+        )
+        handlers: dict[str, Any] = {
+            "ModelInfer": grpc.unary_unary_rpc_method_handler(self._model_infer),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._model_stream_infer),
+        }
+        for method, (answer, path) in self._plain_methods().items():
+            handlers[method] = grpc.unary_unary_rpc_method_handler(
+                self._plain(answer, path),
+                request_deserializer=inference.message(f"{method}Request").FromString,
+                response_serializer=inference.message(f"{method}Response").SerializeToString,
+            )
+        service = grpc.method_handlers_generic_handler(inference.SERVICE, handlers)
+        self._server.add_generic_rpc_handlers((service,))
+
+    async def start(self, address: str, tls: ServerContext | None = None) -> int:
+        """Listen on "host:port"; returns the port, which is chosen for 0. Raises `ConfigError`."""
+        try:
+            if tls is None:
+                port: int = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, _credentials(tls))
+        except RuntimeError as error:
+            raise ConfigError(f"gateways: grpc: can't listen on {address}: {error}") from error
+        await self._server.start()
+        return port
+
+    async def stop(self, drain_timeout_s: float) -> None:
+        """Take no new calls, let the running ones end, cut off what lasts longer."""
+        await self._server.stop(drain_timeout_s)
+
+    # inference
+
+    async def _model_infer(self, message: bytes, context: Any) -> bytes:
+        try:
+            request = self._submit(message, context)
+            try:
+                answer, metadata = await request.ended
+            finally:
+                self._finish(request)
+        except UnderstudyError as error:
+            await self._abort(context, error)
+        context.set_trailing_metadata(metadata)
+        return answer
+
+    async def _model_stream_infer(self, _requests: Any, context: Any) -> None:
+        """Answers in the order of the requests, a bounded number of which are in flight together."""
+        room = asyncio.Semaphore(self._settings.grpc.stream_pipeline_max)
+        begun: asyncio.Queue[GrpcRequest | bytes | None] = asyncio.Queue()  # bounded by `room`
+        unfinished: set[GrpcRequest] = set()
+
+        async def answer() -> None:
+            while (request := await begun.get()) is not None:
+                response = request if isinstance(request, bytes) else await _stream_response(request)
+                if isinstance(request, GrpcRequest):
+                    unfinished.discard(request)
+                    self._finish(request)
+                await context.write(response)
+                room.release()
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(answer())
+                while (message := await context.read()) is not grpc.aio.EOF:
+                    await room.acquire()
+                    try:
+                        request = self._submit(message, context)
+                    except UnderstudyError as error:
+                        begun.put_nowait(answers.stream_error(error, b""))
+                    else:
+                        unfinished.add(request)
+                        begun.put_nowait(request)
+                begun.put_nowait(None)
+        finally:
+            for request in unfinished:
+                self._finish(request)
+
+    def _submit(self, message: bytes, context: Any) -> GrpcRequest:
+        """Hand a request to the dispatcher. `_finish` must be called when nobody waits for it any more."""
+        head = read_infer_head(message)
+        api = self._api
+        client = context.peer()
+        if api.authenticator is not None:
+            headers = headers_of(context.invocation_metadata())
+            client = api.authenticator.check(headers, head.model_name).client
+        app = self._app(head.model_name, head.model_version)
+        if api.body_bytes_held + len(message) > self._settings.http.body_bytes_total_max:
+            raise UnderstudyError(Code.SHED, "too many request bodies at once")
+        now = monotonic()
+        request = GrpcRequest(app, message, now, now + self._patience_s(app, context.time_remaining()))
+        request.ended = self._loop.create_future()
+        request.id_bytes = head.id
+        request.client = client
+        api.body_bytes_held += len(message)
+        self._gateway.dispatcher.submit(request, now)
+        return request
+
+    def _finish(self, request: GrpcRequest) -> None:
+        """The call is over, by an answer or because the client is gone."""
+        self._api.body_bytes_held -= len(request.body)
+        if request.ended.done() and not request.ended.cancelled():
+            request.ended.exception()  # asyncio minds a failure that nobody looks at
+        if not request.done:
+            self._gateway.dispatcher.cancel(request)
+
+    def _patience_s(self, app: App, remaining_s: float | None) -> float:
+        """The client's own deadline; without one, the app's."""
+        if remaining_s is None:
+            return app.spec.deadline_ms / 1000
+        margin_s = min(DEADLINE_MARGIN_S, remaining_s * DEADLINE_MARGIN_FRACTION)
+        return min(remaining_s - margin_s, self._settings.admission.deadline_ms_max / 1000)
+
+    # everything else
+
+    def _plain_methods(self) -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], str]]]:
+        """What answers each method, and the path over HTTP that permission is asked for."""
+        live = answers.described("ServerLiveResponse", {"live": True})
+        return {
+            "ServerLive": (lambda _: live, lambda _: "/v2/health/live"),
+            "ServerReady": (self._server_ready, lambda _: "/v2/health/ready"),
+            "ServerMetadata": (self._server_metadata, lambda _: "/v2"),
+            "ModelReady": (self._model_ready, _model_path),
+            "ModelMetadata": (self._model_metadata, _model_path),
+            "ModelConfig": (self._model_config, _model_path),
+            "ModelStatistics": (self._model_statistics, _statistics_path),
+            "RepositoryIndex": (self._repository_index, lambda _: "/v2/repository/index"),
+            "RepositoryModelLoad": (self._model_load, lambda _: "/v2/repository"),
+            "RepositoryModelUnload": (self._model_unload, lambda _: "/v2/repository"),
+        }
+
+    def _plain(
+        self, answer: Callable[[Any], Any], path: Callable[[Any], str]
+    ) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def handle(message: Any, context: Any) -> Any:
+            try:
+                if self._api.authenticator is not None:
+                    headers = headers_of(context.invocation_metadata())
+                    self._api.authenticator.check_path(headers, path(message))
+                return answer(message)
+            except UnderstudyError as error:
+                await self._abort(context, error)
+
+        return handle
+
+    def _server_ready(self, _asked: Any) -> Any:
+        return answers.described("ServerReadyResponse", {"ready": self._api.ready})
+
+    def _server_metadata(self, _asked: Any) -> Any:
+        return answers.described("ServerMetadataResponse", server_metadata())
+
+    def _model_ready(self, asked: Any) -> Any:
+        """An unknown model is not ready, and no error: clients poll this until it is there."""
+        app = self._gateway.apps.get(asked.name)
+        ready = app is not None and asked.version in ("", str(app.spec.version)) and app.ready
+        return answers.described("ModelReadyResponse", {"ready": ready})
+
+    def _model_metadata(self, asked: Any) -> Any:
+        spec = self._app(asked.name, asked.version).spec
+        return answers.described("ModelMetadataResponse", model_metadata(spec))
+
+    def _model_config(self, asked: Any) -> Any:
+        spec = self._app(asked.name, asked.version).spec
+        return answers.described("ModelConfigResponse", {"config": triton.configuration(spec)})
+
+    def _model_statistics(self, asked: Any) -> Any:
+        apps = [self._app(asked.name, asked.version)] if asked.name else self._api.sorted_apps()
+        return answers.described("ModelStatisticsResponse", triton.statistics(apps, monotonic(), time()))
+
+    def _repository_index(self, asked: Any) -> Any:
+        models = triton.index(self._api.sorted_apps(), ready_only=asked.ready)
+        return answers.described("RepositoryIndexResponse", {"models": models})
+
+    def _model_load(self, asked: Any) -> Any:
+        triton.load(self._app(asked.model_name, ""), with_parameters=bool(asked.parameters))
+        return answers.described("RepositoryModelLoadResponse", {})
+
+    def _model_unload(self, asked: Any) -> Any:
+        triton.refuse_unload(self._app(asked.model_name, ""))
+
+    def _app(self, name: str, version: str) -> App:
+        return self._api.app(name, version or None)
+
+    async def _abort(self, context: Any, error: UnderstudyError) -> NoReturn:
+        metadata = answers.error_metadata(error, self._settings.admission.retry_after_s)
+        await context.abort(answers.status_of(error), str(error), metadata)
+        raise AssertionError("abort raises")
+
+
+async def _stream_response(request: GrpcRequest) -> bytes:
+    try:
+        answer, _ = await request.ended
+    except UnderstudyError as error:
+        return answers.stream_error(error, request.id_bytes)
+    return answers.stream_answer(answer)
+
+
+def _model_path(asked: Any) -> str:
+    return f"/v2/models/{asked.name}"
+
+
+def _statistics_path(asked: Any) -> str:
+    return f"/v2/models/{asked.name}/stats" if asked.name else "/v2/models/stats"
+
+
+def _credentials(tls: ServerContext) -> Any:
+    """New connections get the newest certificate, as over HTTP."""
+    given: list[Certificate] = []
+
+    def configuration() -> Any:
+        newest = tls.newest
+        if given and given[-1] is newest:
+            return None
+        given[:] = [newest]
+        pair = [(newest.key_pem, newest.cert_pem)]
+        return grpc.ssl_server_certificate_configuration(pair, root_certificates=newest.client_ca_pem)
+
+    wants_client = tls.newest.client_ca_pem is not None
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, wants_client)
+
+
+def _options(settings: GatewayTuning) -> list[tuple[str, int]]:
+    """Channel arguments of the library's core, each with a bound of ours."""
+    limits = settings.grpc
+    return [
+        # The library opens its sockets itself, so processes share a port in this way only. A port that
+        # somebody holds without this option is an error.
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_receive_message_length", settings.http.body_bytes_max),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", limits.metadata_bytes_max),
+        ("grpc.max_concurrent_streams", limits.streams_max),
+        ("grpc.max_connection_idle_ms", int(limits.idle_timeout_s * 1000)),
+        ("grpc.keepalive_time_ms", int(limits.ping_interval_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(limits.ping_timeout_s * 1000)),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(limits.ping_interval_s_min * 1000)),
+    ]

@@ -1,0 +1,139 @@
+"""What a gateway says to gRPC clients: status codes, who answered, what it serves.
+
+The twin of `answers` for the other transport. Nothing here knows of sockets or of the gRPC library's
+server.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from google.protobuf.json_format import ParseDict
+from grpc import StatusCode
+
+from understudy.wire import inference
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.protobuf import length_delimited
+from understudy.wire.records import AppVersion
+
+Metadata = tuple[tuple[str, str], ...]
+
+# The one place that knows which gRPC status a failure has.
+STATUS: dict[Code, StatusCode] = {
+    Code.INVALID_ARGUMENT: StatusCode.INVALID_ARGUMENT,
+    Code.UNAUTHENTICATED: StatusCode.UNAUTHENTICATED,
+    Code.FORBIDDEN: StatusCode.PERMISSION_DENIED,
+    Code.NOT_FOUND: StatusCode.NOT_FOUND,
+    Code.CONFLICT: StatusCode.FAILED_PRECONDITION,
+    Code.TOO_LARGE: StatusCode.RESOURCE_EXHAUSTED,  # as the library says of a message that is too large
+    Code.TIMEOUT: StatusCode.DEADLINE_EXCEEDED,
+    Code.BUSY: StatusCode.RESOURCE_EXHAUSTED,
+    Code.SHED: StatusCode.RESOURCE_EXHAUSTED,
+    Code.RATE_LIMITED: StatusCode.RESOURCE_EXHAUSTED,
+    Code.DRAINING: StatusCode.UNAVAILABLE,
+    Code.UNAVAILABLE: StatusCode.UNAVAILABLE,
+    Code.LINK_LOST: StatusCode.UNAVAILABLE,
+    Code.CANCELLED: StatusCode.CANCELLED,
+    Code.OUT_OF_MEMORY: StatusCode.UNAVAILABLE,
+    Code.CONFIG: StatusCode.FAILED_PRECONDITION,
+}
+
+
+_STREAM_ERROR, _STREAM_RESPONSE = 1, 2  # fields of ModelStreamInferResponse
+_ID = 3  # of ModelInferResponse
+_FORMATS = {
+    "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h",
+    "INT32": "i", "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d",
+}  # fmt: skip
+
+
+# Failures
+
+
+def status_of(error: UnderstudyError) -> StatusCode:
+    return STATUS.get(error.code, StatusCode.INTERNAL)
+
+
+def error_metadata(error: UnderstudyError, retry_after_s: int) -> Metadata:
+    """Trailing metadata of a failure. A client library with a retry policy obeys the push-back (gRFC A6)."""
+    code = ("understudy-code", str(error.code))
+    if status_of(error) in (StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAVAILABLE) and error.retryable:
+        return code, ("grpc-retry-pushback-ms", str(retry_after_s * 1000))
+    return (code,)
+
+
+def stream_error(error: UnderstudyError, request_id: bytes) -> bytes:
+    """A ModelStreamInferResponse that says what is wrong with one request; the stream goes on."""
+    response = length_delimited(_STREAM_RESPONSE, length_delimited(_ID, request_id))
+    return length_delimited(_STREAM_ERROR, str(error).encode()) + response
+
+
+# Inference
+
+
+@lru_cache(maxsize=1024)
+def provenance(variant: str, version: int, degraded: str, other_app: str = "") -> tuple[bytes, Metadata]:
+    """Who answered: as the end of a serialized ModelInferResponse, and as metadata."""
+    facts = {"understudy-variant": variant, "understudy-version": str(version)}
+    if degraded:
+        facts["understudy-degraded"] = degraded
+    if other_app:
+        facts["understudy-app"] = other_app
+    response = inference.ModelInferResponse()
+    for name, value in facts.items():
+        response.parameters[name].string_param = value
+    return response.SerializeToString(), tuple(facts.items())
+
+
+def _final_parameter() -> bytes:
+    response = inference.ModelInferResponse()
+    response.parameters["triton_final_response"].bool_param = True
+    encoded: bytes = response.SerializeToString()
+    return encoded
+
+
+_FINAL = _final_parameter()
+
+
+def stream_answer(answer: bytes) -> bytes:
+    """`answer` as the only, and so the final, response to one request of a stream."""
+    return length_delimited(_STREAM_RESPONSE, answer + _FINAL)
+
+
+def static_answer(spec: AppVersion, static: dict[str, Any], request_id: bytes) -> bytes:
+    """A declared static answer, which is an inference response in JSON, as a ModelInferResponse."""
+    response = inference.ModelInferResponse(model_name=spec.app, model_version=str(spec.version))
+    for output in static["outputs"]:
+        response.outputs.add(name=output["name"], datatype=output["datatype"], shape=output["shape"])
+        response.raw_output_contents.append(_raw(output["datatype"], list(_flat(output["data"]))))
+    encoded: bytes = response.SerializeToString()
+    return encoded + length_delimited(_ID, request_id)
+
+
+def _flat(data: Any) -> Iterator[Any]:
+    if isinstance(data, list):
+        for item in data:
+            yield from _flat(item)
+    else:
+        yield data
+
+
+def _raw(datatype: str, values: list[Any]) -> bytes:
+    """Elements as the protocol's raw little-endian bytes. Few of them: a static answer is written by hand."""
+    if datatype == "BYTES":
+        encoded = [str(value).encode() for value in values]
+        return b"".join(struct.pack("<I", len(value)) + value for value in encoded)
+    if datatype == "BF16":
+        return b"".join(struct.pack("<f", value)[2:] for value in values)  # cut, not rounded
+    return struct.pack(f"<{len(values)}{_FORMATS[datatype]}", *values)
+
+
+# Everything but inference
+
+
+def described(response: str, content: dict[str, Any]) -> Any:
+    """What the HTTP API says as JSON, as the message `response`, which may have fewer fields."""
+    return ParseDict(content, inference.message(response)(), ignore_unknown_fields=True)

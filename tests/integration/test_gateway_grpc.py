@@ -1,0 +1,108 @@
+"""gRPC over the life of a gateway: processes that share the port, handing over, draining, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from families import write_linear_app
+from harness import Harness, running
+from test_gateway_processes import successor
+
+from understudy.wire.inference import SERVICE, ModelInferRequest, ModelInferResponse
+
+APP = "plain"
+# The library's server drops a call that reaches a connection in the moment it is being closed: CANCELLED.
+RETRIES = {
+    "maxAttempts": 3,
+    "initialBackoff": "0.05s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
+}
+OPTIONS = [
+    ("grpc.use_local_subchannel_pool", 1),  # else channels share one connection
+    ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": RETRIES}]})),
+]
+METHOD = f"/{SERVICE}/ModelInfer"
+BODY = ModelInferRequest(
+    model_name=APP,
+    inputs=[{"name": "x", "datatype": "FP32", "shape": [1, 4]}],
+    raw_input_contents=[np.ones(4, np.float32).tobytes()],
+).SerializeToString()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_linear_app(tmp_path / "apps" / APP, APP, "standard")
+    return tmp_path
+
+
+def address(harness: Harness) -> str:
+    return harness.cluster.config.gateway_named("g1").grpc
+
+
+@asynccontextmanager
+async def calls(harness: Harness) -> AsyncIterator[list[float]]:
+    """Calls on four channels while the block runs; when each was answered. None may fail."""
+    answered: list[float] = []
+    stop = asyncio.Event()
+
+    async def caller() -> None:
+        async with grpc.aio.insecure_channel(address(harness), OPTIONS) as channel:
+            infer = channel.unary_unary(METHOD)
+            while not stop.is_set():
+                answer = ModelInferResponse.FromString(await infer(BODY, timeout=5))
+                assert answer.outputs[0].name == "y"
+                answered.append(time.monotonic())
+
+    async with asyncio.TaskGroup() as callers:
+        for _ in range(4):
+            callers.create_task(caller())
+        try:
+            await harness.until(lambda: len(answered) > 50, 10, "calls are answered")
+            yield answered
+        finally:
+            stop.set()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_no_call_of_a_client_that_retries_fails_while_a_gateway_hands_over(folder: Path, processes: int):
+    async def test() -> None:
+        async with running(folder, processes=processes, grpc=True) as harness:
+            former = harness.cluster.roles["gateway", "g1"]
+            former.wanted = False
+            async with calls(harness) as answered:
+                with successor(harness) as process:
+                    await harness.until(lambda: former.exit_status == 0, 20, "the former gateway has ended")
+                    count = len(answered)
+                    await harness.until(lambda: len(answered) > count + 100, 10, "calls go on")
+                    assert process.poll() is None
+
+    asyncio.run(test())
+
+
+def test_a_port_that_is_taken_is_said(folder: Path):
+    async def test() -> None:
+        async with running(folder, grpc=True) as harness:
+            path = folder / "second.toml"
+            text = harness.cluster.config_path.read_text().replace('data_dir = "data"', 'data_dir = "data2"')
+            taken = harness.cluster.config.controllers[0].http
+            path.write_text(text.replace(address(harness), taken).replace(f"{harness.ports[0]}", "0"))
+            command = [sys.executable, "-m", "understudy", "gateway", "g1", "--cluster", str(path)]
+            done = await asyncio.to_thread(
+                subprocess.run, command, capture_output=True, text=True, timeout=30
+            )
+            assert done.returncode != 0
+            assert f"gateways: grpc: can't listen on {taken}" in done.stderr
+
+    asyncio.run(test())
