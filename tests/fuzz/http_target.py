@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from asyncio import events
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,6 +22,7 @@ from understudy.config import GatewayTuning, HttpLimits
 from understudy.gateway.api import Api
 from understudy.gateway.exchange import Exchange, Head
 from understudy.gateway.http import HttpConnection
+from understudy.gateway.request_id import RequestIds
 from understudy.wire.frames import Buffer, Frame
 from understudy.wire.messages import Kind
 
@@ -60,6 +61,13 @@ class Steps:
             self.soon.pop(0)()
 
 
+class NoIds(RequestIds):
+    """A name that is the same for all, so that answers can be compared."""
+
+    def of(self, headers: Mapping[bytes, bytes]) -> bytes:
+        return b"-"
+
+
 class Recorder:
     """A service that notes what it is asked. Answers each request with its number, some at once."""
 
@@ -68,6 +76,8 @@ class Recorder:
         self.known_heads = known_heads
         self.body_bytes_held = 0
         self.retry_after_s = 1
+        self.authenticator = None
+        self.request_ids = NoIds()
         self.connections: set[HttpConnection] = set()
 
     def begin(self, chance: Random) -> None:
