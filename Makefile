@@ -10,10 +10,11 @@ DEFINITIONS := pyproject.toml constraints.txt
 
 # Levels that hold only decisions and small I/O run side by side. The rest own the machine while they
 # run: they start whole clusters, kill them and measure how long the answers take.
-FAST_LEVELS := $(wildcard tests/tidy tests/unit tests/property tests/contract tests/sim)
+FAST_LEVELS := $(wildcard tests/tidy tests/unit tests/property tests/contract tests/sim tests/fuzz)
 SLOW_LEVELS := $(wildcard tests/integration tests/e2e)
 # Only this old release of tritonclient brings the program along; it is linked with CUDA's run time.
 PERF_ANALYZER := build/perf_analyzer/bin/perf_analyzer
+COUNT ?= 1000000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
@@ -35,6 +36,9 @@ test-fast: $(VENV)/.stamp-dev  ## run the tests that need no cluster
 
 test-slow: $(VENV)/.stamp-dev $(PERF_ANALYZER)  ## run the tests that start and break real processes
 	$(PYTEST) $(SLOW_LEVELS)
+
+fuzz: $(VENV)/.stamp-dev  ## feed COUNT generated inputs (default: a million) to each decoder of bytes from outside
+	$(BIN)/python tests/fuzz/run.py --count $(COUNT)
 
 check: $(VENV)/.stamp-dev  ## check format, lint, types and the rules of tests/tidy
 	$(BIN)/ruff format --check --quiet $(SOURCES) || { echo "mend with: $(BIN)/ruff format $(SOURCES)"; exit 1; }

@@ -6,6 +6,7 @@ from __future__ import annotations
 EVENTS: dict[str, str] = {
     # gateway
     "gateway.started": "A gateway listens for clients.",
+    "gateway.files_limited": "The limit on open files is too low for `connections_max`; fewer are let in.",
     "gateway.stopped": "A gateway has drained and ends.",
     "gateway.process_died": "A serving process ended; its parent starts another one on the same socket.",
     "gateway.process_hung": "A serving process gave no sign of life and is killed.",

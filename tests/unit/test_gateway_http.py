@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import weakref
 from itertools import pairwise
 from typing import Any
 
+import pytest
 from gateway_world import RESULT, World
 from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.config import GatewayTuning, HttpLimits
 from understudy.gateway.api import Api
-from understudy.gateway.http import KNOWN_HEADS_MAX, Head, HttpConnection
+from understudy.gateway.exchange import Head
+from understudy.gateway.http import KNOWN_HEADS_MAX, HttpConnection
 from understudy.wire.frames import Frame
 from understudy.wire.messages import Kind
 
@@ -25,7 +28,7 @@ class RecordingTransport(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.written = b""
-        self.closed = False
+        self.closed = self.ended = False
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -38,6 +41,15 @@ class RecordingTransport(asyncio.Transport):
 
     def resume_reading(self) -> None:
         pass
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        pass
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.ended = True
 
     def close(self) -> None:
         self.closed = True
@@ -174,3 +186,153 @@ def test_a_known_head_does_not_lift_the_bound_on_bodies_held():
     served.api.body_bytes_held = HttpLimits().body_bytes_total_max
     served.send(request())
     assert b"503 Service Unavailable" in served.transport.written
+
+
+class Held(Served):
+    """Answers nothing until it is told to."""
+
+    def __init__(self, limits: HttpLimits | None = None) -> None:
+        super().__init__({})
+        self.open: list[tuple[Any, bytes]] = []
+        self.connection.limits = limits or HttpLimits()
+
+    def _handle(self, exchange: Any, head: Head, body: bytes, now: float) -> None:
+        self.seen.append((head, body))
+        self.open.append((exchange, body))
+
+    def answer(self) -> None:
+        exchange, body = self.open.pop(0)
+        exchange.finish(b"HTTP/1.1 200 OK\r\n", body)
+
+
+def statuses(written: bytes) -> list[int]:
+    return [int(part[:3]) for part in written.split(b"HTTP/1.1 ")[1:]]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_requests_that_came_in_one_read_wait_beyond_the_pipelines_limit(known: bool):
+    """One read holds thousands of small ones; all at once they would hold a thousand times its size."""
+
+    async def talk() -> None:
+        served = Held(HttpLimits(pipeline_max=3))
+        if known:
+            served.send(request()).answer()
+        served.seen.clear()
+        served.send(b"".join(request(b"%d" % number) for number in range(10, 99)))
+        assert len(served.seen) == 3
+        while served.open:
+            served.answer()
+            await asyncio.sleep(0)
+            assert len(served.connection.queue) <= 3
+        assert [body for _, body in served.seen] == [b"%d" % number for number in range(10, 99)]
+        assert statuses(served.transport.written)[-89:] == [200] * 89
+
+    asyncio.run(talk())
+
+
+def test_a_client_that_reads_no_answers_is_given_one():
+    served = Served({})
+
+    def full(data: bytes) -> None:
+        served.transport.written += data
+        served.connection.pause_writing()
+
+    served.transport.write = full  # type: ignore[method-assign]
+    served.send(request() * 1000)
+    assert len(served.seen) == 1
+
+
+def test_head_is_answered_without_a_body():
+    """A body would be read as the beginning of the next answer."""
+    served = Served({}).send(request(b"[1]", method=b"HEAD"), request(b"[2]"))
+    first, second = without_ids(served.transport.written).split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert first == b"Content-Length: 3\r\n\r\n"
+    assert second.endswith(b"[2]")
+
+
+def test_a_body_is_asked_for_after_the_answers_to_earlier_requests():
+    served = Held().send(request(b"[1]"), request(b"[2]", b"Expect: 100-continue")[:-3])
+    assert served.transport.written == b""
+    served.answer()
+    assert statuses(served.transport.written) == [200, 100]
+    served.send(b"[2]").answer()
+    assert statuses(served.transport.written) == [200, 100, 200]
+
+
+def test_no_body_is_asked_for_when_there_is_none():
+    """Found by fuzzing: it was asked for later, in the name of another request."""
+    served = Held().send(request(b"[1]"), request(b"", b"Expect: 100-continue"), request(b"[3]"))
+    for _ in range(3):
+        served.answer()
+    assert statuses(served.transport.written) == [200, 200, 200]
+
+
+@pytest.mark.parametrize("line", [b"Expect: the worst\r\n", b"Expect: 100-continue\r\n"])
+def test_only_a_client_that_may_wait_is_told_to_continue(line: bytes):
+    version = b"1.1" if b"worst" in line else b"1.0"
+    served = Held().send(b"POST /a HTTP/%b\r\nContent-Length: 2\r\n%b\r\n" % (version, line))
+    assert served.transport.written == b""
+
+
+@pytest.mark.parametrize("line", [b"GET /a", b"GET /a HTTP/0.9", b"GET /a HTTP/2.0"])
+def test_other_versions_of_http_are_refused(line: bytes):
+    served = Served({}).send(line + b"\r\n\r\n")
+    assert statuses(served.transport.written) == [505]
+    assert not served.seen
+
+
+CHUNKED = b"POST /a HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n%b\r\n"
+
+
+def test_trailers_are_no_headers_of_the_request():
+    served = Served({}).send(CHUNKED % b"" + b"2\r\n{}\r\n0\r\nUnderstudy-Timeout-Ms: 1\r\n\r\n")
+    ((head, body),) = served.seen
+    assert (sorted(head.headers), body) == ([b"host", b"transfer-encoding"], b"{}")
+
+
+@pytest.mark.parametrize("endless", [b"0\r\nX: ", b"2;x="])
+def test_trailers_and_extensions_of_chunks_are_bounded(endless: bytes):
+    """A parser collects a header until it ends."""
+    served = Served({}).send(CHUNKED % b"", endless)
+    for _ in range(40):
+        served.send(b"x" * 1000)
+    assert statuses(served.transport.written) == [431]
+
+
+def test_a_chunked_body_may_be_larger_than_headers_may_be():
+    chunk = b"1\r\nx\r\n" * 2000
+    served = Served({}).send(CHUNKED % b"", *[chunk] * 30, b"0\r\n\r\n")
+    assert [len(body) for _, body in served.seen] == [60_000]
+
+
+def test_a_chunked_body_after_an_offer_to_upgrade_is_refused():
+    """The parser would leave it out."""
+    offer = CHUNKED % b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    served = Served({}).send(offer + b"2\r\n{}\r\n0\r\n\r\n")
+    assert not served.seen
+    assert statuses(served.transport.written) == [400]
+
+
+def test_a_client_that_is_cut_off_can_read_why():
+    """Closing while it sends would reset the connection, and the reset would overtake the answer."""
+    served = Served({}).send(b"POST /a HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n")
+    assert statuses(served.transport.written) == [413]
+    assert (served.transport.ended, served.transport.closed) == (True, False)
+    served.send(b"x" * 1000)
+    served.connection.sweep(served.connection.due + 0.1)
+    assert served.transport.closed
+
+
+def test_a_lost_connection_leaves_nothing_for_the_garbage_collector():
+    """A half-sent body waited for a collection, uncounted, while the next client sent its own."""
+    served = Served({}).send(b"POST /a HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n" + bytes(8000))
+    assert served.api.body_bytes_held == 8000
+    gone = weakref.ref(served.connection)
+    gc.disable()
+    try:
+        served.connection.connection_lost(None)
+        del served.connection
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert served.api.body_bytes_held == 0

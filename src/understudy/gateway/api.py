@@ -21,7 +21,8 @@ from understudy.core.gateway.rotation import App, Request
 from understudy.gateway import answers, openapi, triton
 from understudy.gateway.auth import Authenticator
 from understudy.gateway.compression import Decompressor
-from understudy.gateway.http import Exchange, Head, HttpConnection, InferRequest
+from understudy.gateway.exchange import Exchange, Head, InferRequest
+from understudy.gateway.http import HttpConnection
 from understudy.gateway.request_id import RequestIds
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer
@@ -47,6 +48,7 @@ class Api:
         self.authenticator: Authenticator | None = None  # None: everybody may do everything
         self.request_ids = RequestIds()
         self.connections: set[HttpConnection] = set()
+        self.connections_max = settings.http.connections_max
         self.body_bytes_held = 0
         self.known_heads: dict[bytes, Head] = {}
         self._infer: dict[bytes, App] = {}
@@ -77,7 +79,7 @@ class Api:
 
     def connection_opened(self, connection: HttpConnection) -> bool:
         self.connections.add(connection)
-        return len(self.connections) <= self.settings.http.connections_max
+        return len(self.connections) <= self.connections_max
 
     def connection_closed(self, connection: HttpConnection) -> None:
         self.connections.discard(connection)
@@ -181,6 +183,8 @@ class Api:
             self._allow(method, "POST")
             self._submit(exchange, self.app(**infer.groupdict()), head.headers, body, now)
             return
+        if method == "HEAD":  # its exchange leaves the body out
+            method = "GET"
         for allowed, routes, given in (("GET", self._get, ()), ("POST", self._post, (bytes(body),))):
             for pattern, answer in routes:
                 match = pattern.fullmatch(path)

@@ -26,7 +26,7 @@ from typing import NoReturn
 
 import structlog
 
-from understudy.adapters import logs
+from understudy.adapters import descriptors, logs
 from understudy.adapters.parents import follow_parent
 from understudy.config import ClusterConfig, GatewayConfig
 from understudy.gateway.process import PULSE, Seat, grpc_server, run_process
@@ -47,6 +47,13 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def run_gateway(config: ClusterConfig, name: str) -> None:
     """Serve until SIGTERM or until a successor took over. Raises `ConfigError` if the start can't succeed."""
     logs.configure("gateway", name)
+    limit = descriptors.raise_limit()
+    wanted = config.gateway.http.connections_max
+    clients = descriptors.clients_max(wanted)
+    if clients < wanted:
+        structlog.get_logger().warning(
+            "gateway.files_limited", limit=limit, connections_max=wanted, connections=clients
+        )
     Host(config, config.gateway_named(name)).run()
 
 

@@ -11,20 +11,18 @@ import contextlib
 import mmap
 from collections import deque
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 
 import httptools
-import msgspec
 
 from understudy.adapters.filling import fill
 from understudy.config import HttpLimits
-from understudy.core.gateway.rotation import Request, Source
-from understudy.gateway import answers
+from understudy.core.gateway.rotation import Request
 from understudy.gateway.auth import CREDENTIALS, Authenticator
+from understudy.gateway.exchange import Exchange, Head, HeadExchange
 from understudy.gateway.request_id import REQUEST_ID, RequestIds
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import LARGE_BYTES, Buffer
-from understudy.wire.messages import Result
 
 CLOSE = b"Connection: close\r\n"
 KEEP = b"Connection: keep-alive\r\n"  # only HTTP/1.0 has to be told
@@ -33,15 +31,7 @@ HEAD_END = b"\r\n\r\n"
 UNAUTHENTICATED_BYTES_MAX = 65_536  # of a body that is read before its sender has to show who it is
 KNOWN_HEADS_MAX = 512  # kept by a gateway; beyond them it starts anew
 KNOWN_HEAD_BYTES_MAX = 1024
-
-
-class Head(msgspec.Struct, frozen=True, gc=False):
-    """What a parser made of the bytes before a body of `body_bytes`. `headers` is not to be changed."""
-
-    method: bytes
-    url: bytes
-    headers: dict[bytes, bytes]
-    body_bytes: int
+LINGER_S = 1.0  # a client that was cut off may go on sending for this long, so that it reads its answer
 
 
 class Service(Protocol):
@@ -61,63 +51,6 @@ class Service(Protocol):
     def handle(self, exchange: Exchange, head: Head, body: Buffer, now: float) -> None: ...
 
     def cancel(self, request: Request) -> None: ...
-
-
-class Exchange:
-    """A place in the order of answers on one connection."""
-
-    __slots__ = ("client", "connection", "connection_header", "data", "held_bytes", "id", "large", "request")
-
-    def __init__(
-        self, connection: HttpConnection, connection_header: bytes, held_bytes: int, id: bytes
-    ) -> None:
-        self.connection = connection
-        self.connection_header = connection_header
-        self.data: bytes | None = None
-        self.large: Buffer = b""  # follows `data`, not copied into it
-        self.held_bytes = held_bytes
-        self.request: Request | None = None
-        self.id = id
-        self.client = ""  # who asks, where that has to be shown
-
-    def finish(self, head: bytes, body: Buffer) -> None:
-        self.request = None  # they hold each other; a cycle per request would keep the collector busy
-        if len(body) < LARGE_BYTES:
-            self.data = answers.whole(head, self.id, self.connection_header, body)
-        else:
-            self.data = answers.whole(head, self.id, self.connection_header, b"", len(body))
-            self.large = body
-        self.connection.exchange_done(self)
-
-    def fail(self, error: UnderstudyError, status: int | None = None) -> None:
-        head, body = answers.error_answer(error, self.connection.api.retry_after_s, status=status)
-        self.finish(head, body)
-
-
-class InferRequest(Request):
-    """A request whose end is written to an exchange."""
-
-    __slots__ = ("exchange",)
-
-    exchange: Exchange  # set by whoever made it
-
-    @property
-    def id(self) -> str:
-        return self.exchange.id.decode()
-
-    def answered(self, source: Source, result: Result, body: Buffer) -> None:
-        head = source.prefix or answers.source_head(source)
-        if result.json_bytes >= 0:
-            head = answers.binary_head(head, result.json_bytes)
-        self.exchange.finish(head, body)
-
-    def failed(self, error: UnderstudyError) -> None:
-        self.exchange.fail(error)
-
-    def answered_static(self, static: dict[str, Any]) -> None:
-        spec = self.app.spec
-        body = {"model_name": spec.app, "model_version": str(spec.version), **static}
-        self.exchange.finish(answers.static_head(spec.version), answers.json_body(body))
 
 
 class _Refused(Exception):
@@ -140,6 +73,8 @@ class HttpConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._paused = False
         self._tls = False
+        self._unread = b""  # requests that came with others and wait until those are answered
+        self._cut_off = False  # in the middle of what it was sending
         self._reset()
 
     def _reset(self) -> None:
@@ -147,7 +82,8 @@ class HttpConnection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._headers_count = 0
         self._header_bytes = 0
-        self._measured = True  # `_header_bytes` is no less than the size of the headers
+        self._tail = b""  # of the former read, if a mark may have begun there
+        self._continue_due = False  # the client waits for it, and for answers before it
         self._parts: list[bytes] = []
         self._body_bytes = 0
         self._unparsed_bytes = 0  # of a body that the parser left to us
@@ -173,23 +109,48 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(error)
 
     def data_received(self, data: bytes) -> None:
-        if self.closing:
-            return
-        if self._unparsed_bytes:
-            self._take_unparsed(data)
-            return
-        fresh = self.phase == "idle"
-        if fresh:
-            data = self._take_known(data)
-            if not data:
+        at, start = 0, -1
+        while at < len(data) and not self.closing:
+            if self._unparsed_bytes:
+                self._take_unparsed(data[at:])
                 return
-            self._begin()
+            if self.phase == "idle":
+                at = start = self._take_known(data, at)
+                if self._paused:
+                    self._unread = data[at:]
+                    return
+                if at == len(data):
+                    return
+                self._begin()
+            end = self._piece_end(data, at)
+            self._parse(data[at:end])
+            at = end
+            if self.phase == "idle" and start >= 0:
+                self._remember(data, start, end)
+        if self._large is not None:
+            self._read_large()
+
+    def _piece_end(self, data: bytes, at: int) -> int:
+        """How far the parser may read: never past a request, so that the next one can wait."""
+        if self.phase == "body" and b"content-length" in self._headers:
+            return min(at + int(self._headers[b"content-length"]) - self._body_bytes, len(data))
+        tail, self._tail = self._tail, b""
+        found = (tail + data[at : at + 3]).find(HEAD_END)  # heads and chunked bodies end with it, and reads
+        if found >= 0:  # may cut it anywhere
+            return at + found + len(HEAD_END) - len(tail)
+        found = data.find(HEAD_END, at)
+        if found >= 0:
+            return found + len(HEAD_END)
+        self._tail = (tail + data[max(at, len(data) - 3) :])[-3:]
+        return len(data)
+
+    def _parse(self, piece: bytes) -> None:
+        before = self._body_bytes
         if self.phase != "body":
-            self._header_bytes += len(data)
+            self._header_bytes += len(piece)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._take_unparsed(data[upgrade.args[0] :])
+            self._parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
             return
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _Refused):
@@ -198,11 +159,10 @@ class HttpConnection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"malformed HTTP: {error}"))
             return
-        if fresh and self.phase == "idle":
-            self._remember(data)
-        elif self._large is not None:
-            self._read_large()
-        elif self.phase == "header" and self._header_bytes > self.limits.header_bytes_max:
+        if self.phase == "body" and self._large is None:
+            # Trailers and extensions of chunks are headers too, as to how much of them is borne.
+            self._header_bytes = self._header_bytes + len(piece) if self._body_bytes == before else 0
+        if self.phase != "idle" and self._header_bytes > self.limits.header_bytes_max:
             self._refuse_header_bytes()
 
     def eof_received(self) -> bool:
@@ -210,6 +170,7 @@ class HttpConnection(asyncio.Protocol):
         if self.phase != "idle" and not self.closing:
             self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, "the connection ended within a request"))
         self.closing = True
+        self._cut_off = False  # nothing follows
         self._close_if_done()
         # TLS has no half-closed connections: what is not answered by now can't be.
         return not self._tls
@@ -220,7 +181,8 @@ class HttpConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_due = None
-        self._resume()
+        if len(self.queue) < self.limits.pipeline_max:
+            self._resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closing = True
@@ -233,19 +195,22 @@ class HttpConnection(asyncio.Protocol):
             if exchange.request is not None:
                 self.api.cancel(exchange.request)
         self.queue.clear()
+        self._reset()  # a body that is half there is not to wait for the garbage collector,
+        self._unread = b""
+        del self._parser  # and the parser and this hold each other
         self.api.connection_closed(self)
 
     # heads that came before
 
-    def _take_known(self, data: bytes) -> bytes:
-        """Take whole requests whose heads are known byte for byte; the rest is for the parser.
+    def _take_known(self, data: bytes, at: int) -> int:
+        """Take whole requests whose heads are known byte for byte; where the parser has to begin.
 
         Clients repeat themselves: most requests differ from the last one in their body only.
         """
         api = self.api
-        while data and not self.closing and not api.draining:
-            body_at = data.find(HEAD_END, 0, KNOWN_HEAD_BYTES_MAX) + len(HEAD_END)
-            head = api.known_heads.get(data[:body_at])
+        while at < len(data) and not self.closing and not self._paused and not api.draining:
+            body_at = data.find(HEAD_END, at, at + KNOWN_HEAD_BYTES_MAX) + len(HEAD_END)
+            head = api.known_heads.get(data[at:body_at])
             if head is None:
                 break
             end = body_at + head.body_bytes
@@ -253,20 +218,20 @@ class HttpConnection(asyncio.Protocol):
                 break
             api.body_bytes_held += head.body_bytes
             self._complete(b"", head, data[body_at:end])
-            data = data[end:]
-        return data
+            at = end
+        return at
 
-    def _remember(self, data: bytes) -> None:
-        """Keep the head of a request that was all of `data`, if nothing in it depends on the moment."""
-        body_at = data.find(HEAD_END, 0, KNOWN_HEAD_BYTES_MAX) + len(HEAD_END)
+    def _remember(self, data: bytes, start: int, end: int) -> None:
+        """Keep the head of the request that was just read, if nothing in it depends on the moment."""
+        body_at = data.find(HEAD_END, start, start + KNOWN_HEAD_BYTES_MAX) + len(HEAD_END)
         body_bytes = int(self._headers.get(b"content-length", -1))
-        if body_at + body_bytes != len(data) or data[:body_at] in self.api.known_heads or self.closing:
+        if self.closing or body_at + body_bytes != end or self._parser.get_http_version() != "1.1":
             return
         passing = b"expect" in self._headers or REQUEST_ID in self._headers  # the latter never comes again
-        if self._parser.get_http_version() == "1.1" and not passing:
+        if not passing:
             if len(self.api.known_heads) >= KNOWN_HEADS_MAX:
                 self.api.known_heads.clear()
-            self.api.known_heads[data[:body_at]] = self._head(body_bytes)
+            self.api.known_heads[data[start:body_at]] = self._head(body_bytes)
 
     # httptools
 
@@ -275,11 +240,6 @@ class HttpConnection(asyncio.Protocol):
         self._reset()
         self.due = monotonic() + self.limits.header_timeout_s
 
-    def on_message_begin(self) -> None:
-        if self.phase == "idle":  # a further request in the same read
-            self._begin()
-            self._measured = False
-
     def on_url(self, url: bytes) -> None:
         self._url += url
         if len(self._url) > self.limits.header_bytes_max:
@@ -287,12 +247,13 @@ class HttpConnection(asyncio.Protocol):
             raise _Refused
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        if name in CREDENTIALS and name in self._headers:
-            # Whoever looks at the first and whoever looks at the last would let in different clients.
-            self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"two headers {name.decode()}"))
-            raise _Refused
-        self._headers[name] = value
+        if self.phase == "header":  # trailers are none of ours (RFC 9110, 6.5.1)
+            name = name.lower()
+            if name in CREDENTIALS and name in self._headers:
+                # Whoever looks at the first and whoever looks at the last would let in different clients.
+                self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"two headers {name.decode()}"))
+                raise _Refused
+            self._headers[name] = value
         self._headers_count += 1
         if self._headers_count > self.limits.headers_max:
             error = UnderstudyError(Code.TOO_LARGE, "too many headers", limit=self.limits.headers_max)
@@ -300,32 +261,47 @@ class HttpConnection(asyncio.Protocol):
             raise _Refused
 
     def on_headers_complete(self) -> None:
-        if not self._measured or self._header_bytes > self.limits.header_bytes_max:
-            # Too much arrived, or in one read with a former request; how much of it was headers?
-            size = sum(map(len, self._headers)) + sum(map(len, self._headers.values()))
-            if size + len(self._url) > self.limits.header_bytes_max:
-                self._refuse_header_bytes()
-                raise _Refused
+        if self._header_bytes > self.limits.header_bytes_max:
+            self._refuse_header_bytes()
+            raise _Refused
+        version = self._parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"HTTP/{version} is not spoken here"), 505)
+            raise _Refused
         self.phase = "body"
         self.due = monotonic() + self.limits.body_timeout_s
-        length = self._headers.get(b"content-length")
+        self._header_bytes = 0
+        length = int(self._headers.get(b"content-length", 0))
         if self.api.authenticator is not None:
-            self._authenticate_early(self.api.authenticator)
-        if length is not None:
-            if b"transfer-encoding" in self._headers:
-                # Two lengths are how requests are smuggled past proxies (RFC 9112, 6.3).
-                self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, "Content-Length and Transfer-Encoding"))
-                raise _Refused
-            if int(length) > self.limits.body_bytes_max:
-                self._refuse_body()
-            if int(length) >= LARGE_BYTES and not self._parser.should_upgrade():
-                self._large = mmap.mmap(-1, int(length))
-        if b"expect" in self._headers and self._transport is not None:
+            self._authenticate_early(self.api.authenticator, length)
+        offers_upgrade = self._parser.should_upgrade()
+        if b"transfer-encoding" in self._headers and (b"content-length" in self._headers or offers_upgrade):
+            # Two lengths are how requests are smuggled past proxies (RFC 9112, 6.3). A chunked body after an
+            # offer to upgrade is not parsed.
+            what = "an offer to upgrade" if offers_upgrade else "Content-Length"
+            self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"Transfer-Encoding beside {what}"))
+            raise _Refused
+        if length > self.limits.body_bytes_max:
+            self._refuse_body()
+        if length >= LARGE_BYTES and not offers_upgrade:
+            try:
+                self._large = mmap.mmap(-1, length)
+            except OSError as error:
+                self._refuse(UnderstudyError(Code.SHED, "no memory for the body", reason=str(error)))
+                raise _Refused from error
+        expect = self._headers.get(b"expect")
+        if expect is not None and expect.lower() == b"100-continue":
+            self._continue_due = version == "1.1"
+            self._continue()
+
+    def _continue(self) -> None:
+        """Tell the client to send the body, after the answers to what it asked before."""
+        if self._continue_due and not self.queue and self._transport is not None:
+            self._continue_due = False
             self._transport.write(CONTINUE)
 
-    def _authenticate_early(self, authenticator: Authenticator) -> None:
+    def _authenticate_early(self, authenticator: Authenticator, length: int) -> None:
         """Take no large body from a stranger: it would hold memory that good clients need."""
-        length = int(self._headers.get(b"content-length", 0))
         if length > UNAUTHENTICATED_BYTES_MAX or b"transfer-encoding" in self._headers:
             try:
                 authenticator.identify(self._headers)
@@ -342,6 +318,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _received(self, count: int) -> None:
         """Of a body."""
+        self._continue_due = False
         self._body_bytes += count
         self.api.body_bytes_held += count
         if self._body_bytes > self.limits.body_bytes_max:
@@ -385,6 +362,7 @@ class HttpConnection(asyncio.Protocol):
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self.phase = "idle"
         self._parts = []
+        self._continue_due = False
         self._complete(header, self._head(len(body)), body)
         if self.closing:
             raise _Refused  # whatever follows on this connection is not for us
@@ -394,7 +372,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _complete(self, header: bytes, head: Head, body: Buffer) -> None:
         """A request is whole; its answer will have the Connection `header`."""
-        exchange = Exchange(self, header, head.body_bytes, self.api.request_ids.of(head.headers))
+        kind = Exchange if head.method != b"HEAD" else HeadExchange
+        exchange = kind(self, header, head.body_bytes, self.api.request_ids.of(head.headers))
         self.queue.append(exchange)
         now = self.idle_since = monotonic()
         self.due = now + self.limits.idle_timeout_s
@@ -429,14 +408,27 @@ class HttpConnection(asyncio.Protocol):
             self._close_if_done()
         elif self._paused and self.write_due is None and len(queue) < self.limits.pipeline_max:
             self._resume()
+        elif self._continue_due:
+            self._continue()
 
     def _close_if_done(self) -> None:
-        if not self.queue and self._transport is not None:
-            self._transport.close()
+        transport = self._transport
+        if self.queue or transport is None:
+            return
+        if self._cut_off and transport.can_write_eof():
+            # The kernel answers bytes that were never read with a reset, which takes our answer with it.
+            self._cut_off = False
+            self.due = monotonic() + LINGER_S
+            transport.write_eof()
+            self._resume()
+        else:
+            transport.close()
 
     def _refuse(self, error: UnderstudyError, status: int | None = None) -> None:
         """Answer an error and read nothing more."""
         self.closing = True
+        self._cut_off = self.phase != "idle"
+        self._continue_due = False
         if self.phase == "body":
             self.api.body_bytes_held -= self._body_bytes
         self.phase = "idle"
@@ -464,7 +456,19 @@ class HttpConnection(asyncio.Protocol):
     def _resume(self) -> None:
         if self._paused and self._transport is not None and not self._transport.is_closing():
             self._paused = False
-            self._transport.resume_reading()
+            if self._unread:  # not from within an answer: the dispatcher may be in the middle of something
+                asyncio.get_running_loop().call_soon(self._read_on)
+            else:
+                self._transport.resume_reading()
+
+    def _read_on(self) -> None:
+        transport = self._transport
+        if self._paused or transport is None or transport.is_closing():
+            return
+        data, self._unread = self._unread, b""
+        self.data_received(data)
+        if not self._paused and not transport.is_closing():
+            transport.resume_reading()
 
     # time
 
@@ -483,7 +487,7 @@ class HttpConnection(asyncio.Protocol):
 
     def drain(self, idle_since: float) -> None:
         """Close when everything is answered and the client has sent nothing since `idle_since`."""
-        if self.phase == "idle" and self.idle_since <= idle_since:
+        if self.phase == "idle" and self.idle_since <= idle_since and not self._unread:
             self.closing = True
             self._close_if_done()
 

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 import uvloop
 
-from understudy.adapters import logs
+from understudy.adapters import descriptors, logs
 from understudy.adapters.links import FrameLink, dial, keep_connected
 from understudy.config import ClusterConfig
 from understudy.core.gateway import machine as core
@@ -84,6 +84,7 @@ class GatewayProcess:
         self.log = structlog.get_logger()
         self.gateway = core.Gateway(self.settings, random.random, monotonic())
         self.api = Api(self.gateway, self.settings)
+        self.api.connections_max = descriptors.clients_max(self.settings.http.connections_max)
         self.table_path = config.role_dir("gateway", name) / "routes.bin"
         self.incarnation = time.time_ns()
         self.events: deque[Event] = deque(maxlen=self.settings.events_max)

@@ -1,0 +1,93 @@
+"""One request of a client and its place in the order of answers on the client's connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from understudy.core.gateway.rotation import Request, Source
+from understudy.gateway import answers
+from understudy.wire.errors import UnderstudyError
+from understudy.wire.frames import LARGE_BYTES, Buffer
+from understudy.wire.messages import Result
+
+if TYPE_CHECKING:
+    from understudy.gateway.http import HttpConnection
+
+
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """What a parser made of the bytes before a body of `body_bytes`. `headers` is not to be changed."""
+
+    method: bytes
+    url: bytes
+    headers: dict[bytes, bytes]
+    body_bytes: int
+
+
+class Exchange:
+    """A place in the order of answers on one connection."""
+
+    __slots__ = ("client", "connection", "connection_header", "data", "held_bytes", "id", "large", "request")
+
+    def __init__(
+        self, connection: HttpConnection, connection_header: bytes, held_bytes: int, id: bytes
+    ) -> None:
+        self.connection = connection
+        self.connection_header = connection_header
+        self.data: bytes | None = None
+        self.large: Buffer = b""  # follows `data`, not copied into it
+        self.held_bytes = held_bytes
+        self.request: Request | None = None
+        self.id = id
+        self.client = ""  # who asks, where that has to be shown
+
+    def finish(self, head: bytes, body: Buffer) -> None:
+        self.request = None  # they hold each other; a cycle per request would keep the collector busy
+        if len(body) < LARGE_BYTES:
+            self.data = answers.whole(head, self.id, self.connection_header, body)
+        else:
+            self.data = answers.whole(head, self.id, self.connection_header, b"", len(body))
+            self.large = body
+        self.connection.exchange_done(self)
+
+    def fail(self, error: UnderstudyError, status: int | None = None) -> None:
+        head, body = answers.error_answer(error, self.connection.api.retry_after_s, status=status)
+        self.finish(head, body)
+
+
+class HeadExchange(Exchange):
+    """Answers as for GET, without the body: what came after the head would be read as the next answer."""
+
+    __slots__ = ()
+
+    def finish(self, head: bytes, body: Buffer) -> None:
+        self.request = None
+        self.data = answers.whole(head, self.id, self.connection_header, b"", len(body))
+        self.connection.exchange_done(self)
+
+
+class InferRequest(Request):
+    """A request whose end is written to an exchange."""
+
+    __slots__ = ("exchange",)
+
+    exchange: Exchange  # set by whoever made it
+
+    @property
+    def id(self) -> str:
+        return self.exchange.id.decode()
+
+    def answered(self, source: Source, result: Result, body: Buffer) -> None:
+        head = source.prefix or answers.source_head(source)
+        if result.json_bytes >= 0:
+            head = answers.binary_head(head, result.json_bytes)
+        self.exchange.finish(head, body)
+
+    def failed(self, error: UnderstudyError) -> None:
+        self.exchange.fail(error)
+
+    def answered_static(self, static: dict[str, Any]) -> None:
+        spec = self.app.spec
+        body = {"model_name": spec.app, "model_version": str(spec.version), **static}
+        self.exchange.finish(answers.static_head(spec.version), answers.json_body(body))
