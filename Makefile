@@ -51,9 +51,9 @@ perf-analyzer: $(PERF_ANALYZER)  ## fetch Triton's load generator, with which te
 docs: $(VENV)/.stamp-dev  ## write the generated pages of docs/reference anew
 	$(BIN)/python docs/generate.py
 
-bench: $(VENV)/.stamp-bench  ## compare with FastAPI + ONNX Runtime and with HAProxy, over HTTP
+bench: $(VENV)/.stamp-bench  ## compare with other model servers and with HAProxy: about 12 minutes
 	benchmarks/require wrk haproxy
-	$(BIN)/python -m benchmarks.http
+	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python docs/generate.py
 
 bench-demo: demo  ## run the demo and keep its report, from which the README's figures are drawn

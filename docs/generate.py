@@ -55,7 +55,7 @@ def openapi_document() -> str:
 
 def readme(text: str) -> str:
     """The README with the figures between its marks replaced by those of the newest results."""
-    for name, figures in (("demo", demo_figures), ("http", http_figures)):
+    for name, figures in (("demo", demo_figures), ("peers", peers_figures)):
         path = RESULTS / f"{name}.json"
         if path.exists():
             block = "\n".join(figures(json.loads(path.read_text())))
@@ -88,15 +88,86 @@ def demo_figures(report: dict[str, Any]) -> Iterator[str]:
     yield f"By `make demo`, seen from outside by its load generator. {_machine(environment)}"
 
 
-def http_figures(result: dict[str, Any]) -> Iterator[str]:
-    yield "| | measured | aim | |"
+# A figure, as benchmarks/compare.py names it -> the heading of its column
+COLUMNS = {
+    "JSON, 32 connections: throughput": "JSON, requests/s",
+    "JSON, 32 connections: p99": "p99, ms",
+    "JSON, open loop at 70% of its capacity: p99": "p99 at 70 % of that, open loop, ms",
+    "JSON, open loop at 200/s: p99": "p99 at 200/s, open loop, ms",
+    "image, 8 connections: throughput": "image, requests/s",
+    "gRPC, 32 calls: throughput": "gRPC, requests/s",
+}
+SMALL, *_, IMAGE, GRPC = COLUMNS
+
+
+def peers_figures(result: dict[str, Any]) -> Iterator[str]:
+    medians = _medians(result)
+    yield f"| | {' | '.join(COLUMNS.values())} |"
+    yield f"|---|{'---:|' * len(COLUMNS)}"
+    for name in _fastest_first(medians, SMALL):
+        cells = [_cell(medians.get(f"{name}, {figure}"), figure) for figure in COLUMNS]
+        yield f"| {name} | {' | '.join(cells)} |"
+    yield ""
+    yield "![Requests per second of Understudy and its peers](docs/reference/peers.svg)"
+    yield ""
+    yield "| ratio of throughputs, JSON; time added | measured | aim | |"
     yield "|---|---|---|---|"
     for aim in result["aims"]:
         sign = "≥" if aim["better"] == "higher" else "≤"
         met = "met" if aim["met"] else "**not met**"
         yield f"| {aim['name']} | {aim['value']:.2f} | {sign} {aim['aim']} | {met} |"
     yield ""
-    yield f"By `make bench`. {_machine(result['environment'])}"
+    environment = result["environment"]
+    for what, why in environment["missing"].items():
+        yield f"Not measured: {what} ({why})."
+    yield f"By `make bench`, medians of {environment['rounds']} rounds. {_machine(environment)}"
+
+
+def _medians(result: dict[str, Any]) -> dict[str, float]:
+    return {row["figure"]: row["median"] for row in result["rows"]}
+
+
+def _fastest_first(medians: dict[str, float], figure: str) -> list[str]:
+    """The contenders that have the figure."""
+    ending = f", {figure}"
+    return sorted(
+        (name.removesuffix(ending) for name in medians if name.endswith(ending) and " / " not in name),
+        key=lambda name: -medians[f"{name}{ending}"],
+    )
+
+
+def _cell(median: float | None, figure: str) -> str:
+    if median is None:
+        return ""
+    return f"{median / 1000:.1f}" if figure.endswith("p99") else f"{median:,.0f}"
+
+
+def draw_peers(path: Path) -> None:
+    """Bars of throughput, a panel for each load."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams |= {"svg.hashsalt": "understudy", "font.size": 8}  # the same figures give the same file
+    medians = _medians(json.loads((RESULTS / "peers.json").read_text()))
+    loads = {SMALL: "64 floats, JSON", IMAGE: "3×224×224 image", GRPC: "64 floats, gRPC"}
+    panels = {
+        title: (load, names) for load, title in loads.items() if (names := _fastest_first(medians, load))
+    }
+    figure = Figure(figsize=(10, 3.2), layout="constrained", facecolor="white")
+    for axes, (title, (load, names)) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        values = [medians[f"{name}, {load}"] for name in names]
+        colors = ["#c2410c" if name == "Understudy" else "#94a3b8" for name in names]
+        bars = axes.barh(names, values, color=colors)
+        axes.bar_label(bars, [f"{value:,.0f}" for value in values], padding=3)
+        axes.set_title(f"{title}: requests/s", loc="left", fontsize=9)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.2 * max(values))
+        axes.xaxis.set_visible(False)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.tick_params(left=False)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def _machine(environment: dict[str, Any]) -> str:
@@ -313,6 +384,8 @@ def main() -> None:
     REFERENCE.mkdir(parents=True, exist_ok=True)
     for path, text in pages().items():
         path.write_text(text)
+    if (RESULTS / "peers.json").exists():
+        draw_peers(REFERENCE / "peers.svg")
 
 
 if __name__ == "__main__":
