@@ -57,6 +57,8 @@ AIMS = {
 }
 ADDED_US_MAX = 100.0
 
+PEERS_WITH_MORE = ("MLServer", "LitServe", "BentoML", "Ray Serve")
+
 Measured = dict[tuple[str, str], dict[int, Measurement]]  # (contender, load) -> round -> what was seen
 Missing = dict[str, str]  # contender, or contender and load -> why
 
@@ -184,6 +186,11 @@ def aims_of(measured: Measured) -> Iterator[results.Aim]:
             yield results.aim(f"{row.figure}, us", row.median, ADDED_US_MAX, "lower")
 
 
+def about_http(figure: str) -> bool:
+    """Is it of JSON in closed loop, and of servers that speak nothing but HTTP? That has a file of its own."""
+    return not any(other in figure for other in ("image", "gRPC", "open loop", *PEERS_WITH_MORE))
+
+
 def show(console: Console, measured: Measured, missing: Missing) -> None:
     table = Table(title="medians over the rounds")
     for heading in ("server", "load", "requests/s", "p50 µs", "p99 µs", "failed"):
@@ -233,8 +240,10 @@ def main() -> None:
         missing=run.missing,
     )
     rows = [*rows_of(run.measured), *compared(run.measured)]
-    path = results.write("peers", environment, rows, list(aims_of(run.measured)))
-    console.print(f"written: {path}", highlight=False)
+    aims = list(aims_of(run.measured))
+    for name, part in (("peers", lambda _: True), ("http", about_http)):
+        parts = [row for row in rows if part(row.figure)], [aim for aim in aims if part(aim.name)]
+        console.print(f"written: {results.write(name, environment, *parts)}", highlight=False)
 
 
 if __name__ == "__main__":
