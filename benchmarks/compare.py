@@ -187,7 +187,7 @@ def aims_of(measured: Measured) -> Iterator[results.Aim]:
 
 
 def about_http(figure: str) -> bool:
-    """Is it of JSON in closed loop, and of servers that speak nothing but HTTP? That has a file of its own."""
+    """Is it of JSON in closed loop, of servers that speak nothing but HTTP? That has a file of its own."""
     return not any(other in figure for other in ("image", "gRPC", "open loop", *PEERS_WITH_MORE))
 
 

@@ -285,7 +285,7 @@ class HttpConnection(asyncio.Protocol):
             self._refuse_body()
         if length >= LARGE_BYTES and not offers_upgrade:
             try:
-                self._large = mmap.mmap(-1, length)
+                self._large = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             except OSError as error:
                 self._refuse(UnderstudyError(Code.SHED, "no memory for the body", reason=str(error)))
                 raise _Refused from error

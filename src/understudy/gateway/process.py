@@ -20,6 +20,7 @@ import structlog
 import uvloop
 
 from understudy.adapters import descriptors, logs
+from understudy.adapters.heap import keep_freed_memory
 from understudy.adapters.links import FrameLink, dial, keep_connected
 from understudy.config import ClusterConfig
 from understudy.core.gateway import machine as core
@@ -404,6 +405,7 @@ class GatewayProcess:
 def run_process(config: ClusterConfig, seat: Seat) -> None:
     """Serve until SIGTERM. Raises `ConfigError` if the start can't succeed."""
     logs.configure("gateway", seat.name)
+    keep_freed_memory()
 
     async def main() -> None:
         await GatewayProcess(config, seat).run()
