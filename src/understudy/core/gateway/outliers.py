@@ -103,6 +103,15 @@ def _learn(replica: Replica) -> None:
         return
     if not pace.usual_batch_us:
         pace.usual_batch_us, pace.usual_row_us = pace.batch_us, pace.row_us
-    pace.usual_batch_us += HISTORY_WEIGHT * (pace.batch_us - pace.usual_batch_us)
-    pace.usual_row_us += HISTORY_WEIGHT * (pace.row_us - pace.usual_row_us)
+    pace.usual_batch_us += _lesson(pace.usual_batch_us, pace.batch_us)
+    pace.usual_row_us += _lesson(pace.usual_row_us, pace.row_us)
     pace.learnt_at = pace.samples + 1
+
+
+def _lesson(usual: float, present: float) -> float:
+    """What to add to `usual`: a small part of the difference, and never more than that part of itself.
+
+    Otherwise a replica that slows down a hundredfold would make that its usual pace within a second, before
+    its median has caught up with it.
+    """
+    return HISTORY_WEIGHT * (present - usual) * min(1.0, usual / present if present else 1.0)
