@@ -120,7 +120,9 @@ class Host:
         for child in self._children:
             if child.pid and late:
                 child.heard_s = now
-            elif child.pid and now - child.heard_s > silence_s:
+            elif child.pid and now - child.heard_s > (
+                silence_s if child.heard_s > child.started_s else max(silence_s, READY_TIMEOUT_S)
+            ):  # one that has just been started says nothing until its loop runs
                 self._log.warning("gateway.process_hung", process=child.name, silence_s=silence_s)
                 os.kill(child.pid, signal.SIGKILL)
                 child.heard_s = now
