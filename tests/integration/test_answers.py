@@ -33,7 +33,7 @@ async def ask(harness: Harness, app: str, rows: list[list[float]] = ROWS) -> Ans
     return await harness.infer(app, rows, "FP64")
 
 
-@pytest.mark.parametrize("how", ["raise", "nan"])
+@pytest.mark.parametrize("how", ["raise", "nan", "sleep"])
 def test_a_replica_that_passes_its_probe_and_fails_users_leaves_the_rotation(tmp_path: Path, how: str):
     orders = tmp_path / "orders"
     tags = {"full": "full", "lite": "lite"}
@@ -61,6 +61,8 @@ def test_a_replica_that_passes_its_probe_and_fails_users_leaves_the_rotation(tmp
                 order.unlink()
                 await harness.until(lambda: breaker_is("closed"), 40, "it is re-admitted")
             assert not traffic.failed, traffic.failed[0]
+            if how == "sleep":
+                assert await harness.events("replica.ejected")
 
     scenario(test())
 

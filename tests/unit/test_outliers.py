@@ -58,6 +58,22 @@ def test_a_replica_ten_times_slower_than_its_equals_is_ejected():
     assert "equals" in note.message
 
 
+def test_a_slow_replica_is_ejected_although_hedges_answer_in_its_place():
+    settings = GatewayTuning(breaker=BreakerSettings(slow_start_s=0), hedge=HedgeSettings(budget_fraction=1))
+    world = three_equals(settings)
+    serve(world, 60)
+    for _ in range(100):
+        request = world.request(timeout_s=10)
+        for _ in range(10):
+            world.advance(0.01)
+            for id_ in ("r1", "r3"):
+                answer_all(world, id_, None)
+        assert request.outcome == ("big", ""), "by a hedge at the latest"
+        answer_all(world, "r2", None)
+    [note] = ejections(world)
+    assert note.replica == "r2"
+
+
 def test_equally_slow_replicas_stay():
     world = three_equals()
     for _ in range(60):
@@ -183,10 +199,10 @@ def test_a_new_replica_gets_a_growing_share():
     assert not world.app.ramping
 
 
-def test_replicas_that_all_are_new_share_evenly():
+def test_replicas_that_all_are_new_share_evenly_even_when_idle():
     world = three_equals(GatewayTuning())
     assert not world.app.ramping
-    assert len(world.app.best) == 3
+    assert shares(world, 30) == {"r1": 10, "r2": 10, "r3": 10}
 
 
 def test_a_readmitted_replica_shares_with_a_smaller_variant_at_first():

@@ -14,14 +14,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from understudy.config import GatewayTuning
-from understudy.core.gateway import slow_start
+from understudy.core.gateway.balancing import pick
 from understudy.core.gateway.fallback import Fallback
 from understudy.core.gateway.hedging import hedge_due, may_hedge
 from understudy.core.gateway.last_good import LastGood
 from understudy.core.gateway.pace import SAMPLE_MASK
 from understudy.core.gateway.poison import Poison
 from understudy.core.gateway.pressure import Gate
-from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Flight, Replica, Request, load_of
+from understudy.core.gateway.rotation import App, Flight, Replica, Request, load_of
 from understudy.wire.errors import TRAITS, Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame
 from understudy.wire.messages import Cancel, Result, decode_answer, encode_infer, encode_message
@@ -78,27 +78,11 @@ class Dispatcher:
         self.inflight += 1
         if self.poison.remembered and self.poison.holds(request):
             return self._fail(request, UnderstudyError(Code.POISON, "this request took down its workers"))
-        replica = replica or self._pick(app, now)
+        replica = replica or pick(app, now)
         if replica is None:
             self._park(request)
         else:
             self._send(request, replica, now)
-
-    def _pick(self, app: App, now: float) -> Replica | None:
-        """The least loaded of the best replicas; None if there is none or none has room."""
-        best = app.best
-        if app.ramping and (ramped := slow_start.turn(app, now, OUTSTANDING_MAX)) is not None:
-            return ramped
-        if len(best) == 1:
-            replica = best[0]
-        elif best:
-            replica = min(best, key=load_of)
-        else:
-            return None
-        if replica.has_room(now):
-            return replica
-        # One that says BUSY has little outstanding, and must not hide those that have room.
-        return min((r for r in best if r.has_room(now)), key=load_of, default=None)
 
     def _park(self, request: Request) -> None:
         app = request.app
@@ -221,9 +205,7 @@ class Dispatcher:
         """The best routable replica that has not had this request."""
         busy = {flight.replica.id for flight in request.flights}
         for replica in request.app.ranked:
-            if replica.id in request.tried or replica.id in busy:
-                continue
-            if replica.has_room(now):
+            if replica.id not in request.tried and replica.id not in busy and replica.has_room(now):
                 return replica
         return None
 
@@ -273,7 +255,7 @@ class Dispatcher:
                 app.isolated = request
                 self._send(request, other, now)
         while app.waiting:
-            replica = self._pick(app, now)
+            replica = pick(app, now)
             if replica is None:
                 return
             request = app.waiting.popleft()
@@ -374,8 +356,8 @@ class Dispatcher:
                     self._changed(flight.replica.app, now)
             else:
                 flight.replica.breaker.abandoned(flight.stream)
-        waited_ms = (now - request.arrived) * 1000
-        error = UnderstudyError(Code.TIMEOUT, "no answer within the deadline", waited_ms=round(waited_ms, 1))
+        waited_ms = round((now - request.arrived) * 1000, 1)
+        error = UnderstudyError(Code.TIMEOUT, "no answer within the deadline", waited_ms=waited_ms)
         self._fail(request, error)
 
     def _tick_waiting(self, app: App, now: float) -> None:
@@ -454,17 +436,18 @@ class Dispatcher:
         request.app.inflight -= 1
         self.inflight -= 1
         for flight in request.flights:
-            # A suspect keeps its debt: only an answer clears it.
-            if flight is keep or flight.replica.suspect:
-                continue
-            replica = flight.replica
-            if replica.outstanding.pop(flight.stream, None) is not None:
-                if keep is None:
-                    replica.breaker.abandoned(flight.stream)
-                else:
-                    replica.breaker.outrun(flight.stream)
-                if replica.link is not None:
-                    replica.link.write(encode_message(Cancel(), flight.stream))
+            replica, stream = flight.replica, flight.stream
+            if flight is keep or replica.suspect or stream not in replica.outstanding:
+                continue  # a suspect keeps its debt: only an answer clears it
+            if keep is None:
+                replica.breaker.abandoned(stream)
+            else:
+                replica.breaker.outrun(stream)
+                if not stream & SAMPLE_MASK:
+                    continue  # heard out, for its pace: those in whose place others answer aren't fast
+            del replica.outstanding[stream]
+            if replica.link is not None:
+                replica.link.write(encode_message(Cancel(), stream))
         request.flights.clear()
         if request.isolated:
             self._leave_isolation(request)
