@@ -16,6 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
+from understudy.adapters.buffers import BUFFERS
 from understudy.adapters.filling import fill
 from understudy.wire.errors import Code, ConfigError, ProtocolError, UnderstudyError
 from understudy.wire.frames import FRAME_BYTES_MAX_DEFAULT, Buffer, Frame, FrameDecoder
@@ -52,7 +53,7 @@ class FrameLink(asyncio.Protocol):
         self._on_frame = on_frame
         self._on_lost = on_lost
         self._on_made = on_made
-        self._decoder = FrameDecoder(frame_bytes_max)
+        self._decoder = FrameDecoder(frame_bytes_max, allocate=BUFFERS.take)
         self._buffer_bytes_max = buffer_bytes_max
         self._transport: asyncio.Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
 from collections import deque
 from time import monotonic
 from typing import Protocol
 
 import httptools
 
+from understudy.adapters.buffers import BUFFERS
 from understudy.adapters.filling import fill
 from understudy.config import HttpLimits
 from understudy.core.gateway.rotation import Request
@@ -87,7 +87,7 @@ class HttpConnection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._body_bytes = 0
         self._unparsed_bytes = 0  # of a body that the parser left to us
-        self._large: mmap.mmap | None = None  # a body of known size; its memory is taken up as it comes
+        self._large: memoryview | None = None  # a body of known size; its memory is taken up as it comes
 
     @property
     def address(self) -> str:
@@ -285,8 +285,8 @@ class HttpConnection(asyncio.Protocol):
             self._refuse_body()
         if length >= LARGE_BYTES and not offers_upgrade:
             try:
-                self._large = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            except OSError as error:
+                self._large = BUFFERS.take(length)
+            except MemoryError as error:
                 self._refuse(UnderstudyError(Code.SHED, "no memory for the body", reason=str(error)))
                 raise _Refused from error
         expect = self._headers.get(b"expect")
@@ -311,7 +311,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         if self._large is not None:
-            self._large.write(data)
+            self._large[self._body_bytes : self._body_bytes + len(data)] = data
         else:
             self._parts.append(data)
         self._received(len(data))
@@ -331,7 +331,7 @@ class HttpConnection(asyncio.Protocol):
         """Have the rest of a large body read into its place, past the parser and without a copy."""
         if self._transport is None or self._paused or self.closing or self._large is None:
             return
-        fill(self._transport, self, memoryview(self._large)[self._body_bytes :], self._filled)
+        fill(self._transport, self, self._large[self._body_bytes :], self._filled)
 
     def _filled(self, count: int) -> None:
         if self.closing:
@@ -357,7 +357,7 @@ class HttpConnection(asyncio.Protocol):
             self.closing = True
         body: Buffer
         if self._large is not None:
-            body, self._large = memoryview(self._large), None
+            body, self._large = self._large, None
         else:
             body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self.phase = "idle"

@@ -12,6 +12,7 @@ returns frames or raises `ProtocolError`, and it never holds more than one frame
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import TypeAlias
 
 import msgspec
@@ -26,6 +27,7 @@ LARGE_BYTES = 128 * 1024  # a payload from here on isn't joined to anything nor 
 PAYLOAD_ALIGNMENT_BYTES = 16  # of large payloads; what the allocator gives, too
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+Allocate: TypeAlias = Callable[[int], bytearray | memoryview]
 
 # Flags of an INFER frame: the payload, and that of its answer, is protobuf instead of HTTP's form.
 ENCODING_PROTOBUF = 1
@@ -70,14 +72,16 @@ class _Partial:
 
     __slots__ = ("body", "flags", "header_bytes", "kind", "rest", "start", "stream")
 
-    def __init__(self, kind: int, stream: int, flags: int, header_bytes: int, body_bytes: int) -> None:
+    def __init__(
+        self, kind: int, stream: int, flags: int, header_bytes: int, body_bytes: int, allocate: Allocate
+    ) -> None:
         self.kind = kind
         self.stream = stream
         self.flags = flags
         self.header_bytes = header_bytes
         # The payload begins on a boundary, so that tensors in it which are aligned to it need no copy.
         self.start = -header_bytes % PAYLOAD_ALIGNMENT_BYTES
-        self.body = bytearray(self.start + body_bytes)
+        self.body = allocate(self.start + body_bytes)
         self.rest = memoryview(self.body)[self.start :]  # not received yet
 
     def take(self, data: bytes | memoryview) -> int:
@@ -100,11 +104,24 @@ class FrameDecoder:
     the connection must be closed. Every later `feed` raises again.
     """
 
-    __slots__ = ("_buffer", "_failed", "_frame_bytes_max", "_large_bytes", "_partial", "_wanted_bytes")
+    __slots__ = (
+        "_allocate",
+        "_buffer",
+        "_failed",
+        "_frame_bytes_max",
+        "_large_bytes",
+        "_partial",
+        "_wanted_bytes",
+    )
 
     def __init__(
-        self, frame_bytes_max: int = FRAME_BYTES_MAX_DEFAULT, large_bytes: int = LARGE_BYTES
+        self,
+        frame_bytes_max: int = FRAME_BYTES_MAX_DEFAULT,
+        large_bytes: int = LARGE_BYTES,
+        allocate: Allocate = bytearray,
     ) -> None:
+        """`allocate` gives writable memory for a frame of at least `large_bytes`."""
+        self._allocate = allocate
         self._frame_bytes_max = frame_bytes_max
         self._large_bytes = large_bytes
         self._buffer = bytearray()
@@ -168,7 +185,7 @@ class FrameDecoder:
             end = start + body_bytes
             if end > available:
                 if body_bytes >= self._large_bytes:
-                    self._partial = _Partial(kind, stream, flags, header_bytes, body_bytes)
+                    self._partial = _Partial(kind, stream, flags, header_bytes, body_bytes, self._allocate)
                     offset = start + self._partial.take(memoryview(data)[start:])
                 self._wanted_bytes = end - offset
                 break
