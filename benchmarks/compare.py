@@ -51,6 +51,7 @@ AIMS = {
     "LitServe": 15.0,
     "BentoML": 30.0,
     "Ray Serve": 40.0,
+    "Ray Serve, as installed": 40.0,
     "FastAPI, uvicorn x 1": 4.0,
     "FastAPI": 4.0,
     "HAProxy": 0.8,

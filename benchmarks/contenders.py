@@ -142,9 +142,9 @@ def bentoml(work: Path) -> Contender:
     return Contender("BentoML", f"http://127.0.0.1:{port}", [command], env, json="digits as array")
 
 
-def ray_serve(work: Path) -> Contender:
-    """A replica for each core, and what its page on high throughput says: two variables put an HAProxy of its
-    own in front of the replicas, which answered some ten times as often as its proxy in Python.
+def ray_serve(work: Path, tuned: bool) -> Contender:
+    """A replica for each core. Tuned: with what its page on high throughput says, two variables that put an
+    HAProxy of its own in front of the replicas; it answered some ten times as often as its proxy in Python.
     """
     port, grpc_port = str(free_port()), str(free_port())
     command = [
@@ -154,14 +154,16 @@ def ray_serve(work: Path) -> Contender:
         port,
         grpc_port,
     ]
-    env = {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_NBTHREAD": "2",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
+    env = {"RAY_USAGE_STATS_ENABLED": "0"}
+    if tuned:
+        env |= {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+        }
+    name = "Ray Serve" if tuned else "Ray Serve, as installed"
     grpc = f"127.0.0.1:{grpc_port}"
-    return Contender("Ray Serve", f"http://127.0.0.1:{port}", [command], env, grpc=grpc)
+    return Contender(name, f"http://127.0.0.1:{port}", [command], env, grpc=grpc, closed_only=not tuned)
 
 
 def http_worker(work: Path) -> Contender:
@@ -190,7 +192,8 @@ def _address() -> str:
     return f"127.0.0.1:{free_port()}"
 
 
-# More than one set-up of FastAPI and HAProxy, because which is best depends on the machine.
+# More than one set-up of FastAPI, HAProxy and Ray Serve: which is best depends on the machine, and not
+# everybody tunes.
 LINE_UP: dict[str, Callable[[Path], Contender]] = {
     "Understudy": understudy,
     "FastAPI, uvicorn x 1": lambda work: fastapi(work, workers=1),
@@ -201,5 +204,6 @@ LINE_UP: dict[str, Callable[[Path], Contender]] = {
     "MLServer": mlserver,
     "LitServe": litserve,
     "BentoML": bentoml,
-    "Ray Serve": ray_serve,
+    "Ray Serve": lambda work: ray_serve(work, tuned=True),
+    "Ray Serve, as installed": lambda work: ray_serve(work, tuned=False),
 }
