@@ -7,7 +7,6 @@ goes first. Another version of the app has another signature, perhaps, so it sta
 
 from __future__ import annotations
 
-import hashlib
 from typing import NamedTuple
 
 from understudy.config import LastGoodSettings
@@ -15,7 +14,6 @@ from understudy.core.gateway.rotation import Request, Source
 from understudy.wire.frames import Buffer
 from understudy.wire.messages import Result
 
-DIGEST_BYTES = 16
 REASON = "last-good"
 
 
@@ -41,7 +39,7 @@ class LastGood:
         settings = self._settings
         if len(body) > settings.bytes_max:
             return
-        key = _key(request)
+        key = request.digest()
         self._drop(key)
         self._answers[key] = Answer(Source(source.variant, source.version, REASON), result, bytes(body), now)
         self.bytes_held += len(body)
@@ -49,7 +47,7 @@ class LastGood:
             self._drop(next(iter(self._answers)))
 
     def find(self, request: Request, now: float) -> Answer | None:
-        answer = self._answers.get(_key(request))
+        answer = self._answers.get(request.digest())
         if answer is None or now - answer.answered_at > self._settings.age_s_max:
             return None
         return answer
@@ -58,12 +56,3 @@ class LastGood:
         answer = self._answers.pop(key, None)
         if answer is not None:
             self.bytes_held -= len(answer.body)
-
-
-def _key(request: Request) -> bytes:
-    spec = request.app.spec
-    digest = hashlib.blake2b(
-        f"{spec.app}/{spec.version}/{request.flags}/{request.json_bytes}/".encode(), digest_size=DIGEST_BYTES
-    )
-    digest.update(request.body)
-    return digest.digest()

@@ -7,13 +7,10 @@ while nothing is remembered.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 from understudy.config import PoisonSettings
 from understudy.core.gateway.rotation import Request
-
-DIGEST_BYTES = 16
 
 
 class Poison:
@@ -57,10 +54,10 @@ class Poison:
 
     def holds(self, request: Request) -> bool:
         """Was it found guilty lately? To be asked only while anything is `remembered`: this hashes."""
-        return _digest(request) in self.remembered
+        return request.digest() in self.remembered
 
     def _remember(self, request: Request, now: float) -> None:
-        digest = _digest(request)
+        digest = request.digest()
         self.remembered.pop(digest, None)  # the newest is last
         self.remembered[digest] = now + self._settings.memory_s
         while len(self.remembered) > self._settings.entries_max:
@@ -72,12 +69,3 @@ class Poison:
             if self.remembered[oldest] > now:
                 return
             del self.remembered[oldest]
-
-
-def _digest(request: Request) -> bytes:
-    spec = request.app.spec
-    digest = hashlib.blake2b(
-        f"{spec.app}/{spec.version}/{request.flags}/{request.json_bytes}/".encode(), digest_size=DIGEST_BYTES
-    )
-    digest.update(request.body)
-    return digest.digest()

@@ -7,6 +7,7 @@ itself. `App.refresh` turns them into `ranked` (every replica that may get a req
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from typing import Any, Protocol
 
@@ -32,6 +33,7 @@ OUTSTANDING_MAX = 128  # requests that one gateway keeps at one replica; the res
 BUSY_PAUSE_S = 0.005  # a replica that said BUSY is left alone for this long, doubling while it says so
 BUSY_PAUSE_S_MAX = 0.04
 BUSY_FORGOTTEN_S = 1.0  # without BUSY, until the pause is short again
+DIGEST_BYTES = 16
 
 
 class Link(Protocol):
@@ -440,6 +442,15 @@ class Request:
     def id(self) -> str:
         """Its name in logs and events."""
         return ""
+
+    def digest(self) -> bytes:
+        """The same for the same bytes in the same encoding to the same version. It reads all of the body."""
+        spec = self.app.spec
+        digest = hashlib.blake2b(
+            f"{spec.app}/{spec.version}/{self.flags}/{self.json_bytes}/".encode(), digest_size=DIGEST_BYTES
+        )
+        digest.update(self.body)
+        return digest.digest()
 
     def answered(self, source: Source, result: Result, body: Buffer) -> None:
         raise NotImplementedError
