@@ -17,11 +17,10 @@ import selectors
 import signal
 import socket
 import sys
-import traceback
-from typing import NoReturn
 
 import msgspec
 
+from understudy.adapters.parents import run_and_exit
 from understudy.config import WorkerTuning
 
 MESSAGE_BYTES_MAX = 65_536
@@ -84,34 +83,23 @@ class Zygote:
             self._answer(ForkFailed(request.worker, f"fork: {error.strerror}"))
             return
         if pid == 0:
-            self._become_worker(request)
+            run_and_exit(lambda: self._be_worker(request))
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = pid
         self._selector.register(pidfd, selectors.EVENT_READ)
         self._answer(Forked(request.worker, pid))
 
-    def _become_worker(self, request: Fork) -> NoReturn:
-        status = 1
-        try:
-            # Closed one by one, as objects: none may close a number later that means something else by then.
-            self._selector.close()
-            self._control.close()
-            for pidfd in self._children:
-                os.close(pidfd)
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-            from understudy.worker.process import WorkerArgs, run_worker
+    def _be_worker(self, request: Fork) -> None:
+        # Closed one by one, as objects: none may close a number later that means something else by then.
+        self._selector.close()
+        self._control.close()
+        for pidfd in self._children:
+            os.close(pidfd)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        from understudy.worker.process import WorkerArgs, run_worker
 
-            run_worker(WorkerArgs(request.worker, request.socket, request.tcp_host, request.settings))
-            status = 0
-        except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+        run_worker(WorkerArgs(request.worker, request.socket, request.tcp_host, request.settings))
 
     def _reap(self, pidfd: int) -> None:
         pid = self._children.pop(pidfd)

@@ -19,15 +19,13 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from pathlib import Path
 from time import monotonic
-from typing import NoReturn
 
 import structlog
 
 from understudy.adapters import descriptors, logs
-from understudy.adapters.parents import follow_parent
+from understudy.adapters.parents import follow_parent, run_and_exit
 from understudy.config import ClusterConfig, GatewayConfig
 from understudy.gateway.process import PULSE, Seat, grpc_server, run_process
 from understudy.wire.errors import ConfigError
@@ -135,7 +133,7 @@ class Host:
         pid = os.fork()
         if pid == 0:
             os.close(pulse_in)
-            self._become(child, pulse_out, parent_pid)
+            run_and_exit(lambda: self._serve(child, pulse_out, parent_pid))
         os.close(pulse_out)
         child.pid, child.pidfd, child.pulse = pid, os.pidfd_open(pid), pulse_in
         child.started_s = child.heard_s = now
@@ -143,36 +141,26 @@ class Host:
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
         self._selector.register(child.pulse, selectors.EVENT_READ, lambda: self._heard(child))
 
-    def _become(self, child: Child, pulse: int, parent_pid: int) -> NoReturn:
-        """Serve in this new process. What it inherited and doesn't need is closed."""
-        status = 1
+    def _serve(self, child: Child, pulse: int, parent_pid: int) -> None:
+        """In the new process. What it inherited and doesn't need is closed."""
+        follow_parent(parent_pid)
+        signal.set_wakeup_fd(-1)
+        for number in (*STOP_SIGNALS, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        self._let_go(child)
+        seat = Seat(
+            child.name,
+            child.sockets,
+            pulse,
+            self._gateway.name,
+            taking_over=self._predecessor is not None,
+            grpc=self._gateway.grpc,
+        )
         try:
-            follow_parent(parent_pid)
-            signal.set_wakeup_fd(-1)
-            for number in (*STOP_SIGNALS, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
-            self._let_go(child)
-            seat = Seat(
-                child.name,
-                child.sockets,
-                pulse,
-                self._gateway.name,
-                taking_over=self._predecessor is not None,
-                grpc=self._gateway.grpc,
-            )
             run_process(self._config, seat)
-            status = 0
         except ConfigError as error:
             sys.stderr.write(f"error: {error}\n")
-            status = CONFIG_STATUS
-        except SystemExit as error:
-            status = error.code if isinstance(error.code, int) else 1
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+            raise SystemExit(CONFIG_STATUS) from error
 
     def _let_go(self, child: Child) -> None:
         self._selector.close()
