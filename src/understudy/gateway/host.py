@@ -35,6 +35,7 @@ BIND_RETRY_S = 0.02
 BIND_TIMEOUT_S = 1.0  # children of a parent that was killed hold the port until they have heard of it
 SOCKETS_MAX = 64
 TAKEOVER_TIMEOUT_S = 5.0  # for the running gateway to hand over its sockets
+START_TIMEOUT_S = 10.0  # for the first sign of life of a child: it gives none until its loop runs
 READY_TIMEOUT_S = 10.0  # for the children of a successor to begin to accept
 CONFIG_STATUS = 2  # a child's exit status when its configuration can't work
 RESTART_S, RESTART_S_MAX, HEALTHY_S = 0.1, 5.0, 10.0
@@ -64,7 +65,7 @@ class Child:
         self.sockets = sockets
         self.pid = self.pidfd = self.pulse = 0
         self.accepting = False
-        self.started_s = self.heard_s = 0.0
+        self.started_s = self.heard_s = self.silence_s_max = 0.0
         self.restarts = 0
         self.due_s: float | None = 0.0  # when to start it; None while it runs
 
@@ -114,14 +115,11 @@ class Host:
 
     def _look_after(self, *, late: bool) -> None:
         now = monotonic()
-        silence_s = self._config.gateway.pulse_timeout_s
         for child in self._children:
             if child.pid and late:
                 child.heard_s = now
-            elif child.pid and now - child.heard_s > (
-                silence_s if child.heard_s > child.started_s else max(silence_s, READY_TIMEOUT_S)
-            ):  # one that has just been started says nothing until its loop runs
-                self._log.warning("gateway.process_hung", process=child.name, silence_s=silence_s)
+            elif child.pid and now - child.heard_s > child.silence_s_max:
+                self._log.warning("gateway.process_hung", process=child.name, silence_s=child.silence_s_max)
                 os.kill(child.pid, signal.SIGKILL)
                 child.heard_s = now
             elif child.due_s is not None and now >= child.due_s and not self._stopping:
@@ -137,6 +135,7 @@ class Host:
         os.close(pulse_out)
         child.pid, child.pidfd, child.pulse = pid, os.pidfd_open(pid), pulse_in
         child.started_s = child.heard_s = now
+        child.silence_s_max = max(START_TIMEOUT_S, self._config.gateway.pulse_timeout_s)
         child.due_s, child.accepting = None, False
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._ended(child))
         self._selector.register(child.pulse, selectors.EVENT_READ, lambda: self._heard(child))
@@ -180,6 +179,7 @@ class Host:
             data = os.read(child.pulse, 4096)
             child.accepting = child.accepting or PULSE in data
         child.heard_s = monotonic()
+        child.silence_s_max = self._config.gateway.pulse_timeout_s
 
     def _ended(self, child: Child) -> None:
         _, wait_status = os.waitpid(child.pid, 0)
