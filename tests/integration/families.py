@@ -124,68 +124,18 @@ accuracy = 0.95
 
 
 def write_mischief_app(folder: Path, name: str, orders: Path, criticality: str = "standard") -> None:
-    """The python model above, in two variants with the same code."""
+    """The first python model above, in two variants with the same code."""
     orders.mkdir(parents=True, exist_ok=True)
-    variants = ""
-    for variant, accuracy in (("full", 0.9), ("lite", 0.8)):
-        (folder / variant).mkdir(parents=True)
-        (folder / variant / "model.py").write_text(MISCHIEF.format(orders=str(orders)) + f"# {variant}\n")
-        variants += f'''
-[[variants]]
-name = "{variant}"
-runtime = "python"
-artifact = "{variant}"
-accuracy = {accuracy}
-memory_limit_mb = 400
-'''
-    (folder / "APP.toml").write_text(f'''
-name = "{name}"
-criticality = "{criticality}"
-deadline_ms = 8000
-
-[[inputs]]
-name = "x"
-datatype = "FP64"
-shape = [-1, 4]
-
-[[outputs]]
-name = "y"
-datatype = "FP64"
-shape = [-1, 4]
-{variants}''')
+    code = MISCHIEF.format(orders=str(orders))
+    sources = {variant: f"{code}# {variant}\n" for variant in ("full", "lite")}
+    _write_python_app(folder, name, sources, f'criticality = "{criticality}"\ndeadline_ms = 8000')
 
 
-def write_picky_app(
-    folder: Path, name: str, orders: Path, tags: dict[str, str], extra: str = "", tensor: str = "x"
-) -> None:
+def write_picky_app(folder: Path, name: str, orders: Path, tags: dict[str, str], extra: str = "") -> None:
     """The second python model above. `tags`: variant, best first -> what its orders begin with (or a pid)."""
     orders.mkdir(parents=True, exist_ok=True)
-    variants = ""
-    for index, (variant, tag) in enumerate(tags.items()):
-        (folder / variant).mkdir(parents=True, exist_ok=True)
-        (folder / variant / "model.py").write_text(PICKY.format(orders=str(orders), tag=tag))
-        variants += f'''
-[[variants]]
-name = "{variant}"
-runtime = "python"
-artifact = "{variant}"
-accuracy = {0.9 - index / 10}
-memory_limit_mb = 400
-'''
-    (folder / "APP.toml").write_text(f'''
-name = "{name}"
-{extra}
-
-[[inputs]]
-name = "{tensor}"
-datatype = "FP64"
-shape = [-1, 4]
-
-[[outputs]]
-name = "y"
-datatype = "FP64"
-shape = [-1, 4]
-{variants}''')
+    sources = {variant: PICKY.format(orders=str(orders), tag=tag) for variant, tag in tags.items()}
+    _write_python_app(folder, name, sources, extra)
 
 
 def write_sleepy_app(folder: Path, name: str, extra: str = "", **sleep_ms: float) -> None:
@@ -193,34 +143,47 @@ def write_sleepy_app(folder: Path, name: str, extra: str = "", **sleep_ms: float
 
     The first is by far the largest and little better, so a smaller one becomes its standby.
     """
-    variants = ""
-    for index, (variant, pause_ms) in enumerate(sleep_ms.items()):
-        (folder / variant).mkdir(parents=True)
-        (folder / variant / "model.py").write_text(
-            SLEEPY.format(pause_s=pause_ms / 1000, weights_mb=8 if index else 80)
-        )
-        variants += f'''
-[[variants]]
-name = "{variant}"
-runtime = "python"
-artifact = "{variant}"
-accuracy = {0.9 - index / 1000}
-memory_limit_mb = 400
-'''
-    (folder / "APP.toml").write_text(f'''
+    sources = {
+        variant: SLEEPY.format(pause_s=pause_ms / 1000, weights_mb=8 if index else 80)
+        for index, (variant, pause_ms) in enumerate(sleep_ms.items())
+    }
+    extra += "\n[batching]\nrows_max = 1\n"
+    _write_python_app(folder, name, sources, extra, accuracy_step=0.001, datatype="FP32")
+
+
+def _write_python_app(
+    folder: Path,
+    name: str,
+    sources: dict[str, str],
+    extra: str,
+    *,
+    accuracy_step: float = 0.1,
+    datatype: str = "FP64",
+) -> None:
+    """`sources`: variant, best first -> its code."""
+    manifest = f'''
 name = "{name}"
 {extra}
 
-[batching]
-rows_max = 1
-
 [[inputs]]
 name = "x"
-datatype = "FP32"
+datatype = "{datatype}"
 shape = [-1, 4]
 
 [[outputs]]
 name = "y"
-datatype = "FP32"
+datatype = "{datatype}"
 shape = [-1, 4]
-{variants}''')
+'''
+    for index, (variant, source) in enumerate(sources.items()):
+        (folder / variant).mkdir(parents=True, exist_ok=True)
+        (folder / variant / "model.py").write_text(source)
+        manifest += f'''
+[[variants]]
+name = "{variant}"
+runtime = "python"
+artifact = "{variant}"
+accuracy = {0.9 - index * accuracy_step}
+memory_limit_mb = 400
+'''
+    (folder / "APP.toml").write_text(manifest)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 import pytest
-from families import ROWS, write_linear_app, write_mischief_app, write_picky_app
+from families import ROWS, write_mischief_app, write_picky_app
 from harness import Answer, Harness, infer_body, running
 
 BODY = infer_body(ROWS, "FP64")
@@ -23,10 +20,6 @@ datatype = "FP64"
 shape = [1, 4]
 data = [7.0, 7.0, 7.0, 7.0]
 """
-
-
-def scenario(coroutine: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(coroutine)
 
 
 async def ask(harness: Harness, app: str, rows: list[list[float]] = ROWS) -> Answer:
@@ -64,7 +57,7 @@ def test_a_replica_that_passes_its_probe_and_fails_users_leaves_the_rotation(tmp
             if how == "sleep":
                 assert await harness.events("replica.ejected")
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_without_another_replica_readiness_says_that_users_are_failed(tmp_path: Path):
@@ -82,16 +75,19 @@ def test_without_another_replica_readiness_says_that_users_are_failed(tmp_path: 
 
             await harness.until(not_ready, 5, "readiness is 503 although the probe passes")
 
-    scenario(test())
+    asyncio.run(test())
+
+
+def write_chain(folder: Path, chain: str) -> Path:
+    """App `a` with a chain and a static answer, and `b`, which may stand in; where their orders are put."""
+    orders = folder / "orders"
+    write_picky_app(folder / "apps" / "a", "a", orders, {"one": "a"}, chain + STATIC)
+    write_picky_app(folder / "apps" / "b", "b", orders, {"two": "b"})
+    return orders
 
 
 def test_the_chain_link_by_link(tmp_path: Path):
-    orders = tmp_path / "orders"
-    chain = 'fallback = ["app:b", "last-good", "static"]\ndeadline_ms = 2000'
-    write_picky_app(tmp_path / "apps" / "a", "a", orders, {"one": "a"}, chain)
-    manifest = tmp_path / "apps" / "a" / "APP.toml"
-    manifest.write_text(manifest.read_text() + STATIC)
-    write_picky_app(tmp_path / "apps" / "b", "b", orders, {"two": "b"})
+    orders = write_chain(tmp_path, 'fallback = ["app:b", "last-good", "static"]\ndeadline_ms = 2000')
 
     async def test() -> None:
         async with running(tmp_path) as harness:
@@ -114,16 +110,11 @@ def test_the_chain_link_by_link(tmp_path: Path):
             assert (answer.status, answer.degraded, answer.variant) == (200, "static", "static")
             assert answer.json["outputs"][0]["data"] == [7.0] * 4
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_each_link_has_its_turn_within_the_deadline(tmp_path: Path):
-    orders = tmp_path / "orders"
-    chain = 'fallback = ["app:b", "static"]\ndeadline_ms = 1000'
-    write_picky_app(tmp_path / "apps" / "a", "a", orders, {"one": "a"}, chain)
-    manifest = tmp_path / "apps" / "a" / "APP.toml"
-    manifest.write_text(manifest.read_text() + STATIC)
-    write_picky_app(tmp_path / "apps" / "b", "b", orders, {"two": "b"})
+    orders = write_chain(tmp_path, 'fallback = ["app:b", "static"]\ndeadline_ms = 1000')
 
     async def test() -> None:
         async with running(tmp_path) as harness:
@@ -137,7 +128,7 @@ def test_each_link_has_its_turn_within_the_deadline(tmp_path: Path):
             assert (answer.status, answer.degraded) == (200, "static")
             assert answer.latency_s < 1.0
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_the_previous_version_is_loaded_again_when_the_new_one_fails_users(tmp_path: Path):
@@ -168,14 +159,12 @@ def test_the_previous_version_is_loaded_again_when_the_new_one_fails_users(tmp_p
                 await asyncio.sleep(0.05)
             assert await harness.events("version.recalled")
 
-    scenario(test())
+    asyncio.run(test())
 
 
-def test_at_the_end_of_the_chain_is_an_honest_503(tmp_path: Path):
-    write_linear_app(tmp_path / "apps" / "plain", "plain", "standard")
-
+def test_at_the_end_of_the_chain_is_an_honest_503(folder: Path):
     async def test() -> None:
-        async with running(tmp_path, nodes={"n1": "a"}) as harness:
+        async with running(folder, nodes={"n1": "a"}) as harness:
             harness.cluster.kill_node("n1")
 
             async def refused() -> bool:
@@ -184,21 +173,20 @@ def test_at_the_end_of_the_chain_is_an_honest_503(tmp_path: Path):
 
             await harness.until(refused, 10, "503 with Retry-After")
 
-    scenario(test())
+    asyncio.run(test())
 
 
-def test_a_stand_in_must_be_there_and_suit_and_not_go_in_a_circle(tmp_path: Path):
+def test_a_stand_in_must_be_deployed_and_not_go_in_a_circle(tmp_path: Path):
     orders = tmp_path / "orders"
     apps = tmp_path / "apps"
     write_picky_app(apps / "one", "one", orders, {"v": "one"}, 'fallback = ["app:two"]')
     write_picky_app(apps / "two", "two", orders, {"v": "two"})
     late = tmp_path / "late"
 
-    def refused(harness: Harness, extra: str, tensor: str = "x", name: str = "three") -> str:
-        shutil.rmtree(late, ignore_errors=True)
-        write_picky_app(late, name, orders, {"v": "late"}, extra, tensor)
-        arguments = ["deploy", str(late), "--json", "--cluster", str(harness.cluster.config_path)]
-        command = [sys.executable, "-m", "understudy", *arguments]
+    def refused(harness: Harness, name: str, extra: str) -> str:
+        write_picky_app(late, name, orders, {"v": "late"}, extra)
+        command = [sys.executable, "-m", "understudy", "deploy", str(late), "--json"]
+        command += ["--cluster", str(harness.cluster.config_path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode != 0
         return done.stdout + done.stderr
@@ -211,9 +199,9 @@ def test_a_stand_in_must_be_there_and_suit_and_not_go_in_a_circle(tmp_path: Path
                 ('fallback = ["app:one"]', "two", "a circle: two -> one -> two"),
                 ('fallback = ["app:two", "smaller-variant"]', "three", "must come earlier"),
             ):
-                assert wrong in await asyncio.to_thread(refused, harness, extra, "x", name)
+                assert wrong in await asyncio.to_thread(refused, harness, name, extra)
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_poison_is_refused_at_once_the_second_time(tmp_path: Path):
@@ -232,4 +220,4 @@ def test_poison_is_refused_at_once_the_second_time(tmp_path: Path):
             assert (await ask(harness, "moody")).status == 200
             assert {r["pid"] for r in (await harness.app("moody"))["replicas"]} == before
 
-    scenario(test())
+    asyncio.run(test())

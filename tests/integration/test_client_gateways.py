@@ -7,13 +7,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
-from families import ROWS, write_linear_app
+from families import ROWS
 from harness import Harness, running
 
 from understudy.client import Answer, AsyncClient, Client, ClientError
@@ -21,16 +18,6 @@ from understudy.client import Answer, AsyncClient, Client, ClientError
 X = {"x": np.array(ROWS, np.float32)}
 TIMEOUT_S = 8.0
 LATE_S = 1.5  # an answer after this means that somebody waited for a frozen gateway, which thaws after 3 s
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_linear_app(tmp_path / "apps" / "plain", "plain", "standard")
-    return tmp_path
-
-
-def scenario(coroutine: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(coroutine)
 
 
 def urls(harness: Harness) -> list[str]:
@@ -119,7 +106,7 @@ def test_a_gateway_killed_then_the_other_one_frozen(folder: Path):
             assert not load.failed, load.failed[0]
             assert load.latest_s() < LATE_S
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_threads_share_a_client_while_a_gateway_dies(folder: Path):
@@ -161,4 +148,4 @@ def test_threads_share_a_client_while_a_gateway_dies(folder: Path):
                         await asyncio.to_thread(thread.join)
                 assert not wrong, wrong[0]
 
-    scenario(test())
+    asyncio.run(test())

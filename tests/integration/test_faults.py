@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Coroutine
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,6 @@ from families import ROWS, write_linear_app, write_mischief_app
 from harness import Harness, infer_body, running
 
 BODY = infer_body(ROWS)
-
-
-def scenario(coroutine: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(coroutine)
 
 
 @pytest.fixture
@@ -50,7 +45,7 @@ def test_worker_killed(folder: Path, app: str):
             await harness.protected("vital")
             await served_again_after(harness, app, lambda r: os.kill(r["pid"], signal.SIGKILL))
 
-    scenario(test())
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize("app", ["vital", "plain"])
@@ -60,7 +55,7 @@ def test_worker_frozen(folder: Path, app: str):
             await harness.protected("vital")
             await served_again_after(harness, app, lambda r: os.kill(r["pid"], signal.SIGSTOP))
 
-    scenario(test())
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize("app", ["vital", "plain"])
@@ -74,7 +69,7 @@ def test_node_killed_and_back(folder: Path, app: str):
             await harness.node_states()
             await harness.full_size("vital", "plain")
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_node_frozen_comes_back_without_flapping(folder: Path):
@@ -96,7 +91,7 @@ def test_node_frozen_comes_back_without_flapping(folder: Path):
             deaths = [e for e in await harness.events("node.died") if e["node"] == victim]
             assert len(deaths) == 1
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_agent_killed_its_workers_serve_on_and_are_adopted(folder: Path):
@@ -114,7 +109,7 @@ def test_agent_killed_its_workers_serve_on_and_are_adopted(folder: Path):
             after = await harness.replica("plain", variant="big")
             assert (after["pid"], after["id"]) == (before["pid"], before["id"])
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_gateway_killed_with_a_second_one(folder: Path):
@@ -129,7 +124,7 @@ def test_gateway_killed_with_a_second_one(folder: Path):
                 await harness.until(lambda: len(traffic.answers) > seen + 50, 10, "the other gateway serves")
             assert not traffic.failed, traffic.failed[0]
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_controller_down_then_a_node_lost(folder: Path):
@@ -150,7 +145,7 @@ def test_controller_down_then_a_node_lost(folder: Path):
             await harness.node_states()
             await harness.full_size("vital", "plain")
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_controller_and_a_node_lost_together(folder: Path):
@@ -166,7 +161,7 @@ def test_controller_and_a_node_lost_together(folder: Path):
             assert not plain.failed, plain.failed[0]
             assert not vital.failed, vital.failed[0]
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_two_nodes_of_three_lost(folder: Path):
@@ -182,7 +177,7 @@ def test_two_nodes_of_three_lost(folder: Path):
             assert not vital.failed, vital.failed[0]
             assert not plain.failed, plain.failed[0]
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_a_gateway_started_afresh_without_controller_serves(folder: Path):
@@ -196,7 +191,7 @@ def test_a_gateway_started_afresh_without_controller_serves(folder: Path):
             for app in ("vital", "plain"):
                 assert (await harness.infer(app, ROWS)).status == 200
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_readiness_is_truthful(tmp_path: Path):
@@ -230,7 +225,7 @@ def test_readiness_is_truthful(tmp_path: Path):
             await harness.until(is_ready, 20, "readiness is 200 again")
             assert (await harness.infer("moody", ROWS, "FP64")).json["outputs"][0]["data"][0] == 0.2
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_outputs_that_are_not_finite_are_never_served(tmp_path: Path):
@@ -244,7 +239,7 @@ def test_outputs_that_are_not_finite_are_never_served(tmp_path: Path):
             assert "NaN" in answer.json["error"]
             assert (await harness.infer("moody", ROWS, "FP64")).status == 200
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_a_poison_request_is_refused_and_others_are_unharmed(tmp_path: Path):
@@ -262,7 +257,7 @@ def test_a_poison_request_is_refused_and_others_are_unharmed(tmp_path: Path):
             assert not traffic.failed, traffic.failed[0]
             await harness.until(lambda: harness.events("request.poisoned"), 5, "it is on record")
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_a_worker_over_its_memory_limit_dies_alone(tmp_path: Path):
@@ -281,7 +276,7 @@ def test_a_worker_over_its_memory_limit_dies_alone(tmp_path: Path):
             assert {p["node"] for p in (await harness.app("vital"))["replicas"]} == before
             await harness.node_states()
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_a_crash_looping_variant_is_quarantined_everywhere(tmp_path: Path):
@@ -301,7 +296,7 @@ def test_a_crash_looping_variant_is_quarantined_everywhere(tmp_path: Path):
             assert (vital.status, vital.variant) == (200, "big")
             await harness.node_states()
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_a_corrupt_artifact_is_fetched_anew_and_never_served(folder: Path):
@@ -325,4 +320,4 @@ def test_a_corrupt_artifact_is_fetched_anew_and_never_served(folder: Path):
             assert (await harness.infer("plain", ROWS)).json["outputs"][0]["data"] == truth
             await harness.until(lambda: harness.events("artifact.corrupted"), 5, "it is on record")
 
-    scenario(test())
+    asyncio.run(test())

@@ -14,7 +14,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from families import write_linear_app
 from harness import Harness, running
 from test_gateway_processes import successor
 
@@ -39,12 +38,6 @@ BODY = ModelInferRequest(
     inputs=[{"name": "x", "datatype": "FP32", "shape": [1, 4]}],
     raw_input_contents=[np.ones(4, np.float32).tobytes()],
 ).SerializeToString()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_linear_app(tmp_path / "apps" / APP, APP, "standard")
-    return tmp_path
 
 
 def address(harness: Harness) -> str:

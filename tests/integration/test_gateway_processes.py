@@ -9,28 +9,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from families import ROWS, write_linear_app
+from families import ROWS
 from harness import Harness, infer_body, running
 
 BODY = infer_body(ROWS)
 APP = "plain"
-
-
-def scenario(coroutine: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(coroutine)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_linear_app(tmp_path / "apps" / APP, APP, "standard")
-    return tmp_path
 
 
 def parent_of(harness: Harness) -> int:
@@ -70,7 +59,7 @@ def test_a_gateway_started_again_takes_over_without_a_failed_request(folder: Pat
                     traffic.stop()
             assert not traffic.failed, traffic.failed[0]
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_a_successor_that_dies_too_early_changes_nothing(folder: Path):
@@ -90,7 +79,7 @@ def test_a_successor_that_dies_too_early_changes_nothing(folder: Path):
                 assert parent_of(harness) == parent
             assert not traffic.failed, traffic.failed[0]
 
-    scenario(test())
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -113,7 +102,7 @@ def test_a_serving_process_is_replaced_and_no_connection_is_refused(folder: Path
                 answer = await harness.infer(APP, ROWS)
                 assert answer.status == 200, answer
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_a_lone_serving_process_that_is_killed_leaves_connections_waiting(folder: Path):
@@ -125,7 +114,7 @@ def test_a_lone_serving_process_that_is_killed_leaves_connections_waiting(folder
             assert answer.status == 200
             assert children(parent_of(harness)) != [child]
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_children_end_with_their_parent(folder: Path):
@@ -140,7 +129,7 @@ def test_children_end_with_their_parent(folder: Path):
             role.start()
             await harness.until(lambda: harness.infer(APP, ROWS), 10, "the gateway serves again")
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def test_a_port_in_use_is_refused(folder: Path):
@@ -154,4 +143,4 @@ def test_a_port_in_use_is_refused(folder: Path):
             assert process.returncode == 2
             assert b"can't listen on 127.0.0.1:" in errors
 
-    scenario(test())
+    asyncio.run(test())

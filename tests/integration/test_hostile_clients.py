@@ -11,15 +11,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
 
 import psutil
-import pytest
-from families import ROWS, write_linear_app
+from families import ROWS
 from harness import AnswerReader, Harness, Traffic, closed, infer_body, request_bytes, running
 
 APP = "plain"
@@ -38,16 +36,6 @@ ATTACK_MB_MAX = 100.0  # of 500 attackers; bodies of 800 MB are announced
 LEFT_MB_MAX = 30.0  # what an allocator keeps
 PERIOD_S = 0.01
 POOL_MAX = 150  # connections of the good clients, who open another one while answers are slow
-
-
-def scenario(coroutine: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(coroutine)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_linear_app(tmp_path / "apps" / APP, APP, "standard")
-    return tmp_path
 
 
 def serving(harness: Harness) -> psutil.Process:
@@ -146,7 +134,7 @@ def test_idle_slow_and_hostile_clients_do_no_harm_to_others(folder: Path):
             assert left_mb < LEFT_MB_MAX, figures
             assert attacked_ms < max(10 * quiet_ms, 250), figures
 
-    scenario(test())
+    asyncio.run(test())
 
 
 def connections(port: int, count: int) -> list[socket.socket]:
@@ -197,7 +185,7 @@ def test_accepting_without_a_free_descriptor_costs_only_the_new_client(folder: P
             await harness.until(lambda: harness.infer(APP, ROWS), 5, "new clients are let in")
             assert serving(harness).pid == gateway.pid, "the serving process was replaced"
 
-    scenario(test())
+    asyncio.run(test())
 
 
 @contextmanager
@@ -229,7 +217,7 @@ def test_a_low_limit_on_files_keeps_room_to_replace_a_worker(folder: Path):
                 await lose_a_worker_among_many_clients(harness)
             assert "gateway.files_limited" in log.read_text()
 
-    scenario(test())
+    asyncio.run(test())
 
 
 async def lose_a_worker_among_many_clients(harness: Harness) -> None:
