@@ -11,7 +11,8 @@ from tensors_target import SPECS, array_of, assert_short, assert_sound
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.inference import ModelInferRequest, ModelInferResponse
 from understudy.wire.protobuf import read_infer_head
-from understudy.worker import binary, protobuf
+from understudy.wire.tensors import to_raw
+from understudy.worker import protobuf
 
 TYPED = {
     "INT32": "int_contents",
@@ -47,7 +48,7 @@ class GrpcTarget:
             if typed and spec.datatype in TYPED:
                 getattr(tensor.contents, TYPED[spec.datatype]).extend(array.ravel().tolist())
             else:
-                request.raw_input_contents.append(bytes(binary.write(spec.datatype, array)))
+                request.raw_input_contents.append(bytes(to_raw(spec.datatype, array)))
         if rng.random() < 0.2:
             tensor = rng.choice(request.inputs)
             tensor.shape[rng.randrange(2)] = rng.choice((-1, 0, 3, 2**31, 2**62, -(2**63)))
@@ -75,7 +76,7 @@ class GrpcTarget:
         response = ModelInferResponse.FromString(bytes(answer.body))
         assert response.id == (request.id or "")
         for output, content in zip(response.outputs, response.raw_output_contents, strict=True):
-            sent = bytes(binary.write(output.datatype, request.inputs[output.name]))
+            sent = bytes(to_raw(output.datatype, request.inputs[output.name]))
             assert content == sent
         return "read"
 

@@ -12,8 +12,7 @@ from mutations import mutated
 
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import TensorSpec
-from understudy.wire.tensors import DATATYPES, Array
-from understudy.worker import binary
+from understudy.wire.tensors import DATATYPES, Array, from_raw, to_raw
 from understudy.worker.oip import Codec
 
 SPECS = tuple(TensorSpec(datatype.lower(), datatype, (-1, 2)) for datatype in DATATYPES)
@@ -102,7 +101,7 @@ def tensor_of(rng: Random, spec: TensorSpec, rows: int) -> tuple[dict[str, Any],
     array = array_of(rng, spec.datatype, rows)
     tensor: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": [rows, 2]}
     if rng.random() < 0.7:
-        content = bytes(binary.write(spec.datatype, array))
+        content = bytes(to_raw(spec.datatype, array))
         tensor["parameters"] = {"binary_data_size": len(content)}
         return tensor, content
     data = array.ravel() if rng.random() < 0.5 else array
@@ -155,7 +154,7 @@ def assert_same(codec: Codec, sent: dict[str, Array], body: bytes, json_bytes: i
         size = (output.get("parameters") or {}).get("binary_data_size")
         if size is None:
             continue
-        array = binary.read(output["datatype"], output["shape"], body, at, size)
+        array = from_raw(output["datatype"], output["shape"], body, at, size)
         at += size
         np.testing.assert_array_equal(array, sent[output["name"]])
     assert at == len(body)

@@ -17,8 +17,7 @@ from understudy.wire.errors import InvalidArgument
 from understudy.wire.frames import FrameDecoder
 from understudy.wire.messages import Infer, encode_message
 from understudy.wire.records import TensorSpec
-from understudy.wire.tensors import DATATYPES, Array
-from understudy.worker import binary
+from understudy.wire.tensors import DATATYPES, Array, to_raw
 from understudy.worker.classification import best_classes
 from understudy.worker.oip import Answer, Codec, Request
 
@@ -109,14 +108,14 @@ def test_every_datatype_goes_in_and_out(datatype: str) -> None:
 
 def test_values_that_bf16_lacks_are_rounded_on_the_way_out() -> None:
     values = np.array([1.0 + 2**-9, 3.14159, -0.1], np.float32)
-    assert binary.write("BF16", values) == values.astype(ml_dtypes.bfloat16).tobytes()
+    assert to_raw("BF16", values) == values.astype(ml_dtypes.bfloat16).tobytes()
 
 
 def test_arrays_are_written_in_row_major_order() -> None:
     array = np.arange(6, dtype=np.int16).reshape(2, 3)
-    assert bytes(binary.write("INT16", array.T)) == array.T.tobytes()
-    assert bytes(binary.write("FP16", np.float16(2.5).reshape(()))) == struct.pack("<e", 2.5)
-    assert bytes(binary.write("FP32", np.empty((0, 4), np.float32))) == b""
+    assert bytes(to_raw("INT16", array.T)) == array.T.tobytes()
+    assert bytes(to_raw("FP16", np.float16(2.5).reshape(()))) == struct.pack("<e", 2.5)
+    assert bytes(to_raw("FP32", np.empty((0, 4), np.float32))) == b""
 
 
 def test_only_what_is_not_aligned_or_read_only_is_copied() -> None:
@@ -132,7 +131,7 @@ def test_only_what_is_not_aligned_or_read_only_is_copied() -> None:
             assert read.flags.writeable
             shared = np.shares_memory(read, np.frombuffer(content, np.uint8))
             assert shared == (padding == 0 and isinstance(content, memoryview))
-    written = binary.write("FP32", image)
+    written = to_raw("FP32", image)
     assert len(written) == image.nbytes
     assert np.shares_memory(np.frombuffer(written, np.uint8), image)
 
@@ -327,7 +326,7 @@ def test_any_bytes_are_decoded_or_refused(content: bytes, size: int, datatype: s
         return
     assert request.inputs["x"].shape == (2, 2)
     if datatype != "BF16" or not np.isnan(request.inputs["x"]).any():
-        assert bytes(binary.write(datatype, request.inputs["x"])) == content
+        assert bytes(to_raw(datatype, request.inputs["x"])) == content
 
 
 @given(st.binary(max_size=80), st.integers(-1, 90))

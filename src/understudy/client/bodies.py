@@ -6,21 +6,17 @@ names in the JSON; `Inference-Header-Content-Length` says where they begin.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
-from itertools import islice
-from math import prod
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from understudy.client.arrays import holds_non_finite, wrong
-from understudy.wire.tensors import DATATYPES, Array
+from understudy.wire.frames import Buffer
+from understudy.wire.tensors import DATATYPES, Array, from_raw, to_raw
 
 _encode = msgspec.json.Encoder().encode
-LENGTH_BYTES = 4  # before each element of a BYTES tensor
-BYTES_OF = {name: dtype.itemsize for name, dtype in DATATYPES.items() if name != "BYTES"} | {"BF16": 2}
 
 
 class _Tensor(msgspec.Struct):
@@ -50,7 +46,7 @@ class Tensors(msgspec.Struct, frozen=True):
 class Body(msgspec.Struct, frozen=True):
     """`json_bytes` is the length of the JSON before binary tensors; None: there are none."""
 
-    parts: tuple[bytes | memoryview, ...]
+    parts: tuple[Buffer, ...]
     json_bytes: int | None
 
     @property
@@ -83,7 +79,10 @@ def _json_text(name: str, value: str | bytes) -> str:
 def binary_body(tensors: Tensors) -> Body:
     inputs, parts = [], []
     for name, (datatype, array) in tensors.inputs.items():
-        part = _to_bytes(name, datatype, array)
+        try:
+            part = to_raw(datatype, array)
+        except UnicodeEncodeError as error:
+            raise wrong(name, f"a text that UTF-8 can't say: {error}") from error
         parameters = {"binary_data_size": len(part)}
         inputs.append({"name": name, "datatype": datatype, "shape": array.shape, "parameters": parameters})
         parts.append(part)
@@ -98,19 +97,6 @@ def _request(tensors: Tensors, inputs: list[dict[str, Any]]) -> dict[str, Any]:
     if tensors.id is not None:
         request["id"] = tensors.id
     return request
-
-
-def _to_bytes(name: str, datatype: str, array: Array) -> bytes | memoryview:
-    if datatype == "BYTES":
-        try:
-            elements = [value.encode() if isinstance(value, str) else value for value in array.flat]
-        except UnicodeEncodeError as error:
-            raise wrong(name, f"a text that UTF-8 can't say: {error}") from error
-        return b"".join(struct.pack("<I", len(element)) + element for element in elements)
-    if datatype == "BF16":  # values were rounded before: the upper half of a float32 is the bfloat16
-        array = (array.view(np.uint32) >> 16).astype("<u2")
-    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    return little.reshape(-1).view(np.uint8).data if little.size else b""
 
 
 def decode(body: bytes, json_bytes: int | None) -> tuple[dict[str, Array], str | None]:
@@ -135,7 +121,10 @@ def decode(body: bytes, json_bytes: int | None) -> tuple[dict[str, Array], str |
         size = tensor.parameters.get("binary_data_size")
         if not isinstance(size, int) or not 0 <= size <= len(body) - at:
             raise ValueError(f"output {tensor.name!r}: neither data nor a binary_data_size that fits")
-        outputs[tensor.name] = _from_bytes(tensor, memoryview(body)[at : at + size])
+        try:
+            outputs[tensor.name] = from_raw(tensor.datatype, tensor.shape, body, at, size)
+        except ValueError as error:
+            raise ValueError(f"output {tensor.name!r}: {error}") from error
         at += size
     return outputs, response.id
 
@@ -146,46 +135,6 @@ def _from_json(tensor: _Tensor, data: Sequence[Any]) -> Array:
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"output {tensor.name!r}: {error}") from error
     return array.reshape(tensor.shape)
-
-
-def _from_bytes(tensor: _Tensor, data: memoryview) -> Array:
-    count = prod(tensor.shape)
-    if tensor.datatype == "BYTES":
-        return np.array(_texts(tensor, data, count), object).reshape(tensor.shape)
-    if len(data) != count * BYTES_OF[tensor.datatype]:
-        raise ValueError(f"output {tensor.name!r}: {len(data)} bytes for {count} of {tensor.datatype}")
-    if tensor.datatype == "BF16":
-        bits = np.frombuffer(data, "<u2").astype(np.uint32) << 16
-        return bits.view(np.float32).reshape(tensor.shape)
-    dtype = DATATYPES[tensor.datatype]
-    # A copy: callers change what they were given, and a view would keep the whole body alive.
-    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(tensor.shape)
-
-
-def _texts(tensor: _Tensor, data: memoryview, count: int) -> list[str | bytes]:
-    def elements() -> Any:
-        at = 0
-        while at < len(data):
-            if at + LENGTH_BYTES > len(data):
-                raise ValueError(f"output {tensor.name!r}: cut within a length")
-            (length,) = struct.unpack_from("<I", data, at)
-            at += LENGTH_BYTES
-            if length > len(data) - at:
-                raise ValueError(f"output {tensor.name!r}: cut within an element")
-            yield _text_or_bytes(bytes(data[at : at + length]))
-            at += length
-
-    texts = list(islice(elements(), count + 1))
-    if len(texts) != count:
-        raise ValueError(f"output {tensor.name!r}: {len(texts)} elements or more for {count}")
-    return texts
-
-
-def _text_or_bytes(element: bytes) -> str | bytes:
-    try:
-        return element.decode()
-    except UnicodeDecodeError:
-        return element
 
 
 def json_bytes_of(headers: Mapping[str, str]) -> int | None:

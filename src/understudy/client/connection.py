@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 import httptools
 import msgspec
 
+from understudy.wire.frames import Buffer
+
 ANSWER_BYTES_MAX = 512 * 1024 * 1024
 HEADER_BYTES_MAX = 65_536
 
@@ -61,7 +63,7 @@ class Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._body_bytes = 0
 
-    async def exchange(self, parts: Sequence[bytes | memoryview]) -> Reply:
+    async def exchange(self, parts: Sequence[Buffer]) -> Reply:
         """Send a request and wait for its answer. Raises `ConnectionBroken`; a cancelled one closes."""
         if self._transport is None or self._transport.is_closing():
             raise ConnectionBroken("closed by the gateway")

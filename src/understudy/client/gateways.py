@@ -18,6 +18,7 @@ from understudy.core.gateway.breaker import Breaker
 from understudy.core.gateway.budget import Budget
 from understudy.core.gateway.latency import LatencyDigest
 from understudy.wire.errors import Code
+from understudy.wire.frames import Buffer
 
 IDLE_S_MAX = 30.0  # well below the 75 s after which gateways close, so that we rarely meet a closing one
 IDLE_MAX = 64  # connections kept open to one gateway
@@ -45,7 +46,7 @@ class Gateway:
 
     async def exchange(
         self,
-        parts: Sequence[bytes | memoryview],
+        parts: Sequence[Buffer],
         *,
         fresh: bool = False,
         sending: Callable[[], None] | None = None,

@@ -26,11 +26,13 @@ from understudy.wire.tensors import (
     FLOATS,
     Array,
     fits,
+    from_raw,
     is_finite,
+    item_bytes,
     round_to_bf16,
     show_shape,
+    text_or_bytes,
 )
-from understudy.worker import binary
 
 T = TypeVar("T")
 Length = Annotated[int, Meta(le=2**31 - 1)]  # of one dimension
@@ -148,9 +150,7 @@ class InputRule:
         """The tensor in `content[start : start + size]`; `size` is that of all the rest by default."""
         self._check(datatype, shape)
         try:
-            return binary.read(
-                datatype, shape, content, start, len(content) - start if size is None else size
-            )
+            return from_raw(datatype, shape, content, start, len(content) - start if size is None else size)
         except ValueError as error:
             raise self._wrong(f"binary data: {error}") from error
 
@@ -166,11 +166,11 @@ class InputRule:
             if prod(shape) != 1:
                 raise self._wrong(f"shape {show_shape(shape)} is not that of one element")
             array = np.empty(shape, dtype=object)
-            array[...] = binary.text_or_bytes(bytes(content))
+            array[...] = text_or_bytes(bytes(content))
             return array
         for dimension in reversed(range(len(shape))):
             if self._pattern[dimension] == -1:
-                shape[dimension] = len(content) // max(1, prod(shape) * binary.item_bytes(self._datatype))
+                shape[dimension] = len(content) // max(1, prod(shape) * item_bytes(self._datatype))
                 break
         return self.read_binary(self._datatype, shape, content)
 

@@ -1,7 +1,7 @@
 """Open Inference Protocol over HTTP: request body -> arrays, arrays -> response body.
 
 Lives here: the schema of bodies, which tensors a request has and which it asks for. Does not live here: one
-input (`inputs`), the bytes of a tensor in binary form (`binary`), the best classes (`classification`).
+input (`inputs`), the bytes of a tensor in binary form (`wire.tensors`), the best classes (`classification`).
 A body that is wrong in any way is an `InvalidArgument` that says what was expected and what came.
 
 A body with binary tensors is JSON, then the raw bytes of those inputs that have a `binary_data_size`, in
@@ -18,8 +18,7 @@ import msgspec
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.records import TensorSpec
-from understudy.wire.tensors import Array, zeros
-from understudy.worker import binary
+from understudy.wire.tensors import Array, to_raw, zeros
 from understudy.worker.classification import best_classes
 from understudy.worker.inputs import (
     DECODE_ERRORS,
@@ -239,7 +238,7 @@ class Codec:
                 datatype, array = self._classified(output, array)
             tensor = _WrittenTensor(name, datatype, array.shape)
             if output.binary:
-                content = binary.write(datatype, array)
+                content = to_raw(datatype, array)
                 tensor.parameters = {BINARY_SIZE: len(content)}
                 contents.append(content)
             else:

@@ -16,8 +16,8 @@ from understudy.wire.errors import InvalidArgument
 from understudy.wire.frames import Buffer
 from understudy.wire.inference import ModelInferRequest, ModelInferResponse
 from understudy.wire.protobuf import length_prefix, without_field
-from understudy.wire.tensors import Array
-from understudy.worker import binary, oip
+from understudy.wire.tensors import Array, text_or_bytes, to_raw
+from understudy.worker import oip
 from understudy.worker.inputs import FlatTensor, InputRule, Parameters, shown
 
 RAW_INPUT_CONTENTS, RAW_OUTPUT_CONTENTS = 7, 6  # fields of the request and of the response
@@ -87,7 +87,7 @@ class Codec(oip.Codec):
             if output.classes:
                 datatype, array = self._classified(output, array)
             response.outputs.add(name=output.name, datatype=datatype, shape=array.shape)
-            content = binary.write(datatype, array)
+            content = to_raw(datatype, array)
             contents += (length_prefix(RAW_OUTPUT_CONTENTS, len(content)), content)
         return oip.Answer(b"".join((response.SerializeToString(), *contents)), -1)
 
@@ -100,7 +100,7 @@ def _read_contents(rule: InputRule, tensor: Any) -> Array:
         )
     data = list(getattr(tensor.contents, field)) if field else []
     if field == "bytes_contents":
-        data = [binary.text_or_bytes(element) for element in data]
+        data = [text_or_bytes(element) for element in data]
     return rule.read(FlatTensor(tensor.name, tensor.datatype, list(tensor.shape), data))
 
 
