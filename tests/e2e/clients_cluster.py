@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,6 @@ from understudy.wire.tensors import DATATYPES
 ECHO = "echo"  # input NAME, output NAME_out, for the lower-case name of each datatype; shape [-1, 2]
 LINEAR = "linear"  # x FP32 [-1, 4] -> y FP32 [-1, 3]
 IMAGE = "image"  # x FP32 [-1, 3, 224, 224] -> y FP32 [-1, 3], the mean of each channel
-PRIMES = "primes"  # of examples/quickstart, which the examples in the docs ask
 ROOT = Path(__file__).resolve().parents[2]
 
 IMAGE_MODEL = """
@@ -114,7 +112,7 @@ class ClientsCluster:
 
     async def mended(self) -> None:
         await self.harness.node_states()
-        await self.harness.full_size(ECHO, LINEAR, IMAGE, PRIMES)
+        await self.harness.full_size(ECHO, LINEAR, IMAGE)
         await self.harness.protected(ECHO, LINEAR)
 
 
@@ -124,7 +122,6 @@ def clients_cluster(folder: Path, extra: str = "") -> Iterator[ClientsCluster]:
     _write_echo_app(folder / "apps" / ECHO)
     _write_image_app(folder / "apps" / IMAGE)
     write_linear_app(folder / "apps" / LINEAR, LINEAR, "critical")
-    shutil.copytree(ROOT / "examples" / "quickstart" / PRIMES, folder / "apps" / PRIMES)
     with asyncio.Runner() as runner:
         context = running(folder, extra=extra, grpc=True)
         harness = runner.run(context.__aenter__())

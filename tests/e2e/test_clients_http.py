@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kserve
 import ml_dtypes
 import numpy as np
 import pytest
-from calling import Calls, calling
-from clients_cluster import ECHO, IMAGE, LINEAR, PRIMES, ROOT, ClientsCluster, echo_arrays
-from perf_analyzer import perf_analyzer, run_perf_analyzer
-
-pytest.importorskip("geventhttpclient", reason="needs the test extra: pip install 'understudy[dev]'")
-pytest.importorskip("kserve", reason="needs the test extra: pip install 'understudy[dev]'")
-
-import kserve
 import tritonclient.http
 import tritonclient.http.aio
+from calling import Calls, calling
+from clients_cluster import ECHO, IMAGE, LINEAR, ClientsCluster, echo_arrays
 from kserve.inference_client import InferenceRESTClient, RESTConfig
 from kserve.protocol.infer_type import RequestedOutput
+from perf_analyzer import perf_analyzer, run_perf_analyzer
 from tritonclient.utils import InferenceServerException
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -161,13 +154,13 @@ def test_statistics_count_requests(triton: Any) -> None:
     assert grown > 0
     assert abs(after["last_inference"] / 1000 - time.time()) < 60
     names = [app["name"] for app in triton.get_inference_statistics()["model_stats"]]
-    assert names == [ECHO, IMAGE, LINEAR, PRIMES]
+    assert names == [ECHO, IMAGE, LINEAR]
 
 
 def test_the_repository_is_looked_at_but_not_changed(triton: Any) -> None:
     index = triton.get_model_repository_index()
     states = {model["name"]: model["state"] for model in index}
-    assert states == dict.fromkeys((ECHO, IMAGE, LINEAR, PRIMES), "READY")
+    assert states == dict.fromkeys((ECHO, IMAGE, LINEAR), "READY")
     triton.load_model(LINEAR)
     with pytest.raises(InferenceServerException, match="stays loaded"):
         triton.unload_model(LINEAR)
@@ -233,23 +226,6 @@ def test_kserve_client(cluster: ClientsCluster, binary: bool) -> None:
         await client.close()
 
     cluster.run(ask())
-
-
-# the examples in the docs
-
-EXAMPLES = re.findall(r"```(sh|python)\n(.*?)```", (ROOT / "docs" / "protocol.md").read_text(), re.DOTALL)
-
-
-@pytest.mark.parametrize(("language", "code"), EXAMPLES, ids=range(len(EXAMPLES)))
-def test_examples_in_the_docs(cluster: ClientsCluster, language: str, code: str) -> None:
-    interpreter = ["sh", "-c"] if language == "sh" else [sys.executable, "-c"]
-    argv = [
-        *interpreter,
-        code.replace("localhost:8080", cluster.http).replace("localhost:8001", cluster.grpc),
-    ]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"true.*false", done.stdout, re.DOTALL | re.IGNORECASE), done.stdout
 
 
 # perf_analyzer
