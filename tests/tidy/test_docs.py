@@ -61,6 +61,18 @@ def test_links_in_the_docs_lead_somewhere(root: Path) -> None:
     assert not dead, "\n".join(dead)
 
 
+def test_proofs_in_the_failure_model_exist(root: Path) -> None:
+    """A row names its tests' files, but for the one that the page's first lines name."""
+    default = root / "tests" / "integration" / "test_faults.py"
+    missing = []
+    for row in (root / "docs" / "failure-model.md").read_text().splitlines():
+        files = [root / file for file in re.findall(r"`(tests/[\w/]+\.py)`", row)]
+        text = "".join(file.read_text() for file in [*files, default] if file.exists())
+        missing += [str(file) for file in files if not file.exists()]
+        missing += [name for name in re.findall(r"`(test_\w+)`", row) if f"def {name}(" not in text]
+    assert not missing, f"no such tests: {missing}"
+
+
 def test_the_clients_page_shows_the_examples_as_they_are(root: Path) -> None:
     page = (root / "docs" / "clients.md").read_text()
     files = sorted((root / "examples" / "clients").glob("*.*"))
