@@ -13,6 +13,7 @@ EVENTS: dict[str, str] = {
     "gateway.handed_over": "A successor accepts connections; this gateway drains.",
     "gateway.taken_over": "A gateway serves in the place of a former one of its name.",
     "table.restored": "A gateway started from the last good route table on its disk.",
+    "table.discarded": "A gateway's stored route table was damaged and is ignored.",
     "table.received": "A gateway took a new route table.",
     "table.save_failed": "A route table could not be written to disk; serving goes on.",
     "controller.connected": "A gateway reached a controller.",

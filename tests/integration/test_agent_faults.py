@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from agent_node import AgentNode, agent_node, profile, wanted
 
-from understudy.agent.state_file import StateFile
+from understudy.adapters.state_file import StateFile
+from understudy.agent.process import Stored
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Contingency, Role
 
@@ -40,8 +41,8 @@ def scenario(**tuning: float) -> Callable[[Scenario], Callable[[Path], None]]:
     return decorate
 
 
-async def answers(node: AgentNode, variant: str = "full") -> list[float]:
-    reply = await node.infer(await node.ready(variant))
+async def answers(node: AgentNode) -> list[float]:
+    reply = await node.infer(await node.ready("full"))
     return [round(value, 3) for value in reply["outputs"][0]["data"]]
 
 
@@ -167,7 +168,7 @@ async def test_a_damaged_state_file_is_ignored_and_said_so(node: AgentNode) -> N
     await doubling(node)
     before = await node.ready("full")
     path = node.config.role_dir("agent", "n1") / "state"
-    await node.until(lambda: StateFile(path).load()[0].saved.target)
+    await node.until(lambda: (stored := StateFile(path, Stored).load()[0]) and stored.saved.target)
     node.kill_agent()
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     node.start_agent()

@@ -14,15 +14,16 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import IO, Any, NoReturn, assert_never
 
+import msgspec
 import structlog
 import uvloop
 
 from understudy.adapters import logs
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
+from understudy.adapters.state_file import StateFile
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.peers import Peers
 from understudy.agent.staging import Staging
-from understudy.agent.state_file import StateFile, Stored
 from understudy.agent.workers import Workers
 from understudy.config import ClusterConfig
 from understudy.core.agent import events as ev
@@ -32,6 +33,13 @@ from understudy.wire.messages import Hello
 from understudy.wire.records import Event
 
 STOP_GRACE_S = 1.0  # beyond the drain timeout, before workers are left to SIGKILL
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """What an agent remembers across its own death: its newest target and the activations in progress."""
+
+    incarnation: int = 0
+    saved: ev.Saved = ev.Saved()
 
 
 class AgentProcess:
@@ -46,8 +54,9 @@ class AgentProcess:
         self._state_dir = config.role_dir("agent", name)
         self._state_dir.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self._state_dir / "lock")
-        self._state_file = StateFile(self._state_dir / "state")
-        stored, problem = self._state_file.load()
+        self._state_file = StateFile(self._state_dir / "state", Stored)
+        loaded, problem = self._state_file.load()
+        stored = loaded or Stored()
         # Grows with each start, also when the file was lost or the clock was set back.
         self._incarnation = max(stored.incarnation + 1, time.time_ns() // 1_000_000)
         self._saved = stored.saved

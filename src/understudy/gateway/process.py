@@ -22,10 +22,10 @@ import uvloop
 from understudy.adapters import descriptors, logs
 from understudy.adapters.heap import keep_freed_memory
 from understudy.adapters.links import FrameLink, dial, keep_connected
+from understudy.adapters.state_file import StateFile
 from understudy.config import ClusterConfig
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.rotation import Replica
-from understudy.gateway import table as stored_table
 from understudy.gateway.api import Api
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.secured import Secured
@@ -86,7 +86,7 @@ class GatewayProcess:
         self.gateway = core.Gateway(self.settings, random.random, monotonic())
         self.api = Api(self.gateway, self.settings)
         self.api.connections_max = descriptors.clients_max(self.settings.http.connections_max)
-        self.table_path = config.role_dir("gateway", name) / "routes.bin"
+        self.table_file = StateFile(config.role_dir("gateway", name) / "routes.bin", RouteTable)
         self.incarnation = time.time_ns()
         self.events: deque[Event] = deque(maxlen=self.settings.events_max)
         self.controllers: set[FrameLink] = set()
@@ -110,7 +110,9 @@ class GatewayProcess:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         async with asyncio.TaskGroup() as self.tasks:
-            table = stored_table.load(self.table_path)
+            table, problem = self.table_file.load()
+            if problem:
+                self.log.warning("table.discarded", reason=problem)
             if table is not None:
                 self.log.info("table.restored", revision=table.revision, apps=len(table.apps))
                 self.step(core.RoutesReceived(table))
@@ -369,10 +371,10 @@ class GatewayProcess:
             if table is None:
                 continue
             try:
-                await asyncio.to_thread(stored_table.save, self.table_path, table)
+                await asyncio.to_thread(self.table_file.save, table)
             except OSError as error:
                 # Serving goes on; only a restart without a controller would miss this revision.
-                self.log.warning("table.save_failed", path=str(self.table_path), error=str(error))
+                self.log.warning("table.save_failed", path=str(self.table_file.path), error=str(error))
 
     async def _report(self) -> None:
         while True:
