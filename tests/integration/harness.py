@@ -271,7 +271,7 @@ class Harness:
 
             await self.until(good, timeout_s, f"{name} is served by its full-size variant")
 
-    async def protected(self, *names: str, timeout_s: float = 30) -> None:
+    async def protected(self, *names: str) -> None:
         """Wait until each app has its warm standby too."""
         for name in names:
 
@@ -279,7 +279,7 @@ class Harness:
                 replicas = (await self.app(name))["replicas"]
                 return len({r["node"] for r in replicas if r["state"] == "ready" and r["connected"]}) >= 2
 
-            await self.until(good, timeout_s, f"{name} has a warm standby")
+            await self.until(good, 30, f"{name} has a warm standby")
 
     async def events(self, kind: str) -> list[dict[str, Any]]:
         done = await asyncio.to_thread(self.cli, "events", "--limit", "500", "--json")

@@ -41,7 +41,7 @@ def eventually(holds: Callable[[], object], what: str) -> None:
 def family(tmp_path: Path) -> Iterator[RoleProcess]:
     """A process with one child, which survives it."""
     argv = ["sh", "-c", "echo started; sleep 60 & exec sleep 60"]
-    role = RoleProcess("agent", "n1", argv, tmp_path / "logs" / "agent-n1.log", os.environ)
+    role = RoleProcess("agent", "n1", argv, tmp_path / "logs" / "agent-n1.log")
     yield role
     role.send_group(signal.SIGKILL)
     eventually(lambda: not role.pids() and not role.pid, "end of the group")

@@ -233,9 +233,9 @@ def crowded(*apps: tuple[str, float, Criticality]) -> list[AppVersion]:
 STANDARD, CRITICAL, BEST_EFFORT = Criticality.STANDARD, Criticality.CRITICAL, Criticality.BEST_EFFORT
 
 
-def swap(world: World, a_criticality: Criticality = STANDARD, spare_mb: float = 10) -> None:
+def swap(world: World, spare_mb: float = 10) -> None:
     """`a` on n1 and `b` on n2 fill their nodes, and are to change places."""
-    a, b = crowded(("a", 600, a_criticality), ("b", 600, STANDARD))
+    a, b = crowded(("a", 600, STANDARD), ("b", 600, STANDARD))
     world.join("n1", "n2")
     if spare_mb > 10:
         world.join("n3", memory_mb=spare_mb)

@@ -99,8 +99,8 @@ def test_totals_are_over_apps_that_lost_their_replica() -> None:
     assert totals.memory_overhead_pct == 12.3
 
 
-def broken(whole: Recording, phase: Phase = PHASE) -> list[str]:
-    return broken_promises(whole, [phase], [phase_report(whole, phase, APPS)], APPS)
+def broken(whole: Recording) -> list[str]:
+    return broken_promises(whole, [PHASE], [phase_report(whole, PHASE, APPS)], APPS)
 
 
 def test_nothing_is_broken_when_everything_was_kept() -> None:

@@ -6,10 +6,10 @@ from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
 INTERVAL = 0.05
 
 
-def steady(beats: int = 20, jitter: float = 0.0) -> tuple[HeartbeatDetector, float]:
+def steady(jitter: float = 0.0) -> tuple[HeartbeatDetector, float]:
     detector = HeartbeatDetector(SuspicionSettings(), INTERVAL, now=0.0)
     now = 0.0
-    for i in range(beats):
+    for i in range(20):
         now += INTERVAL + (jitter if i % 2 else -jitter)
         detector.heartbeat(INTERVAL, now)
     return detector, now

@@ -27,6 +27,7 @@ OnFrame = Callable[["FrameLink", Frame], None]
 OnLost = Callable[["FrameLink", Exception | None], None]
 # Frames that are not held back for company: the peer works on them while the next ones are made.
 FLUSH_FRAMES = 8
+BACKOFF_S = 0.02  # before the second dial of an address, doubling
 BUFFER_BYTES_MAX_DEFAULT = 64 * 1024 * 1024
 
 
@@ -275,14 +276,13 @@ async def keep_connected(
     make: Callable[[], FrameLink],
     serve: Callable[[FrameLink], Awaitable[None]],
     *,
-    backoff_s: float = 0.02,
     backoff_s_max: float = 0.5,
 ) -> None:
     """Dial, run `serve` until the link is lost, dial again with jittered back-off. Ends when cancelled.
 
     `serve` should return when its link is lost.
     """
-    delay_s = backoff_s
+    delay_s = BACKOFF_S
     while True:
         try:
             link = await dial(address, make)
@@ -292,7 +292,7 @@ async def keep_connected(
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(delay_s * 2, backoff_s_max)
             continue
-        delay_s = backoff_s
+        delay_s = BACKOFF_S
         try:
             await serve(link)
         finally:

@@ -24,9 +24,8 @@ class _Stderr(io.TextIOBase):
             sys.stderr.flush()
 
 
-def configure(role: str, name: str, *, level: str = "info") -> None:
+def configure(role: str, name: str) -> None:
     """Set up structlog for this process; every line carries the role and the name."""
-    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     on_terminal = sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
@@ -39,7 +38,7 @@ def configure(role: str, name: str, *, level: str = "info") -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Stderr())),
         cache_logger_on_first_use=True,
     )

@@ -196,14 +196,13 @@ def segment(name: str) -> str:
     return quote(name, safe="")
 
 
-def controllers(url: str | None, cluster: Path | None, *, timeout_s: float = TIMEOUT_S) -> Servers:
+def controllers(url: str | None, cluster: Path | None) -> Servers:
     """The control API: --url (or UNDERSTUDY_URL), else the addresses in --cluster, else the default."""
     if url:
-        return Servers([url], "controller", "given by --url or UNDERSTUDY_URL", timeout_s)
+        return Servers([url], "controller", "given by --url or UNDERSTUDY_URL")
     if cluster:
-        config = load_cluster(cluster)
-        return cluster_controllers(config, source=f"from {cluster}", timeout_s=timeout_s)
-    return Servers([CONTROL_URL_DEFAULT], "controller", "the default address", timeout_s)
+        return cluster_controllers(load_cluster(cluster), source=f"from {cluster}")
+    return Servers([CONTROL_URL_DEFAULT], "controller", "the default address")
 
 
 def gateways(url: str | None, cluster: Path | None, access: Access = OPEN_ACCESS) -> Servers:

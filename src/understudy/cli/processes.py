@@ -8,13 +8,13 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 LOG_BYTES_MAX = 8 * 1024 * 1024  # of one role; beyond it the log is set aside when the role starts
 RESTART_DELAY_S = 0.1  # first restart is at once, then this, doubling
 RESTART_DELAY_S_MAX = 5.0
 HEALTHY_AFTER_S = 10.0  # alive for this long: the back-off starts anew
+LOG_TAIL_LINES = 15
 KILL_TIMEOUT_S = 2.0  # the kernel needs milliseconds; more means that it is stuck in a device
 
 
@@ -24,14 +24,13 @@ class RoleProcess:
     The kernel ties the process to the thread that calls `start` (see `parents.follow_parent`).
     """
 
-    def __init__(self, role: str, name: str, argv: list[str], log_path: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, role: str, name: str, argv: list[str], log_path: Path) -> None:
         self.role = role
         self.name = name
         self.log_path = log_path
         self.wanted = False
         self.starts = 0
         self._argv = argv
-        self._env = dict(env)
         self._process: subprocess.Popen[bytes] | None = None
         self._group = 0
         self._killed = False
@@ -68,7 +67,6 @@ class RoleProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._env,
                 process_group=self._group,
             )
         self._group = self._group or self._process.pid
@@ -104,9 +102,9 @@ class RoleProcess:
         delay_s: float = min(RESTART_DELAY_S * 2 ** min(tries - 1, 16), RESTART_DELAY_S_MAX)
         return delay_s * random.uniform(0.8, 1.2)
 
-    def log_tail(self, lines: int = 15) -> str:
+    def log_tail(self) -> str:
         try:
-            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+            return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
         except OSError:
             return ""
 

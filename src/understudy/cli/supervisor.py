@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +25,7 @@ import msgspec
 from understudy.cli.control import Servers, cluster_controllers, cluster_gateways, gateway_access
 from understudy.cli.exits import CommandError, Exit
 from understudy.cli.processes import KILL_TIMEOUT_S, RoleProcess
-from understudy.cli.views import DEGRADED, DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
+from understudy.cli.views import DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
 from understudy.config import load_cluster
 from understudy.wire.errors import Code, UnderstudyError
 
@@ -38,21 +38,20 @@ STOP_TIMEOUT_S = 2.0  # for draining; then roles are killed
 class Cluster:
     """The processes of a cluster file. Nothing is started before `start` or one of its siblings."""
 
-    def __init__(self, config_path: Path, env: Mapping[str, str] | None = None) -> None:
-        """Raises `ConfigError` when the file is wrong. `env` replaces the environment of all roles."""
+    def __init__(self, config_path: Path) -> None:
+        """Raises `ConfigError` when the file is wrong."""
         self.config_path = config_path.resolve()
         self.config = load_cluster(config_path)
         source = f"from {config_path}"
         self.control = cluster_controllers(self.config, source=source)
         self._watched = cluster_controllers(self.config, source=source, timeout_s=STATUS_TIMEOUT_S)
-        environment = dict(os.environ if env is None else env)
         self.logs_dir = Path(self.config.data_dir) / "logs"
         names = [("controller", c.name) for c in self.config.controllers]
         names += [("gateway", g.name) for g in self.config.gateways]
         names += [("agent", n.name) for n in self.config.nodes]
         self.roles = {
             (role, name): RoleProcess(
-                role, name, self._argv(role, name), self.logs_dir / f"{role}-{name}.log", environment
+                role, name, self._argv(role, name), self.logs_dir / f"{role}-{name}.log"
             )
             for role, name in names
         }
@@ -81,9 +80,9 @@ class Cluster:
         """Start the agent of a node that is down, or whose agent alone was killed."""
         self.roles["agent", name].start()
 
-    def kill_node(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+    def kill_node(self, name: str) -> None:
         """Agent, zygote and workers of a node, all at once."""
-        self._end("agent", name, number, whole_group=True)
+        self._end("agent", name, whole_group=True)
 
     def freeze_node(self, name: str) -> None:
         self.roles["agent", name].send_group(signal.SIGSTOP)
@@ -91,29 +90,29 @@ class Cluster:
     def thaw_node(self, name: str) -> None:
         self.roles["agent", name].send_group(signal.SIGCONT)
 
-    def kill_agent(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+    def kill_agent(self, name: str) -> None:
         """The agent alone; its workers live on."""
-        self._end("agent", name, number, whole_group=False)
+        self._end("agent", name, whole_group=False)
 
     def start_gateway(self, name: str) -> None:
         self.roles["gateway", name].start()
 
-    def kill_gateway(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        self._end("gateway", name, number, whole_group=True)
+    def kill_gateway(self, name: str) -> None:
+        self._end("gateway", name, whole_group=True)
 
     def start_controller(self, name: str) -> None:
         self.roles["controller", name].start()
 
-    def kill_controller(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        self._end("controller", name, number, whole_group=True)
+    def kill_controller(self, name: str) -> None:
+        self._end("controller", name, whole_group=True)
 
-    def _end(self, role: str, name: str, number: signal.Signals, *, whole_group: bool) -> None:
+    def _end(self, role: str, name: str, *, whole_group: bool) -> None:
         process = self.roles[role, name]
         process.wanted = False
         if whole_group:
-            process.send_group(number)
+            process.send_group(signal.SIGKILL)
         else:
-            process.send(number)
+            process.send(signal.SIGKILL)
 
     def pids(self) -> list[int]:
         """Every live process of the cluster."""
@@ -154,13 +153,13 @@ class Cluster:
             timeout_s=STATUS_TIMEOUT_S,
         )
 
-    async def wait_ready(self, apps: Collection[str], timeout_s: float, *, full_size: bool = True) -> None:
-        """Until the controller and every running gateway say that `apps` answer, by their full-size variant
-        unless told otherwise. Raises TIMEOUT.
+    async def wait_ready(self, apps: Collection[str], timeout_s: float) -> None:
+        """Until the controller and every running gateway serve `apps` by their full-size variant.
+
+        Raises TIMEOUT.
         """
-        good = {OK} if full_size else {OK, DEGRADED}
         await self.wait_until(
-            lambda views: all(_states(view, apps) <= good for view in views),
+            lambda views: all(_states(view, apps) <= {OK} for view in views),
             timeout_s,
             f"readiness of {', '.join(apps)}",
         )
