@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from understudy.adapters.memory import pss_mb
 from understudy.cli.supervisor import Cluster
 from understudy.demo.scenario import Replica
 from understudy.wire.records import Role
@@ -38,7 +39,7 @@ def measure(cluster: Cluster, replicas: Iterable[Replica]) -> Memory:
             try:
                 kind = _kind(pid, process.pid, roles)
                 sums[kind] += pss_mb(pid)
-            except (FileNotFoundError, ProcessLookupError):
+            except OSError:
                 continue  # it ended meanwhile
     return Memory(**sums)
 
@@ -52,10 +53,3 @@ def _kind(pid: int, agent: int, roles: dict[int, str]) -> str:
 
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def pss_mb(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    return 0.0

@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from understudy.adapters.memory import pss_mb
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Load, Loaded
 from understudy.wire.tensors import Array
 from understudy.worker.guard import Guard
-from understudy.worker.memory import pss_mb
 from understudy.worker.oip import Request, encode_probe
 from understudy.worker.runtimes import Runtime, load_failed, make_runtime
 from understudy.worker.signature import Signature, agree

@@ -15,6 +15,7 @@ from time import perf_counter
 import structlog
 
 from understudy.adapters.links import FrameLink
+from understudy.adapters.memory import pss_mb
 from understudy.config import WorkerTuning
 from understudy.core.lifecycle import Table, advance
 from understudy.wire.errors import Code, UnderstudyError
@@ -33,7 +34,6 @@ from understudy.wire.messages import (
     WorkerStats,
     decode_message,
 )
-from understudy.worker.memory import pss_mb
 from understudy.worker.model import Model, load_model
 from understudy.worker.replica import Replica
 
