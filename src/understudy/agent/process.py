@@ -21,6 +21,7 @@ import uvloop
 from understudy.adapters import logs
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
 from understudy.adapters.state_file import StateFile
+from understudy.adapters.task_groups import ungrouped
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.peers import Peers
 from understudy.agent.staging import Staging
@@ -241,10 +242,8 @@ def run_agent(config: ClusterConfig, name: str) -> None:
     async def main() -> None:
         await AgentProcess(config, name).run()
 
-    try:
+    with ungrouped(ConfigError):
         uvloop.run(main())
-    except* ConfigError as errors:
-        raise errors.exceptions[0] from None
 
 
 def _lock(path: Path) -> IO[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from understudy.adapters.task_groups import ungrouped
 from understudy.cli import deploy
 from understudy.cli.control import cluster_gateways, gateway_access, gateway_url, segment
 from understudy.cli.output import Output
@@ -27,20 +28,8 @@ def run_up(config_path: Path, output: Output, *, restart: bool) -> None:
     for app in cluster.config.apps:
         with pack(Path(app)):
             pass  # a mistake in a manifest is told before anything runs
-    try:
+    with ungrouped(UnderstudyError):
         asyncio.run(_run(cluster, output, restart=restart))
-    except BaseExceptionGroup as group:
-        expected = group.subgroup(UnderstudyError)
-        if expected is None:
-            raise
-        raise _first(expected) from group
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _run(cluster: Cluster, output: Output, *, restart: bool) -> None:

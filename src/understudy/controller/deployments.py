@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from understudy.adapters.artifacts import DirectoryStore
+from understudy.adapters.task_groups import ungrouped
 from understudy.config import ClusterConfig
 from understudy.controller.bookkeeping import Bookkeeper
 from understudy.controller.profiling import Profiler
@@ -207,12 +208,10 @@ class Deployments:
             measured[variant.name] = await self._measure(app, variant)
             deployment.done += 1
 
-        try:
+        with ungrouped(Exception):
             async with asyncio.TaskGroup() as tasks:
                 for variant in app.variants:
                     tasks.create_task(measure(variant))
-        except ExceptionGroup as failures:
-            raise failures.exceptions[0] from None
         return {variant.name: measured[variant.name] for variant in app.variants}
 
     async def _measure(self, app: AppVersion, variant: Variant) -> Measured:

@@ -17,6 +17,7 @@ from understudy.adapters import logs
 from understudy.adapters.links import FrameLink, listen
 from understudy.adapters.sqlite_store import SqliteStore
 from understudy.adapters.store import Store
+from understudy.adapters.task_groups import ungrouped
 from understudy.config import ClusterConfig, ControllerConfig
 from understudy.controller.api import ApiServer, build_api
 from understudy.controller.shell import Controller
@@ -55,12 +56,8 @@ async def _run(config: ClusterConfig, me: ControllerConfig) -> None:
         path = config.role_dir("controller", me.name) / STORE_FILE
         store = await SqliteStore.open(path, config.controller.events_max)
         try:
-            await _serve(config, me, store, http, stopping)
-        except ExceptionGroup as failures:
-            expected = _first_expected(failures)
-            if expected is not None:
-                raise expected from failures
-            raise
+            with ungrouped(UnderstudyError):
+                await _serve(config, me, store, http, stopping)
         finally:
             await store.close()
 
@@ -117,12 +114,3 @@ def _listening_socket(address: str) -> socket.socket:
         return socket.create_server((host.strip("[]"), int(port)), family=family, backlog=HTTP_BACKLOG)
     except (OSError, ValueError, OverflowError) as error:
         raise ConfigError(f"controllers.http: {address}: can't listen: {error}") from error
-
-
-def _first_expected(failures: BaseExceptionGroup[BaseException]) -> UnderstudyError | None:
-    for failure in failures.exceptions:
-        if isinstance(failure, BaseExceptionGroup):
-            return _first_expected(failure)
-        if isinstance(failure, UnderstudyError):
-            return failure
-    return None

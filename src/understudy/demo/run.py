@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from understudy.adapters.task_groups import first_of
 from understudy.cli.deploy import Bars, Silent, deploy
 from understudy.cli.output import Output
 from understudy.cli.supervisor import Cluster
@@ -66,7 +67,7 @@ def run_demo(out_dir: Path, *, json_output: bool = False) -> int:
     try:
         report, broken = asyncio.run(_run(cluster, apps, console))
     except BaseExceptionGroup as group:
-        error = _expected(group)
+        error = first_of(group, UnderstudyError)
         if error is None:
             raise
         console.print(f"logs: {cluster.logs_dir}", soft_wrap=True)
@@ -81,16 +82,6 @@ def run_demo(out_dir: Path, *, json_output: bool = False) -> int:
     if broken:
         console.print(f"logs: {cluster.logs_dir}", soft_wrap=True)
     return 1 if broken else 0
-
-
-def _expected(group: BaseExceptionGroup[BaseException]) -> UnderstudyError | None:
-    """The failure itself, if it is one that says how to mend it; tasks wrap what they raise."""
-    for error in group.exceptions:
-        if isinstance(error, UnderstudyError):
-            return error
-        if isinstance(error, BaseExceptionGroup) and (inner := _expected(error)):
-            return inner
-    return None
 
 
 async def _run(cluster: Cluster, apps: list[BuiltApp], console: Console) -> tuple[Report, list[str]]:

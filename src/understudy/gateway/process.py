@@ -23,6 +23,7 @@ from understudy.adapters import descriptors, logs
 from understudy.adapters.heap import keep_freed_memory
 from understudy.adapters.links import FrameLink, dial, keep_connected
 from understudy.adapters.state_file import StateFile
+from understudy.adapters.task_groups import ungrouped
 from understudy.config import ClusterConfig
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.rotation import Replica
@@ -412,13 +413,8 @@ def run_process(config: ClusterConfig, seat: Seat) -> None:
     async def main() -> None:
         await GatewayProcess(config, seat).run()
 
-    try:
+    with ungrouped(ConfigError):
         uvloop.run(main())
-    except BaseExceptionGroup as group:
-        refused = group.subgroup(ConfigError)
-        if refused is None:
-            raise
-        raise refused.exceptions[0] from None
 
 
 def grpc_server() -> type[GrpcServer]:

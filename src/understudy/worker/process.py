@@ -16,6 +16,7 @@ import uvloop
 
 from understudy.adapters.links import listen
 from understudy.adapters.logs import configure
+from understudy.adapters.task_groups import ungrouped
 from understudy.config import WorkerTuning
 from understudy.invariants import InvariantBroken
 from understudy.wire.errors import ConfigError
@@ -44,14 +45,8 @@ def run_worker(args: WorkerArgs) -> None:
     the process with `os._exit(0)`. Raises `ConfigError` if the addresses can't be listened at.
     """
     configure("worker", args.worker)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(args))
-    except BaseExceptionGroup as group:
-        refused = group.subgroup(ConfigError)
-        if refused is None:
-            raise
-        raise refused.exceptions[0] from None
+    with ungrouped(ConfigError), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(args))
 
 
 async def _serve(args: WorkerArgs) -> None:
