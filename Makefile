@@ -18,7 +18,7 @@ COUNT ?= 1000000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow check perf-analyzer docs bench bench-demo clean
+.PHONY: help setup demo test test-fast test-slow fuzz check perf-analyzer docs bench bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
