@@ -73,13 +73,13 @@ class Watch:
     """Raises `Hang` in the main thread; asked once a second, so that an input costs nothing more."""
 
     def __init__(self) -> None:
-        self.began_s = time.perf_counter()
+        self.began_s: float | None = None  # None: between two inputs
         signal.signal(signal.SIGALRM, self._look)
         signal.setitimer(signal.ITIMER_REAL, WATCH_S, WATCH_S)
 
     def _look(self, number: int, frame: FrameType | None) -> None:
-        if time.perf_counter() - self.began_s > HANG_S:
-            self.began_s = time.perf_counter()
+        if self.began_s is not None and time.perf_counter() - self.began_s > HANG_S:
+            self.began_s = None
             raise Hang(f"longer than {HANG_S} s")
 
     def end(self) -> None:
@@ -114,6 +114,8 @@ def run(make: Callable[[], Target], seed: int, first: int, count: int) -> Report
             if len(findings) >= FINDINGS_MAX:
                 break
             target = make()  # whatever state it is in
+        finally:
+            watch.began_s = None
         slowest = max(slowest, (time.perf_counter() - began_s, number))
     watch.end()
     seconds = time.perf_counter() - start_s
