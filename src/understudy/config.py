@@ -357,6 +357,10 @@ def load_cluster(path: Path) -> ClusterConfig:
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"{path}: {field}: the name {name!r} is used twice")
+    for gateway in config.gateways:
+        if gateway.grpc and gateway.tls is not None and gateway.tls.version_min != "1.2":
+            what = f"gateways: {gateway.name!r}: tls.version_min: the gRPC library can't refuse TLS 1.2"
+            raise ConfigError(f"{path}: {what}")
     folder = path.resolve().parent
     data_dir = folder / config.data_dir
     artifacts_dir = folder / config.artifacts_dir if config.artifacts_dir else data_dir / "artifacts"

@@ -14,7 +14,7 @@ from typing import Any
 
 import trustme
 import uvloop
-from harness import Answer, closed, read_answer, request_bytes
+from harness import Answer, closed, free_ports, read_answer, request_bytes
 
 from understudy.config import load_cluster
 from understudy.gateway.process import GatewayProcess, Seat
@@ -70,9 +70,10 @@ class Talk:
 
 
 class Running:
-    def __init__(self, process: GatewayProcess, port: int) -> None:
+    def __init__(self, process: GatewayProcess, port: int, grpc_port: int) -> None:
         self.process = process
         self.port = port
+        self.grpc_port = grpc_port
 
     @asynccontextmanager
     async def talk(self, context: ssl.SSLContext | None = None) -> AsyncIterator[Talk]:
@@ -103,7 +104,9 @@ class Running:
 
 
 @asynccontextmanager
-async def gateway(folder: Path, of_gateway: str = "", of_cluster: str = "") -> AsyncIterator[Running]:
+async def gateway(
+    folder: Path, of_gateway: str = "", of_cluster: str = "", *, grpc: bool = False
+) -> AsyncIterator[Running]:
     """With `of_gateway` in its own table of the cluster file, and `of_cluster` at the end."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
@@ -113,9 +116,11 @@ async def gateway(folder: Path, of_gateway: str = "", of_cluster: str = "") -> A
         f'[[gateways]]\nname = "g1"\nhttp = "127.0.0.1:{port}"\n{of_gateway}\n'
         f'[[nodes]]\nname = "n1"\nmemory_mb = 9\n\n[gateway]\nsecrets_check_s = 0.05\n\n{of_cluster}\n'
     )
-    process = GatewayProcess(load_cluster(path), Seat("g1", [listener], pulse[1], "g1"))
+    (grpc_port,) = free_ports(1)
+    seat = Seat("g1", [listener], pulse[1], "g1", grpc=f"127.0.0.1:{grpc_port}" if grpc else "")
+    process = GatewayProcess(load_cluster(path), seat)
     serving = asyncio.ensure_future(process.run())
-    running = Running(process, port)
+    running = Running(process, port, grpc_port)
     try:
         await running.until(lambda: serving.done() or process.accepting, "the gateway listens")
         yield running

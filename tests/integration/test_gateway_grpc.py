@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
+from grpc_calls import METHOD, infer_message
 from harness import Harness, running
 from test_gateway_processes import successor
 
-from understudy.wire.inference import SERVICE, ModelInferRequest, ModelInferResponse
+from understudy.wire.inference import ModelInferResponse
 
 APP = "plain"
 # The library's server drops a call that reaches a connection in the moment it is being closed: CANCELLED.
@@ -32,12 +32,7 @@ OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),  # else channels share one connection
     ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": RETRIES}]})),
 ]
-METHOD = f"/{SERVICE}/ModelInfer"
-BODY = ModelInferRequest(
-    model_name=APP,
-    inputs=[{"name": "x", "datatype": "FP32", "shape": [1, 4]}],
-    raw_input_contents=[np.ones(4, np.float32).tobytes()],
-).SerializeToString()
+BODY = infer_message(APP)
 
 
 def address(harness: Harness) -> str:

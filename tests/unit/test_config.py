@@ -109,6 +109,12 @@ CLUSTER_REFUSALS = [
         id="gateway-twice",
     ),
     pytest.param(
+        NODE + '[[gateways]]\nname = "g"\ngrpc = "h:1"\n'
+        'tls = { cert = "c", key = "k", version_min = "1.3" }\n',
+        "gateways: 'g': tls.version_min: the gRPC library can't refuse TLS 1.2",
+        id="grpc-tls-1.3",
+    ),
+    pytest.param(
         NODE + "[[controllers]]\n[[controllers]]\n",
         "controllers: the name 'c1' is used twice",
         id="controller-twice",

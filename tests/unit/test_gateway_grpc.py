@@ -16,7 +16,8 @@ from gateway_world import World
 from understudy.config import AdmissionSettings, GatewayTuning, GrpcLimits, HttpLimits
 from understudy.gateway.api import Api
 from understudy.gateway.grpc import GrpcServer
-from understudy.wire.errors import Code, ConfigError
+from understudy.gateway.grpc_answers import address_of, error_metadata
+from understudy.wire.errors import Code, ConfigError, UnderstudyError
 from understudy.wire.frames import ENCODING_PROTOBUF, Frame, FrameDecoder
 from understudy.wire.inference import SERVICE, ModelInferRequest, ModelInferResponse, message
 from understudy.wire.messages import Failure, Kind, Result, encode_message
@@ -321,3 +322,20 @@ def test_a_port_that_is_taken_is_a_configuration_error():
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         asyncio.run(start(taken.getsockname()[1]))
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [
+        ("ipv4:192.0.2.1:50000", "192.0.2.1"),
+        ("ipv6:%5B2001:db8::1%5D:50000", "2001:db8::1"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:50000", "fe80::1%eth0"),
+    ],
+)
+def test_a_client_is_its_address_whatever_its_port(peer: str, address: str):
+    assert address_of(peer) == address
+
+
+def test_a_client_beyond_its_rate_is_told_when_to_come_back():
+    error = UnderstudyError(Code.RATE_LIMITED, "too often", wait_s=7.25)
+    assert metadata(error_metadata(error, 1))["grpc-retry-pushback-ms"] == "7250"

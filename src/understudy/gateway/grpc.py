@@ -158,7 +158,7 @@ class GrpcServer:
         """Hand a request to the dispatcher. `_finish` must be called when nobody waits for it any more."""
         head = read_infer_head(message)
         api = self._api
-        client = context.peer()
+        client = ""
         if api.authenticator is not None:
             headers = headers_of(context.invocation_metadata())
             client = api.authenticator.check(headers, head.model_name).client
@@ -169,7 +169,8 @@ class GrpcServer:
         request = GrpcRequest(app, message, now, now + self._patience_s(app, context.time_remaining()))
         request.ended = self._loop.create_future()
         request.id_bytes = head.id
-        request.client = client
+        if app.clients is not None:
+            request.client = client or answers.address_of(context.peer())
         api.body_bytes_held += len(message)
         self._gateway.dispatcher.submit(request, now)
         return request

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
+from urllib.parse import unquote
 
 from google.protobuf.json_format import ParseDict
 from grpc import StatusCode
@@ -61,8 +62,14 @@ def error_metadata(error: UnderstudyError, retry_after_s: int) -> Metadata:
     """Trailing metadata of a failure. A client library with a retry policy obeys the push-back (gRFC A6)."""
     code = ("understudy-code", str(error.code))
     if status_of(error) in (StatusCode.RESOURCE_EXHAUSTED, StatusCode.UNAVAILABLE) and error.retryable:
-        return code, ("grpc-retry-pushback-ms", str(retry_after_s * 1000))
+        wait_s = error.context.get("wait_s", retry_after_s)
+        return code, ("grpc-retry-pushback-ms", str(round(wait_s * 1000)))
     return (code,)
+
+
+def address_of(peer: str) -> str:
+    """Who calls, without the port: "ipv4:192.0.2.1:50" or "ipv6:%5B2001:db8::1%5D:50" to its address."""
+    return unquote(peer.partition(":")[2].rpartition(":")[0]).strip("[]")
 
 
 def stream_error(error: UnderstudyError, request_id: bytes) -> bytes:
