@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -20,13 +21,17 @@ from understudy.client import (
     ClientError,
     Closed,
     Denied,
+    Forbidden,
     InvalidInput,
     ModelFailed,
     NotFound,
     Overloaded,
+    RateLimited,
     Timeout,
+    Unauthenticated,
     Unavailable,
 )
+from understudy.client.errors import CLASSES, refusal
 from understudy.client.gateways import Gateways, Pace, parse_addresses
 from understudy.wire.errors import Code
 
@@ -192,11 +197,12 @@ async def test_a_cancelled_call_leaves_nothing_behind():
     ("status", "code", "class_"),
     [
         (400, "invalid-argument", InvalidInput),
-        (401, "unauthenticated", Denied),
-        (403, "forbidden", Denied),
+        (401, "unauthenticated", Unauthenticated),
+        (403, "forbidden", Forbidden),
         (408, "timeout", Timeout),
         (413, "too-large", InvalidInput),
-        (429, "rate-limited", Overloaded),
+        (429, "rate-limited", RateLimited),
+        (503, "shed", Overloaded),
         (500, "model-failed", ModelFailed),
         (500, "poison", ModelFailed),
         (500, "a-code-of-the-future", ClientError),
@@ -211,9 +217,29 @@ async def test_a_refusal_is_a_typed_error(status: int, code: str, class_: type[C
         with pytest.raises(class_, match="as scripted") as caught:
             await client.infer("double", X)
         error = caught.value
+        assert type(error) is class_
         assert (error.request_id, error.gateway, error.status) == ("r-7", only.url, status)
         assert isinstance(error, ClientError)
         assert "r-7" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "class_", "parent", "retryable"),
+    [
+        (401, Unauthenticated, Denied, False),
+        (403, Forbidden, Denied, False),
+        (429, RateLimited, Overloaded, True),
+    ],
+)
+@pytest.mark.parametrize("code", [None, "a-code-of-the-future"])
+def test_who_is_not_let_in_is_told_so_by_a_proxy_too(
+    status: int, class_: type[ClientError], parent: type[ClientError], retryable: bool, code: str | None
+):
+    error = refusal(status, code, "no", request_id=None, gateway="http://g", retry_after_s=7)
+    assert (type(error), error.retryable, error.retry_after_s) == (class_, retryable, 7)
+    assert isinstance(error, parent)
+    assert CLASSES[error.code] is class_
+    assert type(pickle.loads(pickle.dumps(error))) is class_
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"outputs": [{"name": "y"}]}', b"\xff"])

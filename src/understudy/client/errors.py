@@ -14,9 +14,9 @@ from understudy.wire.errors import Code, UnderstudyError
 class ClientError(UnderstudyError):
     """Root of everything that a client raises.
 
-    `code` is stable, `message` is for a person. `request_id` names the request in the gateway's log, if it
-    got that far; `gateway` is the URL that said so, None if nobody did. `retry_after_s` is what the
-    gateway asked for.
+    `code` is stable, `retryable` says whether the same call may succeed later or elsewhere, `message` is for
+    a person. `request_id` names the request in the gateway's log, if it got that far; `gateway` is the URL
+    that said so, None if nobody did. `retry_after_s` is what the gateway asked for.
     """
 
     def __init__(
@@ -55,7 +55,15 @@ class NotFound(ClientError):
 
 
 class Denied(ClientError):
-    """The key is missing or wrong (status 401), or doesn't permit this (403)."""
+    """The gateway doesn't let this client do that: `Unauthenticated` or `Forbidden`."""
+
+
+class Unauthenticated(Denied):
+    """The key or token is missing, wrong or expired."""
+
+
+class Forbidden(Denied):
+    """The key or token is good, and doesn't permit this."""
 
 
 class Timeout(ClientError):
@@ -63,7 +71,11 @@ class Timeout(ClientError):
 
 
 class Overloaded(ClientError):
-    """The gateway sheds load, or this client is over its rate (status 429). Slow down."""
+    """The gateway sheds load, or this client is over its rate: `RateLimited`. Slow down."""
+
+
+class RateLimited(Overloaded):
+    """This client asks more often than it may. `retry_after_s` says when its next request is let in."""
 
 
 class Unavailable(ClientError):
@@ -84,12 +96,15 @@ class Closed(ClientError):
 
 CLASSES: dict[Code, type[ClientError]] = {
     Code.INVALID_ARGUMENT: InvalidInput,
+    Code.UNAUTHENTICATED: Unauthenticated,
+    Code.FORBIDDEN: Forbidden,
     Code.NOT_FOUND: NotFound,
     Code.CONFLICT: InvalidInput,
     Code.TOO_LARGE: InvalidInput,
     Code.TIMEOUT: Timeout,
     Code.BUSY: Overloaded,
     Code.SHED: Overloaded,
+    Code.RATE_LIMITED: RateLimited,
     Code.DRAINING: Unavailable,
     Code.UNAVAILABLE: Unavailable,
     Code.LINK_LOST: Unavailable,
@@ -105,19 +120,20 @@ CLASSES: dict[Code, type[ClientError]] = {
 # For proxies and for other servers of the protocol, which send no code.
 CODES: dict[int, Code] = {
     400: Code.INVALID_ARGUMENT,
+    401: Code.UNAUTHENTICATED,
+    403: Code.FORBIDDEN,
     404: Code.NOT_FOUND,
     405: Code.INVALID_ARGUMENT,
     408: Code.TIMEOUT,
     413: Code.TOO_LARGE,
     415: Code.INVALID_ARGUMENT,
     422: Code.INVALID_ARGUMENT,
-    429: Code.SHED,
+    429: Code.RATE_LIMITED,
     431: Code.TOO_LARGE,
     502: Code.LINK_LOST,
     503: Code.UNAVAILABLE,
     504: Code.TIMEOUT,
 }
-CLASSES_BY_STATUS: dict[int, type[ClientError]] = {401: Denied, 403: Denied, 429: Overloaded}
 
 
 def refusal(
@@ -132,7 +148,7 @@ def refusal(
     """The exception for an answer that is none of 2xx. A `code` of a newer gateway is read by its status."""
     unknown = Code.INTERNAL if status >= 500 else Code.PROTOCOL
     known = Code(code) if code in {str(c) for c in Code} else CODES.get(status, unknown)
-    class_ = CLASSES_BY_STATUS.get(status) or CLASSES.get(known, ClientError)
+    class_ = CLASSES.get(known, ClientError)
     return class_(
         known, message, status=status, request_id=request_id, gateway=gateway, retry_after_s=retry_after_s
     )
