@@ -58,6 +58,7 @@ class GrpcLimits(Settings, frozen=True):
     stream_pipeline_max: Count = 16  # requests of one ModelStreamInfer that are in flight together
     metadata_bytes_max: Count = 16_384
     idle_timeout_s: Positive = 300.0  # a connection without a call
+    connection_age_s_max: Positive | None = None  # a client then makes a new one; see docs/protocol.md
     ping_interval_s: Positive = 30.0  # on a silent connection, to notice a client that vanished
     ping_timeout_s: Positive = 10.0
     ping_interval_s_min: Positive = 5.0  # a client that pings more often is disconnected

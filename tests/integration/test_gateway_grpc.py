@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -28,10 +29,9 @@ RETRIES = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
-OPTIONS = [
-    ("grpc.use_local_subchannel_pool", 1),  # else channels share one connection
-    ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": RETRIES}]})),
-]
+RETRYING = [("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": RETRIES}]}))]
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]  # else channels share one
+AGE = "[gateway.grpc]\nconnection_age_s_max = 0.5\n"
 BODY = infer_message(APP)
 
 
@@ -40,13 +40,13 @@ def address(harness: Harness) -> str:
 
 
 @asynccontextmanager
-async def calls(harness: Harness) -> AsyncIterator[list[float]]:
-    """Calls on four channels while the block runs; when each was answered. None may fail."""
+async def calls(harness: Harness, options: list[tuple[str, Any]]) -> AsyncIterator[list[float]]:
+    """Calls on some channels while the block runs; when each was answered. None may fail."""
     answered: list[float] = []
     stop = asyncio.Event()
 
     async def caller() -> None:
-        async with grpc.aio.insecure_channel(address(harness), OPTIONS) as channel:
+        async with grpc.aio.insecure_channel(address(harness), options) as channel:
             infer = channel.unary_unary(METHOD)
             while not stop.is_set():
                 answer = ModelInferResponse.FromString(await infer(BODY, timeout=5))
@@ -54,7 +54,7 @@ async def calls(harness: Harness) -> AsyncIterator[list[float]]:
                 answered.append(time.monotonic())
 
     async with asyncio.TaskGroup() as callers:
-        for _ in range(4):
+        for _ in range(8):
             callers.create_task(caller())
         try:
             await harness.until(lambda: len(answered) > 50, 10, "calls are answered")
@@ -63,14 +63,24 @@ async def calls(harness: Harness) -> AsyncIterator[list[float]]:
             stop.set()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_no_call_of_a_client_that_retries_fails_while_a_gateway_hands_over(folder: Path, processes: int):
+@pytest.mark.parametrize(
+    ("processes", "options", "extra"),
+    [
+        pytest.param(1, RETRYING, "", id="1-retrying"),
+        pytest.param(2, RETRYING, "", id="2-retrying"),
+        pytest.param(2, [], AGE, id="2-connections-age"),
+    ],
+)
+def test_no_call_fails_while_a_gateway_hands_over(
+    folder: Path, processes: int, options: list[tuple[str, Any]], extra: str
+):
     async def test() -> None:
-        async with running(folder, processes=processes, grpc=True) as harness:
+        async with running(folder, processes=processes, grpc=True, extra=extra) as harness:
             former = harness.cluster.roles["gateway", "g1"]
             former.wanted = False
-            async with calls(harness) as answered:
-                with successor(harness) as process:
+            with ExitStack() as afterwards:  # the successor may end when nobody calls any more
+                async with calls(harness, OWN_CONNECTION + options) as answered:
+                    process = afterwards.enter_context(successor(harness))
                     await harness.until(lambda: former.exit_status == 0, 20, "the former gateway has ended")
                     count = len(answered)
                     await harness.until(lambda: len(answered) > count + 100, 10, "calls go on")
@@ -79,12 +89,15 @@ def test_no_call_of_a_client_that_retries_fails_while_a_gateway_hands_over(folde
     asyncio.run(test())
 
 
-def test_a_port_that_is_taken_is_said(folder: Path):
+@pytest.mark.parametrize("by_gateway", [True, False])
+def test_a_port_that_is_taken_is_said(folder: Path, by_gateway: bool):
+    """Also by another gateway, whose processes share it among them."""
+
     async def test() -> None:
-        async with running(folder, grpc=True) as harness:
+        async with running(folder, grpc=True, processes=2) as harness:
             path = folder / "second.toml"
             text = harness.cluster.config_path.read_text().replace('data_dir = "data"', 'data_dir = "data2"')
-            taken = harness.cluster.config.controllers[0].http
+            taken = address(harness) if by_gateway else harness.cluster.config.controllers[0].http
             path.write_text(text.replace(address(harness), taken).replace(f"{harness.ports[0]}", "0"))
             command = [sys.executable, "-m", "understudy", "gateway", "g1", "--cluster", str(path)]
             done = await asyncio.to_thread(

@@ -10,6 +10,10 @@ The library is slower than our own HTTP by an order, and makes a task per call; 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
+import stat
 from collections.abc import Awaitable, Callable
 from time import monotonic, time
 from typing import Any, NoReturn
@@ -33,6 +37,8 @@ from understudy.wire.protobuf import read_infer_head
 # didn't answer in time is held to account.
 DEADLINE_MARGIN_S = 0.005
 DEADLINE_MARGIN_FRACTION = 0.1  # at most
+SETTLE_S = 0.5  # for every process of a gateway to take no new connections
+AGE_JITTER = 1.1  # by which the library lets a connection outlive its age
 
 
 class GrpcRequest(Request):
@@ -89,6 +95,7 @@ class GrpcServer:
                 request_deserializer=inference.message(f"{method}Request").FromString,
                 response_serializer=inference.message(f"{method}Response").SerializeToString,
             )
+        self._listeners: list[socket.socket] = []
         service = grpc.method_handlers_generic_handler(inference.SERVICE, handlers)
         self._server.add_generic_rpc_handlers((service,))
 
@@ -102,11 +109,23 @@ class GrpcServer:
         except RuntimeError as error:
             raise ConfigError(f"gateways: grpc: can't listen on {address}: {error}") from error
         await self._server.start()
+        self._listeners = _listening_on(port)
         return port
 
     async def stop(self, drain_timeout_s: float) -> None:
-        """Take no new calls, let the running ones end, cut off what lasts longer."""
-        await self._server.stop(drain_timeout_s)
+        """Take no new connections, then no new calls; let the running ones end, cut off what lasts longer.
+
+        A client that is told to leave connects anew at once. Were another process of this gateway just
+        closing too, it might be refused there, and its library would then give up for a second.
+        """
+        for listener in self._listeners:
+            with listener:
+                listener.shutdown(socket.SHUT_RD)
+        age_s = self._settings.grpc.connection_age_s_max
+        wait_s = SETTLE_S if age_s is None else SETTLE_S + age_s * AGE_JITTER
+        wait_s = min(wait_s, drain_timeout_s / 2)
+        await asyncio.sleep(wait_s)
+        await self._server.stop(drain_timeout_s - wait_s)
 
     # inference
 
@@ -298,10 +317,28 @@ def _credentials(tls: ServerContext) -> Any:
     return grpc.dynamic_ssl_server_credentials(configuration(), configuration, wants_client)
 
 
+def _listening_on(port: int) -> list[socket.socket]:
+    """The sockets that the library has opened: it closes them only together with every connection."""
+    found: dict[int, socket.socket] = {}  # by inode: it has several descriptors of one socket
+    for number in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed by now
+            facts = os.fstat(number)
+            if stat.S_ISSOCK(facts.st_mode) and facts.st_ino not in found:
+                one = socket.socket(fileno=os.dup(number))
+                listens = one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if listens and one.family != socket.AF_UNIX and one.getsockname()[1] == port:
+                    found[facts.st_ino] = one
+                else:
+                    one.close()
+    return list(found.values())
+
+
 def _options(settings: GatewayTuning) -> list[tuple[str, int]]:
     """Channel arguments of the library's core, each with a bound of ours."""
     limits = settings.grpc
+    age_s = limits.connection_age_s_max
     return [
+        *([] if age_s is None else [("grpc.max_connection_age_ms", int(age_s * 1000))]),
         # The library opens its sockets itself, so processes share a port in this way only. A port that
         # somebody holds without this option is an error.
         ("grpc.so_reuseport", 1),

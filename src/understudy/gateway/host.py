@@ -81,6 +81,8 @@ class Host:
         self._selector = selectors.DefaultSelector()
         self._predecessor: socket.socket | None = None
         self._control: socket.socket | None = None
+        self._former_grpc = ""  # address of the gateway that hands over
+        self._held: socket.socket | None = None
         self._stopping = False
         self._status = 0
 
@@ -89,6 +91,8 @@ class Host:
             grpc_server()
         taken = self._take_over()
         sockets = _listening(self._gateway, taken)
+        if self._gateway.grpc:
+            self._held = _hold(self._gateway.grpc, shared=self._gateway.grpc == self._former_grpc)
         number = self._gateway.processes
         names = (
             [self._gateway.name] if number == 1 else [f"{self._gateway.name}.{i + 1}" for i in range(number)]
@@ -102,14 +106,20 @@ class Host:
         began_s = monotonic()
         while not self._stopping or any(child.pid for child in self._children):
             due_s = monotonic() + pause_s
-            for key, _ in self._selector.select(pause_s):
-                key.data()
+            self._attend(pause_s)
             self._look_after(late=monotonic() > due_s + LATE_S)
             if self._predecessor is not None:
                 self._succeed(timed_out=monotonic() > began_s + READY_TIMEOUT_S)
         self._close_control()
         if self._status:
             raise SystemExit(self._status)
+
+    def _attend(self, pause_s: float) -> None:
+        """Do what is due; wait for it at most so long."""
+        registered = self._selector.get_map()
+        for key, _ in self._selector.select(pause_s):
+            if registered.get(key.fd) is key:  # a child that ended took its other descriptor along
+                key.data()
 
     # children
 
@@ -170,7 +180,7 @@ class Host:
             if other is not child:
                 for listener in other.sockets:
                     listener.close()
-        for held in (self._control, self._predecessor):
+        for held in (self._control, self._predecessor, self._held):
             if held is not None:
                 held.close()
 
@@ -220,6 +230,8 @@ class Host:
     def _stop(self) -> None:
         self._stopping = True
         self._close_control()
+        if self._held is not None:
+            self._held.close()
         self._tell_children(signal.SIGTERM)
         for child in self._children:
             for listener in child.sockets:
@@ -238,7 +250,7 @@ class Host:
         control.settimeout(TAKEOVER_TIMEOUT_S)
         try:
             control.connect(self._control_path)
-            address, numbers, _, _ = socket.recv_fds(control, 256, SOCKETS_MAX)
+            addresses, numbers, _, _ = socket.recv_fds(control, 512, SOCKETS_MAX)
         except (FileNotFoundError, ConnectionRefusedError):
             control.close()
             return []
@@ -249,7 +261,8 @@ class Host:
             )
             raise ConfigError(what) from error
         sockets = [socket.socket(fileno=number) for number in numbers]
-        if address.decode() != self._gateway.http:
+        http, _, self._former_grpc = addresses.decode().partition(" ")
+        if http != self._gateway.http:
             for taken in sockets:
                 taken.close()
             sockets = []
@@ -292,7 +305,8 @@ class Host:
         successor, _ = control.accept()
         numbers = [listener.fileno() for child in self._children for listener in child.sockets]
         with contextlib.suppress(OSError):
-            socket.send_fds(successor, [self._gateway.http.encode()], numbers)
+            addresses = f"{self._gateway.http} {self._gateway.grpc}"
+            socket.send_fds(successor, [addresses.encode()], numbers)
         self._selector.register(successor, selectors.EVENT_READ, lambda: self._answered(successor))
 
     def _answered(self, successor: socket.socket) -> None:
@@ -313,7 +327,8 @@ def _listening(gateway: GatewayConfig, taken: list[socket.socket]) -> list[socke
     sockets = list(taken)
     try:
         while len(sockets) < gateway.processes:
-            sockets.append(_bound(gateway))
+            # One alone wants to hear of others on its port.
+            sockets.append(_bound(gateway.http, shared=gateway.processes > 1))
         for listener in sockets:
             listener.setblocking(False)
             listener.listen(BACKLOG)
@@ -322,21 +337,37 @@ def _listening(gateway: GatewayConfig, taken: list[socket.socket]) -> list[socke
     return sockets
 
 
-def _bound(gateway: GatewayConfig) -> socket.socket:
-    host, _, port = gateway.http.rpartition(":")
-    family, _, _, _, address = socket.getaddrinfo(
+def _hold(address: str, *, shared: bool) -> socket.socket:
+    """Keep gRPC's port, on which its library listens in each child by itself, from other gateways.
+
+    Unless it is `shared` with the gateway that hands over, nobody else may have it. Later it is shared with
+    whoever asks to, which are the children and a successor: another gateway first wants it for itself.
+    """
+    try:
+        held = _bound(address, shared=shared)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"gateways: grpc: can't listen on {address}: {error}") from error
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # else one that doesn't listen stops nobody
+    return held
+
+
+def _bound(address: str, *, shared: bool) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    family, _, _, _, where = socket.getaddrinfo(
         host.strip("[]") or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if gateway.processes > 1:  # one alone wants to hear of others on its port
+    if shared:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     due_s = monotonic() + BIND_TIMEOUT_S
     while True:
         try:
-            listener.bind(address)
+            listener.bind(where)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or monotonic() > due_s:
+                listener.close()
                 raise
             time.sleep(BIND_RETRY_S)
         else:
