@@ -37,7 +37,7 @@ T = TypeVar("T")
 class HttpLimits(Settings, frozen=True):
     """What a client may ask of a gateway."""
 
-    connections_max: Count = 10_000
+    connections_max: Count = 10_000  # and as many over gRPC
     header_bytes_max: Count = 16_384  # request line and all headers
     headers_max: Count = 100
     body_bytes_max: Count = 64 * 1024 * 1024

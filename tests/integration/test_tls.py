@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
+import socket
 import ssl
 from contextlib import suppress
 from pathlib import Path
@@ -18,10 +20,11 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from harness import request_bytes
+from harness import closed, request_bytes
 from secured_gateway import Running, gateway, run, trusting, write_pair
 
 from understudy.config import load_cluster
+from understudy.gateway.handshakes import PAUSE_S
 from understudy.gateway.secured import Secured
 from understudy.wire.errors import ConfigError
 
@@ -200,5 +203,59 @@ def test_a_key_that_everybody_can_read_is_reported(tmp_path: Path, authority: tr
         async with gateway(tmp_path, TLS) as running:
             (message,) = running.told("secret.exposed")
             assert "key.pem" in message
+
+    run(main())
+
+
+def test_clients_that_begin_and_fall_silent_are_bounded_in_number_and_time(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    write_pair(tmp_path, authority)
+    limits = "[gateway.http]\nconnections_max = 3\nheader_timeout_s = 1\n"
+
+    async def main() -> None:
+        async with gateway(tmp_path, TLS, limits, grpc=True) as running:
+            for port in (running.port, running.grpc_port):
+                silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
+                async with asyncio.timeout(5):
+                    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                    assert await reader.read() == b"", "one more is let go at once"
+                    await closed(writer)
+                    assert not any(reader.at_eof() for reader, _ in silent)
+                    for reader, writer in silent:
+                        assert await reader.read() == b"", "nobody holds a place for long"
+                        await closed(writer)
+            assert not running.process.api.handshakes
+            assert (await running.ask(LIVE, context=trusting(authority))).status == 200
+
+    run(main())
+
+
+def test_a_gateway_without_a_free_descriptor_lets_clients_in_when_it_has_one(
+    tmp_path: Path, authority: trustme.CA
+) -> None:
+    write_pair(tmp_path, authority)
+
+    async def main() -> None:
+        async with gateway(tmp_path, TLS) as running:
+            hoard: list[int] = []
+            client = socket.socket()
+            client.setblocking(False)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            context = trusting(authority)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+            try:
+                with suppress(OSError):
+                    while True:
+                        hoard.append(os.dup(0))
+                await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", running.port))
+                await asyncio.sleep(3 * PAUSE_S)  # it has tried, and still does
+                assert not running.process.api.handshakes
+            finally:
+                for number in hoard:
+                    os.close(number)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            _, writer = await asyncio.open_connection(sock=client, ssl=context, server_hostname="localhost")
+            await closed(writer)
 
     run(main())

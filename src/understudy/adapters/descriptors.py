@@ -13,10 +13,10 @@ def raise_limit() -> int:
     return hard
 
 
-def clients_max(wanted: int) -> int:
-    """How many connections of clients, at most `wanted`, leave room for what a process needs itself.
+def clients_max(wanted: int, ports: int = 1) -> int:
+    """How many connections of clients, at most `wanted` on each port, leave room for what a process needs.
 
     Without that room an accepted client takes the descriptor with which a lost worker would be replaced.
     """
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return max(min(wanted, limit - min(256, limit // 2)), 1)
+    return max(min(wanted, (limit - min(256, limit // 2)) // ports), 1)

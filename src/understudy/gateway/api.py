@@ -5,6 +5,7 @@ Inference is looked up in one dictionary by the raw URL; everything else is a ta
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from functools import partial
@@ -48,6 +49,7 @@ class Api:
         self.authenticator: Authenticator | None = None  # None: everybody may do everything
         self.request_ids = RequestIds()
         self.connections: set[HttpConnection] = set()
+        self.handshakes: set[asyncio.Task[None]] = set()  # of TLS; each becomes a connection
         self.connections_max = settings.http.connections_max
         self.body_bytes_held = 0
         self.known_heads: dict[bytes, Head] = {}

@@ -83,7 +83,7 @@ class GrpcServer:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._server = grpc.aio.server(
-            options=_options(settings), maximum_concurrent_rpcs=settings.grpc.calls_max
+            options=_options(settings, api.connections_max), maximum_concurrent_rpcs=settings.grpc.calls_max
         )
         handlers: dict[str, Any] = {
             "ModelInfer": grpc.unary_unary_rpc_method_handler(self._model_infer),
@@ -333,7 +333,7 @@ def _listening_on(port: int) -> list[socket.socket]:
     return list(found.values())
 
 
-def _options(settings: GatewayTuning) -> list[tuple[str, int]]:
+def _options(settings: GatewayTuning, connections_max: int) -> list[tuple[str, int]]:
     """Channel arguments of the library's core, each with a bound of ours."""
     limits = settings.grpc
     age_s = limits.connection_age_s_max
@@ -342,6 +342,8 @@ def _options(settings: GatewayTuning) -> list[tuple[str, int]]:
         # The library opens its sockets itself, so processes share a port in this way only. A port that
         # somebody holds without this option is an error.
         ("grpc.so_reuseport", 1),
+        ("grpc.max_allowed_incoming_connections", connections_max),
+        ("grpc.server_handshake_timeout_ms", int(settings.http.header_timeout_s * 1000)),
         ("grpc.max_receive_message_length", settings.http.body_bytes_max),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", limits.metadata_bytes_max),

@@ -48,12 +48,13 @@ def run_gateway(config: ClusterConfig, name: str) -> None:
     logs.configure("gateway", name)
     limit = descriptors.raise_limit()
     wanted = config.gateway.http.connections_max
-    clients = descriptors.clients_max(wanted)
+    gateway = config.gateway_named(name)
+    clients = descriptors.clients_max(wanted, ports=2 if gateway.grpc else 1)
     if clients < wanted:
         structlog.get_logger().warning(
             "gateway.files_limited", limit=limit, connections_max=wanted, connections=clients
         )
-    Host(config, config.gateway_named(name)).run()
+    Host(config, gateway).run()
 
 
 class Child:

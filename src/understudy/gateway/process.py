@@ -13,7 +13,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 import msgspec
 import structlog
@@ -28,6 +28,7 @@ from understudy.config import ClusterConfig
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.rotation import Replica
 from understudy.gateway.api import Api
+from understudy.gateway.handshakes import TlsListener
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.secured import Secured
 from understudy.wire.errors import ConfigError, UnderstudyError
@@ -86,7 +87,9 @@ class GatewayProcess:
         self.log = structlog.get_logger()
         self.gateway = core.Gateway(self.settings, random.random, monotonic())
         self.api = Api(self.gateway, self.settings)
-        self.api.connections_max = descriptors.clients_max(self.settings.http.connections_max)
+        self.api.connections_max = descriptors.clients_max(
+            self.settings.http.connections_max, ports=2 if seat.grpc else 1
+        )
         self.table_file = StateFile(config.role_dir("gateway", name) / "routes.bin", RouteTable)
         self.incarnation = time.time_ns()
         self.events: deque[Event] = deque(maxlen=self.settings.events_max)
@@ -132,12 +135,7 @@ class GatewayProcess:
                 self.tasks.create_task(self._follow_controller(address))
                 for address in self.config.controller_addresses()
             ]
-            servers = [
-                await loop.create_server(
-                    lambda: HttpConnection(self.api, self.settings.http), sock=listener, **self._tls()
-                )
-                for listener in self.seat.sockets
-            ]
+            servers = [await self._listen(listener) for listener in self.seat.sockets]
             grpc = await self._listen_grpc() if self.seat.grpc else None
             self.accepting = True
             self.log.info("gateway.started", http=self.http_address, grpc=self.seat.grpc)
@@ -151,12 +149,12 @@ class GatewayProcess:
                 task.cancel()
         self.log.info("gateway.stopped")
 
-    def _tls(self) -> dict[str, Any]:
-        """Arguments for whatever listens for clients."""
-        if self.secured.context is None:
-            return {}
-        limit_s = self.settings.http.header_timeout_s
-        return {"ssl": self.secured.context, "ssl_handshake_timeout": limit_s}
+    async def _listen(self, listener: socket.socket) -> asyncio.Server | TlsListener:
+        limits = self.settings.http
+        if self.secured.context is not None:
+            return TlsListener(listener, self.secured.context, self.api, limits, self.tasks)
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(lambda: HttpConnection(self.api, limits), sock=listener)
 
     async def _replicas(self) -> None:
         """Return when every app that can be answered is, or has had its time."""
@@ -170,7 +168,7 @@ class GatewayProcess:
         await grpc.start(self.seat.grpc, self.secured.context)
         return grpc
 
-    async def _drain(self, servers: list[asyncio.Server], grpc: GrpcServer | None) -> None:
+    async def _drain(self, servers: list[asyncio.Server | TlsListener], grpc: GrpcServer | None) -> None:
         """Take no new connections, answer what is in flight and what clients send on the ones they have."""
         self.api.draining = True
         for server in servers:
@@ -186,11 +184,13 @@ class GatewayProcess:
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.http.drain_timeout_s):
-                while self.api.connections:
+                while self.api.connections or self.api.handshakes:
                     idle_since = monotonic() - DRAIN_IDLE_S
                     for connection in list(self.api.connections):
                         connection.drain(idle_since)
                     await asyncio.sleep(IDLE_TICK_S)
+        for handshake in self.api.handshakes:
+            handshake.cancel()
         for connection in list(self.api.connections):
             connection.abort()
 
