@@ -56,7 +56,8 @@ class JwtSettings(Settings, frozen=True):
     algorithms: Annotated[tuple[JwtAlgorithm, ...], Meta(min_length=1)] = ("RS256", "ES256")
     leeway_s: NonNegative = 30.0  # how far clocks may be apart
     token_bytes_max: Count = 8192
-    tokens_max: Count = 10_000  # verified ones that are remembered until they expire
+    tokens_max: Count = 10_000  # verified ones, and addresses of refused ones, that are remembered
+    refused_per_s_max: Positive = 20.0  # of one address; beyond it no signature is checked: 429
     jwks_refresh_s: Positive = 300.0
     jwks_refresh_s_min: Positive = 10.0  # also when a token names a key that isn't known
     jwks_timeout_s: Positive = 5.0  # of one download

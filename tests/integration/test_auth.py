@@ -313,6 +313,28 @@ def test_a_restart_without_the_issuer_takes_tokens(tmp_path: Path) -> None:
     run(main())
 
 
+def test_who_sends_forged_tokens_is_soon_told_to_wait(tmp_path: Path) -> None:
+    async def main() -> None:
+        with issuing() as issuer:
+            settings = issuer.settings("refused_per_s_max = 2")
+            async with gateway(tmp_path, of_cluster=settings) as running, running.talk() as talk:
+                good, fresh = issuer.token("k1"), issuer.token("k1", jti="new")
+                await running.until(lambda: _is(running, good, 200), "the keys are fetched")
+                head, _, _ = good.strip().rpartition(".")
+                forged = [f"{head}.{'A' * 85}{letter}\r\n" for letter in "ABCDEFGHIJ"]
+                answers = [await talk.ask(META, each) for each in forged]
+                assert [answer.status for answer in answers[:2]] == [401, 401]
+                assert (answers[-1].status, answers[-1].headers["retry-after"]) == (429, "1")
+                assert await _status(running, good) == 200, "a token that is known needs no check"
+                await running.until(lambda: _is(running, fresh, 200), "others are let in after a while")
+
+    run(main())
+
+
+async def _is(running: Running, token: str, status: int) -> bool:
+    return await _status(running, token) == status
+
+
 def test_a_token_that_expires_ends_on_an_open_connection(tmp_path: Path) -> None:
     async def main() -> None:
         with issuing() as issuer:

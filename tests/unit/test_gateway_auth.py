@@ -76,6 +76,13 @@ def token(key: Any = RSA, kid: str | None = "r", alg: str = "RS256", **claims: A
     return jwt.encode(kept, key, algorithm=alg, headers={"kid": kid} if kid else {}).encode()
 
 
+class Client(msgspec.Struct):
+    address: str
+
+
+HERE, THERE = Client("192.0.2.1"), Client("192.0.2.2")
+
+
 class Door:
     """An authenticator, with the calls for fresh keys counted."""
 
@@ -89,8 +96,8 @@ class Door:
     def _count(self) -> None:
         self.unknown += 1
 
-    def bearer(self, secret: bytes, app: str = "digits") -> str:
-        return self.auth.check({b"authorization": b"Bearer " + secret}, app).client
+    def bearer(self, secret: bytes, app: str = "digits", peer: Client = HERE) -> str:
+        return self.auth.check({b"authorization": b"Bearer " + secret}, app, peer).client
 
     def refusal(self, secret: bytes, app: str = "digits") -> UnderstudyError:
         with pytest.raises(UnderstudyError) as caught:
@@ -102,8 +109,10 @@ class Door:
 def test_a_key_is_known_by_its_digest_in_either_header() -> None:
     door = Door()
     assert door.bearer(SECRET.encode(), "shop-books") == "key:shop"
-    assert door.auth.check({b"x-api-key": SECRET.encode()}, "digits").client == "key:shop"
-    assert door.auth.check({b"authorization": b"bEARER " + SECRET.encode()}, "digits").client == "key:shop"
+    assert door.auth.check({b"x-api-key": SECRET.encode()}, "digits", HERE).client == "key:shop"
+    assert (
+        door.auth.check({b"authorization": b"bEARER " + SECRET.encode()}, "digits", HERE).client == "key:shop"
+    )
     assert SECRET not in repr(door.auth.__dict__)
 
 
@@ -125,7 +134,7 @@ def test_a_key_is_known_by_its_digest_in_either_header() -> None:
 def test_what_is_not_a_key_is_refused(headers: dict[bytes, bytes]) -> None:
     door = Door()
     with pytest.raises(UnderstudyError) as caught:
-        door.auth.check(headers, "digits")
+        door.auth.check(headers, "digits", HERE)
     assert caught.value.code is Code.UNAUTHENTICATED
     assert SECRET not in str(caught.value)
     assert door.auth.refused == 1
@@ -149,9 +158,9 @@ OPERATORS_ONLY = [
 def test_what_is_not_listed_is_for_operators(path: str) -> None:
     door = Door()
     with pytest.raises(UnderstudyError) as caught:
-        door.auth.check_path({b"x-api-key": SECRET.encode()}, path)
+        door.auth.check_path({b"x-api-key": SECRET.encode()}, path, HERE)
     assert caught.value.code is Code.FORBIDDEN
-    operator = door.auth.check_path({b"x-api-key": OTHER.encode()}, path)
+    operator = door.auth.check_path({b"x-api-key": OTHER.encode()}, path, HERE)
     assert operator is not None
     assert operator.client == "key:sre"
 
@@ -165,12 +174,12 @@ def test_paths_of_an_app_need_its_permission_and_health_needs_none() -> None:
         "/v2/models/digits/versions/1/config",
         "/v2",
     ):
-        assert door.auth.check_path(key, path)
+        assert door.auth.check_path(key, path, HERE)
         with pytest.raises(UnderstudyError, match="send an API key"):
-            door.auth.check_path({}, path)
+            door.auth.check_path({}, path, HERE)
     with pytest.raises(UnderstudyError, match="may not use"):
-        door.auth.check_path(key, "/v2/models/other/ready")
-    assert door.auth.check_path({}, "/v2/health/ready") is None
+        door.auth.check_path(key, "/v2/models/other/ready", HERE)
+    assert door.auth.check_path({}, "/v2/health/ready", HERE) is None
 
 
 def test_a_key_that_is_taken_out_is_refused_at_once() -> None:
@@ -205,7 +214,7 @@ def test_claims_grant_permissions() -> None:
     assert door.refusal(token(sub="person"), "digits").code is Code.FORBIDDEN
     assert door.refusal(token(groups=["dev", 7, None]), "shop-x").code is Code.FORBIDDEN
     headers = {b"authorization": b"Bearer " + token(groups=["dev", "sre"])}
-    assert door.auth.check_operator(headers).operator
+    assert door.auth.check_operator(headers, HERE).operator
 
 
 NOW = int(time.time())
@@ -298,7 +307,7 @@ def test_forged_tokens_are_refused(attack: bytes) -> None:
 @given(st.binary(max_size=300) | st.text(".eyJ0-_", max_size=60).map(str.encode))
 def test_any_bytes_are_refused_without_a_crash(rubbish: bytes) -> None:
     with pytest.raises(UnderstudyError):
-        DOOR.auth.check({b"authorization": b"Bearer " + rubbish}, "digits")
+        DOOR.auth.check({b"authorization": b"Bearer " + rubbish}, "digits", HERE)
 
 
 DOOR = Door()
@@ -321,7 +330,7 @@ def test_an_expired_token_is_refused_though_it_was_seen_before() -> None:
     assert door.bearer(known)
     door.now += 6
     with pytest.raises(UnderstudyError):
-        door.tokens.verify(b"a.b.c", door.now)
+        door.tokens.verify(b"a.b.c", door.now, HERE.address)
     assert not any(door.now < i.expires_at for i in door.auth._verified.values())
 
 
@@ -371,3 +380,21 @@ def test_keys_that_can_verify_nothing_are_refused(keys: bytes) -> None:
 def test_symmetric_algorithms_can_not_be_configured() -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({**msgspec.to_builtins(SETTINGS), "algorithms": ["HS256"]}, JwtSettings)
+
+
+def test_forged_tokens_cost_few_signatures_and_good_ones_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = Door(msgspec.structs.replace(SETTINGS, refused_per_s_max=0.01))
+    good = token()
+    assert door.bearer(good) == "jwt:robot-7"
+    forged = [good[:-9] + str(10**8 + number).encode() for number in range(20)]
+    assert door.refusal(forged[0]).code is Code.UNAUTHENTICATED
+    with monkeypatch.context() as patch:
+        patch.setattr(door.tokens._jwt, "decode", lambda *_args, **_kwargs: pytest.fail("it was verified"))
+        for each in forged:
+            refusal = door.refusal(each)
+            assert refusal.code is Code.RATE_LIMITED
+            assert 90 < refusal.context["wait_s"] <= 100
+        assert door.bearer(good) == "jwt:robot-7", "it is remembered"
+        assert door.bearer(SECRET.encode()) == "key:shop"
+        assert door.refusal(token(kid="unknown")).code is Code.UNAUTHENTICATED, "a new key of the issuer"
+    assert door.bearer(token(jti="new"), peer=THERE) == "jwt:robot-7", "others are not concerned"

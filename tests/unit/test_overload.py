@@ -382,6 +382,14 @@ def test_buckets_give_no_client_more_than_rate_and_burst(steps: list[tuple[float
             )
 
 
+def test_asking_how_long_to_wait_takes_nothing():
+    buckets = ClientBuckets(ClientRate(2.0, 3), clients_max=10)
+    for quarter in range(20):
+        now = 100 + quarter / 8
+        foretold = [buckets.wait_s("a", now) for _ in range(2)]
+        assert foretold == [buckets.take("a", now)] * 2
+
+
 def test_the_table_of_clients_is_bounded():
     buckets = ClientBuckets(ClientRate(1.0, 1), clients_max=10)
     for i in range(100):

@@ -104,7 +104,9 @@ class Api:
         try:
             if app is not None and head.method == b"POST":
                 if self.authenticator is not None:
-                    exchange.client = self.authenticator.check(head.headers, app.name).client
+                    exchange.client = self.authenticator.check(
+                        head.headers, app.name, exchange.connection
+                    ).client
                 self._submit(exchange, app, head.headers, body, now)
             else:
                 self._handle_rest(exchange, head, body, now)
@@ -178,7 +180,7 @@ class Api:
         method = head.method.decode("latin-1")
         path = unquote(head.url.partition(b"?")[0].decode("latin-1"))
         if self.authenticator is not None:
-            identity = self.authenticator.check_path(head.headers, path)
+            identity = self.authenticator.check_path(head.headers, path, exchange.connection)
             exchange.client = identity.client if identity else ""
         infer = self._infer_pattern.fullmatch(path)
         if infer:

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from math import inf
+from typing import Protocol
 
 import msgspec
 
@@ -31,6 +32,13 @@ OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready"))
 KNOWN_TO_ALL_PATHS = frozenset(("/v2", "/v2/"))  # needs an identity, but no permission
 EVERY_APP_PATHS = frozenset(("/v2/models/stats",))  # an app's path in form, but about all of them
 APP_PATH = re.compile(r"/v2/models/(?P<app>[^/]+)(?:/.*)?", re.DOTALL)
+
+
+class Peer(Protocol):
+    """Whose connection it is."""
+
+    @property
+    def address(self) -> str: ...
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -79,18 +87,18 @@ class Authenticator:
         """The issuer's keys changed: every token has to prove itself again."""
         self._verified.clear()
 
-    def check(self, headers: Mapping[bytes, bytes], app: str) -> Identity:
-        """Who asks for `app`. Raises UNAUTHENTICATED, FORBIDDEN, or UNAVAILABLE without the issuer's keys.
+    def check(self, headers: Mapping[bytes, bytes], app: str, peer: Peer) -> Identity:
+        """Who asks for `app`. Raises UNAUTHENTICATED, FORBIDDEN, or what `TokenVerifier.verify` does.
 
         The names of `headers` are in lower case, each of them once.
         """
-        identity = self.identify(headers)
+        identity = self.identify(headers, peer)
         if not identity.apps.match(app):
             self.refused += 1
             raise UnderstudyError(Code.FORBIDDEN, f"{identity.client} may not use {app[:100]!r}")
         return identity
 
-    def check_path(self, headers: Mapping[bytes, bytes], path: str) -> Identity | None:
+    def check_path(self, headers: Mapping[bytes, bytes], path: str, peer: Peer) -> Identity | None:
         """Who asks for a decoded path of the HTTP API; None where nobody has to say. Raises as `check`.
 
         What isn't listed is for operators.
@@ -99,28 +107,28 @@ class Authenticator:
             return None
         about_app = APP_PATH.fullmatch(path)
         if about_app and path not in EVERY_APP_PATHS:
-            return self.check(headers, about_app["app"])
+            return self.check(headers, about_app["app"], peer)
         if path in KNOWN_TO_ALL_PATHS:
-            return self.identify(headers)
-        return self.check_operator(headers)
+            return self.identify(headers, peer)
+        return self.check_operator(headers, peer)
 
-    def check_operator(self, headers: Mapping[bytes, bytes]) -> Identity:
+    def check_operator(self, headers: Mapping[bytes, bytes], peer: Peer) -> Identity:
         """Who asks for something that concerns the whole gateway. Raises as `check`."""
-        identity = self.identify(headers)
+        identity = self.identify(headers, peer)
         if not identity.operator:
             self.refused += 1
             raise UnderstudyError(Code.FORBIDDEN, f"{identity.client} is not an operator")
         return identity
 
-    def identify(self, headers: Mapping[bytes, bytes]) -> Identity:
-        """Who asks, whatever for. Raises UNAUTHENTICATED, or UNAVAILABLE without the issuer's keys."""
+    def identify(self, headers: Mapping[bytes, bytes], peer: Peer) -> Identity:
+        """Who asks, whatever for. Raises UNAUTHENTICATED, or what `TokenVerifier.verify` does."""
         try:
-            return self._identify(headers)
+            return self._identify(headers, peer)
         except UnderstudyError:
             self.refused += 1
             raise
 
-    def _identify(self, headers: Mapping[bytes, bytes]) -> Identity:
+    def _identify(self, headers: Mapping[bytes, bytes], peer: Peer) -> Identity:
         secret = headers.get(API_KEY)
         bearer = headers.get(AUTHORIZATION)
         if bearer is not None:
@@ -137,16 +145,16 @@ class Authenticator:
             return identity
         if bearer is None or self._tokens is None or secret.count(b".") != 2:
             raise _unauthenticated("this key is not known here")
-        return self._identify_token(secret, digest, self._tokens)
+        return self._identify_token(secret, digest, self._tokens, peer)
 
-    def _identify_token(self, token: bytes, digest: bytes, tokens: TokenVerifier) -> Identity:
+    def _identify_token(self, token: bytes, digest: bytes, tokens: TokenVerifier, peer: Peer) -> Identity:
         now_s = self._clock()
         identity = self._verified.get(digest)
         if identity is not None:
             if now_s < identity.expires_at:
                 return identity
             del self._verified[digest]
-        verified = tokens.verify(token, now_s)
+        verified = tokens.verify(token, now_s, peer.address)
         identity = Identity(
             f"jwt:{verified.subject}", pattern_of(verified.apps), verified.operator, verified.expires_at
         )

@@ -41,6 +41,19 @@ SETTLE_S = 0.5  # for every process of a gateway to take no new connections
 AGE_JITTER = 1.1  # by which the library lets a connection outlive its age
 
 
+class Caller:
+    """Who makes a call; its address is worked out when it is wanted."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    @property
+    def address(self) -> str:
+        return answers.address_of(self._context.peer())
+
+
 class GrpcRequest(Request):
     """A request whose end is awaited by its call."""
 
@@ -177,10 +190,10 @@ class GrpcServer:
         """Hand a request to the dispatcher. `_finish` must be called when nobody waits for it any more."""
         head = read_infer_head(message)
         api = self._api
-        client = ""
+        client, peer = "", Caller(context)
         if api.authenticator is not None:
             headers = headers_of(context.invocation_metadata())
-            client = api.authenticator.check(headers, head.model_name).client
+            client = api.authenticator.check(headers, head.model_name, peer).client
         app = self._app(head.model_name, head.model_version)
         if api.body_bytes_held + len(message) > self._settings.http.body_bytes_total_max:
             raise UnderstudyError(Code.SHED, "too many request bodies at once")
@@ -189,7 +202,7 @@ class GrpcServer:
         request.ended = self._loop.create_future()
         request.id_bytes = head.id
         if app.clients is not None:
-            request.client = client or answers.address_of(context.peer())
+            request.client = client or peer.address
         api.body_bytes_held += len(message)
         self._gateway.dispatcher.submit(request, now)
         return request
@@ -234,7 +247,7 @@ class GrpcServer:
             try:
                 if self._api.authenticator is not None:
                     headers = headers_of(context.invocation_metadata())
-                    self._api.authenticator.check_path(headers, path(message))
+                    self._api.authenticator.check_path(headers, path(message), Caller(context))
                 return answer(message)
             except UnderstudyError as error:
                 await self._abort(context, error)

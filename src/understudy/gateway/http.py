@@ -304,7 +304,7 @@ class HttpConnection(asyncio.Protocol):
         """Take no large body from a stranger: it would hold memory that good clients need."""
         if length > UNAUTHENTICATED_BYTES_MAX or b"transfer-encoding" in self._headers:
             try:
-                authenticator.identify(self._headers)
+                authenticator.identify(self._headers, self)
             except UnderstudyError as error:
                 self._refuse(error)
                 raise _Refused from None

@@ -11,13 +11,16 @@ import base64
 import binascii
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from math import inf
+from math import ceil, inf
+from time import monotonic
 from typing import Any
 
 import msgspec
 
+from understudy.core.gateway.clients import ClientBuckets
 from understudy.security import JwtSettings
 from understudy.wire.errors import Code, ConfigError, UnderstudyError
+from understudy.wire.records import ClientRate
 
 HEADER_BYTES_MAX = 1024  # of a token, encoded
 SUBJECT_MAX = 256  # characters
@@ -66,6 +69,8 @@ class TokenVerifier:
         self._unknown_key = unknown_key
         self._keys: dict[str | None, PublicKey] = {}
         self._keys_at = -inf
+        rate = ClientRate(settings.refused_per_s_max, burst=ceil(settings.refused_per_s_max))
+        self._refused = ClientBuckets(rate, settings.tokens_max)
 
     def take_keys(self, document: bytes, at: float) -> bool:
         """Trust the keys of a JWKS document that was fetched `at` (Unix time, s); whether they are others.
@@ -111,8 +116,11 @@ class TokenVerifier:
         allowed = frozenset(name for name in self.settings.algorithms if named in (None, name))
         return PublicKey(key, fitting & allowed) if fitting & allowed else None
 
-    def verify(self, token: bytes, now_s: float) -> Verified:
-        """Raises UNAUTHENTICATED for whatever is wrong with it, UNAVAILABLE without the issuer's keys."""
+    def verify(self, token: bytes, now_s: float, address: str) -> Verified:
+        """Raises UNAUTHENTICATED for whatever is wrong with it, UNAVAILABLE without the issuer's keys.
+
+        RATE_LIMITED for an address from which too many tokens came whose check was in vain.
+        """
         settings = self.settings
         if len(token) > settings.token_bytes_max:
             raise UnderstudyError(
@@ -124,6 +132,8 @@ class TokenVerifier:
             raise UnderstudyError(Code.UNAVAILABLE, "the issuer's keys could not be fetched yet")
         header = _header(token)
         key = self._key(header)
+        if wait_s := self._refused.wait_s(address, monotonic()):
+            raise UnderstudyError(Code.RATE_LIMITED, "too many tokens were refused", wait_s=round(wait_s, 3))
         try:
             claims = self._jwt.decode(
                 token,
@@ -136,6 +146,7 @@ class TokenVerifier:
             )
             expires_at = min(float(claims["exp"]) + settings.leeway_s, trusted_until)
         except (self._jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            self._refused.take(address, monotonic())
             # The library's own words may hold parts of the token.
             raise UnderstudyError(Code.UNAUTHENTICATED, self._fault(error)) from None
         apps, operator = self._granted(claims)

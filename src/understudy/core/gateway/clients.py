@@ -22,6 +22,12 @@ class ClientBuckets:
     def __len__(self) -> int:
         return len(self._full_at)
 
+    def wait_s(self, client: str, now: float) -> float:
+        """What `take` would say."""
+        interval_s = 1 / self.rate.requests_per_s
+        wait_s = self._full_at.get(client, now) + (1 - self.rate.burst) * interval_s - now
+        return wait_s if wait_s > 1e-9 else 0.0
+
     def take(self, client: str, now: float) -> float:
         """0 if the client may go on, else the seconds until it may."""
         interval_s = 1 / self.rate.requests_per_s
