@@ -10,13 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
+import trustme
 from families import ROWS
 from harness import Harness, infer_body, running
+from secured_gateway import trusting, write_pair
 
 BODY = infer_body(ROWS)
 APP = "plain"
@@ -58,6 +60,36 @@ def test_a_gateway_started_again_takes_over_without_a_failed_request(folder: Pat
                     assert len(children(process.pid)) == processes
                     traffic.stop()
             assert not traffic.failed, traffic.failed[0]
+
+    asyncio.run(test())
+
+
+def test_no_handshake_fails_while_a_gateway_hands_over(folder: Path):
+    authority = trustme.CA()
+    write_pair(folder, authority)
+    tls = '[gateways.tls]\ncert = "cert.pem"\nkey = "key.pem"\n'
+
+    async def test() -> None:
+        async with running(folder, processes=2, of_gateway=tls, tls=trusting(authority)) as harness:
+            former = harness.cluster.roles["gateway", "g1"]
+            former.wanted = False
+            statuses: list[int] = []
+            done = asyncio.Event()
+
+            async def ask() -> None:
+                while not done.is_set():
+                    statuses.append((await harness.infer(APP, ROWS)).status)  # on a connection of its own
+
+            with ExitStack() as afterwards:
+                async with asyncio.TaskGroup() as clients:
+                    for _ in range(4):
+                        clients.create_task(ask())
+                    afterwards.enter_context(successor(harness))
+                    await harness.until(lambda: former.exit_status == 0, 20, "the former gateway has ended")
+                    count = len(statuses)
+                    await harness.until(lambda: len(statuses) > count + 50, 10, "requests go on")
+                    done.set()
+            assert set(statuses) == {200}
 
     asyncio.run(test())
 
