@@ -197,6 +197,27 @@ def test_two_nodes_dying_in_a_row_do_not_make_a_request_poison():
     assert request.outcome == ("small", "failover")
 
 
+def test_requests_wait_for_nodes_that_all_fell_silent_at_once():
+    world = World()
+    world.advance(6)
+    world.advance(0.5, heartbeats="")
+    assert not world.app.ready
+    assert world.app.hopeless
+    request = world.request()
+    assert not hasattr(request, "outcome"), "as much speaks against this gateway as against all nodes"
+    world.reply("r1")
+    assert request.outcome == ("big", "")
+
+
+def test_nobody_waits_for_silent_nodes_if_there_is_something_to_fall_back_on():
+    world = World(static={"outputs": []}, fallback=("static",))
+    world.advance(6)
+    world.advance(0.5, heartbeats="")
+    request = world.request()
+    world.advance(0.01, heartbeats="")
+    assert request.outcome == "static"
+
+
 def test_a_suspect_node_is_routed_around_and_readmitted_after_a_while():
     world = World()
 

@@ -80,14 +80,14 @@ class Dispatcher:
             return self._fail(request, UnderstudyError(Code.POISON, "this request took down its workers"))
         replica = replica or pick(app, now)
         if replica is None:
-            self._park(request)
+            self._park(request, now)
         else:
             self._send(request, replica, now)
 
-    def _park(self, request: Request) -> None:
+    def _park(self, request: Request, now: float) -> None:
         app = request.app
         if app.hopeless and not app.ranked:
-            self._give_up(request, "no replica, and no node can load one")
+            self._bet(request, now)
         elif len(app.waiting) >= self._settings.admission.waiting_max:
             self._shed(request, "too many requests are waiting", limit=self._settings.admission.waiting_max)
         else:
@@ -191,7 +191,7 @@ class Dispatcher:
             if other is not None:
                 self._send(request, other, now)
             else:
-                self._park(request)
+                self._park(request, now)
             return
         spent = not app.spec.idempotent or request.attempts >= self._settings.retry.attempts_max
         free = free and other is not None and other.breaker.closed
@@ -264,14 +264,19 @@ class Dispatcher:
 
     def panic(self, app: App, now: float) -> None:
         """Nothing healthy is left and nobody can load anything: try whatever still has a connection."""
-        candidates = [r for r in app.replicas.values() if r.usable_in_panic()]
-        if not candidates:
-            self.give_up_waiting(app)
-            return
         while app.waiting:
             request = app.waiting.popleft()
             if not request.done:
-                self._send(request, min(candidates, key=load_of), now)
+                self._bet(request, now)
+
+    def _bet(self, request: Request, now: float) -> None:
+        replica = min(
+            (r for r in request.app.last_resorts(now) if r.has_room(now)), key=load_of, default=None
+        )
+        if replica is not None:
+            self._send(request, replica, now)
+        else:
+            self._give_up(request, "no replica, and no node can load one")
 
     def give_up_waiting(self, app: App) -> None:
         for queue in (app.waiting, app.suspects):
@@ -443,7 +448,7 @@ class Dispatcher:
                 replica.breaker.abandoned(stream)
             else:
                 replica.breaker.outrun(stream)
-                if not stream & SAMPLE_MASK:
+                if replica.breaker.closed and not stream & SAMPLE_MASK:
                     continue  # heard out, for its pace: those in whose place others answer aren't fast
             del replica.outstanding[stream]
             if replica.link is not None:

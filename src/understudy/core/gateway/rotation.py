@@ -134,10 +134,6 @@ class Replica(Source):
         """Another one that should do as well."""
         return self is not other and (self.variant, self.version) == (other.variant, other.version)
 
-    def usable_in_panic(self) -> bool:
-        """Better than nothing when nothing healthy is left."""
-        return self.link is not None and self.state in ("ready", "failing") and not self.node_suspect
-
 
 class Answered:
     """Sums over every answer that a replica gave for an app."""
@@ -279,6 +275,15 @@ class App:
     def stand_ins_inflight(self) -> int:
         """Requests that overflowed to them; 0 when there is no brown-out."""
         return sum([len(r.outstanding) for r in self.stand_ins()]) if self.brownout.on else 0
+
+    def last_resorts(self, now: float) -> list[Replica]:
+        """Better than nothing when nothing healthy is left and nobody can load anything."""
+        linked = [r for r in self.replicas.values() if r.link is not None and r.breaker.permits(now)]
+        linked = [r for r in linked if r.state in ("ready", "failing")]
+        trusted = [r for r in linked if not r.node_suspect]
+        # When all nodes fall silent at once, the fault is hardly theirs. Without anything else to fall back
+        # on, a request does better to wait for them than to fail.
+        return trusted or ([] if self.chain else linked)
 
     def _watch_health(self, routable: list[Replica], now: float) -> None:
         current = [r for r in self.replicas.values() if r.version == self.spec.version and r.link is not None]
