@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.processes import Contender, environment, free_port
+from benchmarks.processes import Contender, environment
+from understudy.adapters.ports import free_ports
 
 HAPROXY = """
 global
@@ -87,7 +88,7 @@ def understudy(work: Path) -> Contender:
 
 def fastapi(work: Path, workers: int) -> Contender:
     """uvicorn's page on deployment: uvloop, httptools, and one worker process for each core."""
-    port = str(free_port())
+    port = str(free_ports(1)[0])
     command = [str(environment("fastapi") / "uvicorn"), "benchmarks.peers.fastapi.serve:app", "--port", port]
     command += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
     command += ["--workers", str(workers)]
@@ -101,7 +102,7 @@ def mlserver(work: Path) -> Contender:
     without adaptive batching. Metrics, compression and the debug log are off. REST has no binary form, so
     that an image is one BYTES element in base64.
     """
-    port, grpc_port = free_port(), free_port()
+    port, grpc_port = free_ports(2)
     folder = work / "mlserver"
     settings = {
         "host": "127.0.0.1",
@@ -126,7 +127,7 @@ def litserve(work: Path) -> Contender:
     """Its pages on speed: as many workers and API servers as cores, and batches, with which its fast queue
     was slower.
     """
-    port = str(free_port())
+    port = str(free_ports(1)[0])
     command = [str(environment("litserve") / "python"), "-m", "benchmarks.peers.litserve.serve", port]
     return Contender("LitServe", f"http://127.0.0.1:{port}", [command])
 
@@ -135,7 +136,7 @@ def bentoml(work: Path) -> Contender:
     """Its page on workers: one for each core. An array in its own JSON form was answered a third more often
     than a request of the Open Inference Protocol. Its services have no gRPC any more (`serve-grpc` refuses).
     """
-    port = str(free_port())
+    port = str(free_ports(1)[0])
     command = [str(environment("bentoml") / "bentoml"), "serve", "benchmarks.peers.bentoml.serve:Models"]
     command += ["--host", "127.0.0.1", "--port", port]
     env = {"BENTOML_DO_NOT_TRACK": "true", "BENTOML_HOME": str(work / "bentoml")}
@@ -146,7 +147,7 @@ def ray_serve(work: Path, tuned: bool) -> Contender:
     """A replica for each core. Tuned: with what its page on high throughput says, two variables that put an
     HAProxy of its own in front of the replicas; it answered some ten times as often as its proxy in Python.
     """
-    port, grpc_port = str(free_port()), str(free_port())
+    port, grpc_port = map(str, free_ports(2))
     command = [
         str(environment("rayserve") / "python"),
         "-m",
@@ -189,7 +190,7 @@ def _worker_command(work: Path, address: str) -> list[str]:
 
 
 def _address() -> str:
-    return f"127.0.0.1:{free_port()}"
+    return f"127.0.0.1:{free_ports(1)[0]}"
 
 
 # More than one set-up of FastAPI, HAProxy and Ray Serve: which is best depends on the machine, and not

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import pandas
 import pytest
 
+from understudy.adapters.ports import free_ports
 from understudy.client import Client
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -27,18 +27,10 @@ class Ports(NamedTuple):
     grpc: int
 
 
-def on_free_ports() -> Ports:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in Ports._fields]
-    ports = Ports(*(taken.getsockname()[1] for taken in sockets))
-    for taken in sockets:
-        taken.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
     """Those of a running quickstart."""
-    ports = on_free_ports()
+    ports = Ports(*free_ports(len(Ports._fields)))
     folder = tmp_path_factory.mktemp("examples") / "quickstart"
     shutil.copytree(EXAMPLES / "quickstart", folder)
     file = folder / "CLUSTER.toml"

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 
 from understudy.adapters.links import FrameLink, dial
+from understudy.adapters.ports import free_ports
 from understudy.config import ClusterConfig, load_cluster
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Frame
@@ -65,7 +65,7 @@ class RealController:
 
     def __init__(self, folder: Path, nodes: tuple[str, ...]) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_ports(1)[0]
         tables = "\n".join(f'[[nodes]]\nname = "{name}"\nmemory_mb = 1000' for name in nodes)
         (folder / "cluster.toml").write_text(CLUSTER.format(nodes=tables, port=self.port))
         self.config: ClusterConfig = load_cluster(folder / "cluster.toml")
@@ -272,13 +272,6 @@ def _short_folder(given: Path | None) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def on_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import ssl
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import httptools
 import msgspec
 
+from understudy.adapters.ports import free_ports
 from understudy.cli.supervisor import Cluster
 from understudy.wire.errors import UnderstudyError
 
@@ -299,14 +299,6 @@ class Harness:
             lines = path.read_text(errors="replace").splitlines()[-40:]
             parts.append("\n".join([f"--- {path.name}", *lines]))
         return "\n".join(parts)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def write_cluster(

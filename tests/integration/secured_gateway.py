@@ -14,8 +14,9 @@ from typing import Any
 
 import trustme
 import uvloop
-from harness import Answer, closed, free_ports, read_answer, request_bytes
+from harness import Answer, closed, read_answer, request_bytes
 
+from understudy.adapters.ports import free_ports
 from understudy.config import load_cluster
 from understudy.gateway.process import GatewayProcess, Seat
 

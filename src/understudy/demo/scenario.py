@@ -6,17 +6,16 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
+from understudy.adapters.ports import free_ports
 from understudy.cli.supervisor import Cluster
 from understudy.demo.load import AppLoad, LoadPlan
 from understudy.demo.models import BuiltApp
@@ -75,11 +74,7 @@ class Replica(NamedTuple):
 
 def write_cluster(directory: Path) -> Path:
     """CLUSTER.toml with ports that are free now."""
-    with ExitStack() as taken:
-        sockets = [taken.enter_context(closing(socket.socket())) for _ in range(2)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        gateway_port, controller_port = (sock.getsockname()[1] for sock in sockets)
+    gateway_port, controller_port = free_ports(2)
     nodes = [NODE_TOML.format(name=name, site=site, memory_mb=NODE_MEMORY_MB) for name, site in NODES.items()]
     path = directory / "CLUSTER.toml"
     path.write_text(
