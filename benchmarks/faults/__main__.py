@@ -103,7 +103,8 @@ class Run:
     def _until_whole(self, server: Server) -> bool:
         deadline_s = time.monotonic() + RECOVERY_TIMEOUT_S
         while time.monotonic() < deadline_s:
-            if server.protected() and len(server.replicas(self._payload)) == REPLICAS:
+            # Always asked, because some only find out by requests that a replica is well again.
+            if len(server.replicas(self._payload)) == REPLICAS and server.protected():
                 return True
             time.sleep(POLL_S)
         return False

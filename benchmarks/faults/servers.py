@@ -30,7 +30,7 @@ from understudy.wire.errors import UnderstudyError
 REPLICAS = 2
 START_TIMEOUT_S = 60.0
 ROUND = 16  # requests by which a server is looked at
-ROUND_CLIENTS = 4
+ROUND_CLIENTS = 2
 
 CLUSTER = """
 name = "faults"
@@ -285,7 +285,7 @@ def haproxy(work: Path) -> Server:
     config = work / "haproxy.cfg"
     config.write_text(HAPROXY.format(address=address, first=sockets[0], second=sockets[1]))
     program = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") or "haproxy"
-    worker = f"{sys.executable} -m benchmarks.http_worker {accelerator.__file__} unix:"
+    worker = f"{sys.executable} -m benchmarks.faults.http_worker unix:"
     commands = [["sh", "-c", f"while :; do {worker}{socket}; done"] for socket in sockets]
     contender = Contender(
         "HAProxy + 2 workers", f"http://{address}", [*commands, [program, "-db", "-f", str(config)]]
