@@ -34,6 +34,7 @@ CAPACITY_CONNECTIONS = 8
 OVERLOAD_FACTOR = 3
 OVERLOAD_S = 4.0
 RECOVERY_TIMEOUT_S = 30.0
+REST_S = 1.0  # between a recovery and the next fault's load
 POLL_S = 0.1
 
 PEERS = {"mlserver": "mlserver", "litserve": "litserve", "rayserve": "ray"}
@@ -73,21 +74,21 @@ class Run:
                     raise MissingError(f"no {REPLICAS} replicas answer")
                 while left:
                     left -= 1
-                    self._repeat(server, fault, left)
+                    time.sleep(REST_S)
+                    self._repeat(server, fault)
                     if left and not self._until_whole(server):
                         self.restarts[name, fault] += 1
                         self._console.print(f"{name} has not recovered: started afresh", highlight=False)
                         break
 
-    def _repeat(self, server: Server, fault: str, turn: int) -> None:
-        figures = self._overload(server) if fault == OVERLOAD else self._break(server, fault, turn)
+    def _repeat(self, server: Server, fault: str) -> None:
+        figures = self._overload(server) if fault == OVERLOAD else self._break(server, fault)
         self.measured[server.name, fault].append(figures)
         words = ", ".join(f"{name} {value:.1f}" for name, value in figures.items())
-        self._console.print(f"{server.name}, {fault}: {words}", highlight=False)
+        self._console.print(f"{server.name}, {fault}: {words}", highlight=False, soft_wrap=True)
 
-    def _break(self, server: Server, fault: str, turn: int) -> Figures:
-        pids = sorted(server.replicas(self._payload))
-        strike = Strike(server, fault, pids[turn % len(pids)], self._work)
+    def _break(self, server: Server, fault: str) -> Figures:
+        strike = Strike(server, fault, server.busiest(self._payload), self._work)
         with strike, opened(server.url, RATE_PER_S) as samples:  # undone when all have been answered
             time.sleep(STEADY_S)
             struck_s = strike()

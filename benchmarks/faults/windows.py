@@ -60,14 +60,15 @@ def _bad_since_s(sample: Sample) -> float:
 
 def overload_figures(samples: Sequence[Sample], capacity_per_s: float) -> Figures:
     """Of requests that all came faster than `capacity_per_s`."""
-    span_s = max(s.due_s for s in samples) - min(s.due_s for s in samples)
-    good = sum(map(is_good, samples))
+    began_s, ended_s = min(s.due_s for s in samples), max(s.due_s for s in samples)
+    good = [s for s in samples if is_good(s)]
+    in_time = sum(s.done_s <= ended_s for s in good)  # what is still queued at the end is not throughput
     shed = [s for s in samples if s.status in SHED_STATUSES]
     admitted = [s for s in samples if s.status not in SHED_STATUSES]
     shed_s = sorted(s.latency_s for s in shed)
     figures = {
-        FAILED: 10_000 * (len(admitted) - good) / len(samples),
-        GOODPUT: good / span_s / capacity_per_s,
+        FAILED: 10_000 * (len(admitted) - len(good)) / len(samples),
+        GOODPUT: in_time / (ended_s - began_s) / capacity_per_s,
         ADMITTED: p99_ms(admitted),
         SHED: 10_000 * len(shed) / len(samples),
     }
