@@ -218,9 +218,9 @@ def faults_page(result: dict[str, Any]) -> Iterator[str]:
     yield "# Servers while they are broken"
     yield ""
     yield "What the clients of a server with two replicas see of each fault, by `make bench-faults`"
-    yield "(its code is in `benchmarks/faults`). A request has failed unless it was answered right within 250 ms"
-    yield "of when it was due. One that is never answered right counts in a p99 as the 5 s of its client's patience."
-    yield f"Open loop, {environment['rate_per_s']:.0f} requests/s, {environment['fault_s']:g} s of each fault."
+    yield "(`benchmarks/faults`). A request has failed unless it was answered right within 250 ms of when it"
+    yield "was due. One that is never answered right counts in a p99 as the 5 s for which its client waits."
+    yield f"Open loop, {environment['rate_per_s']:.0f} requests/s, {environment['fault_s']:g} s of a fault."
     yield _machine(environment)
     for fault, servers in _by_fault(result).items():
         yield from ("", f"## {fault}", "")

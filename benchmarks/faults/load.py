@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from understudy.demo.load import LENGTH, AppLoad, LoadPlan, Sample, framed
 
 BODIES = 256
 NUMBERS = 64
+START_TIMEOUT_S = 10.0
 END_TIMEOUT_S = CLIENT_TIMEOUT_S + 5.0
 
 decode = msgspec.msgpack.Decoder(list[Sample]).decode
@@ -62,17 +64,19 @@ def opened(url: str, rate_per_s: float) -> Iterator[list[Sample]]:
         try:
             process.stdin.write(framed(msgspec.msgpack.encode(plan)))
             process.stdin.flush()
-            samples += _batch(process.stdout)
+            ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT_S)
+            if not ready:
+                raise RuntimeError("the load generator does not begin")
             yield samples
-            rest, _ = process.communicate(timeout=END_TIMEOUT_S)
+            output, _ = process.communicate(timeout=END_TIMEOUT_S)
         finally:
             process.kill()
-    stream = io.BytesIO(rest)
+    stream = io.BytesIO(output)
     while batch := _batch(stream):
         samples += batch
 
 
-def _batch(stream: io.BufferedIOBase) -> list[Sample]:
+def _batch(stream: io.BytesIO) -> list[Sample]:
     """The next one; nothing at the end of the stream."""
     length = stream.read(LENGTH.size)
     return decode(stream.read(*LENGTH.unpack(length))) if len(length) == LENGTH.size else []
