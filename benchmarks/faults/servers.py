@@ -192,7 +192,8 @@ class Understudy(Server):
         self._manifest.write_text(APP.format(name=NAME, deadline_ms=1000 * OBJECTIVE_S))
         path = folder / "CLUSTER.toml"
         path.write_text(CLUSTER.format(http=http_port, controller=free_port()))
-        self._cluster = Cluster(path, {**os.environ, "MODELS": str(work)})
+        os.environ["MODELS"] = str(work)  # of the cluster's processes
+        self._cluster = Cluster(path)
 
     @contextmanager
     def running(self) -> Iterator[None]:
