@@ -54,9 +54,11 @@ http = "127.0.0.1:{http}"
 name = "c1"
 http = "127.0.0.1:{controller}"
 
-# Faults come every few seconds here and should not remember each other: a crash loop and a flapping node
-# would be treated as such, and rightly; a new replica would still be in its slow start.
+# Faults come every few seconds here and should not remember each other: a crash loop, a flapping node and a
+# replica that is ejected again and again would be treated as such, and rightly; a new replica would still be
+# in its slow start.
 [gateway.breaker]
+open_s_max = 5
 slow_start_s = 1
 
 [agent]
