@@ -56,7 +56,7 @@ bench: $(VENV)/.stamp-bench  ## compare with other model servers and with HAProx
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python docs/generate.py
 
-bench-faults: $(VENV)/.stamp-bench  ## break Understudy and other model servers in five ways, and count
+bench-faults: $(VENV)/.stamp-bench  ## break Understudy and other servers in five ways, and count what failed: about 35 minutes
 	benchmarks/require wrk haproxy
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python docs/generate.py

@@ -234,7 +234,7 @@ def faults_page(result: dict[str, Any]) -> Iterator[str]:
     for what, why in environment["missing"].items():
         yield f"Not measured: {what} ({why})."
     for what, count in environment["not_recovered"].items():
-        yield f"Started afresh because it did not recover: {what}, {count} times."
+        yield f"Not whole again within 30 s, so started afresh: {what}, {count} times."
 
 
 def _by_fault(result: dict[str, Any]) -> FaultRows:

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import results
-from benchmarks.faults.faults import FAULTS, NODE, OVERLOAD, Strike
+from benchmarks.faults.faults import Fault, Strike
 from benchmarks.faults.load import opened, write_payload
 from benchmarks.faults.report import OURS, aims_of, rows_of, show
 from benchmarks.faults.servers import LINE_UP, ONE_MACHINE, REPLICAS, Server
@@ -25,6 +25,7 @@ from benchmarks.faults.windows import Figures, fault_figures, overload_figures
 from benchmarks.load import closed
 from benchmarks.models import SEED
 from benchmarks.processes import MissingError, version
+from understudy.wire.errors import UnderstudyError
 
 RATE_PER_S = 100.0  # a quarter of what two replicas can do, half of what is left of them
 STEADY_S = 1.5
@@ -46,25 +47,25 @@ class Run:
     """All repetitions of all faults on all servers."""
 
     def __init__(self, work: Path, console: Console) -> None:
-        self.measured: dict[tuple[str, str], list[Figures]] = defaultdict(list)
-        self.restarts: dict[tuple[str, str], int] = defaultdict(int)
+        self.measured: dict[tuple[str, Fault], list[Figures]] = defaultdict(list)
+        self.restarts: dict[tuple[str, Fault], int] = defaultdict(int)
         self.missing: dict[str, str] = {}
         self._work = work
         self._console = console
         self._payload = write_payload(work)
 
-    def server(self, name: str, faults: list[str], repetitions: int) -> None:
-        try:
-            for fault in faults:
-                if fault == NODE and name in ONE_MACHINE:
-                    self.missing[f"{name}, {fault}"] = ONE_MACHINE[name]
-                else:
-                    self._fault(name, fault, repetitions)
-        except (MissingError, RuntimeError) as error:
-            self.missing[name] = str(error).partition("\n")[0]
-            self._console.print(f"not measured: {name}: {error}", highlight=False, markup=False)
+    def server(self, name: str, faults: list[Fault], repetitions: int) -> None:
+        for fault in faults:
+            if fault is Fault.NODE and name in ONE_MACHINE:
+                self.missing[f"{name}, {fault}"] = ONE_MACHINE[name]
+                continue
+            try:
+                self._fault(name, fault, repetitions)
+            except (MissingError, RuntimeError, UnderstudyError) as error:
+                self.missing[f"{name}, {fault}"] = str(error).partition("\n")[0]
+                self._console.print(f"not measured: {name}, {fault}: {error}", highlight=False, markup=False)
 
-    def _fault(self, name: str, fault: str, repetitions: int) -> None:
+    def _fault(self, name: str, fault: Fault, repetitions: int) -> None:
         """All repetitions, on one instance of the server as long as it recovers."""
         left = repetitions
         while left:
@@ -76,18 +77,18 @@ class Run:
                     left -= 1
                     time.sleep(REST_S)
                     self._repeat(server, fault)
-                    if left and not self._until_whole(server):
+                    if not self._until_whole(server):
                         self.restarts[name, fault] += 1
-                        self._console.print(f"{name} has not recovered: started afresh", highlight=False)
+                        self._console.print(f"{name} has not recovered", highlight=False)
                         break
 
-    def _repeat(self, server: Server, fault: str) -> None:
-        figures = self._overload(server) if fault == OVERLOAD else self._break(server, fault)
+    def _repeat(self, server: Server, fault: Fault) -> None:
+        figures = self._overload(server) if fault is Fault.OVERLOAD else self._break(server, fault)
         self.measured[server.name, fault].append(figures)
         words = ", ".join(f"{name} {value:.1f}" for name, value in figures.items())
         self._console.print(f"{server.name}, {fault}: {words}", highlight=False, soft_wrap=True)
 
-    def _break(self, server: Server, fault: str) -> Figures:
+    def _break(self, server: Server, fault: Fault) -> Figures:
         strike = Strike(server, fault, server.busiest(self._payload), self._work)
         with strike, opened(server.url, RATE_PER_S) as samples:  # undone when all have been answered
             time.sleep(STEADY_S)
@@ -119,7 +120,12 @@ def main() -> None:
         "--servers", nargs="*", choices=LINE_UP, metavar="NAME", help="these, and write nothing"
     )
     parser.add_argument(
-        "--faults", nargs="*", choices=FAULTS, metavar="NAME", help="these, and write nothing"
+        "--faults",
+        nargs="*",
+        type=Fault,
+        choices=list(Fault),
+        metavar="NAME",
+        help="these, and write nothing",
     )
     options = parser.parse_args()
     console = Console()
@@ -128,7 +134,7 @@ def main() -> None:
         run = Run(Path(folder), console)
         for name in options.servers or LINE_UP:
             count = options.repetitions if name == OURS else options.peers_repetitions
-            run.server(name, options.faults or list(FAULTS), count)
+            run.server(name, options.faults or list(Fault), count)
     show(console, run.measured)
     if options.servers or options.faults:
         return

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import time
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,23 +14,24 @@ from typing import Self
 from benchmarks.faults.accelerator import slow_mark
 from benchmarks.faults.servers import Server
 
-KILL = "worker killed"
-FREEZE = "worker frozen"
-NODE = "node killed"
-OVERLOAD = "3x overload"
-SLOW = "replica 10x slower"
-FAULTS = (KILL, FREEZE, NODE, OVERLOAD, SLOW)
+
+class Fault(StrEnum):
+    KILL = "worker killed"
+    FREEZE = "worker frozen"
+    NODE = "node killed"
+    OVERLOAD = "3x overload"
+    SLOW = "replica 10x slower"
 
 
 class Strike:
     """Call it once, while the block runs; the end of the block undoes what doesn't undo itself."""
 
-    def __init__(self, server: Server, fault: str, pid: int, work: Path) -> None:
+    def __init__(self, server: Server, fault: Fault, pid: int, work: Path) -> None:
         self._server = server
         self._fault = fault
         self._pid = pid
         self._slow = slow_mark(work, pid)
-        self._machine = server.machine_of(pid) if fault == NODE else ""
+        self._machine = server.machine_of(pid) if fault is Fault.NODE else ""
 
     def __enter__(self) -> Self:
         return self
@@ -38,13 +40,13 @@ class Strike:
         """The moment just before, in seconds of the monotonic clock."""
         struck_s = time.monotonic()
         match self._fault:
-            case "worker killed":
+            case Fault.KILL:
                 os.kill(self._pid, signal.SIGKILL)
-            case "worker frozen":
+            case Fault.FREEZE:
                 os.kill(self._pid, signal.SIGSTOP)
-            case "node killed":
+            case Fault.NODE:
                 self._server.kill_machine(self._machine)
-            case "replica 10x slower":
+            case Fault.SLOW:
                 self._slow.touch()
         return struck_s
 
@@ -52,10 +54,10 @@ class Strike:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         match self._fault:
-            case "worker frozen":
+            case Fault.FREEZE:
                 with contextlib.suppress(ProcessLookupError):  # who watches over it has killed it
                     os.kill(self._pid, signal.SIGCONT)
-            case "node killed":
+            case Fault.NODE:
                 self._server.restore_machine(self._machine)
-            case "replica 10x slower":
+            case Fault.SLOW:
                 self._slow.unlink(missing_ok=True)

@@ -8,15 +8,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import results
-from benchmarks.faults.faults import FREEZE, KILL, NODE, OVERLOAD
+from benchmarks.faults.faults import Fault
 from benchmarks.faults.windows import ADDED, ADMITTED, FAILED, GOODPUT, OBJECTIVE_S, SHED_P99, Figures
 
 OURS = "Understudy"
-ADDED_MS_MAX = {KILL: 20.0, NODE: 20.0, FREEZE: 60.0}
+ADDED_MS_MAX = {Fault.KILL: 20.0, Fault.NODE: 20.0, Fault.FREEZE: 60.0}
 GOODPUT_MIN = 0.9
 SHED_MS_MAX = 5.0
 
-Measured = Mapping[tuple[str, str], Sequence[Figures]]  # (server, fault) -> each repetition
+Measured = Mapping[tuple[str, Fault], Sequence[Figures]]  # (server, fault) -> each repetition
 
 
 def rows_of(measured: Measured) -> Iterator[results.Row]:
@@ -31,7 +31,7 @@ def aims_of(measured: Measured) -> Iterator[results.Aim]:
     """No failed request in any repetition; of times and ratios the median counts."""
     rows = {(row.figure, row.unit): row for row in rows_of(measured)}
 
-    def found(fault: str, figure: str) -> results.Row | None:
+    def found(fault: Fault, figure: str) -> results.Row | None:
         what, _, unit = figure.rpartition(", ")
         return rows.get((f"{OURS}, {fault}: {what or figure}", unit if what else "ratio"))
 
@@ -45,8 +45,8 @@ def aims_of(measured: Measured) -> Iterator[results.Aim]:
         (ADMITTED, "p99 of what was admitted, ms", 1000 * OBJECTIVE_S, "lower"),
         (SHED_P99, "p99 of what was shed, ms", SHED_MS_MAX, "lower"),
     ):
-        if row := found(OVERLOAD, figure):
-            yield results.aim(f"{OVERLOAD}: {name}", row.median, value, better)
+        if row := found(Fault.OVERLOAD, figure):
+            yield results.aim(f"{Fault.OVERLOAD}: {name}", row.median, value, better)
 
 
 def show(console: Console, measured: Measured) -> None:

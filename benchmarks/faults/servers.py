@@ -169,10 +169,12 @@ class Server:
         return {_pid(body) for _, body in answers} if all(status == 200 for status, _ in answers) else set()
 
     def busiest(self, payload: Payload) -> int:
-        """The replica that answers most at a low load: some servers have a favourite."""
+        """The replica that answers most at a low load: some servers have a favourite. Raises MissingError."""
         answers = [ask(self.url, payload) for _ in range(ROUND)]
-        (busiest, _), *_ = Counter(_pid(body) for status, body in answers if status == 200).most_common()
-        return busiest
+        found = Counter(_pid(body) for status, body in answers if status == 200)
+        if not found:
+            raise MissingError("nobody answers any more")
+        return found.most_common(1)[0][0]
 
 
 def _pid(body: bytes) -> int:
