@@ -1,7 +1,8 @@
 """The servers that are broken, each with two replicas of the waiting model, set up as its documentation
-recommends against the faults that it can be protected from.
+recommends against what it can be protected from.
 
-What they are not: faster or slower than each other. Every one has the same two accelerators.
+Docstrings say what that is. Where a document gives no figure, one is taken that suits clients who wait for
+250 ms. Nobody batches, so that all have the same capacity.
 """
 
 from __future__ import annotations
