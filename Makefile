@@ -18,7 +18,7 @@ COUNT ?= 1000000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow fuzz check perf-analyzer docs bench bench-demo clean
+.PHONY: help setup demo test test-fast test-slow fuzz check perf-analyzer docs bench bench-faults bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -54,6 +54,11 @@ docs: $(VENV)/.stamp-dev  ## write the generated pages of docs/reference anew
 bench: $(VENV)/.stamp-bench  ## compare with other model servers and with HAProxy: about 12 minutes
 	benchmarks/require wrk haproxy
 	$(BIN)/python -m benchmarks.compare
+	$(BIN)/python docs/generate.py
+
+bench-faults: $(VENV)/.stamp-bench  ## break Understudy and other servers in five ways, and count what failed: about 35 minutes
+	benchmarks/require wrk haproxy
+	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python docs/generate.py
 
 bench-demo: demo  ## run the demo and keep its report, from which the README's figures are drawn

@@ -94,14 +94,17 @@ class HttpConnection(asyncio.Protocol):
         self._transport.write(HEAD % (status, len(body)) + body)
 
 
-async def serve(folder: str, address: str) -> None:
+def onnx_models(folder: Path) -> list[Load]:
+    return [Load("r1", path.stem, 1, "full", "onnx", str(path)) for path in sorted(folder.glob("*.onnx"))]
+
+
+async def serve(models: list[Load], address: str) -> None:
     thread = ThreadPoolExecutor(max_workers=1)
     hop_s = await measure_hop_s(thread)
     replicas = {}
-    for path in sorted(Path(folder).glob("*.onnx")):
-        load = Load("r1", path.stem, 1, "full", "onnx", str(path))
+    for load in models:
         model, _ = load_model(load, threads=1)
-        replicas[path.stem] = Replica(model, load, hop_s, thread)
+        replicas[load.app] = Replica(model, load, hop_s, thread)
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     async with await listen(address, lambda: HttpConnection(replicas)):
@@ -129,4 +132,4 @@ async def listen(address: str, make: Callable[[], HttpConnection]) -> asyncio.Se
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(sys.argv[1], sys.argv[2]))
+        runner.run(serve(onnx_models(Path(sys.argv[1])), sys.argv[2]))

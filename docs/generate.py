@@ -42,6 +42,9 @@ def pages() -> dict[Path, str]:
     }
     generated = {REFERENCE / name: f"{NOTICE}\n\n{text.strip()}\n" for name, text in contents.items()}
     generated[REFERENCE / "openapi.json"] = openapi_document()
+    if (results := RESULTS / "faults.json").exists():
+        text = "\n".join(faults_page(json.loads(results.read_text())))
+        generated[REFERENCE / "faults.md"] = f"{NOTICE}\n\n{text.strip()}\n"
     return generated | {README: readme(README.read_text())}
 
 
@@ -55,7 +58,8 @@ def openapi_document() -> str:
 
 def readme(text: str) -> str:
     """The README with the figures between its marks replaced by those of the newest results."""
-    for name, figures in (("demo", demo_figures), ("peers", peers_figures)):
+    blocks = (("demo", demo_figures), ("peers", peers_figures), ("faults", faults_figures))
+    for name, figures in blocks:
         path = RESULTS / f"{name}.json"
         if path.exists():
             block = "\n".join(figures(json.loads(path.read_text())))
@@ -110,17 +114,21 @@ def peers_figures(result: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield "![Requests per second of Understudy and its peers](docs/reference/peers.svg)"
     yield ""
-    yield "| ratio of throughputs, JSON; time added | measured | aim | |"
-    yield "|---|---|---|---|"
-    for aim in result["aims"]:
-        sign = "≥" if aim["better"] == "higher" else "≤"
-        met = "met" if aim["met"] else "**not met**"
-        yield f"| {aim['name']} | {aim['value']:.2f} | {sign} {aim['aim']} | {met} |"
+    yield from _aims(result, "ratio of throughputs, JSON; time added")
     yield ""
     environment = result["environment"]
     for what, why in environment["missing"].items():
         yield f"Not measured: {what} ({why})."
     yield f"By `make bench`, medians of {environment['rounds']} rounds. {_machine(environment)}"
+
+
+def _aims(result: dict[str, Any], what: str) -> Iterator[str]:
+    yield f"| {what} | measured | aim | |"
+    yield "|---|---|---|---|"
+    for aim in result["aims"]:
+        sign = "≥" if aim["better"] == "higher" else "≤"
+        met = "met" if aim["met"] else "**not met**"
+        yield f"| {aim['name']} | {aim['value']:.2f} | {sign} {aim['aim']} | {met} |"
 
 
 def _medians(result: dict[str, Any]) -> dict[str, float]:
@@ -168,6 +176,74 @@ def draw_peers(path: Path) -> None:
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.tick_params(left=False)
     figure.savefig(path, metadata={"Date": None})
+
+
+# Figures by which a server under a fault is told at a glance, and how they are written.
+AT_A_GLANCE = {
+    "failed": "{:,.0f} failed",
+    "p99 during the fault": "{:,.0f} ms",
+    "goodput / capacity": "{:.0%} goodput",
+    "p99 of what was admitted": "{:,.0f} ms",
+}
+
+FaultRows = dict[str, dict[str, dict[str, dict[str, Any]]]]  # fault -> server -> figure -> row
+
+
+def faults_figures(result: dict[str, Any]) -> Iterator[str]:
+    """Servers and faults, medians."""
+    by_fault = _by_fault(result)
+    servers = dict.fromkeys(server for servers in by_fault.values() for server in servers)
+    yield f"| | {' | '.join(by_fault)} |"
+    yield f"|---|{'---|' * len(by_fault)}"
+    for server in servers:
+        cells = [_glance(rows[server]) if server in rows else "" for rows in by_fault.values()]
+        yield f"| {server} | {' | '.join(cells)} |"
+    yield ""
+    yield from _aims(result, "Understudy, medians unless they say otherwise")
+    yield ""
+    yield "Failed: of 10,000. Milliseconds: p99 during the fault, of what was admitted in the overload."
+    yield "[All figures](docs/reference/faults.md), with least and most."
+    yield f"By `make bench-faults`. {_machine(result['environment'])}"
+
+
+def _glance(figures: dict[str, dict[str, Any]]) -> str:
+    return ", ".join(
+        form.format(figures[name]["median"]) for name, form in AT_A_GLANCE.items() if name in figures
+    )
+
+
+def faults_page(result: dict[str, Any]) -> Iterator[str]:
+    """Every figure of every server under every fault."""
+    environment = result["environment"]
+    yield "# Servers while they are broken"
+    yield ""
+    yield "What the clients of a server with two replicas see of each fault, by `make bench-faults`"
+    yield "(`benchmarks/faults`). A request has failed unless it was answered right within 250 ms of when it"
+    yield "was due. One that is never answered right counts in a p99 as the 5 s for which its client waits."
+    yield f"Open loop, {environment['rate_per_s']:.0f} requests/s, {environment['fault_s']:g} s of a fault."
+    yield _machine(environment)
+    for fault, servers in _by_fault(result).items():
+        yield from ("", f"## {fault}", "")
+        yield "| server | figure | unit | n | min | median | max |"
+        yield "|---|---|---|---:|---:|---:|---:|"
+        for server, figures in servers.items():
+            for figure, row in figures.items():
+                values = " | ".join(f"{row[name]:,.1f}" for name in ("min", "median", "max"))
+                yield f"| {server} | {figure} | {row['unit']} | {row['n']} | {values} |"
+    yield ""
+    for what, why in environment["missing"].items():
+        yield f"Not measured: {what} ({why})."
+    for what, count in environment["not_recovered"].items():
+        yield f"Not whole again within 30 s, so started afresh: {what}, {count} times."
+
+
+def _by_fault(result: dict[str, Any]) -> FaultRows:
+    found: FaultRows = {}
+    for row in result["rows"]:
+        server, _, rest = row["figure"].partition(", ")
+        fault, _, figure = rest.partition(": ")
+        found.setdefault(fault, {}).setdefault(server, {})[figure] = row
+    return found
 
 
 def _machine(environment: dict[str, Any]) -> str:

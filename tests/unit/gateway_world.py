@@ -138,6 +138,12 @@ class World:
             answer = FrameDecoder().feed(encode_message(Failure(failure, "no"), frame.stream))[0]
         self.gateway.dispatcher.frame_received(self.gateway.replicas[id_], answer, self.now)
 
+    def pong(self, id_: str) -> None:
+        """A worker that lives answers pings at once, if it was sent one, whatever it infers."""
+        link = self.links[id_]
+        if any(frame.kind == Kind.PING for frame in link.sent):
+            link.last_heard_s = self.now
+
     def advance(self, seconds: float, heartbeats: str = "n1 n2 n3") -> list[core.GatewayEffect]:
         effects: list[core.GatewayEffect] = []
         for _ in range(round(seconds / 0.002)):

@@ -86,6 +86,32 @@ def test_a_silent_replica_is_hedged_then_suspected_and_forgiven_when_it_answers(
     assert not world.gateway.replicas["r1"].suspect
 
 
+def hedged_away(world: World, alive: bool) -> None:
+    """A request that r2 answers after a hedge. An r1 that is `alive` answers pings."""
+    world.advance(0.002)
+    world.request()
+    world.advance(0.05)
+    world.reply("r2")
+    world.advance(0.002)
+    if alive:
+        world.pong("r1")
+
+
+def test_hedges_do_not_hide_a_frozen_replica():
+    world = World()
+    for _ in range(3):
+        hedged_away(world, alive=False)
+    assert world.gateway.replicas["r1"].suspect, "though nothing was left with it for longer than a hedge"
+
+
+def test_a_replica_that_is_outrun_but_shows_that_it_lives_is_no_suspect():
+    world = World()
+    for _ in range(3):
+        hedged_away(world, alive=True)
+        assert not world.gateway.replicas["r1"].suspect
+    assert len([f for f in world.links["r1"].sent if f.kind == Kind.PING]) == 3
+
+
 def test_the_client_never_waits_beyond_its_deadline():
     world = World(standby=False, settings=GatewayTuning(hedge=HedgeSettings(enabled=False)))
     request = world.request(timeout_s=0.1)

@@ -66,6 +66,7 @@ def test_a_slow_replica_is_ejected_although_hedges_answer_in_its_place():
         request = world.request(timeout_s=10)
         for _ in range(10):
             world.advance(0.01)
+            world.pong("r2")
             for id_ in ("r1", "r3"):
                 answer_all(world, id_, None)
         assert request.outcome == ("big", ""), "by a hedge at the latest"

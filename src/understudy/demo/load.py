@@ -385,11 +385,21 @@ async def read_framed(reader: asyncio.StreamReader) -> bytes | None:
         return None
 
 
+class _Pipe(asyncio.BaseProtocol):
+    """Knows when everything has been written."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set()
+
+
 async def run() -> None:
     loop = asyncio.get_running_loop()
     commands = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin.buffer)
-    output, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, sys.stdout.buffer)
+    output, written = await loop.connect_write_pipe(_Pipe, sys.stdout.buffer)
     content = await read_framed(commands)
     if content is None:
         return
@@ -411,6 +421,7 @@ async def run() -> None:
         await generator.stop()
         write_batch()
     output.close()
+    await written.closed.wait()  # a batch may be larger than the pipe
 
 
 def main() -> None:

@@ -392,14 +392,12 @@ class Dispatcher:
 
     def _tick_silence(self, app: App, now: float, doubt: float) -> None:
         for replica in app.replicas.values():
-            if not replica.outstanding or replica.suspect or replica.link is None:
+            if replica.suspect or replica.link is None:
                 continue
-            oldest = next(iter(replica.outstanding.values())).sent_at
-            silent_s = now - max(oldest, replica.link.last_heard_s)
             patience_s = app.silence_s * doubt
             if app.ranked == [replica]:
                 patience_s *= LONE_PATIENCE_FACTOR
-            if silent_s > patience_s:
+            if replica.silent_s(now) > patience_s:
                 self.suspect(replica, now)
 
     def suspect(self, replica: Replica, now: float) -> None:
@@ -447,7 +445,7 @@ class Dispatcher:
             if keep is None:
                 replica.breaker.abandoned(stream)
             else:
-                replica.breaker.outrun(stream)
+                replica.outrun(flight)
                 if replica.breaker.closed and not stream & SAMPLE_MASK:
                     continue  # heard out, for its pace: those in whose place others answer aren't fast
             del replica.outstanding[stream]

@@ -307,6 +307,7 @@ class Gateway:
         was_ready = replica.state == "ready"
         replica.link = None
         replica.suspect = False
+        replica.outrun_at = 0.0
         if was_ready:
             replica.state = "lost"  # until its agent says otherwise, or it can be reached again
             self._effects.append(ConnectWorker(replica))

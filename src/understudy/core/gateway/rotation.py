@@ -23,7 +23,7 @@ from understudy.core.gateway.pace import Pace
 from understudy.core.gateway.recall import Recall
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer
-from understudy.wire.messages import AppStats, ReplicaState, Result
+from understudy.wire.messages import AppStats, Ping, ReplicaState, Result, encode_message
 from understudy.wire.records import AppVersion
 
 OLD_VERSION_PENALTY = 1000  # any variant of the current version comes before any of another one
@@ -73,6 +73,7 @@ class Replica(Source):
         "next_stream",
         "node",
         "node_suspect",
+        "outrun_at",
         "outstanding",
         "pace",
         "pid",
@@ -99,6 +100,7 @@ class Replica(Source):
         self.outstanding: dict[int, Flight] = {}
         self.next_stream = 1
         self.suspect = False  # silent although it owes an answer
+        self.outrun_at = 0.0  # got a copy then that was called back, since another one was faster
         self.node_suspect = False
         self.busy_until = 0.0
         self.busy_pause_s = 0.0
@@ -113,6 +115,24 @@ class Replica(Source):
         """Nothing speaks against it but, perhaps, what it answered."""
         ready = self.link is not None and self.state == "ready"
         return ready and not self.suspect and not self.node_suspect
+
+    def outrun(self, flight: Flight) -> None:
+        """Another replica answered `flight` first, so it is called back. That may be the first sign that this
+        one is frozen, which hedges would hide as long as their budget lasts: ask for a sign of life.
+        """
+        self.breaker.outrun(flight.stream)
+        link = self.link
+        if link is not None and flight.sent_at > link.last_heard_s >= self.outrun_at:
+            self.outrun_at = flight.sent_at
+            link.write(encode_message(Ping()))
+
+    def silent_s(self, now: float) -> float:
+        """For how long nothing was heard of it although something was due: an answer, or a sign of life."""
+        heard_s = self.link.last_heard_s  # type: ignore[union-attr]
+        due_s = next(iter(self.outstanding.values())).sent_at if self.outstanding else now
+        if self.outrun_at > heard_s:
+            due_s = min(due_s, self.outrun_at)
+        return now - max(due_s, heard_s)
 
     def has_room(self, now: float) -> bool:
         return len(self.outstanding) < OUTSTANDING_MAX and self.busy_until <= now

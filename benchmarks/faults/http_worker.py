@@ -1,0 +1,29 @@
+"""A worker that answers HTTP itself, with the waiting model, for HAProxy to stand in front of: `ADDRESS`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import uvloop
+
+from benchmarks.faults import accelerator
+from benchmarks.faults.accelerator import NAME
+from benchmarks.faults.load import NUMBERS
+from benchmarks.http_worker import serve
+from understudy.wire.messages import Load
+from understudy.wire.records import Batching, TensorSpec
+
+INPUTS = (TensorSpec("x", "FP32", (-1, NUMBERS)),)
+OUTPUTS = (
+    TensorSpec("label", "INT64", (-1,)),
+    TensorSpec("probabilities", "FP32", (-1, NUMBERS)),
+    TensorSpec("pid", "INT64", (-1,)),
+)
+
+if __name__ == "__main__":
+    load = Load(
+        "r1", NAME, 1, "full", "python", accelerator.__file__, {}, INPUTS, OUTPUTS, Batching(rows_max=1)
+    )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve([load], sys.argv[1]))
