@@ -24,7 +24,8 @@ from benchmarks.faults import accelerator
 from benchmarks.faults.accelerator import NAME
 from benchmarks.faults.windows import OBJECTIVE_S
 from benchmarks.models import Payload
-from benchmarks.processes import Contender, MissingError, ask, environment, free_port, running
+from benchmarks.processes import Contender, MissingError, ask, environment, running
+from understudy.adapters.ports import free_ports
 from understudy.cli.deploy import deploy
 from understudy.cli.supervisor import Cluster
 from understudy.wire.errors import UnderstudyError
@@ -56,11 +57,9 @@ name = "c1"
 http = "127.0.0.1:{controller}"
 
 # Faults come every few seconds here and should not remember each other: a crash loop, a flapping node and a
-# replica that is ejected again and again would be treated as such, and rightly; a new replica would still be
-# in its slow start.
+# replica that is ejected again and again would be treated as such, and rightly.
 [gateway.breaker]
 open_s_max = 5
-slow_start_s = 1
 
 [agent]
 crash_loop_window_s = 2
@@ -187,7 +186,7 @@ class Understudy(Server):
     """Two nodes, a critical app: a replica on one and its warm standby, which answers too, on the other."""
 
     def __init__(self, work: Path) -> None:
-        http_port = free_port()
+        http_port = free_ports(1)[0]
         super().__init__(Contender("Understudy", f"http://127.0.0.1:{http_port}", []), work)
         folder = work / "understudy"
         shutil.rmtree(folder, ignore_errors=True)
@@ -196,7 +195,7 @@ class Understudy(Server):
         self._manifest = folder / "APP.toml"
         self._manifest.write_text(APP.format(name=NAME, deadline_ms=1000 * OBJECTIVE_S))
         path = folder / "CLUSTER.toml"
-        path.write_text(CLUSTER.format(http=http_port, controller=free_port()))
+        path.write_text(CLUSTER.format(http=http_port, controller=free_ports(1)[0]))
         os.environ["MODELS"] = str(work)  # of the cluster's processes
         self._cluster = Cluster(path)
 
@@ -250,13 +249,13 @@ class Understudy(Server):
 
 def mlserver(work: Path) -> Server:
     """Two parallel workers, which it starts anew when they die."""
-    port = free_port()
+    port = free_ports(1)[0]
     folder = work / "mlserver"
     (folder / NAME).mkdir(parents=True, exist_ok=True)
     settings = {
         "host": "127.0.0.1",
         "http_port": port,
-        "grpc_port": free_port(),
+        "grpc_port": free_ports(1)[0],
         "debug": False,
         "parallel_workers": REPLICAS,
         "metrics_endpoint": None,
@@ -271,14 +270,14 @@ def mlserver(work: Path) -> Server:
 
 def litserve(work: Path) -> Server:
     """Two workers that are started anew when they die, which is an option."""
-    port = str(free_port())
+    port = str(free_ports(1)[0])
     command = [str(environment("litserve") / "python"), "-m", "benchmarks.peers.litserve.waiting", port]
     return Server(Contender("LitServe", f"http://127.0.0.1:{port}", [command]), work)
 
 
 def ray_serve(work: Path) -> Server:
     """As in the comparison of speed, with its HAProxy in front of two replicas."""
-    port = str(free_port())
+    port = str(free_ports(1)[0])
     command = [str(environment("rayserve") / "python"), "-m", "benchmarks.peers.rayserve.waiting", port]
     env = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -293,7 +292,7 @@ def haproxy(work: Path) -> Server:
     """Health checks five times a second, whatever may be retried is retried on the other worker, and what has
     waited for 200 ms is refused. A worker that dies is started anew, as an init system does it.
     """
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     sockets = [work / "worker-1.sock", work / "worker-2.sock"]
     config = work / "haproxy.cfg"
     config.write_text(HAPROXY.format(address=address, first=sockets[0], second=sockets[1]))

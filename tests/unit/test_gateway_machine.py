@@ -104,6 +104,15 @@ def test_hedges_do_not_hide_a_frozen_replica():
     assert world.gateway.replicas["r1"].suspect, "though nothing was left with it for longer than a hedge"
 
 
+def test_silence_is_noticed_while_there_is_time_for_another_try():
+    world = World(deadline_ms=240)
+    for _ in range(300):
+        world.request()
+        world.advance(0.02)
+        world.reply("r1")
+    assert 0.04 <= world.app.silence_s <= 0.07, "a quarter of the deadline, not eight times the usual"
+
+
 def test_a_replica_that_is_outrun_but_shows_that_it_lives_is_no_suspect():
     world = World()
     for _ in range(3):

@@ -223,3 +223,18 @@ def test_a_ramping_replica_helps_out_when_the_others_are_full():
     world.report("n2", world.replica("r2", "big"))
     requests = [world.request() for _ in range(200)]
     assert all(request.flights for request in requests)
+
+
+def test_a_ramping_replica_helps_out_when_the_others_are_late():
+    world = World(standby=False)
+    for _ in range(1000):  # 10 s, so that it is known how fast answers come
+        world.request()
+        world.reply("r1")
+        world.advance(0.01)
+    world.report("n2", world.replica("r2", "big"))
+    assert [r.id for r in world.app.ramping] == ["r2"]
+    first = world.request()
+    world.advance(0.02)
+    second = world.request()
+    assert first.flights[0].replica.id == "r1"
+    assert second.flights[0].replica.id == "r2"

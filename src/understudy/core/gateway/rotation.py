@@ -29,6 +29,8 @@ from understudy.wire.records import AppVersion
 OLD_VERSION_PENALTY = 1000  # any variant of the current version comes before any of another one
 RAMP_SHARE_MIN = 0.1  # of a full share, for a replica that was (re-)admitted just now (Envoy's slow start)
 HEDGE_SAMPLES_MIN = 20  # answers seen before the live quantile is believed
+SILENT_DEADLINE_FRACTION = 0.25  # after so much of an app's deadline a replica that owes an answer is silent
+SLOW_FACTOR = 2.0  # times the live p99: later than any answer of a replica that is well
 OUTSTANDING_MAX = 128  # requests that one gateway keeps at one replica; the rest waits where it can move
 BUSY_PAUSE_S = 0.005  # a replica that said BUSY is left alone for this long, doubling while it says so
 BUSY_PAUSE_S_MAX = 0.04
@@ -129,10 +131,14 @@ class Replica(Source):
     def silent_s(self, now: float) -> float:
         """For how long nothing was heard of it although something was due: an answer, or a sign of life."""
         heard_s = self.link.last_heard_s  # type: ignore[union-attr]
-        due_s = next(iter(self.outstanding.values())).sent_at if self.outstanding else now
+        due_s = self.owes_since(now)
         if self.outrun_at > heard_s:
             due_s = min(due_s, self.outrun_at)
         return now - max(due_s, heard_s)
+
+    def owes_since(self, now: float) -> float:
+        """When the oldest request was sent to it that it hasn't answered; `now` if there is none."""
+        return next(iter(self.outstanding.values())).sent_at if self.outstanding else now
 
     def has_room(self, now: float) -> bool:
         return len(self.outstanding) < OUTSTANDING_MAX and self.busy_until <= now
@@ -380,7 +386,10 @@ class App:
         delay_s = max(high_s * hedge.factor, hedge.delay_ms_min / 1000)
         self.hedge_delay_s = min(delay_s, hedge.delay_ms_max / 1000)
         p99_s = self.digest.quantile(0.99) or 0.0
-        self.silence_s = max(p99_s * suspicion.silence_factor, suspicion.silence_ms_min / 1000)
+        # With a copy elsewhere before much of the deadline is spent; but no sooner than slow answers come.
+        in_time_s = max(p99_s * SLOW_FACTOR, self.spec.deadline_ms / 1000 * SILENT_DEADLINE_FRACTION)
+        silence_s = min(p99_s * suspicion.silence_factor, in_time_s)
+        self.silence_s = max(silence_s, suspicion.silence_ms_min / 1000)
 
     def observe(self, elapsed_s: float) -> None:
         """On each tick: what was in flight for the last `elapsed_s`."""
