@@ -79,7 +79,7 @@ ORDERS = Path({orders!r})
 class Model:
     def load(self, path):
         if (ORDERS / "crash-{name}").exists():
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)
 
     def predict(self, inputs):
         if (ORDERS / "hoard-{name}").exists():

@@ -21,13 +21,13 @@ ORDERS = Path({orders!r})
 class Model:
     def load(self, path):
         if (ORDERS / "crash-on-load").exists():
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)
 
     def predict(self, inputs):
         x = inputs["x"]
         first = float(x.flat[0])
         if first == 666:
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)
         if first == 512:
             self.hoard = np.ones((1024, 1024, 256))
         if first == 404 or (ORDERS / "nan").exists():

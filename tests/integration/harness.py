@@ -119,14 +119,16 @@ class Traffic:
 
     async def run(self) -> None:
         start, count = time.monotonic(), 0
-        async with asyncio.TaskGroup() as tasks:
-            while not self._stop.is_set():
-                while time.monotonic() >= start + count * self._period_s:
-                    tasks.create_task(self._one(start + count * self._period_s))
-                    count += 1
-                await asyncio.sleep(self._period_s / 2)
-        for _, writer in chain.from_iterable(self._idle.values()):
-            await closed(writer)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while not self._stop.is_set():
+                    while time.monotonic() >= start + count * self._period_s:
+                        tasks.create_task(self._one(start + count * self._period_s))
+                        count += 1
+                    await asyncio.sleep(self._period_s / 2)
+        finally:
+            for _, writer in chain.from_iterable(self._idle.values()):
+                await closed(writer)
 
     async def _one(self, due: float) -> None:
         answer = Answer(0, {}, b"no gateway answered")
@@ -151,7 +153,7 @@ class Traffic:
         try:
             writer.write(self._wire)
             answer = await read_answer(reader)
-        except OSError:
+        except BaseException:  # the end of a failed test, too
             writer.close()
             raise
         if answer.headers.get("connection") == "close":
