@@ -39,11 +39,15 @@ class World:
     """Drives one machine. Forks and loads succeed at once unless `forks` or `loads` is switched off."""
 
     def __init__(
-        self, memory_mb: float = 1000.0, tuning: AgentTuning | None = None, saved: ev.Saved | None = None
+        self,
+        memory_mb: float = 1000.0,
+        tuning: AgentTuning | None = None,
+        saved: ev.Saved | None = None,
+        node: str = "n1",
     ) -> None:
         self.now = 100.0
         self.tuning = tuning or AgentTuning()
-        self.machine = AgentMachine("n1", memory_mb, 7, self.tuning, saved or ev.Saved())
+        self.machine = AgentMachine(node, memory_mb, 7, self.tuning, saved or ev.Saved())
         self.effects: list[ev.Effect] = []  # everything that was ever asked for
         self.forks = True
         self.loads = True

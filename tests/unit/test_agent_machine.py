@@ -26,6 +26,12 @@ def test_blank_workers_are_kept_ready_and_refilled() -> None:
     assert world.machine.state.blank_workers == world.tuning.blank_workers
 
 
+def test_no_two_nodes_give_their_workers_the_same_name() -> None:
+    worlds = [World(), World(node="n2")]
+    names = [fork.worker for world in worlds for fork in of(ev.ForkWorker, world.start().effects)]
+    assert len(names) == len(set(names)) > 1, "although both started within the same millisecond"
+
+
 def test_a_replica_waits_for_a_worker_when_the_pool_is_empty() -> None:
     world = World()
     world.forks = False

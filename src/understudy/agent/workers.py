@@ -106,11 +106,11 @@ class Workers:
     # fork and connect
 
     def fork(self, worker: str) -> None:
-        path = Path(self._config.run_dir) / f"w-{self._node.name}-{worker}.sock"
+        path = Path(self._config.run_dir) / f"w-{worker}.sock"
         self._spawner.fork(Fork(worker, str(path), self._node.worker_host, self._config.worker))
 
     def _forked(self, worker: str, pid: int) -> None:
-        path = Path(self._config.run_dir) / f"w-{self._node.name}-{worker}.sock"
+        path = Path(self._config.run_dir) / f"w-{worker}.sock"
         try:
             pidfd = os.pidfd_open(pid)
             start_ticks = _start_ticks(pid)

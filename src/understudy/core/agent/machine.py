@@ -455,8 +455,9 @@ class AgentMachine:
         return sum(r.memory_mb for r in self._replicas if r.state in LIVE)
 
     def _new_id(self) -> str:
+        """Of all nodes: two of them may have started within the same millisecond."""
         number, self._next_id = self._next_id, self._next_id + 1
-        return f"{self._incarnation:x}-{number}"
+        return f"{self._node}-{self._incarnation:x}-{number}"
 
     # Effects
 
