@@ -15,10 +15,11 @@ SLOW_LEVELS := $(wildcard tests/integration tests/e2e)
 # Only this old release of tritonclient brings the program along; it is linked with CUDA's run time.
 PERF_ANALYZER := build/perf_analyzer/bin/perf_analyzer
 COUNT ?= 1000000
+SEEDS ?= 1000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow fuzz check perf-analyzer docs bench bench-faults bench-demo clean
+.PHONY: help setup demo test test-fast test-slow fuzz sim check perf-analyzer docs bench bench-faults bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -39,6 +40,9 @@ test-slow: $(VENV)/.stamp-dev $(PERF_ANALYZER)  ## run the tests that start and 
 
 fuzz: $(VENV)/.stamp-dev  ## feed COUNT generated inputs (default: a million) to each decoder of bytes from outside
 	$(BIN)/python tests/fuzz/run.py --count $(COUNT)
+
+sim: $(VENV)/.stamp-dev  ## simulate SEEDS clusters (default: a thousand) under faults, and check what must hold
+	$(BIN)/understudy simulate --count $(SEEDS)
 
 check: $(VENV)/.stamp-dev  ## check format, lint, types and the rules of tests/tidy
 	$(BIN)/ruff format --check --quiet $(SOURCES) || { echo "mend with: $(BIN)/ruff format $(SOURCES)"; exit 1; }

@@ -120,6 +120,19 @@ def demo(
     _attempt(output, lambda: _demo(out, output))
 
 
+@app.command(rich_help_panel=RUN)
+def simulate(
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The seed, or the first of many.")] = 1,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many seeds; one shows its timeline.")] = 1,
+    json: Json = False,
+) -> None:
+    """The cluster's own decisions under virtual time and faults drawn from a seed, which replays a run."""
+    from understudy.cli.simulate import simulate as run
+
+    output = Output(as_json=json)
+    _attempt(output, lambda: run(seed, count, output))
+
+
 def _demo(out: Path, output: Output) -> bool:
     from understudy.cli.exits import CommandError
     from understudy.wire.errors import Code

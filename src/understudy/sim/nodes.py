@@ -1,0 +1,260 @@
+"""A node: its agent's shell under virtual time, its workers, and what its disk holds."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, assert_never
+
+from understudy.core.agent import events as ev
+from understudy.core.agent.machine import AgentMachine
+from understudy.core.planning.footprint import replica_mb
+from understudy.sim.clock import Process
+from understudy.sim.network import End
+from understudy.sim.workers import Worker
+from understudy.wire.messages import Activate, Heartbeat, Hello, Loaded, NodeState, Target, WorkerStats
+
+if TYPE_CHECKING:
+    from understudy.sim.world import World
+
+FORK_S = 0.015
+SAVE_S = 0.005  # until a saved state is on the disk
+EXIT_S = 0.002
+RECONNECT_S = 0.05
+PROBE_OVERHEAD_S = 0.001
+
+
+class Node:
+    """What survives its processes: the disk and the workers that are left."""
+
+    def __init__(self, world: World, name: str, site: str, memory_mb: float) -> None:
+        self.name, self.site, self.memory_mb = name, site, memory_mb
+        self.world = world
+        self.workers: dict[str, Worker] = {}
+        self.saved = ev.Saved()
+        self.staged: set[str] = set()
+        self.incarnation = 0
+        self.agent: Agent | None = None
+
+    def start(self) -> None:
+        if self.agent is not None:
+            return
+        self.incarnation += 1
+        self.agent = Agent(self)
+        self.agent.begin()
+
+    def crash(self) -> None:
+        """The machine goes: all its processes at once."""
+        for worker in list(self.workers.values()):
+            worker.process.kill()
+        self.workers.clear()
+        self.kill_agent()
+
+    def kill_agent(self) -> None:
+        if self.agent is not None:
+            agent, self.agent = self.agent, None
+            agent.process.kill()
+
+
+class Agent:
+    """One life of a node's agent."""
+
+    def __init__(self, node: Node) -> None:
+        self.node, self.world = node, node.world
+        self.process = Process(self.world.clock, node.name)
+        self.tuning = self.world.config.agent
+        self._random = self.world.random
+        self.machine = AgentMachine(node.name, node.memory_mb, node.incarnation, self.tuning, node.saved)
+        self._links: dict[End, None] = {}  # in the order of their greeting
+        self._controller: End | None = None
+        self._askers: dict[int, End] = {}
+        self._tokens = 0
+        self._timer_s = math.inf
+
+    def begin(self) -> None:
+        node = self.node
+        for digest in sorted(node.staged):
+            self.step(ev.ArtifactStaged(digest))
+        for worker in list(node.workers.values()):
+            self._watch(worker)
+            variant = worker.variant.name if worker.variant is not None else ""
+            state = worker.state
+            stats = WorkerStats(
+                1, state, worker.name, worker.app, worker.version, variant, pss_mb=worker.memory_mb
+            )
+            self.step(ev.WorkerFound(worker.name, f"sim:{worker.name}", stats))
+        self.step(ev.Started())
+        self.process.every(lambda: self.tuning.heartbeat_interval_ms / 1000, self._beat)
+        self._dial()
+
+    # events and effects
+
+    def step(self, event: ev.Event) -> None:
+        for effect in self.machine.step(event, self.world.clock.now):
+            self._carry_out(effect)
+        due_s = self.machine.due_s
+        if due_s < self._timer_s:
+            self._timer_s = due_s
+            self.process.after(due_s - self.world.clock.now, partial(self._tick, due_s))
+
+    def _tick(self, due_s: float) -> None:
+        if due_s == self._timer_s:
+            self._timer_s = math.inf
+            self.step(ev.Tick())
+
+    def _carry_out(self, effect: ev.Effect) -> None:
+        match effect:
+            case ev.ForkWorker(name):
+                self.process.after(FORK_S * (0.5 + self._random.random()), lambda: self._forked(name))
+            case ev.LoadWorker():
+                self._load(effect)
+            case ev.ProbeWorker(name) | ev.CheckBlank(name):
+                self._probe(name)
+            case ev.DrainWorker(name) | ev.KillWorker(name):
+                if name in self.node.workers:
+                    self.node.workers[name].process.kill()
+            case ev.StageArtifacts(artifacts, _):
+                for artifact in artifacts:
+                    self._stage(artifact.digest)
+            case ev.AnswerActivate(token, activated):
+                self._askers.pop(token).send((self.node.name, activated))
+            case ev.Publish(state):
+                for link in self._links:
+                    link.send(state)
+            case ev.Tell(kind, message, app, replica, _):
+                self.world.tell(f"agent:{self.node.name}", kind, message, app=app, replica=replica)
+            case ev.Save(saved):
+                node = self.node
+                self.process.after(SAVE_S, lambda: setattr(node, "saved", saved))
+            case ev.AnswerMeasure() | ev.RefuseMeasure() | ev.Stopped():
+                raise AssertionError(f"nobody asked for {effect}")
+            case _:
+                assert_never(effect)
+
+    # workers
+
+    def _forked(self, name: str) -> None:
+        process = Process(self.world.clock, self.node.name)
+        worker = Worker(name, process, self._random)
+        self.node.workers[name] = worker
+        self._watch(worker)
+        self.step(ev.WorkerBlank(name, 1, f"sim:{name}"))
+
+    def _watch(self, worker: Worker) -> None:
+        def gone() -> None:
+            self.node.workers.pop(worker.name, None)
+            jitter = 2 * self._random.random() - 1
+            exited = ev.WorkerExited(worker.name, "killed", jitter=jitter)
+            self.process.after(EXIT_S, lambda: self.step(exited))
+
+        worker.process.at_death(gone)
+
+    def _load(self, effect: ev.LoadWorker) -> None:
+        worker = self.node.workers.get(effect.worker)
+        if worker is None:
+            return
+
+        def done(took_ms: float) -> None:
+            size_mb = replica_mb(effect.variant)
+            loaded = Loaded(took_ms, 1.0, 1.0, 40.0, size_mb, (), ())
+            self.process.post(lambda: self.step(ev.LoadDone(worker.name, loaded)))
+
+        worker.load(effect.app, effect.variant, done)
+        self.world.check_memory(self.node)
+
+    def _probe(self, name: str) -> None:
+        timeout_s = self.tuning.probe_timeout_ms / 1000
+        began_s, worker = self.world.clock.now, self.node.workers.get(name)
+        answered = False
+
+        def passed() -> None:
+            nonlocal answered
+            answered = True
+            if worker is not None and worker.fails:
+                self.step(ev.ProbeFailed(name, "probe: model failed", self.world.clock.now - began_s))
+            else:
+                self.step(ev.ProbePassed(name))
+
+        def timed_out() -> None:
+            if not answered and name in self.node.workers:
+                waited_s = self.world.clock.now - began_s
+                self.step(ev.ProbeFailed(name, "probe: no answer", waited_s))
+
+        if worker is not None:
+            worker.process.after(
+                PROBE_OVERHEAD_S, lambda: self.process.post(passed) if not answered else None
+            )
+            self.process.after(timeout_s, timed_out)
+
+    def _stage(self, digest: str) -> None:
+        if digest in self.node.staged:
+            return
+
+        def staged() -> None:
+            self.node.staged.add(digest)
+            self.step(ev.ArtifactStaged(digest))
+
+        self.process.after(0.02, staged)
+
+    # links
+
+    def accept(self, end: End) -> None:
+        """A gateway has dialled."""
+        end.received = lambda message: self._received(end, message)
+        end.lost = lambda: self._links.pop(end, None)
+
+    def _dial(self) -> None:
+        controller = self.world.controller
+        if self._controller is None and controller is not None:
+            ends = self.world.network.connect(self.process, controller.process)
+            if ends is not None:
+                self._controller, theirs = ends
+                controller.accept(theirs)
+                ours = self._controller
+                ours.received = lambda message: self._received(ours, message)
+                ours.lost = self._controller_lost
+                self._greet(ours)
+                return
+        self.process.after(RECONNECT_S, self._dial)
+
+    def _controller_lost(self) -> None:
+        assert self._controller is not None
+        self._links.pop(self._controller, None)
+        self._controller = None
+        self.process.after(RECONNECT_S, self._dial)
+
+    def _greet(self, end: End) -> None:
+        node = self.node
+        self._links[end] = None
+        revision = self.machine.state.target_revision
+        hello = Hello(
+            "agent", node.name, incarnation=node.incarnation, address=f"sim:{node.name}", site=node.site,
+            memory_mb=node.memory_mb, revision=revision,
+        )  # fmt: skip
+        end.send(hello)
+        end.send(self.machine.state)
+
+    def _received(self, end: End, message: object) -> None:
+        match message:
+            case Hello(role="gateway"):
+                self._greet(end)
+            case Activate():
+                self._tokens += 1
+                self._askers[self._tokens] = end
+                self.step(ev.ActivateAsked(message, self._tokens))
+            case Target():
+                self.step(ev.TargetReceived(message))
+            case _:
+                pass
+
+    def _beat(self, late_s: float) -> None:
+        state: NodeState = self.machine.state
+        beat = Heartbeat(
+            self.node.name,
+            self.node.incarnation,
+            state.serial,
+            self.tuning.heartbeat_interval_ms,
+            late_s * 1000,
+        )
+        for link in self._links:
+            link.send(beat)
