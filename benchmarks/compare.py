@@ -168,7 +168,9 @@ def compared(measured: Measured) -> Iterator[results.Row]:
     names = dict.fromkeys(name for name, _ in measured)
     for what in (CLOSED, IMAGE, GRPC):
         for name in names:
-            if name not in (OURS, "worker over HTTP") and (found := ratios(measured, what, name)):
+            if name not in (OURS, "Understudy x 2", "worker over HTTP") and (
+                found := ratios(measured, what, name)
+            ):
                 yield results.row(f"{OURS} / {name}, {what}: throughput", "ratio", found)
     for proxy, name in (("the gateway", OURS), ("HAProxy", best(measured, "HAProxy"))):
         through, direct = measured.get((name, ONE), {}), measured.get(("worker over HTTP", ONE), {})

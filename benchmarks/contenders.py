@@ -58,15 +58,17 @@ memory_mb = 1024
 name = "g1"
 http = "{http}"
 grpc = "{grpc}"
+processes = {processes}
 
 [[controllers]]
 name = "c1"
 http = "{controller}"
 """
 
-# One replica, as the others have one worker; what happens when it is lost is planned, on the other node.
+# What happens when a replica is lost is planned, on the other node.
 APP = """
 name = "{name}"
+replicas = {processes}
 
 [[variants]]
 name = "full"
@@ -76,14 +78,17 @@ accuracy = 0.9
 """
 
 
-def understudy(work: Path) -> Contender:
+def understudy(work: Path, processes: int) -> Contender:
+    """So many processes of the gateway, and as many replicas."""
     http, grpc = _address(), _address()
     cluster = work / "cluster.toml"
-    cluster.write_text(CLUSTER.format(http=http, grpc=grpc, controller=_address()))
+    cluster.write_text(CLUSTER.format(http=http, grpc=grpc, controller=_address(), processes=processes))
     for name in ("digits", "image"):
-        (work / f"{name}.toml").write_text(APP.format(name=name))
+        (work / f"{name}.toml").write_text(APP.format(name=name, processes=processes))
     command = [sys.executable, "-m", "understudy", "up", str(cluster)]
-    return Contender("Understudy", f"http://{http}", [command], image="image as tensor", grpc=grpc)
+    name = "Understudy" if processes == 1 else f"Understudy x {processes}"
+    url = f"http://{http}"
+    return Contender(name, url, [command], image="image as tensor", grpc=grpc, closed_only=processes > 1)
 
 
 def fastapi(work: Path, workers: int) -> Contender:
@@ -193,10 +198,11 @@ def _address() -> str:
     return f"127.0.0.1:{free_ports(1)[0]}"
 
 
-# More than one set-up of FastAPI, HAProxy and Ray Serve: which is best depends on the machine, and not
+# More than one set-up of some: which is best depends on the machine, and not
 # everybody tunes.
 LINE_UP: dict[str, Callable[[Path], Contender]] = {
-    "Understudy": understudy,
+    "Understudy": lambda work: understudy(work, processes=1),
+    "Understudy x 2": lambda work: understudy(work, processes=2),
     "FastAPI, uvicorn x 1": lambda work: fastapi(work, workers=1),
     "FastAPI, uvicorn x 2": lambda work: fastapi(work, workers=2),
     "HAProxy x 1 + worker": lambda work: haproxy(work, threads=1),
