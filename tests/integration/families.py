@@ -25,12 +25,12 @@ class Model:
 
     def predict(self, inputs):
         x = inputs["x"]
-        first = float(x.flat[0])
-        if first == 666:
+        first = x[:, 0]  # of each request in the batch
+        if (first == 666).any():
             signal.raise_signal(signal.SIGSEGV)
-        if first == 512:
+        if (first == 512).any():
             self.hoard = np.ones((1024, 1024, 256))
-        if first == 404 or (ORDERS / "nan").exists():
+        if (first == 404).any() or (ORDERS / "nan").exists():
             return {{"y": np.full_like(x, np.nan)}}
         if (ORDERS / "raise").exists():
             raise RuntimeError("told to fail")

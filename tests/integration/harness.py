@@ -132,18 +132,19 @@ class Traffic:
 
     async def _one(self, due: float) -> None:
         answer = Answer(0, {}, b"no gateway answered")
-        for port in self._ports:  # a client that knows several gateways asks the next one
+        for attempt, port in enumerate(self._ports):  # a client that knows several gateways asks the next one
             try:
-                answer = await self._ask(port)
+                answer = await self._ask(port, fresh=attempt > 0)
                 break
             except OSError:
                 continue
         answer.sent_at, answer.latency_s = due, time.monotonic() - due
         self.answers.append(answer)
 
-    async def _ask(self, port: int) -> Answer:
+    async def _ask(self, port: int, *, fresh: bool) -> Answer:
+        """`fresh`: on a new connection, since what ended one may end all that are idle."""
         idle = self._idle[port]
-        while idle:
+        while idle and not fresh:
             reader, writer = idle.pop()
             if not writer.is_closing() and not reader.at_eof():
                 break

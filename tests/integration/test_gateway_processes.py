@@ -51,14 +51,14 @@ def test_a_gateway_started_again_takes_over_without_a_failed_request(folder: Pat
         async with running(folder, processes=processes) as harness:
             former = harness.cluster.roles["gateway", "g1"]
             former.wanted = False
-            async with harness.traffic(APP, BODY, tries=2) as traffic:
-                with successor(harness) as process:
+            with ExitStack() as stack:  # the traffic ends before the successor does
+                async with harness.traffic(APP, BODY, tries=2) as traffic:
+                    process = stack.enter_context(successor(harness))
                     await harness.until(lambda: former.exit_status == 0, 20, "the former gateway has ended")
                     struck = time.monotonic()
                     await harness.until(lambda: len(traffic.since(struck)) > 100, 10, "traffic goes on")
                     assert process.poll() is None
                     assert len(children(process.pid)) == processes
-                    traffic.stop()
             assert not traffic.failed, traffic.failed[0]
 
     asyncio.run(test())
