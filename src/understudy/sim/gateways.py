@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.rotation import App, Replica, Request, Source
 from understudy.sim.clock import Process
-from understudy.sim.network import End
+from understudy.sim.network import RECONNECT_S, End
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer, FrameDecoder
 from understudy.wire.messages import (
@@ -27,7 +27,6 @@ from understudy.wire.records import NodeInfo, RouteTable
 if TYPE_CHECKING:
     from understudy.sim.world import World
 
-RECONNECT_S = 0.05
 IDLE_TICK_S = 0.02
 SAVE_S = 0.005
 
@@ -35,7 +34,7 @@ SAVE_S = 0.005
 class ClientRequest(Request):
     """Knows how it ended, and that it did so once."""
 
-    __slots__ = ("outcome", "source", "world")
+    __slots__ = ("outcome", "world")
 
     def __init__(self, world: World, app: App, arrived: float, deadline: float) -> None:
         super().__init__(app, b"%r" % arrived, arrived, deadline)
@@ -78,10 +77,8 @@ class Gateway:
         self.world, self.name = world, name
         self.process = Process(world.clock, name)
         self.machine = core.Gateway(world.config.gateway, world.random.random, world.clock.now)
-        self._nodes: dict[str, NodeInfo] = {}
         self._agents: dict[str, End | None] = {}
         self._dialing: set[str] = set()
-        self._controller: End | None = None
 
     def begin(self) -> None:
         if self.world.table is not None:
@@ -103,12 +100,13 @@ class Gateway:
             self.machine.dispatcher.submit(request, now)
 
     def check_choice(self, replica: Replica) -> None:
-        app = replica.app
-        better = [r for r in app.ranked if r.sound and r.breaker.closed and r.has_room(self.world.clock.now)]
-        # A copy may go to whoever is left; a first one has the choice.
-        newest = next(reversed(replica.outstanding.values())).request if replica.outstanding else None
-        if newest is not None and newest.attempts == 0 and replica.suspect:
-            self.world.check(not better, f"a request went to {replica.id}, a suspect, beside {better}")
+        """Of the request that is sent to it now. Only a copy may go to whoever is left."""
+        if not _suspected(replica) or next(reversed(replica.outstanding.values())).request.attempts > 1:
+            return
+        now = self.world.clock.now
+        ready = [r for r in replica.app.replicas.values() if r.state == "ready" and r.link is not None]
+        better = [r.id for r in ready if not _suspected(r) and r.breaker.closed and r.has_room(now)]
+        self.world.check(not better, f"a request went to {replica.id}, a suspect, beside {better}")
 
     # events and effects
 
@@ -229,3 +227,8 @@ class Gateway:
         )
         ours.lost = lambda: self.process.after(RECONNECT_S, self._dial_controller)
         ours.send(Hello("gateway", self.name, revision=max(self.machine.table.revision, 0)))
+
+
+def _suspected(replica: Replica) -> bool:
+    """In the checker's own words, so that a mistake in the gateway's isn't made here too."""
+    return replica.suspect or replica.node_suspect

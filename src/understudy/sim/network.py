@@ -13,6 +13,7 @@ from typing import Any
 from understudy.sim.clock import Clock, Process
 
 RETRANSMIT_S = 0.2  # Linux's least timeout for a segment
+RECONNECT_S = 0.05  # between two dials of an address
 BREAK_S = 2.0  # a direction that is cut for so long has ended its connections
 
 

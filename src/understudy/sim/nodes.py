@@ -10,7 +10,7 @@ from understudy.core.agent import events as ev
 from understudy.core.agent.machine import AgentMachine
 from understudy.core.planning.footprint import replica_mb
 from understudy.sim.clock import Process
-from understudy.sim.network import End
+from understudy.sim.network import RECONNECT_S, End
 from understudy.sim.workers import Worker
 from understudy.wire.messages import Activate, Heartbeat, Hello, Loaded, NodeState, Target, WorkerStats
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FORK_S = 0.015
 SAVE_S = 0.005  # until a saved state is on the disk
 EXIT_S = 0.002
-RECONNECT_S = 0.05
+STAGE_S = 0.02
 PROBE_OVERHEAD_S = 0.001
 
 
@@ -194,7 +194,7 @@ class Agent:
             self.node.staged.add(digest)
             self.step(ev.ArtifactStaged(digest))
 
-        self.process.after(0.02, staged)
+        self.process.after(STAGE_S, staged)
 
     # links
 

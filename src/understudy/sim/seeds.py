@@ -19,7 +19,6 @@ class Run(msgspec.Struct, frozen=True):
     seed: int
     failure: str
     simulated_s: float
-    acts: int
     outcomes: dict[str, int]
     timeline: tuple[str, ...] = ()
 
@@ -36,7 +35,7 @@ def run(seed: int, *, timeline: bool = False) -> Run:
         failure = f"{type(error).__name__}: {error}"
         world.tell("sim", "crash", traceback.format_exc())
     lines = tuple(world.timeline) if timeline else ()
-    return Run(seed, failure, world.clock.now, world.clock.acts, dict(world.outcomes), lines)
+    return Run(seed, failure, world.clock.now, dict(world.outcomes), lines)
 
 
 def run_all(first: int, count: int, processes: int) -> Iterator[Run]:
@@ -50,14 +49,12 @@ class Total(msgspec.Struct):
 
     seeds: int = 0
     simulated_s: float = 0.0
-    acts: int = 0
     failed: list[Run] = []
     outcomes: Counter[str] = msgspec.field(default_factory=Counter)
 
     def add(self, run: Run) -> None:
         self.seeds += 1
         self.simulated_s += run.simulated_s
-        self.acts += run.acts
         self.outcomes.update(run.outcomes)
         if run.failure:
             self.failed.append(run)
