@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import msgspec
 from msgspec import Meta
 
+from understudy.failures import PlanSettings, Site, mistake_in
 from understudy.security import AuthSettings, TlsSettings
 from understudy.settings import (
     Count,
@@ -214,21 +215,19 @@ class ControllerTuning(Settings, frozen=True):
     placing_timeout_s: Positive = 120.0  # plan committed -> primary ready
 
 
-class PlanSettings(Settings, frozen=True):
-    survive: tuple[Literal["node", "site"], ...] = ("node", "site")
-    time_limit_s: Positive = 5.0
-    gap: Fraction = 0.001
-    movement_cost: NonNegative = 0.01  # per replica moved, in units of weighted accuracy
-    memory_cost: NonNegative = 0.001  # per fraction of all memory used
-    standby_memory_cost: NonNegative = 0.1  # of a full-size standby; a smaller one costs less, in accuracy
-    node_reserve_mb: NonNegative = 0.0  # kept free on each node
+class DeviceConfig(Settings, frozen=True):
+    name: Name
+    memory_mb: Positive
+    cores: NonNegative = 0.0
 
 
 class NodeConfig(Settings, frozen=True):
     name: Name
     memory_mb: Positive
-    site: Name = "default"
+    site: Site = "default"  # a path, the largest place first: "eu/room-2/rack-7"
     listen: str = ""  # "unix:/path" or "tcp:host:port"; default: a Unix socket in the run directory
+    cores: NonNegative = 0.0  # for inference, like the one that profiled the variants; 0: not limited
+    devices: tuple[DeviceConfig, ...] = ()  # parts that replicas are placed on, instead of the whole node
     worker_host: str = ""  # set on a cluster of many machines: workers listen on TCP at this address
 
 
@@ -329,6 +328,7 @@ class AppManifest(Settings, frozen=True):
     objective_ms: Positive | None = None  # latency to keep under overload; default: half the deadline
     brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
     client_rate: ClientRateSettings | None = None
+    requests_per_s: NonNegative = 0.0  # expected of all clients; 0: not stated, so it takes no compute
     inputs: tuple[TensorSettings, ...] = ()
     outputs: tuple[TensorSettings, ...] = ()
     batching: BatchingSettings = BatchingSettings()
@@ -362,6 +362,8 @@ def load_cluster(path: Path) -> ClusterConfig:
         if gateway.grpc and gateway.tls is not None and gateway.tls.version_min != "1.2":
             what = f"gateways: {gateway.name!r}: tls.version_min: the gRPC library can't refuse TLS 1.2"
             raise ConfigError(f"{path}: {what}")
+    if mistake := mistake_in(config.plan.survive, {node.name: node.site for node in config.nodes}):
+        raise ConfigError(f"{path}: plan.survive: {mistake}")
     folder = path.resolve().parent
     data_dir = folder / config.data_dir
     artifacts_dir = folder / config.artifacts_dir if config.artifacts_dir else data_dir / "artifacts"

@@ -7,6 +7,7 @@ from typing import Any
 LAYERS = {
     "wire": 0,
     "config": 0,
+    "failures": 0,
     "security": 0,
     "settings": 0,
     "invariants": 0,
@@ -36,7 +37,13 @@ WORLD = {
 
 # library -> the only places that may import it: it is slow to start, large, or an option
 CONFINED = {
-    "numpy": ("understudy.worker", "understudy.wire.tensors", "understudy.demo", "understudy.client"),
+    "numpy": (
+        "understudy.worker",
+        "understudy.wire.tensors",
+        "understudy.demo",
+        "understudy.client",
+        "understudy.core.planning",
+    ),
     "highspy": ("understudy.core",),
     "litestar": ("understudy.controller",),
     "uvicorn": ("understudy.controller",),

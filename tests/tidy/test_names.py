@@ -19,7 +19,8 @@ LOG_METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
 UNIT = re.compile(r"(^|_)(us|ms|s|mb|bytes|rows|fraction|factor|cost)(_total)?(_max|_min)?$")
 # Numbers without a unit: counts of what the name says, and ratios that have a name of their own.
 UNITLESS = {
-    "connections_max", "headers_max", "pipeline_max", "inflight_max", "inflight_min", "inflight_total_max",
+    "cores", "connections_max", "headers_max", "pipeline_max",
+    "inflight_max", "inflight_min", "inflight_total_max",
     "waiting_max", "lag_inflight_min", "clients_max", "burst", "budget_min",
     "attempts_max", "poison_kills", "consecutive_failures", "calls_min", "heartbeats_missed",
     "readmit_heartbeats", "events_max", "threads", "processes", "blank_workers", "probe_failures_restart",

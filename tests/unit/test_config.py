@@ -157,9 +157,7 @@ CLUSTER_REFUSALS = [
         "gateway.retry.budget_fraction: expected `float` <= 1.0",
         id="fraction",
     ),
-    pytest.param(
-        NODE + '[plan]\nsurvive = ["rack"]\n', "plan.survive[0]: invalid enum value 'rack'", id="enum"
-    ),
+    pytest.param(NODE + '[plan]\nsurvive = ["rack"]\n', "plan.survive: 'rack' is no failure", id="enum"),
     pytest.param("[[nodes]\n", "not valid TOML: ", id="not-toml"),
 ]
 

@@ -7,9 +7,9 @@ import sys
 import msgspec
 import pytest
 
-from understudy.config import PlanSettings
-from understudy.core.planning.plan import PlanInput, failures, make_plan, overhead
+from understudy.core.planning.plan import PlanInput, make_plan, overhead
 from understudy.core.planning.replay import replay
+from understudy.failures import PlanSettings, to_survive
 from understudy.wire.errors import ConfigError
 from understudy.wire.records import (
     AppVersion,
@@ -67,7 +67,7 @@ def planned(
 ) -> Plan:
     facts = PlanInput(nodes, apps, current, quarantined, settings)
     plan = make_plan(facts, revision=1, reason="test")
-    assert replay(plan, apps, nodes, failures(nodes, settings)).violations == ()
+    assert replay(plan, apps, nodes, settings.survive).violations == ()
     return plan
 
 
@@ -94,9 +94,9 @@ def places(plan: Plan) -> set[tuple[str, str, str]]:
 
 def test_each_node_and_each_of_several_sites_is_a_failure() -> None:
     nodes = cluster(100, "b", "a", "a")
-    assert failures(nodes, PlanSettings()) == ("node:n1", "node:n2", "node:n3", "site:a", "site:b")
-    assert failures(nodes, PlanSettings(survive=("site",))) == ("site:a", "site:b")
-    assert failures(cluster(100, "a", "a"), PlanSettings()) == ("node:n1", "node:n2")
+    assert tuple(to_survive(nodes, ("node", "site"))) == ("node:n1", "node:n2", "node:n3", "site:a", "site:b")
+    assert tuple(to_survive(nodes, ("site",))) == ("site:a", "site:b")
+    assert tuple(to_survive(cluster(100, "a", "a"), ("node", "site"))) == ("node:n1", "node:n2")
 
 
 # Placing
@@ -105,7 +105,7 @@ def test_each_node_and_each_of_several_sites_is_a_failure() -> None:
 def test_with_room_everything_is_full_size_and_answers_every_failure() -> None:
     plan = planned(cluster(1000, "a", "a", "b"), *(app(f"app{i}") for i in range(6)))
     assert {variant for _, variant, _ in replicas(plan)} == {"large"}
-    assert {o.how for o in plan.outcomes} == {"unaffected", "cold"}
+    assert {o.how for o in plan.outcomes} == {"cold"}
     assert plan.warnings == ()
     assert plan.unplaced == {}
 
@@ -168,7 +168,7 @@ def test_replicas_are_spread_over_sites_and_nodes() -> None:
     plan = planned(cluster(500, "a", "a", "b", "b"), app("digits", replicas=2))
     sites = {"n1": "a", "n2": "a", "n3": "b", "n4": "b"}
     assert {sites[node] for _, _, node in replicas(plan)} == {"a", "b"}
-    assert {o.how for o in plan.outcomes} == {"unaffected", "warm"}
+    assert {o.how for o in plan.outcomes} == {"warm"}
     assert plan.contingencies == ()
 
 
@@ -190,7 +190,7 @@ def test_a_critical_app_is_warm_in_another_site() -> None:
     plan = planned(cluster(500, "a", "a", "b"), vital)
     sites = {"n1": "a", "n2": "a", "n3": "b"}
     assert sites[node_of(plan, "vital")] != sites[node_of(plan, "vital", Role.STANDBY)]
-    assert {o.how for o in plan.outcomes} == {"unaffected", "warm"}
+    assert {o.how for o in plan.outcomes} == {"warm"}
 
 
 def test_a_standby_that_cannot_leave_the_site_leaves_the_node() -> None:
@@ -348,10 +348,12 @@ def test_an_overfull_node_is_relieved() -> None:
     assert len(places(plan) & {(p.app, p.variant, p.node) for p in wrong}) == 2
 
 
-def test_a_missing_solver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_solver_names_the_extra_or_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "highspy", None)
+    nodes, digits = cluster(500, "a"), app("digits")
     with pytest.raises(ConfigError, match=r"understudy\[controller\]"):
-        make_plan(PlanInput(cluster(500, "a"), (app("digits"),)), 1, "test")
+        planned(nodes, digits, settings=PlanSettings(method="exact"))
+    assert planned(nodes, digits).method == "heuristic"
 
 
 # The verifier
@@ -359,11 +361,10 @@ def test_a_missing_solver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 NODES = cluster(300, "a", "a", "b")
 APPS = (app("digits"), app("vital", criticality=Criticality.CRITICAL))
-THREATS = failures(NODES, PlanSettings())
 
 
 def violations(plan: Plan, nodes: tuple[NodeInfo, ...] = NODES) -> str:
-    return "\n".join(replay(plan, APPS, nodes, THREATS).violations)
+    return "\n".join(replay(plan, APPS, nodes, DEFAULTS.survive).violations)
 
 
 @pytest.fixture(scope="module")

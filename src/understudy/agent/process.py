@@ -31,7 +31,7 @@ from understudy.core.agent import events as ev
 from understudy.core.agent.machine import AgentMachine
 from understudy.wire.errors import ConfigError, UnderstudyError
 from understudy.wire.messages import Hello
-from understudy.wire.records import Event
+from understudy.wire.records import Device, Event
 
 STOP_GRACE_S = 1.0  # beyond the drain timeout, before workers are left to SIGKILL
 
@@ -74,6 +74,8 @@ class AgentProcess:
             address=config.agent_address(name),
             site=self._node.site,
             memory_mb=self._node.memory_mb,
+            cores=self._node.cores,
+            devices=tuple(Device(d.name, d.memory_mb, d.cores) for d in self._node.devices),
             revision=revision,
         )
         self._peers = Peers(config, hello, self.step)

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from understudy.config import ClusterConfig
-from understudy.settings import Count, FallbackLink, Fraction, Name, Positive
+from understudy.settings import Count, FallbackLink, Fraction, Name, NonNegative, Positive
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import (
     DEFAULT_FALLBACK,
@@ -51,6 +51,7 @@ class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     objective_ms: Positive | None = None
     brownout: bool = True
     client_rate: ClientRate | None = None
+    requests_per_s: NonNegative = 0.0
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     batching: Batching = Batching()
@@ -122,6 +123,7 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         objective_ms=request.objective_ms,
         brownout=request.brownout,
         client_rate=request.client_rate,
+        requests_per_s=request.requests_per_s,
         inputs=request.inputs,
         outputs=request.outputs,
         batching=request.batching,

@@ -28,6 +28,7 @@ from understudy.wire.records import (
     ArtifactRef,
     Batching,
     Contingency,
+    Device,
     Event,
     Profile,
     Role,
@@ -113,6 +114,8 @@ class Hello(msgspec.Struct):
     address: str = ""  # where this process listens for frames, if it does
     site: str = ""
     memory_mb: float = 0.0
+    cores: float = 0.0
+    devices: tuple[Device, ...] = ()
     revision: int = 0  # newest route table or target that it holds
 
 

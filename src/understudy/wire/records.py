@@ -123,9 +123,10 @@ class AppVersion(msgspec.Struct, frozen=True):
     static: dict[str, Any] | None = None  # {"outputs": [...]} of an inference response
     probe: dict[str, Any] | None = None  # an inference request; None: zeros of the declared shapes
     fallback: tuple[str, ...] = DEFAULT_FALLBACK  # what answers when the full-size variant can't, in order
-    objective_ms: float | None = None  # latency to keep under overload
+    objective_ms: float | None = None  # latency to keep; variants that can't aren't placed
     brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
     client_rate: ClientRate | None = None
+    requests_per_s: float = 0.0  # expected of all clients; 0: not stated, so it takes no compute
 
     @property
     def links_beyond_replicas(self) -> tuple[str, ...]:
@@ -164,11 +165,21 @@ class AppVersion(msgspec.Struct, frozen=True):
         )
 
 
+class Device(msgspec.Struct, frozen=True):
+    """A part of a node with memory and compute of its own: an accelerator, a socket."""
+
+    name: str
+    memory_mb: float
+    cores: float = 0.0  # like the one that profiled its variants; 0: not limited
+
+
 class NodeInfo(msgspec.Struct, frozen=True):
     name: str
-    site: str
+    site: str  # a path, the largest place first: "eu/room-2/rack-7"
     address: str  # of its agent: "unix:/path" or "tcp:host:port"
-    memory_mb: float
+    memory_mb: float  # of all its devices together
+    cores: float = 0.0  # as a device's, for a node without devices
+    devices: tuple[Device, ...] = ()
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -177,13 +188,15 @@ class Placement(msgspec.Struct, frozen=True):
     variant: str
     node: str
     role: Role
+    device: str = ""  # of the node; empty where it has none
 
 
 class Contingency(msgspec.Struct, frozen=True):
-    """What to do for `app` when `failure` ("node:NAME" or "site:NAME") silences it.
+    """What to do for `app` when `failure` (see `understudy.failures`) silences it.
 
-    `first` is loaded first because it loads fastest; `variant` then replaces it. Equal when one step is
-    enough.
+    "any-K" is a further way back: for when the nodes of its replicas, and those of the contingencies before
+    it, are lost together, K in all. `first` is loaded first because it loads fastest; `variant` then replaces
+    it. Equal when one step is enough.
     """
 
     app: str
@@ -192,6 +205,7 @@ class Contingency(msgspec.Struct, frozen=True):
     node: str
     first: str
     variant: str
+    device: str = ""
 
     @property
     def key(self) -> str:
@@ -199,7 +213,10 @@ class Contingency(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """Proof line: what answers for `app` after `failure`. `how`: unaffected, warm, cold, static, none."""
+    """Proof line: what answers for `app` after `failure`. `how`: warm, cold, static, none.
+
+    What a failure doesn't affect has no line. For "any-K" it is the worst that any such loss does.
+    """
 
     failure: str
     app: str
@@ -220,8 +237,10 @@ class Plan(msgspec.Struct, frozen=True):
     unplaced: dict[str, str] = {}  # app -> why it has no primary
     warnings: tuple[str, ...] = ()  # single points of failure and unmet wishes, one sentence each
     objective: float = 0.0
-    gap: float = 0.0  # relative optimality gap reported by the solver
+    gap: float = 0.0  # no plan is better by more than this fraction
     solve_ms: float = 0.0
+    method: str = ""  # exact | heuristic: what found it
+    moved: int = 0  # replicas that the plan before didn't have
     reason: str = ""  # why this revision was made
 
 

@@ -225,6 +225,7 @@ class ControllerMachine:
             apps=tuple(sorted(current)),
             quarantined=tuple(sorted(key for key in self.quarantined if key[:2] in current)),
             settings=self._config.plan,
+            cores=tuple(sorted((i.name, i.cores, i.devices) for i in infos if i.cores or i.devices)),
         )
 
     def _consider_planning(self, now: float) -> None:

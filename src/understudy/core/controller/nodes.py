@@ -71,7 +71,9 @@ class Nodes:
             )
 
     def hello(self, hello: Hello, now: float) -> list[Transition]:
-        info = NodeInfo(hello.name, hello.site or "default", hello.address, hello.memory_mb)
+        info = NodeInfo(
+            hello.name, hello.site or "default", hello.address, hello.memory_mb, hello.cores, hello.devices
+        )
         node = self.by_name.get(hello.name)
         if node is None:
             node = self.by_name[hello.name] = Node(info, "unknown", now)

@@ -20,6 +20,8 @@ def what_changed(before: PlanFacts, now: PlanFacts) -> str:
     changes += [f"node {name} takes part" for name in are if name not in were]
     changes += [f"node {name} is out" for name in were if name not in are]
     changes += [f"node {name} changed" for name in are if name in were and are[name] != were[name]]
+    if before.cores != now.cores and not changes:
+        changes.append("devices of nodes changed")
     had, has = dict(before.apps), dict(now.apps)
     changes += [f"{app} version {has[app]} deployed" for app in has if has[app] != had.get(app)]
     changes += [f"{app} removed" for app in had if app not in has]

@@ -19,9 +19,9 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from understudy.config import PlanSettings
+from understudy.failures import PlanSettings
 from understudy.wire.messages import Measured
-from understudy.wire.records import AppVersion, NodeInfo, Plan
+from understudy.wire.records import AppVersion, Device, NodeInfo, Plan
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -40,6 +40,7 @@ class PlanFacts(msgspec.Struct, frozen=True):
     apps: tuple[tuple[str, int], ...] = ()  # (app, version)
     quarantined: tuple[tuple[str, int, str], ...] = ()
     settings: PlanSettings = PlanSettings()
+    cores: tuple[tuple[str, float, tuple[Device, ...]], ...] = ()  # of nodes that state it
 
 
 class StoredPlan(msgspec.Struct, frozen=True):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from zlib import crc32
 
 import msgspec
 
+from understudy.failures import any_count, lost_nodes
 from understudy.wire.records import AppVersion, Contingency, NodeInfo
 
 LAST_RESORT = "any"
@@ -24,35 +25,34 @@ def choose(
     app: AppVersion,
     contingencies: Iterable[Contingency],
     nodes: Iterable[NodeInfo],
-    alive: set[str],
-    hosts: set[str],
+    alive: Set[str],
+    hosts: Set[str],
     refused: Iterable[str],
 ) -> Contingency | None:
-    """The contingency to ask for, or None if no living node is left to ask.
+    """Which of its `contingencies` to ask for, or None if no living node is left to ask.
 
-    First the one planned for what was lost: a site's if several and most of its nodes are gone, else that
-    of the node which hosted the app (`hosts`), gone or not: if only the worker died, its node's loss is the
-    nearest that was planned for, and the variant planned for a whole site's is smaller than it need be.
-    Then any whose node lives; at last the smallest variant on any living node, in an order that differs by
-    app but not by gateway.
+    First the one planned for what was lost: a site's if several and most of its nodes are gone, the largest
+    such site's; else that of the node which hosted the app (`hosts`), gone or not: if only the worker died,
+    its node's loss is the nearest that was planned for, and the variant planned for a whole site's is smaller
+    than it need be. Then the further ways back from whichever nodes were lost, in their order, and any whose
+    node lives; at last the smallest variant on any living node, in an order that differs by app but not by
+    gateway.
     """
     living = alive - set(refused)
-    sites: dict[str, list[str]] = {}
-    for node in nodes:
-        sites.setdefault(node.site, []).append(node.name)
-    lost_sites = {site for site, names in sites.items() if _is_lost(names, alive)}
+    nodes = tuple(nodes)
 
-    def preference(c: Contingency) -> tuple[int, str]:
-        domain, _, name = c.failure.partition(":")
-        if domain == "site" and name in lost_sites and any(host in sites[name] for host in hosts):
-            return 0, c.failure
-        if domain == "node" and name in hosts:
-            return (1 if name not in alive else 2), c.failure
-        if domain == "node" and name not in alive:
-            return 3, c.failure
-        return 4, c.failure
+    def preference(c: Contingency) -> tuple[int, int, str]:
+        if several := any_count(c.failure):
+            return 3, several, c.failure
+        struck = lost_nodes(c.failure, nodes)
+        wide = not c.failure.startswith("node:") or "+" in c.failure
+        if wide and hosts & struck and all(_is_lost(domain, nodes, alive) for domain in c.failure.split("+")):
+            return 0, -len(struck), c.failure
+        if not wide and hosts & struck:
+            return (2 if struck & alive else 1), 0, c.failure
+        return (5 if wide or struck & alive else 4), 0, c.failure
 
-    planned = [c for c in contingencies if c.app == app.app and c.version == app.version and c.node in living]
+    planned = [c for c in contingencies if c.version == app.version and c.node in living]
     if planned:
         return min(planned, key=preference)
     rest = sorted(living, key=lambda node: crc32(f"{app.app}/{node}".encode()))
@@ -69,7 +69,10 @@ def choose(
     )
 
 
-def _is_lost(names: list[str], alive: set[str]) -> bool:
+def _is_lost(domain: str, nodes: tuple[NodeInfo, ...], alive: Set[str]) -> bool:
     """Is it the site that is gone, rather than a node in it?"""
-    gone = sum(name not in alive for name in names)
+    names = lost_nodes(domain, nodes)
+    gone = len(names - alive)
+    if domain.startswith("node:"):
+        return gone == len(names) > 0
     return gone > 1 and 2 * gone > len(names)

@@ -18,7 +18,7 @@ from understudy.core.gateway.dispatch import Dispatcher
 from understudy.core.gateway.rotation import App, Replica, Request
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
 from understudy.wire.messages import Activated, Heartbeat, NodeState
-from understudy.wire.records import Contingency, NodeInfo, RouteTable
+from understudy.wire.records import Contingency, NodeInfo, Role, RouteTable
 
 HEARTBEAT_S_DEFAULT = 0.05  # until the first heartbeat tells
 RETUNE_S = 0.1
@@ -208,11 +208,10 @@ class Gateway:
             app = self.apps.get(name) or App(spec, self.settings, now)
             app.describe(spec)
             app.recall.previous = previous.get(name)
-            app.planned_variants = frozenset(
-                p.variant for p in table.placements if p.app == name and p.role == "primary"
-            )
+            app.hosts, app.planned_variants, app.contingencies = frozenset(), frozenset(), ()
             if name not in self.apps:
                 self.apps[name] = app
+        self._spread(table)
         infos = {node.name: node for node in table.nodes}
         for name in [n for n in self.nodes if n not in infos]:
             self._agent_lost(name, now)
@@ -228,6 +227,17 @@ class Gateway:
         self._effects.append(FollowNodes(table.nodes))
         if changed:
             self._effects.append(SaveTable(table))
+
+    def _spread(self, table: RouteTable) -> None:
+        """Tell each app what the table says of it."""
+        for placed in table.placements:
+            if (app := self.apps.get(placed.app)) is not None:
+                app.hosts |= {placed.node}
+                if placed.role is Role.PRIMARY:
+                    app.planned_variants |= {placed.variant}
+        for contingency in table.contingencies:
+            if (app := self.apps.get(contingency.app)) is not None:
+                app.contingencies += (contingency,)
 
     def _take_node_state(self, state: NodeState, now: float) -> None:
         node = self.nodes.get(state.node)
@@ -372,8 +382,7 @@ class Gateway:
         """Should somebody be asked to load the app, or is it just not up yet?"""
         if app.was_ready:
             return True
-        hosts = {p.node for p in self.table.placements if p.app == app.name}
-        if any(name in self.nodes and self.nodes[name].alive for name in hosts):
+        if any(name in self.nodes and self.nodes[name].alive for name in app.hosts):
             return False  # its planned node lives and is loading it
         return now - max(app.known_since, self._started_at) >= START_GRACE_S
 
@@ -390,8 +399,7 @@ class Gateway:
         for node in [n for n, at in app.refused.items() if now - at >= HOPELESS_RETRY_S]:
             del app.refused[node]
         alive = {name for name, node in self.nodes.items() if node.alive}
-        hosts = {p.node for p in self.table.placements if p.app == app.name}
-        choice = choose(app.spec, self.table.contingencies, self.table.nodes, alive, hosts, app.refused)
+        choice = choose(app.spec, app.contingencies, self.table.nodes, alive, app.hosts, app.refused)
         if choice is None:
             app.hopeless = bool(self.nodes) and now - self._started_at >= START_GRACE_S
             if app.hopeless:

@@ -24,7 +24,7 @@ from understudy.core.gateway.recall import Recall
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.messages import AppStats, Ping, ReplicaState, Result, encode_message
-from understudy.wire.records import AppVersion
+from understudy.wire.records import AppVersion, Contingency
 
 OLD_VERSION_PENALTY = 1000  # any variant of the current version comes before any of another one
 RAMP_SHARE_MIN = 0.1  # of a full share, for a replica that was (re-)admitted just now (Envoy's slow start)
@@ -200,6 +200,8 @@ class App:
         self.chain: tuple[str, ...] = ()  # what may answer when no replica does (see `fallback`)
         self.keeps_last_good = False
         self.planned_variants: frozenset[str] = frozenset()
+        self.hosts: frozenset[str] = frozenset()  # nodes that it is placed on
+        self.contingencies: tuple[Contingency, ...] = ()
         self.was_ready = False
         self.known_since = now
         self.hopeless = False  # nobody can be asked to load it

@@ -16,15 +16,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from understudy.config import PlanSettings
-from understudy.core.planning.footprint import load_ms, replica_mb
+from understudy.core.planning.footprint import busy, load_ms, replica_mb
 from understudy.core.planning.replay import COLD_MS, WARM_MS
+from understudy.failures import PlanSettings, kind_of
 from understudy.invariants import check
 from understudy.wire.records import (
     AppVersion,
     Contingency,
     Criticality,
-    NodeInfo,
     Placement,
     Plan,
     Role,
@@ -53,7 +52,18 @@ PROGRESSIVE_GAIN_MS = 15.0
 TANGENTS = tuple((2 * x, x * x) for x in (0.1, 0.3, 0.5, 0.7, 0.9))
 
 
-Place = tuple[str, int, str, str]  # app, version, variant, node
+Place = tuple[str, int, str, str, str]  # app, version, variant, node, device
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """What replicas are placed on: a device, or a whole node that has none. Without the reserve."""
+
+    node: str
+    device: str
+    site: str
+    memory_mb: float
+    cores: float  # infinite where not limited
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +72,29 @@ class Scenario:
 
     names: tuple[str, ...]
     lost: frozenset[str]
-    weight: float  # how many failures' losses it stands for; len(names) unless it stands for smaller ones too
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is to be decided. Apps hold their usable variants only; nodes' memory is without the reserve."""
+    """What is to be decided. Apps hold their usable variants only."""
 
-    nodes: tuple[NodeInfo, ...]
+    bins: tuple[Bin, ...]
     apps: tuple[AppVersion, ...]
     scenarios: tuple[Scenario, ...]  # without those that leave no node
     settings: PlanSettings
+    any_of: int = 0  # whichever so many nodes may be lost together; 0: one at most
     existing: frozenset[Place] = frozenset()  # replicas that (should) run now; another one is a movement
     staged: frozenset[Contingency] = frozenset()
 
     @property
     def memory_mb(self) -> float:
-        return sum(node.memory_mb for node in self.nodes)
+        return sum(held.memory_mb for held in self.bins)
+
+    @property
+    def situations(self) -> int:
+        """Normal operation, and one failure of each kind."""
+        kinds = {kind_of(name) for scenario in self.scenarios for name in scenario.names}
+        return 1 + len(kinds) + (self.any_of > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +104,7 @@ class Way:
     first: str
     variant: str
     room_mb: float  # at the worst moment: both at once
+    busy: float
     loss: float
 
 
@@ -139,13 +156,17 @@ def unplaced_loss(app: AppVersion) -> float:
 
 def ways(app: AppVersion) -> tuple[Way, ...]:
     """Ways back worth considering, best first: none needs more room than another without losing less."""
+    sizes = [replica_mb(variant) for variant in app.variants]
     quickest = min(app.variants, key=lambda v: (load_ms(v), replica_mb(v)))
-    found = [Way(v.name, v.name, replica_mb(v), cold_loss(app, v, v)) for v in app.variants]
-    for variant in app.variants:
+    found = [
+        Way(v.name, v.name, size, busy(app, v), cold_loss(app, v, v))
+        for v, size in zip(app.variants, sizes, strict=True)
+    ]
+    for variant, size in zip(app.variants, sizes, strict=True):
         if load_ms(variant) - load_ms(quickest) > PROGRESSIVE_GAIN_MS:
-            room_mb = replica_mb(variant) + replica_mb(quickest)
+            needed = max(busy(app, variant), busy(app, quickest))
             loss = cold_loss(app, quickest, variant)
-            found.append(Way(quickest.name, variant.name, room_mb, loss))
+            found.append(Way(quickest.name, variant.name, size + replica_mb(quickest), needed, loss))
     best: list[Way] = []
     for way in sorted(found, key=lambda w: (w.room_mb, w.loss)):
         if not best or way.loss < best[-1].loss - 1e-9:
@@ -160,22 +181,34 @@ def balance(load: float) -> float:
 
 def ideal(problem: Problem) -> float:
     """What a cluster without limits would retain: normal operation and one failure of each kind, per app."""
-    return sum(worth(app) for app in problem.apps) * (1 + len(set(problem.settings.survive)))
+    return sum(worth(app) for app in problem.apps) * problem.situations
 
 
 def score(problem: Problem, plan: Plan) -> float:
-    """Weighted accuracy that `plan` retains, minus what it costs. Says nothing about memory limits."""
-    loss = _placement_loss(problem, plan) + _movement_loss(problem, plan)
+    """Weighted accuracy that `plan` retains, minus what it costs. Says nothing about limits."""
+    placements = placements_by_app(plan)
+    apps_on: dict[str, set[str]] = defaultdict(set)
+    for placed in plan.placements:
+        apps_on[placed.node].add(placed.app)
+    loss = _placement_loss(problem, placements) + _movement_loss(problem, plan)
+    answers = {(c.app, c.failure): c for c in plan.contingencies}
+    apps = {app.app: app for app in problem.apps}
     for scenario in problem.scenarios:
-        loss += _scenario_loss(problem, plan, scenario)
+        for name in sorted(set().union(*(apps_on[node] for node in scenario.lost))):
+            for failure in scenario.names:
+                answer = answers.get((name, failure))
+                loss += _failure_loss(apps[name], placements[name], scenario.lost, answer)
+    if problem.any_of:
+        for app in problem.apps:
+            loss += worst_loss(app, placements.get(app.app, []), answers, problem.any_of)
     return ideal(problem) - loss
 
 
-def _placement_loss(problem: Problem, plan: Plan) -> float:
+def _placement_loss(problem: Problem, placements: dict[str, list[Placement]]) -> float:
     loss = 0.0
-    loads: dict[str, float] = defaultdict(float)
-    site_of = {node.name: node.site for node in problem.nodes}
-    placements = placements_by_app(plan)
+    loads: dict[tuple[str, str], float] = defaultdict(float)
+    site_of = {held.node: held.site for held in problem.bins}
+    memory_mb = problem.memory_mb
     for app in problem.apps:
         placed = placements.get(app.app, [])
         primaries = [p for p in placed if p.role is Role.PRIMARY]
@@ -188,13 +221,13 @@ def _placement_loss(problem: Problem, plan: Plan) -> float:
         loss += worth(app) * SAME_SITE * (len(primaries) - len({site_of[p.node] for p in primaries}))
         for replica in placed:
             variant = variant_of(app, replica.variant)
-            loss += problem.settings.memory_cost * replica_mb(variant) / problem.memory_mb
+            loss += problem.settings.memory_cost * replica_mb(variant) / memory_mb
             if replica.role is Role.PRIMARY:
                 loss += primary_loss(app, variant)
-                loads[replica.node] += replica_mb(variant)
+                loads[replica.node, replica.device] += replica_mb(variant)
             else:
                 loss += standby_loss(app, variant, problem.settings)
-    return loss + sum(balance(loads[node.name] / node.memory_mb) for node in problem.nodes)
+    return loss + sum(balance(loads[held.node, held.device] / held.memory_mb) for held in problem.bins)
 
 
 def _movement_loss(problem: Problem, plan: Plan) -> float:
@@ -208,27 +241,45 @@ def _movement_loss(problem: Problem, plan: Plan) -> float:
 
 
 def place(placed: Placement) -> Place:
-    return placed.app, placed.version, placed.variant, placed.node
+    return placed.app, placed.version, placed.variant, placed.node, placed.device
 
 
-def _scenario_loss(problem: Problem, plan: Plan, scenario: Scenario) -> float:
-    loss = 0.0
-    placements = placements_by_app(plan)
-    answers = {(c.app, c.failure): c for c in plan.contingencies}
-    for app in problem.apps:
-        placed = placements.get(app.app, [])
-        left = [p for p in placed if p.node not in scenario.lost]
-        if all(p.role is not Role.PRIMARY for p in placed) or any(p.role is Role.PRIMARY for p in left):
-            continue  # paid for as unplaced, or not affected
-        for name in scenario.names:
-            answer = answers.get((app.app, name))
-            if left:
-                loss += min(warm_loss(app, variant_of(app, p.variant)) for p in left)
-            elif answer is not None:
-                loss += cold_loss(app, variant_of(app, answer.first), variant_of(app, answer.variant))
-            else:
-                loss += silent_loss(app)
-    return loss
+def _failure_loss(
+    app: AppVersion, placed: list[Placement], lost: frozenset[str], answer: Contingency | None
+) -> float:
+    left = [p for p in placed if p.node not in lost]
+    if all(p.role is not Role.PRIMARY for p in placed) or any(p.role is Role.PRIMARY for p in left):
+        return 0.0  # paid for as unplaced, or not affected
+    if left:
+        return min(warm_loss(app, variant_of(app, p.variant)) for p in left)
+    if answer is None:
+        return silent_loss(app)
+    return cold_loss(app, variant_of(app, answer.first), variant_of(app, answer.variant))
+
+
+def worst_loss(
+    app: AppVersion, placed: list[Placement], answers: dict[tuple[str, str], Contingency], any_of: int
+) -> float:
+    """The most that losing whichever `any_of` nodes costs `app`."""
+    primaries = [p for p in placed if p.role is Role.PRIMARY]
+    nodes = list(dict.fromkeys(p.node for p in placed))
+    if not primaries or len({p.node for p in primaries}) > any_of:
+        return 0.0
+    if len(nodes) > any_of:
+        standbys = [p for p in placed if p.role is not Role.PRIMARY]
+        return max(warm_loss(app, variant_of(app, p.variant)) for p in standbys)
+    ways_back = [answers.get((app.app, failure)) for failure in chain(nodes, any_of)]
+    if any(way is None for way in ways_back):
+        return silent_loss(app)
+    return max(
+        cold_loss(app, variant_of(app, way.first), variant_of(app, way.variant)) for way in ways_back if way
+    )
+
+
+def chain(nodes: list[str], any_of: int) -> list[str]:
+    """Names of the contingencies of an app with replicas on `nodes`, in the order in which they are lost."""
+    names = [f"node:{nodes[0]}" if len(nodes) == 1 else f"any-{len(nodes)}"]
+    return names + [f"any-{count}" for count in range(len(nodes) + 1, any_of + 1)]
 
 
 def placements_by_app(plan: Plan) -> dict[str, list[Placement]]:

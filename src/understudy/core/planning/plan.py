@@ -1,23 +1,25 @@
 """The plan: where replicas live, and what happens when something is lost.
 
-Lives here: the facts that a plan is made from, and what comes out. The steps of the search are in `search`,
-the program in `placement`, the prices in `objective`, the check in `replay`, the words in `weaknesses`.
+Lives here: the facts that a plan is made from, and what comes out. Who finds it is in `search`, the prices
+are in `objective`, the check is in `replay`, the words in `weaknesses`.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Iterable
 
 import msgspec
 
-from understudy.config import PlanSettings
 from understudy.core.planning.footprint import replica_mb
-from understudy.core.planning.objective import Place, Problem, Scenario, place
-from understudy.core.planning.replay import lost_nodes, replay
+from understudy.core.planning.objective import Bin, Place, Problem, Scenario, place
+from understudy.core.planning.replay import replay
 from understudy.core.planning.search import find_plan
 from understudy.core.planning.weaknesses import unplaced_reasons, weaknesses
+from understudy.failures import PlanSettings, any_count, any_of, lost_nodes, sites_of, to_survive
 from understudy.invariants import check
-from understudy.wire.records import AppVersion, NodeInfo, Plan, Role
+from understudy.wire.records import AppVersion, Device, NodeInfo, Plan, Role, Variant
 
 
 class PlanInput(msgspec.Struct, frozen=True):
@@ -33,33 +35,24 @@ class PlanInput(msgspec.Struct, frozen=True):
 def make_plan(facts: PlanInput, revision: int, reason: str) -> Plan:
     """A plan for `facts`, checked by replay; the same facts give the same plan.
 
-    Blocks for `settings.time_limit_s` at most (give or take the building of the program), without holding
-    the interpreter's lock: run it in a thread. Raises `ConfigError` if HiGHS isn't installed, and TIMEOUT
-    if the limit was too short for any plan: the current one is then the best there is.
+    Blocks for `settings.time_limit_s` at most beyond what the heuristic takes, mostly without holding the
+    interpreter's lock: run it in a thread. Raises `ConfigError` if the exact method is asked for and HiGHS
+    isn't installed.
     """
     names = [app.app for app in facts.apps]
     check(len(set(names)) == len(names), "an app is planned in one version")
     problem = problem_of(facts)
-    apps, nodes = problem.apps, problem.nodes
-    threats = failures(nodes, facts.settings)
+    nodes = usable_nodes(facts)
     plan = Plan(revision=revision, reason=reason)
-    if apps and nodes:
+    if problem.apps and nodes:
         found = find_plan(problem, facts.current)
         plan = msgspec.structs.replace(found, revision=revision, reason=reason)
-    unplaced = unplaced_reasons(plan, facts.apps, apps, nodes)
+    unplaced = unplaced_reasons(plan, facts.apps, problem.apps, nodes)
     plan = msgspec.structs.replace(plan, unplaced=unplaced)
-    verdict = replay(plan, apps, nodes, threats)
+    verdict = replay(plan, problem.apps, nodes, facts.settings.survive)
     plan = msgspec.structs.replace(plan, outcomes=verdict.outcomes)
-    warnings = (*verdict.violations, *weaknesses(plan, apps, nodes, facts.settings))
+    warnings = (*verdict.violations, *weaknesses(plan, problem.apps, nodes, facts.settings))
     return msgspec.structs.replace(plan, warnings=warnings)
-
-
-def failures(nodes: tuple[NodeInfo, ...], settings: PlanSettings) -> tuple[str, ...]:
-    """What the plan has to survive: "node:n1", …, and "site:a", … where there are two sites or more."""
-    sites = sorted({node.site for node in nodes})
-    threats = [f"node:{name}" for name in sorted(node.name for node in nodes) if "node" in settings.survive]
-    threats += [f"site:{site}" for site in sites if "site" in settings.survive and len(sites) > 1]
-    return tuple(threats)
 
 
 def overhead(plan: Plan, apps: tuple[AppVersion, ...]) -> float:
@@ -88,53 +81,102 @@ def overhead(plan: Plan, apps: tuple[AppVersion, ...]) -> float:
 
 def problem_of(facts: PlanInput) -> Problem:
     """What is to be decided: usable variants on usable memory, failures that take the same nodes as one."""
-    apps, nodes = _usable_apps(facts), _usable_nodes(facts)
+    nodes = usable_nodes(facts)
     names: dict[frozenset[str], list[str]] = defaultdict(list)
-    for failure in failures(nodes, facts.settings):
-        lost = lost_nodes(failure, nodes)
+    for failure, lost in to_survive(nodes, facts.settings.survive).items():
         if len(lost) < len(nodes):
             names[lost].append(failure)
     current = facts.current or Plan(revision=0)
     return Problem(
-        nodes=nodes,
-        apps=apps,
-        scenarios=tuple(Scenario(tuple(same), lost, len(same)) for lost, same in names.items()),
+        bins=tuple(
+            Bin(node.name, device.name, node.site, device.memory_mb, device.cores or math.inf)
+            for node in _far_apart(nodes)
+            for device in devices_of(node)
+        ),
+        apps=_usable_apps(facts),
+        scenarios=tuple(Scenario(tuple(same), lost) for lost, same in names.items()),
         settings=facts.settings,
+        any_of=max(0, min(any_of(facts.settings.survive), len(nodes) - 1)),
         existing=_existing(current, nodes),
         staged=frozenset(current.contingencies),
     )
 
 
-def _usable_apps(facts: PlanInput) -> tuple[AppVersion, ...]:
-    """Apps by their variants that aren't quarantined; those without any are left out."""
+def usable_nodes(facts: PlanInput) -> tuple[NodeInfo, ...]:
+    """Nodes and their devices by the memory that may be used, sorted by name."""
+    reserve_mb = facts.settings.node_reserve_mb
     usable = []
-    for app in facts.apps:
-        variants = tuple(v for v in app.variants if (app.app, app.version, v.name) not in facts.quarantined)
-        if variants:
-            usable.append(msgspec.structs.replace(app, variants=variants))
+    for node in sorted(facts.nodes, key=lambda node: node.name):
+        devices = tuple(
+            msgspec.structs.replace(device, memory_mb=device.memory_mb - reserve_mb)
+            for device in node.devices
+            if device.memory_mb > reserve_mb
+        )
+        memory_mb = (
+            sum(device.memory_mb for device in devices) if node.devices else node.memory_mb - reserve_mb
+        )
+        if memory_mb > 0:
+            usable.append(msgspec.structs.replace(node, memory_mb=memory_mb, devices=devices))
     return tuple(usable)
 
 
-def _usable_nodes(facts: PlanInput) -> tuple[NodeInfo, ...]:
-    """Nodes by the memory that may be used."""
-    reserve_mb = facts.settings.node_reserve_mb
-    nodes = sorted(facts.nodes, key=lambda node: node.name)
-    return tuple(
-        msgspec.structs.replace(node, memory_mb=node.memory_mb - reserve_mb)
-        for node in nodes
-        if node.memory_mb > reserve_mb
-    )
+def devices_of(node: NodeInfo) -> tuple[Device, ...]:
+    """What replicas are placed on: the node's devices, or the whole node if it has none."""
+    return node.devices or (Device("", node.memory_mb, node.cores),)
+
+
+def _far_apart(nodes: Iterable[NodeInfo]) -> list[NodeInfo]:
+    """In an order in which neighbours lie as far apart as can be: what is left over lies so, too."""
+    places: dict[str, int] = {}  # of each site among its neighbours
+    sites: dict[str, int] = {}  # in each site, so far
+    members: dict[str, int] = {}  # nodes in each site, so far
+    keys = {}
+    for node in nodes:
+        key = []
+        parent = ""
+        for site in sites_of(node.site):
+            if site not in places:
+                places[site] = sites[parent] = sites.get(parent, 0) + 1
+            key.append(places[site])
+            parent = site
+        inside = members[node.site] = members.get(node.site, 0) + 1
+        keys[node.name] = (inside, *reversed(key))
+    return sorted(nodes, key=lambda node: keys[node.name])
+
+
+def _usable_apps(facts: PlanInput) -> tuple[AppVersion, ...]:
+    """Apps by their variants that aren't quarantined and quick enough; those without any are left out.
+
+    If no variant is quick enough for the app's objective, the quickest is better than none.
+    """
+    usable = []
+    for app in facts.apps:
+        variants = app.variants
+        if facts.quarantined:
+            variants = tuple(v for v in variants if (app.app, app.version, v.name) not in facts.quarantined)
+        if app.objective_ms is not None and variants:
+            quick = tuple(v for v in variants if _latency_ms(v) <= app.objective_ms)
+            variants = quick or (min(variants, key=_latency_ms),)
+        if variants:
+            same = len(variants) == len(app.variants)
+            usable.append(app if same else msgspec.structs.replace(app, variants=variants))
+    return tuple(usable)
+
+
+def _latency_ms(variant: Variant) -> float:
+    return variant.profile.latency_ms if variant.profile is not None else 0.0
 
 
 def _existing(current: Plan, nodes: tuple[NodeInfo, ...]) -> frozenset[Place]:
     """What runs already: current replicas on `nodes`, and what was activated for apps that lost theirs."""
     alive = {node.name for node in nodes}
-    domains = {f"node:{node.name}" for node in nodes} | {f"site:{node.site}" for node in nodes}
     left = [placed for placed in current.placements if placed.node in alive]
     silenced = {placed.app for placed in current.placements} - {placed.app for placed in left}
     activated = {
-        (c.app, c.version, c.variant, c.node)
+        (c.app, c.version, c.variant, c.node, c.device)
         for c in current.contingencies
-        if c.app in silenced and c.failure not in domains and c.node in alive
+        if c.app in silenced
+        and c.node in alive
+        and (any_count(c.failure) or not lost_nodes(c.failure, nodes))
     }
     return frozenset({place(placed) for placed in left} | activated)

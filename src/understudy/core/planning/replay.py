@@ -1,191 +1,326 @@
 """Plays every failure against a plan and says what happens.
 
-Lives here: an independent account of a plan, from its records alone. It shares nothing with the program that
-made the plan but what a variant costs its node, so that an error in one shows in the other.
+Lives here: an independent account of a plan, from its records alone. It shares nothing with what made the
+plan but what a variant costs its node, so that an error in one shows in the other.
 """
 
 from __future__ import annotations
 
+import heapq
+import itertools
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from understudy.core.planning.footprint import load_ms, replica_mb
-from understudy.wire.records import AppVersion, Contingency, NodeInfo, Outcome, Placement, Plan, Role, Variant
+from understudy.core.planning.footprint import busy, load_ms, replica_mb
+from understudy.failures import ANY, any_of, to_survive
+from understudy.wire.records import (
+    AppVersion,
+    Contingency,
+    Device,
+    NodeInfo,
+    Outcome,
+    Placement,
+    Plan,
+    Role,
+    Variant,
+)
 
 WARM_MS = 5.0  # the lost link seen, the request sent again
 COLD_MS = 10.0  # the same, and a blank worker activated; what it loads comes on top
-SLACK = 1e-5  # of a node's memory: rounding, no more
+SLACK = 1e-5  # of a device's memory or cores: rounding, no more
+SUBSETS_MAX = 20_000  # losses of several nodes that are tried one by one for a device
+
+Where = tuple[str, str]  # node, device
+Need = tuple[float, float]  # MB, cores
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """`outcomes`: one per failure and app. `violations`: what is wrong with the plan, as sentences."""
+    """`outcomes`: one per failure and app that it affects. `violations`: what is wrong, as sentences."""
 
     outcomes: tuple[Outcome, ...]
     violations: tuple[str, ...]
 
 
 def replay(
-    plan: Plan, apps: tuple[AppVersion, ...], nodes: tuple[NodeInfo, ...], failures: Iterable[str]
+    plan: Plan, apps: tuple[AppVersion, ...], nodes: tuple[NodeInfo, ...], survive: Iterable[str]
 ) -> Replay:
     """What each app answers in each failure, and every rule of planning that the plan breaks.
 
-    Checked are: names that mean something; standbys apart from their primaries; the memory of every node in
-    normal operation, while contingencies swap (both variants loaded) and afterwards; and that no app is left
-    silent beside free room. Apps without a primary are the plan's own statement (`unplaced`), no violation.
+    Checked are: names that mean something; standbys apart from their primaries; the memory and compute of
+    every device in normal operation, while contingencies swap (both variants loaded) and afterwards; and that
+    no app is left silent beside free room. Apps without a primary are the plan's own statement (`unplaced`),
+    no violation. Of "any-K" every combination of nodes is covered, whether it is tried by itself or not.
     """
     stage = _Stage(plan, apps, nodes)
     violations = [*stage.misnamed(), *stage.standbys_beside_primaries(), *stage.miscounted()]
-    violations += stage.overfull({}, frozenset(), "in normal operation")
+    violations += stage.overfull({}, "in normal operation", stage.devices)
     outcomes: list[Outcome] = []
-    for failure in failures:
-        lost = lost_nodes(failure, nodes)
-        if not lost:
-            violations.append(f"failure {failure!r} names no node or site of the cluster")
-            continue
-        outcomes += (stage.outcome(app, failure, lost) for app in apps)
-        violations += stage.violations_in(failure, lost)
+    several = any_of(survive) if len(nodes) > 1 else 0
+    for failure, lost in to_survive(nodes, survive).items():
+        # Where several nodes may be lost, room that one loss leaves free may be another's.
+        found, wrong = stage.play(failure, lost, spare=not several or len(lost) > 1)
+        outcomes += found
+        violations += wrong
+    if several:
+        found, wrong = _AnyLoss(stage, min(several, len(nodes) - 1)).play()
+        outcomes += found
+        violations += wrong
     return Replay(tuple(outcomes), tuple(violations))
-
-
-def lost_nodes(failure: str, nodes: Iterable[NodeInfo]) -> frozenset[str]:
-    """The nodes that `failure` ("node:NAME" or "site:NAME") takes away."""
-    kind, _, name = failure.partition(":")
-    if kind == "site":
-        return frozenset(node.name for node in nodes if node.site == name)
-    return frozenset(node.name for node in nodes if kind == "node" and node.name == name)
 
 
 class _Stage:
     """The plan, indexed for playing."""
 
     def __init__(self, plan: Plan, apps: tuple[AppVersion, ...], nodes: tuple[NodeInfo, ...]) -> None:
-        self._plan = plan
-        self._apps = {app.app: app for app in apps}
-        self._nodes = {node.name: node for node in nodes}
-        self._placements: dict[str, list[Placement]] = defaultdict(list)
+        self.plan = plan
+        self.apps = {app.app: app for app in apps}
+        self.nodes = {node.name: node for node in nodes}
+        self.devices: dict[Where, Device] = {}
+        for node in nodes:
+            for device in node.devices or (Device("", node.memory_mb, node.cores),):
+                self.devices[node.name, device.name] = device
+        self.placements: dict[str, list[Placement]] = defaultdict(list)
+        self.apps_on: dict[str, set[str]] = defaultdict(set)
+        self.used: dict[Where, Need] = defaultdict(lambda: (0.0, 0.0))
         for placed in plan.placements:
-            self._placements[placed.app].append(placed)
-        self._contingencies = {(c.app, c.failure): c for c in plan.contingencies}
-        self._used_mb: dict[str, float] = defaultdict(float)
-        for placed in plan.placements:
-            variant = self._variant(placed)
-            self._used_mb[placed.node] += replica_mb(variant) if variant else 0.0
+            self.placements[placed.app].append(placed)
+            self.apps_on[placed.node].add(placed.app)
+            if (variant := self.variant(placed)) is not None:
+                where = placed.node, placed.device
+                needed = replica_mb(variant), busy(self.apps[placed.app], variant)
+                self.used[where] = _sum(self.used[where], needed)
+        self.contingencies = {(c.app, c.failure): c for c in plan.contingencies}
+        self._staged: dict[str, list[Contingency]] = defaultdict(list)
+        for contingency in plan.contingencies:
+            self._staged[contingency.failure].append(contingency)
 
-    def _variant(self, placed: Placement | Contingency) -> Variant | None:
-        app = self._apps.get(placed.app)
+    def variant(self, placed: Placement | Contingency) -> Variant | None:
+        app = self.apps.get(placed.app)
         return app.variant(placed.variant) if app is not None and app.version == placed.version else None
 
-    def _memory_mb(self, app: AppVersion, names: set[str]) -> float:
-        return sum(replica_mb(variant) for variant in app.variants if variant.name in names)
+    def needs(self, app: AppVersion, names: Iterable[str]) -> Need:
+        """Of variants that are loaded beside each other, only one of which answers."""
+        variants = [variant for variant in app.variants if variant.name in names]
+        return sum(map(replica_mb, variants)), max(busy(app, variant) for variant in variants)
 
     # what holds without any failure
 
     def misnamed(self) -> Iterator[str]:
-        for placed in self._plan.placements:
-            if placed.node not in self._nodes:
-                yield f"a replica of {placed.app!r} is planned on unknown node {placed.node!r}"
-            if self._variant(placed) is None:
+        for placed in self.plan.placements:
+            if (placed.node, placed.device) not in self.devices:
+                yield f"a replica of {placed.app!r} is planned on unknown {_named(placed)}"
+            if self.variant(placed) is None:
                 yield f"{placed.app!r} has no variant {placed.variant!r} in version {placed.version}"
-        for key, count in Counter((c.app, c.failure) for c in self._plan.contingencies).items():
+        for key, count in Counter((c.app, c.failure) for c in self.plan.contingencies).items():
             if count > 1:
                 yield f"app {key[0]!r} has {count} contingencies for {key[1]}"
-        for contingency in self._plan.contingencies:
-            app = self._apps.get(contingency.app)
-            if contingency.node not in self._nodes:
-                yield f"contingency {contingency.key} names unknown node {contingency.node!r}"
-            if self._variant(contingency) is None or (app and app.variant(contingency.first) is None):
+        for contingency in self.plan.contingencies:
+            app = self.apps.get(contingency.app)
+            if (contingency.node, contingency.device) not in self.devices:
+                yield f"contingency {contingency.key} names unknown {_named(contingency)}"
+            if self.variant(contingency) is None or (app and app.variant(contingency.first) is None):
                 yield f"contingency {contingency.key} names an unknown variant or version"
 
     def standbys_beside_primaries(self) -> Iterator[str]:
-        for app, placements in self._placements.items():
+        for app, placements in self.placements.items():
             primaries = {p.node for p in placements if p.role is Role.PRIMARY}
             for placed in placements:
                 if placed.role is Role.STANDBY and placed.node in primaries:
                     yield f"the standby of {app!r} shares node {placed.node} with its primary"
 
     def miscounted(self) -> Iterator[str]:
-        for name, app in self._apps.items():
-            primaries = sum(p.role is Role.PRIMARY for p in self._placements[name])
+        for name, app in self.apps.items():
+            primaries = sum(p.role is Role.PRIMARY for p in self.placements[name])
             if primaries > app.replicas:
                 yield f"app {name!r} has {primaries} primaries, more than its {app.replicas}"
-            if primaries == 0 and name not in self._plan.unplaced:
+            if primaries == 0 and name not in self.plan.unplaced:
                 yield f"app {name!r} has no primary, and the plan doesn't say why"
 
-    def overfull(self, added_mb: dict[str, float], lost: frozenset[str], when: str) -> Iterator[str]:
-        for name, node in self._nodes.items():
-            needed_mb = self._used_mb[name] + added_mb.get(name, 0.0)
-            if name not in lost and needed_mb > node.memory_mb * (1 + SLACK):
-                yield f"node {name} needs {needed_mb:.1f} MB {when}, and has {node.memory_mb:.1f} MB"
+    def overfull(self, added: dict[Where, Need], when: str, where: Iterable[Where]) -> Iterator[str]:
+        for at in where:
+            device = self.devices.get(at)
+            if device is None:
+                continue
+            mb, needed = _sum(self.used[at], added.get(at, (0.0, 0.0)))
+            if mb > device.memory_mb * (1 + SLACK):
+                yield f"{_name(at)} needs {mb:.1f} MB {when}, and has {device.memory_mb:.1f} MB"
+            if device.cores and needed > device.cores * (1 + SLACK):
+                yield (f"{_name(at)} needs {needed:.2f} cores {when}, and has {device.cores:.2f}")
 
     # what happens in a failure
 
-    def outcome(self, app: AppVersion, failure: str, lost: frozenset[str]) -> Outcome:
-        primaries = [p for p in self._placements[app.app] if p.role is Role.PRIMARY]
-        left = [p for p in self._placements[app.app] if p.node not in lost]
+    def play(self, failure: str, lost: frozenset[str], *, spare: bool) -> tuple[list[Outcome], list[str]]:
+        """Outcomes of the apps that lose a replica, and what breaks a rule; `spare` room has to be used."""
+        outcomes = []
+        during: dict[Where, Need] = defaultdict(lambda: (0.0, 0.0))
+        after: dict[Where, Need] = defaultdict(lambda: (0.0, 0.0))
+        silent = []
+        for name in sorted({app for node in lost for app in self.apps_on[node]}):
+            app = self.apps.get(name)
+            if app is None:
+                continue
+            outcome = self._outcome(app, failure, lost)
+            if outcome is None:
+                continue
+            outcomes.append(outcome)
+            if outcome.how == "cold":
+                acting = self.contingencies[name, failure]
+                where = acting.node, acting.device
+                during[where] = _sum(during[where], self.needs(app, {acting.first, acting.variant}))
+                after[where] = _sum(after[where], self.needs(app, {acting.variant}))
+            elif outcome.how in ("none", "static"):
+                silent.append(app)
+        violations = [
+            f"contingency {c.key} acts on node {c.node}, which is lost itself"
+            for c in self._staged[failure]
+            if c.node in lost
+        ]
+        violations += self.overfull(during, f"while contingencies for {failure} swap variants", during)
+        violations += self.overfull(after, f"after {failure}", after)
+        if spare and silent:
+            violations += self._needless_silence(silent, failure, lost, during)
+        return outcomes, violations
+
+    def _outcome(self, app: AppVersion, failure: str, lost: frozenset[str]) -> Outcome | None:
+        """None: the failure doesn't affect it."""
+        placements = self.placements[app.app]
+        primaries = [p for p in placements if p.role is Role.PRIMARY]
+        left = [p for p in placements if p.node not in lost]
+        if primaries and all(p.node not in lost for p in primaries):
+            return None
         best = min(left, key=lambda p: (app.rank(p.variant), p.role is not Role.PRIMARY), default=None)
         if best is not None:
-            if primaries and all(p.node not in lost for p in primaries):
-                best = min(primaries, key=lambda p: app.rank(p.variant))
-                how, recovery_ms = "unaffected", 0.0
-            else:
-                how, recovery_ms = "warm", WARM_MS
             accuracy = _accuracy(app, best.variant)
-            return Outcome(failure, app.app, how, best.variant, best.node, accuracy, recovery_ms)
-        contingency = self._acting(app, failure, lost)
-        if contingency is not None:
-            first, accuracy = app.variant(contingency.first), _accuracy(app, contingency.variant)
-            recovery_ms = COLD_MS + (load_ms(first) if first else 0.0)
-            return Outcome(
-                failure, app.app, "cold", contingency.variant, contingency.node, accuracy, recovery_ms
-            )
-        how = "none" if app.static is None else "static"
-        return Outcome(failure, app.app, how, None, None, 0.0, 0.0)
+            return Outcome(failure, app.app, "warm", best.variant, best.node, accuracy, WARM_MS)
+        contingency = self.contingencies.get((app.app, failure))
+        if contingency is not None and self.can_act(contingency, lost):
+            return cold_outcome(app, failure, contingency)
+        return Outcome(failure, app.app, silence(app), None, None, 0.0, 0.0)
 
-    def _acting(self, app: AppVersion, failure: str, lost: frozenset[str]) -> Contingency | None:
-        """The contingency that brings `app` back, if it can act and `app` needs it."""
-        if any(p.node not in lost for p in self._placements[app.app]):
-            return None
-        contingency = self._contingencies.get((app.app, failure))
-        if contingency is None or contingency.node in lost or contingency.node not in self._nodes:
-            return None
-        return contingency if self._variant(contingency) is not None else None
-
-    def violations_in(self, failure: str, lost: frozenset[str]) -> Iterator[str]:
-        during_mb: dict[str, float] = defaultdict(float)
-        after_mb: dict[str, float] = defaultdict(float)
-        silent = []
-        for app in self._apps.values():
-            contingency = self._acting(app, failure, lost)
-            if contingency is not None:
-                both = {contingency.first, contingency.variant}
-                during_mb[contingency.node] += self._memory_mb(app, both)
-                after_mb[contingency.node] += self._memory_mb(app, {contingency.variant})
-            elif self._placements[app.app] and all(p.node in lost for p in self._placements[app.app]):
-                silent.append(app)
-        yield from self.overfull(during_mb, lost, f"while contingencies for {failure} swap variants")
-        yield from self.overfull(after_mb, lost, f"after {failure}")
-        yield from self._needless_silence(silent, failure, lost, during_mb)
+    def can_act(self, contingency: Contingency, lost: Collection[str]) -> bool:
+        known = (contingency.node, contingency.device) in self.devices
+        return known and contingency.node not in lost and self.variant(contingency) is not None
 
     def _needless_silence(
-        self, silent: list[AppVersion], failure: str, lost: frozenset[str], during_mb: dict[str, float]
+        self, silent: list[AppVersion], failure: str, lost: frozenset[str], during: dict[Where, Need]
     ) -> Iterator[str]:
-        for contingency in self._plan.contingencies:
-            if contingency.failure == failure and contingency.node in lost:
-                yield f"contingency {contingency.key} acts on node {contingency.node}, which is lost itself"
+        free = []
+        for at, device in self.devices.items():
+            mb, needed = _sum(self.used[at], during.get(at, (0.0, 0.0)))
+            if at[0] not in lost:
+                idle = device.cores - needed if device.cores else math.inf
+                free.append((device.memory_mb * (1 - SLACK) - mb, idle, at))
+        largest = max((mb for mb, _, _ in free), default=0.0)
         for app in silent:
-            needed_mb = min(replica_mb(variant) for variant in app.variants)
-            for name, node in self._nodes.items():
-                free_mb = node.memory_mb - self._used_mb[name] - during_mb[name]
-                if name not in lost and free_mb > needed_mb + node.memory_mb * SLACK:
+            for variant in sorted(app.variants, key=replica_mb):
+                needed_mb = replica_mb(variant)
+                if needed_mb >= largest:
+                    break
+                fits = [at for mb, idle, at in free if mb > needed_mb and idle > busy(app, variant)]
+                if fits:
                     yield (
-                        f"app {app.app!r} has no contingency for {failure}, although node {name} has "
-                        f"{free_mb:.1f} MB of room and its smallest variant needs {needed_mb:.1f} MB"
+                        f"app {app.app!r} has no contingency for {failure}, although {_name(fits[0])} has "
+                        f"room for its variant {variant.name!r} ({needed_mb:.1f} MB)"
                     )
                     break
+
+
+class _AnyLoss:
+    """The loss of whichever K nodes at once, by what it can do to each app and to each device at worst."""
+
+    def __init__(self, stage: _Stage, several: int) -> None:
+        self._stage = stage
+        self._several = several
+        # By device: which nodes have to be lost for a contingency to act there, and what it needs then.
+        self._acting: dict[Where, list[tuple[frozenset[str], Need]]] = defaultdict(list)
+
+    def play(self) -> tuple[list[Outcome], list[str]]:
+        failure = f"{ANY}{self._several}"
+        worst = [self._worst(app, failure) for app in self._stage.apps.values()]
+        violations: list[str] = []
+        for at, acting in self._acting.items():
+            device, used = self._stage.devices[at], self._stage.used[at]
+            mb = _most([(lost, mb) for lost, (mb, _) in acting], self._several, device.memory_mb - used[0])
+            idle = device.cores - used[1] if device.cores else math.inf
+            needed = _most([(lost, needed) for lost, (_, needed) in acting], self._several, idle)
+            violations += self._stage.overfull({at: (mb, needed)}, f"after {failure} at worst", [at])
+        return [outcome for outcome in worst if outcome is not None], violations
+
+    def _worst(self, app: AppVersion, failure: str) -> Outcome | None:
+        """The worst answer that is left to `app`; notes what its ways back need."""
+        placements = self._stage.placements[app.app]
+        primaries = {p.node for p in placements if p.role is Role.PRIMARY}
+        lost = {p.node for p in placements}
+        if not primaries or len(primaries) > self._several:
+            return None
+        if len(lost) > self._several:
+            worst = self._last(app, [p for p in placements if p.node not in primaries], len(primaries))
+            accuracy = _accuracy(app, worst.variant)
+            return Outcome(failure, app.app, "warm", worst.variant, worst.node, accuracy, WARM_MS)
+        found = []
+        while len(lost) <= self._several:
+            name = f"{ANY}{len(lost)}" if len(lost) > 1 else f"node:{min(lost)}"
+            contingency = self._stage.contingencies.get((app.app, name))
+            if contingency is None or not self._stage.can_act(contingency, lost):
+                return Outcome(failure, app.app, silence(app), None, None, 0.0, 0.0)
+            needs = self._stage.needs(app, {contingency.first, contingency.variant})
+            self._acting[contingency.node, contingency.device].append((frozenset(lost), needs))
+            found.append(cold_outcome(app, failure, contingency))
+            lost = lost | {contingency.node}
+        return min(found, key=lambda outcome: (outcome.accuracy, -outcome.recovery_ms))
+
+    def _last(self, app: AppVersion, standbys: list[Placement], lost: int) -> Placement:
+        """What answers when the best standbys are lost with the primaries."""
+        ranked = sorted(standbys, key=lambda p: app.rank(p.variant))
+        by_node = {placed.node: placed for placed in reversed(ranked)}
+        left = sorted(by_node.values(), key=lambda p: app.rank(p.variant))
+        return left[self._several - lost]
+
+
+def _most(acting: list[tuple[frozenset[str], float]], several: int, free: float) -> float:
+    """The most that the loss of `several` nodes can ask of a device; never too little.
+
+    Each need is charged to one of the nodes whose loss it waits for, and the largest charges are added up.
+    Where that is more than is free, the losses are tried one by one if these are few enough.
+    """
+    charged: dict[str, float] = defaultdict(float)
+    for needed, need in acting:
+        charged[min(needed)] += need
+    bound = sum(heapq.nlargest(several, charged.values()))
+    nodes = sorted(set().union(*(needed for needed, _ in acting)))
+    several = min(several, len(nodes))
+    if bound <= free or math.comb(len(nodes), several) > SUBSETS_MAX:
+        return bound
+    losses = (frozenset(lost) for lost in itertools.combinations(nodes, several))
+    return max(sum(need for needed, need in acting if needed <= lost) for lost in losses)
+
+
+def cold_outcome(app: AppVersion, failure: str, contingency: Contingency) -> Outcome:
+    first = app.variant(contingency.first)
+    recovery_ms = COLD_MS + (load_ms(first) if first else 0.0)
+    accuracy = _accuracy(app, contingency.variant)
+    return Outcome(failure, app.app, "cold", contingency.variant, contingency.node, accuracy, recovery_ms)
+
+
+def silence(app: AppVersion) -> str:
+    return "none" if app.static is None else "static"
 
 
 def _accuracy(app: AppVersion, variant: str) -> float:
     found = app.variant(variant)
     return found.accuracy if found is not None else 0.0
+
+
+def _sum(one: Need, other: Need) -> Need:
+    return one[0] + other[0], one[1] + other[1]
+
+
+def _name(at: Where) -> str:
+    return f"node {at[0]} device {at[1]}" if at[1] else f"node {at[0]}"
+
+
+def _named(placed: Placement | Contingency) -> str:
+    return f"device {placed.device!r} of node {placed.node!r}" if placed.device else f"node {placed.node!r}"

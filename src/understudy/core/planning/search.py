@@ -1,35 +1,27 @@
-"""The search for a plan: which programs are solved in which order, and how much of the current plan stays.
+"""The search for a plan: the heuristic always, the exact program where the cluster is small enough for it.
 
-The whole program is too hard to be solved at once, so a plan is searched for in steps, each of them easy
-because of the one before:
+The program is too hard to be solved from nothing, and easy to improve on a good start: so it begins with the
+heuristic's plan. Contingencies for given placements are a small program that is solved to the end.
 
-    sketch  placements by the largest failures only, with the room that is left as if it were one piece
-    draft   placements by the largest failures, with room node by node, started from the sketch
-    detail  the best contingencies for given placements: small, and solved exactly
-    proof   the whole program, started from the best plan so far, for a bound on what is still possible
-
-What answers the loss of a site answers that of its nodes too: hence the largest failures first.
-
-A new plan is compared with three that move less: everything where it is; only what is lost or lacking
-placed; and only then everything open. Each has to be better than the one before by more than what the solver
-can't tell apart, so that replanning moves nothing without a reason.
+A new plan is compared with those that move less: everything that runs stays and only what is lost or lacking
+is placed; then full-size primaries stay; and only then everything is open. Each has to be better than the one
+before by more than what can't be told apart, so that replanning moves nothing without a reason.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import msgspec
 
+from understudy.core.planning import solver
+from understudy.core.planning.choices import Choices, choices_of
+from understudy.core.planning.heuristic import draft_plan, moved
 from understudy.core.planning.objective import Place, Problem, ideal, place, score
 from understudy.core.planning.placement import PlacementProgram, Solution
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import ConfigError
 from understudy.wire.records import Placement, Plan, Role
 
-# Shares of the time limit. What is left when all have used theirs is for contingencies.
-SKETCH_SHARE = 0.15
-DRAFT_SHARE = 0.2
-PROOF_SHARE = 0.2
+CELLS_MAX = 20_000  # about as many columns as a program may have to be solved in seconds
+POLISH_SHARE = 0.4  # of the time limit, for what moves little
 # In weighted accuracy. Placements are sought to within PLACEMENT_GAP (well below the price of a movement).
 PLACEMENT_GAP = 0.001
 CONTINGENCY_GAP = 1e-6
@@ -41,96 +33,88 @@ UPHEAVAL_GAIN = 1.0
 def find_plan(problem: Problem, current: Plan | None) -> Plan:
     """Placements and contingencies for `problem`, with objective, gap and time; nothing else is filled in.
 
-    Raises TIMEOUT if the time limit was too short for any plan.
+    Raises `ConfigError` if the exact method is asked for and can't be had.
     """
-    return _Search(problem, current).run()
+    method = problem.settings.method
+    if method == "exact" and problem.any_of:
+        raise ConfigError('plan.method = "exact" can\'t plan for "any-K": name the failures, or use "auto"')
+    choices = choices_of(problem)
+    plan, loss, bound = draft_plan(problem, choices, current)
+    spent_s = 0.0
+    close = loss - bound <= PLACEMENT_GAP
+    if method == "exact" or (method == "auto" and not close and _is_small(problem, choices)):
+        search = _Search(problem, choices, plan, bound, current)
+        plan, loss, bound, spent_s = search.run()
+        method = "exact"
+    else:
+        method = "heuristic"
+    best = ideal(problem) - loss
+    return msgspec.structs.replace(
+        plan,
+        objective=best,
+        gap=max(0.0, loss - bound) / max(abs(best), 1e-9),
+        solve_ms=spent_s * 1000.0,
+        method=method,
+        moved=moved(problem, plan),
+    )
 
 
-def _drafted(problem: Problem) -> Problem:
-    """The same by its largest failures only: what answers the loss of a site answers that of its nodes too.
-
-    Much smaller, and placements that are good for it are good: the rest is choosing contingencies.
-    """
-    largest = []
-    for scenario in problem.scenarios:
-        if any(scenario.lost < other.lost for other in problem.scenarios):
-            continue
-        within = [other.weight for other in problem.scenarios if other.lost < scenario.lost]
-        largest.append(replace(scenario, weight=scenario.weight + max(within, default=0.0)))
-    return replace(problem, scenarios=tuple(largest))
+def _is_small(problem: Problem, choices: list[Choices]) -> bool:
+    if problem.any_of or not solver.is_installed():
+        return False
+    by_scenario = sum(len(c.ways) for c in choices) * len(problem.scenarios)
+    return (sum(2 * len(c.mb) for c in choices) + by_scenario) * len(problem.bins) <= CELLS_MAX
 
 
 class _Search:
-    """One search for a plan, and what it has found and spent so far."""
+    """One search for a plan by the exact program, and what it has found and spent so far."""
 
-    def __init__(self, problem: Problem, current: Plan | None) -> None:
+    def __init__(
+        self, problem: Problem, choices: list[Choices], draft: Plan, loss_bound: float, current: Plan | None
+    ) -> None:
         self._problem = problem
-        self._current = _still_valid(problem, current) if current is not None else ()
-        drafted = _drafted(problem)
-        self._sketch = PlacementProgram(drafted, pooled=True)
-        self._draft = PlacementProgram(drafted)
-        self._whole = PlacementProgram(problem)
+        self._program = PlacementProgram(problem, choices)
+        self._replanning = bool(current is not None and problem.existing)
+        self._draft = draft
         self._best: Solution | None = None
-        self._detailed: set[tuple[Placement, ...]] = set()
-        self._loss_bound = 0.0
+        self._loss_bound = loss_bound
         self._tolerance = max(PLACEMENT_GAP, problem.settings.gap * ideal(problem))
 
-    def run(self) -> Plan:
-        if self._current:
-            self._detail(Plan(revision=0, placements=self._current), 0.0)
-            self._search(self._worth_keeping(self._current), POLISH_GAIN)
+    def run(self) -> tuple[Plan, float, float, float]:
+        """The plan, its loss, the least loss possible, and the seconds spent."""
+        self._detail(self._draft, 0.0)
+        if self._replanning:
+            keep = self._worth_keeping(self._draft.placements)
+            self._improve(POLISH_SHARE, POLISH_GAIN, keep)
+            self._improve(1.0, max(UPHEAVAL_GAIN, self._tolerance))
+        else:
+            self._improve(1.0, 0.0)
         if self._best is None:
-            self._search(frozenset(), 0.0)
-            self._prove(0.0)
-        elif not self._prove(UPHEAVAL_GAIN):
-            self._search(frozenset(), UPHEAVAL_GAIN)
-        if self._best is None:
-            limit_s = self._problem.settings.time_limit_s
-            raise UnderstudyError(
-                Code.TIMEOUT, "no plan was found in time; raise plan.time_limit_s", time_limit_s=limit_s
-            )
-        self._polish(self._best)
-        best = score(self._problem, self._best.plan)
-        gap = (ideal(self._problem) - self._loss_bound - best) / max(abs(best), 1e-9)
-        return msgspec.structs.replace(
-            self._best.plan, objective=best, gap=max(0.0, gap), solve_ms=self._spent_s() * 1000.0
-        )
-
-    def _search(self, keep: frozenset[Place], margin: float) -> None:
-        """Sketch, draft, and the details of both."""
-        sketch = self._solve(self._sketch, SKETCH_SHARE, PLACEMENT_GAP, keep=keep)
-        if sketch is None:
-            return
-        self._detail(sketch.plan, margin)
-        start = self._solve(self._draft, 1.0, CONTINGENCY_GAP, fixed=sketch.plan)
-        draft = self._solve(self._draft, DRAFT_SHARE, self._tolerance, keep=keep, start=start)
-        if draft is not None:
-            self._detail(draft.plan, margin)
+            return self._draft, self._loss(self._draft), self._loss_bound, self._program.spent_s
+        plan = self._best.plan
+        return plan, self._loss(plan), self._loss_bound, self._program.spent_s
 
     def _detail(self, plan: Plan, margin: float) -> None:
         """Take the placements of `plan` with the best contingencies for them, if that is the best so far."""
-        if plan.placements in self._detailed:
-            return
-        self._detailed.add(plan.placements)
-        found = self._solve(self._whole, 1.0, CONTINGENCY_GAP, fixed=plan)
+        found = self._solve(1.0, CONTINGENCY_GAP, fixed=plan)
         if found is None:
             return
-        if self._best is None or self._loss(found) < self._loss(self._best) - margin:
+        if self._best is None or self._loss(found.plan) < self._loss(self._best.plan) - margin:
             self._best = found
 
-    def _prove(self, margin: float) -> bool:
-        """Whether nothing is better than the best plan by more than the margin. May find a better plan."""
-        margin = max(margin, self._tolerance)
-        proof = self._solve(self._whole, PROOF_SHARE, margin, start=self._best)
-        if proof is None or self._best is None:
-            return False
-        self._loss_bound = max(self._loss_bound, proof.loss_bound)
-        self._detail(proof.plan, margin if self._current else 0.0)
-        return self._loss(self._best) <= self._loss_bound + margin
+    def _improve(self, share: float, margin: float, keep: frozenset[Place] = frozenset()) -> None:
+        """The whole program from the best plan, in a share of the time that is left."""
+        start = self._best
+        found = self._solve(share, max(margin, self._tolerance), keep=keep, start=start)
+        if found is None:
+            return
+        if not keep:
+            self._loss_bound = max(self._loss_bound, found.loss_bound)
+        if start is None or set(found.plan.placements) != set(start.plan.placements):
+            self._detail(found.plan, margin)
 
     def _solve(
         self,
-        program: PlacementProgram,
         share: float,
         gap: float,
         *,
@@ -138,22 +122,12 @@ class _Search:
         fixed: Plan | None = None,
         start: Solution | None = None,
     ) -> Solution | None:
-        time_limit_s = self._problem.settings.time_limit_s
-        limit_s = min(share * time_limit_s, time_limit_s - self._spent_s())
+        limit_s = share * (self._problem.settings.time_limit_s - self._program.spent_s)
         values = start.values if start is not None else None
-        return program.solve(limit_s, gap, keep=keep, fixed=fixed, start=values)
+        return self._program.solve(limit_s, gap, keep=keep, fixed=fixed, start=values)
 
-    def _spent_s(self) -> float:
-        return self._sketch.spent_s + self._draft.spent_s + self._whole.spent_s
-
-    def _loss(self, solution: Solution) -> float:
-        return ideal(self._problem) - score(self._problem, solution.plan)
-
-    def _polish(self, found: Solution) -> None:
-        """Improve what isn't settled, so that the next search with these facts finds nothing to improve."""
-        keep = self._worth_keeping(found.plan.placements)
-        if keep != self._worth_keeping(self._current):
-            self._search(keep, POLISH_GAIN)
+    def _loss(self, plan: Plan) -> float:
+        return ideal(self._problem) - score(self._problem, plan)
 
     def _worth_keeping(self, placements: tuple[Placement, ...]) -> frozenset[Place]:
         """Full-size primaries: nothing about them can be better than it is."""
@@ -163,14 +137,3 @@ class _Search:
             for placed in placements
             if placed.role is Role.PRIMARY and (placed.app, placed.variant) in full_size
         )
-
-
-def _still_valid(problem: Problem, current: Plan) -> tuple[Placement, ...]:
-    """Current placements of usable variants on usable nodes."""
-    variants = {(app.app, app.version, v.name) for app in problem.apps for v in app.variants}
-    nodes = {node.name for node in problem.nodes}
-    return tuple(
-        placed
-        for placed in current.placements
-        if (placed.app, placed.version, placed.variant) in variants and placed.node in nodes
-    )

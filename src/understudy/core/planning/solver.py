@@ -6,6 +6,7 @@ same answer unless time runs out. It doesn't hold the interpreter's lock while i
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,11 +111,15 @@ def _model(highspy: Any, matrix: Matrix) -> Any:
     return model
 
 
+def is_installed() -> bool:
+    return importlib.util.find_spec("highspy") is not None
+
+
 def _import_highspy() -> Any:
     try:
         import highspy
     except ImportError as error:
         raise ConfigError(
-            "planning needs HiGHS, which isn't installed: pip install 'understudy[controller]'"
+            "the exact planner needs HiGHS, which isn't installed: pip install 'understudy[controller]'"
         ) from error
     return highspy

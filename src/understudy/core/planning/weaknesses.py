@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from understudy.config import PlanSettings
 from understudy.core.planning.footprint import replica_mb
-from understudy.core.planning.replay import lost_nodes
-from understudy.wire.records import AppVersion, Criticality, NodeInfo, Placement, Plan, Role
+from understudy.core.planning.objective import placements_by_app
+from understudy.failures import PlanSettings, lost_nodes
+from understudy.wire.records import (
+    AppVersion,
+    Contingency,
+    Criticality,
+    Device,
+    NodeInfo,
+    Outcome,
+    Placement,
+    Plan,
+    Role,
+)
+
+SENTENCES_MAX = 200
 
 
 def unplaced_reasons(
@@ -18,6 +30,7 @@ def unplaced_reasons(
     placed = {p.app for p in plan.placements if p.role is Role.PRIMARY}
     usable_by_name = {app.app: app for app in usable}
     reasons = {}
+    room: _Room | None = None
     for app in wanted:
         if app.app in placed:
             continue
@@ -26,25 +39,31 @@ def unplaced_reasons(
         elif not nodes:
             reasons[app.app] = "no node is available"
         else:
-            room = _Room(plan, tuple(usable_by_name.values()), nodes)
-            reasons[app.app] = room.lack(usable_by_name[app.app], frozenset())
+            room = room or _Room(plan, tuple(usable_by_name.values()), nodes)
+            reasons[app.app] = room.lack(usable_by_name[app.app], "")
     return reasons
 
 
 def weaknesses(
     plan: Plan, apps: tuple[AppVersion, ...], nodes: tuple[NodeInfo, ...], settings: PlanSettings
 ) -> tuple[str, ...]:
-    """One sentence for each weakness of a plan that was replayed (`outcomes` are read)."""
+    """One sentence for each weakness of a plan that was replayed (`outcomes` are read), the first of many."""
     room = _Room(plan, apps, nodes)
     found = _of_cluster(nodes, settings)
     found += [f"app {app!r} isn't placed: {reason}" for app, reason in sorted(plan.unplaced.items())]
+    placements = placements_by_app(plan)
+    silenced: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in plan.outcomes:
+        if outcome.how in ("none", "static"):
+            silenced[outcome.app].append(outcome)
     for app in apps:
-        placements = [p for p in plan.placements if p.app == app.app]
-        if not placements:
+        if app.app not in placements:
             continue
-        found += _of_placements(app, placements, room)
-        found += _of_standby(app, placements, nodes, settings)
-        found += _of_outcomes(app, plan, room)
+        found += _of_placements(app, placements[app.app], room)
+        found += _of_standby(app, placements[app.app], room, settings)
+        found += _of_outcomes(app, silenced[app.app], room)
+    if len(found) > SENTENCES_MAX:
+        found[SENTENCES_MAX:] = [f"and {len(found) - SENTENCES_MAX} more like these"]
     return tuple(found)
 
 
@@ -75,18 +94,17 @@ def _of_placements(app: AppVersion, placements: list[Placement], room: _Room) ->
 
 
 def _of_standby(
-    app: AppVersion, placements: list[Placement], nodes: tuple[NodeInfo, ...], settings: PlanSettings
+    app: AppVersion, placements: list[Placement], room: _Room, settings: PlanSettings
 ) -> list[str]:
     """Critical apps are warm against every failure to survive, or a sentence says why not."""
-    if app.criticality is not Criticality.CRITICAL or len(nodes) < 2 or not settings.survive:
+    if app.criticality is not Criticality.CRITICAL or len(room.nodes) < 2 or not settings.survive:
         return []
     if len({p.node for p in placements}) < 2:
         return [
             f"critical app {app.app!r} has no warm standby: no other node has room for its smallest variant"
         ]
-    site_of = {node.name: node.site for node in nodes}
-    sites = {site_of[p.node] for p in placements}
-    if "site" in settings.survive and len(sites) == 1 and len(set(site_of.values())) > 1:
+    sites = {room.site_of[p.node] for p in placements}
+    if "site" in settings.survive and len(sites) == 1 and len(set(room.site_of.values())) > 1:
         return [
             f"critical app {app.app!r} has its standby in the same site as its primary, {sites.pop()!r}: "
             "no other site has room for it"
@@ -94,16 +112,13 @@ def _of_standby(
     return []
 
 
-def _of_outcomes(app: AppVersion, plan: Plan, room: _Room) -> list[str]:
+def _of_outcomes(app: AppVersion, silenced: list[Outcome], room: _Room) -> list[str]:
     failures_by_reason: dict[str, list[str]] = defaultdict(list)
-    for outcome in plan.outcomes:
-        if outcome.app != app.app or outcome.how not in ("none", "static"):
-            continue
-        lost = lost_nodes(outcome.failure, room.nodes)
-        if len(lost) == len(room.nodes):
+    for outcome in silenced:
+        if len(room.lost(outcome.failure)) == len(room.nodes):
             continue  # said once, for the whole cluster
         what = "no answer" if outcome.how == "none" else "only its static answer"
-        reason = room.lack(app, lost, outcome.failure)
+        reason = room.lack(app, outcome.failure)
         failures_by_reason[f"{what}|{reason}"].append(outcome.failure)
     found = []
     for key, failures in failures_by_reason.items():
@@ -113,28 +128,43 @@ def _of_outcomes(app: AppVersion, plan: Plan, room: _Room) -> list[str]:
 
 
 class _Room:
-    """Free memory per node, in normal operation and in a failure."""
+    """Free memory per device, in normal operation and in a failure."""
 
     def __init__(self, plan: Plan, apps: tuple[AppVersion, ...], nodes: tuple[NodeInfo, ...]) -> None:
         self.nodes = nodes
-        sizes = {(app.app, v.name): replica_mb(v) for app in apps for v in app.variants}
-        self._free_mb = {node.name: node.memory_mb for node in nodes}
+        self.site_of = {node.name: node.site for node in nodes}
+        self._sizes = {app.app: {v.name: v for v in app.variants} for app in apps}
+        self._free_mb: dict[tuple[str, str], float] = {}
+        for node in nodes:
+            devices = node.devices or (Device("", node.memory_mb),)
+            self._free_mb |= {(node.name, device.name): device.memory_mb for device in devices}
         for placed in plan.placements:
-            self._free_mb[placed.node] -= sizes[placed.app, placed.variant]
-        self._reserved_mb: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+            self._free_mb[placed.node, placed.device] -= replica_mb(self._sizes[placed.app][placed.variant])
+        self._staged: dict[str, list[Contingency]] = defaultdict(list)
         for c in plan.contingencies:
-            both = {c.first, c.variant}
-            self._reserved_mb[c.failure][c.node] += sum(sizes[c.app, variant] for variant in both)
+            self._staged[c.failure].append(c)
+        self._lost: dict[str, frozenset[str]] = {"": frozenset()}
+        self._best: dict[str, tuple[str, float]] = {}
 
-    def best(self, lost: frozenset[str], failure: str) -> tuple[str, float]:
-        """The node with most room left in `failure`, and how much."""
-        reserved = self._reserved_mb.get(failure, {})
-        free = {name: mb - reserved.get(name, 0.0) for name, mb in self._free_mb.items() if name not in lost}
-        name = max(free, key=lambda name: free[name])
-        return name, max(0.0, free[name])
+    def lost(self, failure: str) -> frozenset[str]:
+        if failure not in self._lost:
+            self._lost[failure] = lost_nodes(failure, self.nodes)
+        return self._lost[failure]
 
-    def lack(self, app: AppVersion, lost: frozenset[str], failure: str = "") -> str:
-        name, free_mb = self.best(lost, failure)
+    def best(self, failure: str) -> tuple[str, float]:
+        """Where most room is left in `failure`, and how much."""
+        if failure not in self._best:
+            lost = self.lost(failure)
+            free = {at: mb for at, mb in self._free_mb.items() if at[0] not in lost}
+            for c in self._staged[failure]:
+                both = {c.first, c.variant}
+                free[c.node, c.device] -= sum(replica_mb(self._sizes[c.app][name]) for name in both)
+            at = max(free, key=lambda at: free[at])
+            self._best[failure] = " device ".join(filter(None, at)), max(0.0, free[at])
+        return self._best[failure]
+
+    def lack(self, app: AppVersion, failure: str) -> str:
+        name, free_mb = self.best(failure)
         needed_mb = min(replica_mb(variant) for variant in app.variants)
         figures = f"needs {needed_mb:.0f} MB, best node {name} has {free_mb:.0f} MB"
         if free_mb >= needed_mb:
@@ -142,5 +172,5 @@ class _Room:
         return f"no room for its smallest variant ({figures})"
 
     def left(self) -> str:
-        name, free_mb = self.best(frozenset(), "")
+        name, free_mb = self.best("")
         return f"best node {name} has {free_mb:.0f} MB left"

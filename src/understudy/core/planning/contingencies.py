@@ -1,0 +1,328 @@
+"""Who brings back what each failure silences, for given placements.
+
+Failures don't happen together unless they are declared so, so each has all the spare room to itself. First
+what is staged already stays, and the rest takes its best way back wherever there is most room. Where not all
+of that fits, every app begins with nothing and the room goes, step by step, to whom it is worth most.
+
+For "any-K" the room on a bin must do for whichever K nodes are lost together. Each way back is charged to
+the node of its app's first replica, and the K largest charges of a bin must fit at once: never too little.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from understudy.core.planning.choices import Choices
+from understudy.core.planning.objective import RESTAGE, Problem, chain
+from understudy.core.planning.room import ROUNDING, Room, pick
+
+Held = tuple[int, int]  # (variant, bin)
+Replicas = list[tuple[list[Held], Held | None]]  # by app: primaries, standby
+Answer = tuple[int, int]  # (bin, way)
+SILENT = -1
+
+
+@dataclass(slots=True)
+class Answers:
+    found: dict[tuple[int, str], Answer] = field(default_factory=dict)  # by app and failure
+    loss: float = 0.0  # of all failures, with what staging costs
+
+
+def answer_failures(problem: Problem, choices: list[Choices], room: Room, replicas: Replicas) -> Answers:
+    return _Answering(problem, choices, room, replicas).run()
+
+
+class _Answering:
+    def __init__(self, problem: Problem, choices: list[Choices], room: Room, replicas: Replicas) -> None:
+        self._problem = problem
+        self._choices = choices
+        self._room = room
+        self._answers = Answers()
+        self._staged = self._read_staged()
+        self._limited = bool(np.isfinite(room.cores).any())
+        self._replicas = replicas
+        self._silenced: list[list[int]] = [[] for _ in problem.scenarios]
+        for a, (primaries, standby) in enumerate(replicas):
+            if primaries:
+                self._strike(a, [b for _, b in primaries], standby)
+
+    def _strike(self, a: int, primaries: list[int], standby: Held | None) -> None:
+        """Sort out which failures silence `a`, and charge those that a standby answers."""
+        struck = self._room.scenarios_of(primaries[0])
+        for s in struck:
+            lost = self._room.lost[s]
+            if len(primaries) > 1 and not all(lost[b] for b in primaries):
+                continue
+            if standby is None or lost[standby[1]]:
+                self._silenced[s].append(a)
+            else:
+                names = len(self._problem.scenarios[s].names)
+                self._answers.loss += self._choices[a].warm[standby[0]] * names
+
+    def _read_staged(self) -> dict[tuple[int, str], Answer]:
+        apps = {c.app.app: a for a, c in enumerate(self._choices)}
+        bins = {(held.node, held.device): b for b, held in enumerate(self._problem.bins)}
+        ways = [{(way.first, way.variant): w for w, way in enumerate(c.ways)} for c in self._choices]
+        staged = {}
+        for c in self._problem.staged:
+            a, b = apps.get(c.app), bins.get((c.node, c.device))
+            if a is None or b is None or self._choices[a].app.version != c.version:
+                continue
+            w = ways[a].get((c.first, c.variant))
+            if w is not None:
+                staged[a, c.failure] = (b, w)
+        return staged
+
+    def run(self) -> Answers:
+        for s, scenario in enumerate(self._problem.scenarios):
+            if self._problem.any_of and len(scenario.lost) == 1:
+                continue
+            found = self._answer(s, self._silenced[s])
+            for a in self._silenced[s]:
+                for name in scenario.names:
+                    self._settle(a, name, found.get(a))
+        if self._problem.any_of:
+            self._answer_any()
+        return self._answers
+
+    def _settle(self, a: int, failure: str, answer: Answer | None) -> None:
+        choices = self._choices[a]
+        if answer is None:
+            self._answers.loss += choices.silent
+            return
+        self._answers.found[a, failure] = answer
+        self._answers.loss += choices.ways[answer[1]].loss
+        if self._staged.get((a, failure)) != answer:
+            self._answers.loss += RESTAGE
+
+    # one failure at a time
+
+    def _answer(self, s: int, apps: list[int]) -> dict[int, Answer]:
+        left = _Left(self._room, self._room.lost[s], limited=self._limited)
+        name = self._problem.scenarios[s].names[0]
+        found: dict[int, Answer] = {}
+        open_apps = []
+        for a in apps:
+            staged = self._staged.get((a, name))
+            if staged is not None and left.fits(staged[0], *self._needs(a, staged[1])):
+                left.take(staged[0], *self._needs(a, staged[1]))
+                found[a] = staged
+            else:
+                open_apps.append(a)
+        complete = True
+        for a in sorted(open_apps, key=lambda a: (-self._choices[a].ways[0].room_mb, a)):
+            b = left.pick(*self._needs(a, 0), dense=False)
+            if b < 0:
+                complete = False
+                break
+            left.take(b, *self._needs(a, 0))
+            found[a] = (b, 0)
+        if complete:
+            if any(way > 0 for _, way in found.values()):
+                self._improve(apps, found, left)
+            return found
+        return self._by_value(apps, left)
+
+    def _by_value(self, apps: list[int], left: _Left) -> dict[int, Answer]:
+        left.reset()
+        found: dict[int, Answer] = {}
+        self._improve(apps, found, left)
+        return found
+
+    def _improve(self, apps: list[int], found: dict[int, Answer], left: _Left) -> None:
+        """Give the room that is left to those who gain most by MB, a step at a time."""
+        queue: list[tuple[float, int, int]] = []
+        for a in apps:
+            self._offer(a, found[a][1] if a in found else SILENT, queue)
+        while queue:
+            _, a, way = heapq.heappop(queue)
+            held = found.get(a)
+            if held is not None:
+                left.give_back(held[0], *self._needs(a, held[1]))
+            needs = self._needs(a, way)
+            b = held[0] if held is not None and left.fits(held[0], *needs) else left.pick(*needs, dense=True)
+            if b < 0:
+                if held is not None:
+                    left.take(held[0], *self._needs(a, held[1]))
+                continue
+            left.take(b, *needs)
+            found[a] = (b, way)
+            self._offer(a, way, queue)
+
+    def _offer(self, a: int, way: int, queue: list[tuple[float, int, int]]) -> None:
+        """Queue the step from `way` that gains most by MB."""
+        choices = self._choices[a]
+        loss, room_mb = choices.silent, 0.0
+        if way != SILENT:
+            loss, room_mb = choices.ways[way].loss, choices.ways[way].room_mb
+        best = (0.0, a, SILENT)
+        for w, other in enumerate(choices.ways):
+            if other.loss < loss - 1e-9 and (way == SILENT or w < way):
+                best = min(best, (-(loss - other.loss) / max(other.room_mb - room_mb, 1e-9), a, w))
+        if best[2] != SILENT:
+            heapq.heappush(queue, best)
+
+    def _needs(self, a: int, way: int) -> tuple[float, float]:
+        chosen = self._choices[a].ways[way]
+        return chosen.room_mb, chosen.busy
+
+    # whichever K nodes
+
+    def _answer_any(self) -> None:
+        found = self._chains(smallest=False)
+        if found is None:
+            found = self._chains(smallest=True)
+        assert found is not None
+        for a, (primaries, standby) in enumerate(self._replicas):
+            if not primaries:
+                continue
+            self._settle_chain(a, primaries, standby, found.get(a, []))
+
+    def _nodes(self, a: int) -> list[int]:
+        primaries, standby = self._replicas[a]
+        held = [*primaries, standby] if standby is not None else primaries
+        return list(dict.fromkeys(int(self._room.node[b]) for _, b in held))
+
+    def _chains(self, *, smallest: bool) -> dict[int, list[Answer]] | None:
+        """The ways back of each app, in order. None if not all have room for their best ones.
+
+        With `smallest`, apps begin with the smallest way for each link, the most valuable first, and grow
+        where there is room; what doesn't fit is missing.
+        """
+        any_of = self._problem.any_of
+        charges = _Charges(self._room, any_of, limited=self._limited)
+        found: dict[int, list[Answer]] = {}
+        apps = [
+            a
+            for a, (primaries, _) in enumerate(self._replicas)
+            if primaries and len(self._nodes(a)) <= any_of
+        ]
+        for a in sorted(apps, key=lambda a: (-self._choices[a].silent, a)):
+            nodes = self._nodes(a)
+            links = any_of - len(nodes) + 1
+            taken = np.isin(self._room.node, nodes)
+            way = len(self._choices[a].ways) - 1 if smallest else 0
+            answers: list[Answer] = []
+            for link in range(links):
+                staged = None if smallest else self._staged_link(a, link, taken, charges)
+                b, w = staged or (charges.pick(*self._needs(a, way), ~taken), way)
+                if b < 0:
+                    break
+                charges.take(nodes[0], b, *self._needs(a, w))
+                answers.append((b, w))
+                taken |= self._room.node == self._room.node[b]
+            if len(answers) < links and not smallest:
+                return None
+            found[a] = answers
+        if smallest:
+            self._grow_chains(found, charges)
+        return found
+
+    def _staged_link(self, a: int, link: int, taken: NDArray[np.bool_], charges: _Charges) -> Answer | None:
+        """What is staged for this link already, if it still holds."""
+        held = [self._problem.bins[b].node for b in self._bins(a)]
+        name = chain(list(dict.fromkeys(held)), self._problem.any_of)[link]
+        staged = self._staged.get((a, name))
+        if staged is None or taken[staged[0]]:
+            return None
+        return staged if charges.fits(staged[0], *self._needs(a, staged[1])) else None
+
+    def _bins(self, a: int) -> list[int]:
+        primaries, standby = self._replicas[a]
+        return [b for _, b in primaries] + ([standby[1]] if standby is not None else [])
+
+    def _grow_chains(self, found: dict[int, list[Answer]], charges: _Charges) -> None:
+        for a in sorted(found, key=lambda a: (-self._choices[a].silent, a)):
+            node = self._nodes(a)[0]
+            for link, (b, way) in enumerate(found[a]):
+                charges.take(node, b, *(-need for need in self._needs(a, way)))
+                better = next((w for w in range(way) if charges.fits(b, *self._needs(a, w))), way)
+                charges.take(node, b, *self._needs(a, better))
+                found[a][link] = (b, better)
+
+    def _settle_chain(
+        self, a: int, primaries: list[Held], standby: Held | None, answers: list[Answer]
+    ) -> None:
+        choices = self._choices[a]
+        any_of = self._problem.any_of
+        nodes = list(dict.fromkeys(self._problem.bins[b].node for b in self._bins(a)))
+        names = chain(nodes, any_of)
+        links = max(0, any_of - len(nodes) + 1)
+        if len(nodes) == 1:  # its node's loss alone, and failures that take no more than that node
+            for s in self._room.scenarios_of(primaries[0][1]):
+                scenario = self._problem.scenarios[s]
+                if len(scenario.lost) == 1:
+                    for name in scenario.names:
+                        self._settle(a, name, answers[0] if answers else None)
+        for name, answer in zip(names[:links], answers, strict=False):
+            if len(nodes) > 1 or name != names[0]:
+                self._answers.found[a, name] = answer
+                self._answers.loss += RESTAGE * (self._staged.get((a, name)) != answer)
+        if len({self._problem.bins[b].node for _, b in primaries}) > any_of:
+            return
+        if links == 0:
+            assert standby is not None
+            self._answers.loss += choices.warm[standby[0]]
+        elif len(answers) < links:
+            self._answers.loss += choices.silent
+        else:
+            self._answers.loss += max(choices.ways[w].loss for _, w in answers)
+
+
+class _Left:
+    """Room in one failure."""
+
+    def __init__(self, room: Room, lost: NDArray[np.bool_], *, limited: bool) -> None:
+        self._room, self._lost, self._limited = room, lost, limited
+        self.reset()
+
+    def reset(self) -> None:
+        self._mb = np.where(self._lost, -1.0, self._room.free_mb)
+        self._busy = np.where(self._lost, -1.0, self._room.free_busy) if self._limited else None
+
+    def fits(self, b: int, mb: float, busy: float) -> bool:
+        enough = self._mb[b] >= mb - ROUNDING
+        return bool(enough and (self._busy is None or self._busy[b] >= busy - ROUNDING))
+
+    def pick(self, mb: float, busy: float, *, dense: bool) -> int:
+        return pick(self._room, self._mb, self._busy, mb, busy, None, dense)
+
+    def take(self, b: int, mb: float, busy: float) -> None:
+        self._mb[b] -= mb
+        if self._busy is not None:
+            self._busy[b] -= busy
+
+    def give_back(self, b: int, mb: float, busy: float) -> None:
+        self.take(b, -mb, -busy)
+
+
+class _Charges:
+    """Room on every bin that the K largest charges leave."""
+
+    def __init__(self, room: Room, any_of: int, *, limited: bool) -> None:
+        self._room, self._any_of = room, any_of
+        self._mb: list[dict[int, float]] = [defaultdict(float) for _ in room.node]
+        self._busy: list[dict[int, float]] = [defaultdict(float) for _ in room.node]
+        self._left_mb = room.free_mb.copy()
+        self._left_busy = room.free_busy.copy() if limited else None
+
+    def fits(self, b: int, mb: float, busy: float) -> bool:
+        enough = self._left_mb[b] >= mb - ROUNDING
+        return bool(enough and (self._left_busy is None or self._left_busy[b] >= busy - ROUNDING))
+
+    def pick(self, mb: float, busy: float, allowed: NDArray[np.bool_]) -> int:
+        return pick(self._room, self._left_mb, self._left_busy, mb, busy, allowed, dense=False)
+
+    def take(self, node: int, b: int, mb: float, busy: float) -> None:
+        self._mb[b][node] += mb
+        largest = sum(heapq.nlargest(self._any_of, self._mb[b].values()))
+        self._left_mb[b] = self._room.free_mb[b] - largest
+        if self._left_busy is not None:
+            self._busy[b][node] += busy
+            largest = sum(heapq.nlargest(self._any_of, self._busy[b].values()))
+            self._left_busy[b] = self._room.free_busy[b] - largest

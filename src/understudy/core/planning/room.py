@@ -1,0 +1,91 @@
+"""What is left on every bin while a plan is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from understudy.core.planning.objective import Problem
+
+ROUNDING = 1e-6
+
+
+class Room:
+    """Free memory and compute by bin, and which bins fail together. Bins by their index."""
+
+    def __init__(self, problem: Problem) -> None:
+        bins = problem.bins
+        nodes = {name: n for n, name in enumerate(dict.fromkeys(held.node for held in bins))}
+        sites = {name: n for n, name in enumerate(dict.fromkeys(held.site for held in bins))}
+        self.node = np.array([nodes[held.node] for held in bins], dtype=np.int64)
+        self.site = np.array([sites[held.site] for held in bins], dtype=np.int64)
+        self.memory_mb = np.array([held.memory_mb for held in bins])
+        self.cores = np.array([held.cores for held in bins])
+        self.free_mb = self.memory_mb.copy()
+        self.free_busy = self.cores.copy()
+        self._limited = bool(np.isfinite(self.cores).any())
+        self._bins_of: dict[str, list[int]] = {}
+        for b, held in enumerate(bins):
+            self._bins_of.setdefault(held.node, []).append(b)
+        self.lost = [self._mask(scenario.lost) for scenario in problem.scenarios]
+        self._scenarios: list[list[int]] = [[] for _ in bins]  # that a bin is lost in
+        for s, scenario in enumerate(problem.scenarios):
+            for node in scenario.lost:
+                for b in self._bins_of[node]:
+                    self._scenarios[b].append(s)
+
+    def _mask(self, names: Iterable[str]) -> NDArray[np.bool_]:
+        mask = np.zeros(len(self.node), dtype=bool)
+        for name in names:
+            mask[self._bins_of[name]] = True
+        return mask
+
+    def scenarios_of(self, b: int) -> list[int]:
+        """In which bin `b` is lost."""
+        return self._scenarios[b]
+
+    def shared(self, bins: list[int]) -> NDArray[np.int64]:
+        """By bin: in how many scenarios it is lost together with all of `bins`."""
+        count = np.zeros(len(self.node), dtype=np.int64)
+        both = set(self._scenarios[bins[0]]).intersection(*(self._scenarios[b] for b in bins[1:]))
+        for s in both:
+            count += self.lost[s]
+        return count
+
+    def fits(self, b: int, mb: float, busy: float) -> bool:
+        return bool(self.free_mb[b] >= mb - ROUNDING and self.free_busy[b] >= busy - ROUNDING)
+
+    def take(self, b: int, mb: float, busy: float) -> None:
+        self.free_mb[b] -= mb
+        self.free_busy[b] -= busy
+
+    def pick(self, mb: float, busy: float, allowed: NDArray[np.bool_] | None, *, dense: bool) -> int:
+        """A bin that fits, -1 if none does: the emptiest for its size, or the fullest if `dense`."""
+        return pick(self, self.free_mb, self.free_busy if self._limited else None, mb, busy, allowed, dense)
+
+
+def pick(
+    room: Room,
+    free_mb: NDArray[np.float64],
+    free_busy: NDArray[np.float64] | None,
+    mb: float,
+    busy: float,
+    allowed: NDArray[np.bool_] | None,
+    dense: bool,
+) -> int:
+    fits = free_mb >= mb - ROUNDING
+    if free_busy is not None:
+        fits &= free_busy >= busy - ROUNDING
+    if allowed is not None:
+        fits &= allowed
+    if dense:
+        b = int(np.where(fits, free_mb, math.inf).argmin())
+    else:
+        share = free_mb / room.memory_mb
+        if free_busy is not None:
+            share = np.minimum(share, free_busy / np.where(np.isfinite(room.cores), room.cores, 1.0))
+        b = int(np.where(fits, share, -1.0).argmax())
+    return b if fits[b] else -1
