@@ -31,7 +31,7 @@ class PlanSettings(Settings, frozen=True):
     time_limit_s: Positive = 5.0  # for the exact method
     gap: Fraction = 0.001
     movement_cost: NonNegative = 0.01  # per replica moved, in units of weighted accuracy
-    memory_cost: NonNegative = 0.001  # per fraction of all memory used
+    memory_cost: NonNegative = 0.001  # per GB that replicas use
     standby_memory_cost: NonNegative = 0.1  # of a full-size standby; a smaller one costs less, in accuracy
     node_reserve_mb: NonNegative = 0.0  # kept free on each node
 

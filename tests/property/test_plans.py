@@ -131,9 +131,9 @@ def test_the_heuristic_adds_up_the_same_prices(facts: PlanInput) -> None:
     for current in (None, facts.current):
         problem = problem_of(msgspec.structs.replace(facts, current=current))
         if problem.bins:
-            plan, loss, bound = draft_plan(problem, choices_of(problem), current)
-            assert abs(loss - (objective.ideal(problem) - score(problem, plan))) < 1e-6
-            assert loss >= bound - 1e-6
+            draft = draft_plan(problem, choices_of(problem), current)
+            assert abs(draft.loss - (objective.ideal(problem) - score(problem, draft.plan))) < 1e-6
+            assert draft.loss >= draft.bound.loss - 1e-6
 
 
 @slowly

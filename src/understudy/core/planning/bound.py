@@ -8,6 +8,7 @@ the sum of what they choose is a bound for any prices, and the best prices are f
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +21,19 @@ from understudy.core.planning.objective import RELABEL, RESTAGE, Problem
 from understudy.failures import kind_of
 
 SWEEPS = 3
-HALVINGS = 24
+PRECISION = 0.002  # of a price, relative
+STEP = 1.1
+PRICE_MIN, PRICE_MAX = 1e-6, 1e6
 
 Floats = NDArray[np.float64]
+Prices = Floats  # of a MB and a core, by resource and kind of failure
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
     """`loss` is the least possible. By app: the variants (their index) that it would get; -1: none."""
 
+    prices: Prices
     loss: float
     primaries: list[int]
     standbys: list[int]
@@ -37,7 +42,7 @@ class Bound:
 class Relaxed:
     """The problem with its rows added up by kind and resource."""
 
-    def __init__(self, problem: Problem, choices: list[Choices]) -> None:
+    def __init__(self, problem: Problem, choices: list[Choices], prices: Prices | None = None) -> None:
         self._shares = _shares(problem)
         limits = [problem.memory_mb, sum(held.cores for held in problem.bins)]
         self._limits = np.array([limit for limit in limits if math.isfinite(limit)])
@@ -53,8 +58,7 @@ class Relaxed:
             1.0 + RELABEL
         )
         self._standby = _padded([c.standby for c in choices], wide, math.inf) + moved[:, None]
-        for prices in (self._primary, self._standby):
-            prices[mb > fits] = math.inf
+        self._primary[mb > fits] = self._standby[mb > fits] = math.inf
         self._warm = _padded([c.warm for c in choices], wide, 0.0) * (
             len(self._shares) - (problem.any_of > 0)
         )
@@ -68,41 +72,52 @@ class Relaxed:
         self._missing = np.array([c.missing for c in choices])
         self._worst = np.array([_worst(c, problem.any_of) for c in choices])
         self._all = np.arange(len(choices))
+        shape = len(self._limits), max(1, len(self._shares))
+        self._prices = prices if prices is not None and prices.shape == shape else np.zeros(shape)
 
     def bound(self, spared: float = 0.0) -> Bound:
         """The best bound that was found, for a cluster that is smaller by the fraction `spared`."""
         whole = self._limits
         self._limits = whole * (1.0 - spared)
-        loss, _, primaries, standbys = self._choose(self._best_prices())
+        self._prices = self._best_prices(self._prices)
+        loss, _, primaries, standbys = self._choose(self._prices)
         self._limits = whole
-        return Bound(loss, primaries.tolist(), standbys.tolist())
+        return Bound(self._prices, loss, primaries.tolist(), standbys.tolist())
 
-    def _best_prices(self) -> Floats:
-        """Prices by resource and kind that make the bound as large as found."""
-        prices = np.zeros((len(self._limits), max(1, len(self._shares))))
+    def _best_prices(self, prices: Prices) -> Prices:
+        """Prices that make the bound as large as found, beginning with those of a similar problem."""
+        prices = prices.copy()
         for _ in range(SWEEPS):
             before = prices.copy()
             for row in np.ndindex(prices.shape):
                 self._improve(prices, row)
-            if np.allclose(before, prices, rtol=1e-3, atol=1e-12):
+            if np.allclose(before, prices, rtol=0.01, atol=1e-12):
                 break
         return prices
 
-    def _improve(self, prices: Floats, row: tuple[int, ...]) -> None:
+    def _improve(self, prices: Prices, row: tuple[int, ...]) -> None:
         """The best price of one row, by the sign of what is asked beyond its limit."""
+        guess = float(prices[row])
         prices[row] = 0.0
         if self._excess(prices, row) <= 0.0:
             return
-        low, high = 0.0, 1e-6
-        while high < 1e6:
-            prices[row] = high
-            if self._excess(prices, row) <= 0.0:
-                break
-            low, high = high, high * 8.0
-        for _ in range(HALVINGS):
-            middle = prices[row] = (low + high) / 2.0
+        low, high = self._bracket(prices, row, guess)
+        while high > low * (1.0 + PRECISION):
+            middle = prices[row] = math.sqrt(low * high)
             low, high = (middle, high) if self._excess(prices, row) > 0.0 else (low, middle)
         prices[row] = high
+
+    def _bracket(self, prices: Prices, row: tuple[int, ...], guess: float) -> tuple[float, float]:
+        """A price that is too low and one that isn't."""
+        step = STEP if guess else STEP**4
+        price = prices[row] = guess or PRICE_MIN
+        while self._excess(prices, row) > 0.0 and price < PRICE_MAX:
+            price = prices[row] = price * step
+        high = price
+        while price > PRICE_MIN and self._excess(prices, row) <= 0.0:
+            high = price
+            price = prices[row] = price / step
+        return price, high
 
     def _excess(self, prices: Floats, row: tuple[int, ...]) -> float:
         return float(self._choose(prices)[1][row])
@@ -189,7 +204,7 @@ def _movement(problem: Problem, choices: list[Choices]) -> Floats:
 
 def _padded(rows: Sequence[Sequence[float]], width: int, rest: float) -> Floats:
     """The rows as one array of this width."""
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
     made = np.full((len(rows), width), rest)
-    for i, row in enumerate(rows):
-        made[i, : len(row)] = row
+    made[np.arange(width) < lengths[:, None]] = np.fromiter(itertools.chain.from_iterable(rows), dtype=float)
     return made

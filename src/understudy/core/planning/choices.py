@@ -5,6 +5,7 @@ Both planners read these tables, so that neither adds up prices in a way of its 
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 
 from understudy.core.planning import objective
@@ -19,6 +20,7 @@ class Choices:
     """Prices in weighted accuracy, by variant (best first) where there are several."""
 
     app: AppVersion
+    index: dict[str, int]  # of variants, by name
     mb: tuple[float, ...]
     busy: tuple[float, ...]  # cores
     primary: tuple[float, ...]  # of one primary, without its movement
@@ -30,26 +32,30 @@ class Choices:
     missing: float  # of each primary short of the wanted number
 
 
-def choices_of(problem: Problem) -> list[Choices]:
-    memory_price = problem.settings.memory_cost / problem.memory_mb
-    return [_of(app, memory_price, problem.settings) for app in problem.apps]
+def choices_of(problem: Problem, known: dict[str, Choices] | None = None) -> list[Choices]:
+    """By app. What is `known` of the very same version is used again, for the same settings."""
+    known = known or {}
+    found = []
+    for app in problem.apps:
+        before = known.get(app.app)
+        same = before is not None and before.app is app
+        found.append(before if before is not None and same else _of(app, problem.settings))
+    return found
 
 
-def _of(app: AppVersion, memory_price: float, settings: PlanSettings) -> Choices:
-    mb = tuple(replica_mb(variant) for variant in app.variants)
-    memory = [memory_price * size for size in mb]
-    standby: tuple[float, ...] = ()
+def _of(app: AppVersion, settings: PlanSettings) -> Choices:
+    memory = [objective.memory_loss(v, settings) for v in app.variants]
+    standby: list[float] = []
     if app.criticality is Criticality.CRITICAL:
-        prices = zip(memory, (objective.standby_loss(app, v, settings) for v in app.variants), strict=True)
-        standby = tuple(held + price for held, price in prices)
+        standby = [objective.standby_loss(app, v, settings) for v in app.variants]
+    primary = [objective.primary_loss(app, v) for v in app.variants]
     return Choices(
         app=app,
-        mb=mb,
+        index={variant.name: v for v, variant in enumerate(app.variants)},
+        mb=tuple(replica_mb(variant) for variant in app.variants),
         busy=tuple(busy(app, variant) for variant in app.variants),
-        primary=tuple(
-            held + objective.primary_loss(app, v) for held, v in zip(memory, app.variants, strict=True)
-        ),
-        standby=standby,
+        primary=tuple(map(operator.add, primary, memory)),
+        standby=tuple(map(operator.add, standby, memory)),
         warm=tuple(objective.warm_loss(app, v) for v in app.variants),
         ways=objective.ways(app),
         silent=objective.silent_loss(app),

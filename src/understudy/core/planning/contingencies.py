@@ -105,28 +105,47 @@ class _Answering:
     def _answer(self, s: int, apps: list[int]) -> dict[int, Answer]:
         left = _Left(self._room, self._room.lost[s], limited=self._limited)
         name = self._problem.scenarios[s].names[0]
-        found: dict[int, Answer] = {}
-        open_apps = []
+        found = self._still_staged(name, apps, left)
+        if not found:
+            return self._best_for_all(s, apps, left) or self._by_value(apps, left)
+        self._improve(apps, found, left)
+        if len(found) < len(apps):  # does it pay to stage everything anew?
+            anew = self._by_value(apps, left)
+            found = min(found, anew, key=lambda answers: self._price(name, apps, answers))
+        return found
+
+    def _still_staged(self, name: str, apps: list[int], left: _Left) -> dict[int, Answer]:
+        found = {}
         for a in apps:
             staged = self._staged.get((a, name))
             if staged is not None and left.fits(staged[0], *self._needs(a, staged[1])):
                 left.take(staged[0], *self._needs(a, staged[1]))
                 found[a] = staged
+        return found
+
+    def _price(self, name: str, apps: list[int], answers: dict[int, Answer]) -> float:
+        price = 0.0
+        for a in apps:
+            answer = answers.get(a)
+            if answer is None:
+                price += self._choices[a].silent
             else:
-                open_apps.append(a)
-        complete = True
-        for a in sorted(open_apps, key=lambda a: (-self._choices[a].ways[0].room_mb, a)):
-            b = left.pick(*self._needs(a, 0), dense=False)
+                price += self._choices[a].ways[answer[1]].loss
+                price += RESTAGE * (self._staged.get((a, name)) != answer)
+        return price
+
+    def _best_for_all(self, s: int, apps: list[int], left: _Left) -> dict[int, Answer] | None:
+        """The best way back for every app, each failure's elsewhere; None if not all of it fits."""
+        found = {}
+        start = s * len(self._room.node) // len(self._room.lost)
+        for a in sorted(apps, key=lambda a: (-self._choices[a].ways[0].room_mb, a)):
+            b = left.next(*self._needs(a, 0), start)
             if b < 0:
-                complete = False
-                break
+                return None
+            start = b + 1
             left.take(b, *self._needs(a, 0))
             found[a] = (b, 0)
-        if complete:
-            if any(way > 0 for _, way in found.values()):
-                self._improve(apps, found, left)
-            return found
-        return self._by_value(apps, left)
+        return found
 
     def _by_value(self, apps: list[int], left: _Left) -> dict[int, Answer]:
         left.reset()
@@ -137,32 +156,38 @@ class _Answering:
     def _improve(self, apps: list[int], found: dict[int, Answer], left: _Left) -> None:
         """Give the room that is left to those who gain most by MB, a step at a time."""
         queue: list[tuple[float, int, int]] = []
+        largest_mb = left.largest_mb()
         for a in apps:
-            self._offer(a, found[a][1] if a in found else SILENT, queue)
+            way = found[a][1] if a in found else SILENT
+            ways = self._choices[a].ways
+            if way == SILENT or (way > 0 and ways[way - 1].room_mb <= largest_mb + ways[way].room_mb):
+                self._offer(a, way, queue)
         while queue:
             _, a, way = heapq.heappop(queue)
             held = found.get(a)
             if held is not None:
                 left.give_back(held[0], *self._needs(a, held[1]))
             needs = self._needs(a, way)
-            b = held[0] if held is not None and left.fits(held[0], *needs) else left.pick(*needs, dense=True)
-            if b < 0:
-                if held is not None:
-                    left.take(held[0], *self._needs(a, held[1]))
+            b = held[0] if held is not None and left.fits(held[0], *needs) else left.tightest(*needs)
+            if b >= 0:
+                left.take(b, *needs)
+                found[a] = (b, way)
+                self._offer(a, way, queue)
                 continue
-            left.take(b, *needs)
-            found[a] = (b, way)
-            self._offer(a, way, queue)
+            if held is not None:
+                left.take(held[0], *self._needs(a, held[1]))
+            self._offer(a, held[1] if held is not None else SILENT, queue, above=way)
 
-    def _offer(self, a: int, way: int, queue: list[tuple[float, int, int]]) -> None:
-        """Queue the step from `way` that gains most by MB."""
+    def _offer(self, a: int, way: int, queue: list[tuple[float, int, int]], above: int = -1) -> None:
+        """Queue the step from `way` that gains most by MB, of those to ways `above` (smaller than) one."""
         choices = self._choices[a]
         loss, room_mb = choices.silent, 0.0
         if way != SILENT:
             loss, room_mb = choices.ways[way].loss, choices.ways[way].room_mb
         best = (0.0, a, SILENT)
-        for w, other in enumerate(choices.ways):
-            if other.loss < loss - 1e-9 and (way == SILENT or w < way):
+        for w in range(above + 1, len(choices.ways) if way == SILENT else way):
+            other = choices.ways[w]
+            if other.loss < loss - 1e-9:
                 best = min(best, (-(loss - other.loss) / max(other.room_mb - room_mb, 1e-9), a, w))
         if best[2] != SILENT:
             heapq.heappush(queue, best)
@@ -285,12 +310,26 @@ class _Left:
         self._mb = np.where(self._lost, -1.0, self._room.free_mb)
         self._busy = np.where(self._lost, -1.0, self._room.free_busy) if self._limited else None
 
+    def largest_mb(self) -> float:
+        return float(self._mb.max())
+
     def fits(self, b: int, mb: float, busy: float) -> bool:
         enough = self._mb[b] >= mb - ROUNDING
         return bool(enough and (self._busy is None or self._busy[b] >= busy - ROUNDING))
 
-    def pick(self, mb: float, busy: float, *, dense: bool) -> int:
-        return pick(self._room, self._mb, self._busy, mb, busy, None, dense)
+    def tightest(self, mb: float, busy: float) -> int:
+        return pick(self._room, self._mb, self._busy, mb, busy, None, dense=True)
+
+    def next(self, mb: float, busy: float, start: int) -> int:
+        """The first bin from `start` on that fits, going round; -1 if none does."""
+        fits = self._mb >= mb - ROUNDING
+        if self._busy is not None:
+            fits &= self._busy >= busy - ROUNDING
+        start %= len(fits)
+        b = start + int(fits[start:].argmax())
+        if not fits[b]:
+            b = int(fits.argmax())
+        return b if fits[b] else -1
 
     def take(self, b: int, mb: float, busy: float) -> None:
         self._mb[b] -= mb

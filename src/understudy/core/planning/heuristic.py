@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from understudy.core.planning.bound import Bound, Relaxed
+from understudy.core.planning.bound import Bound, Prices, Relaxed
 from understudy.core.planning.choices import Choices
 from understudy.core.planning.contingencies import Answers, answer_failures
 from understudy.core.planning.objective import (
@@ -29,6 +30,7 @@ from understudy.core.planning.objective import (
     balance,
     ideal,
     place,
+    score,
     worth,
 )
 from understudy.core.planning.room import Room
@@ -40,38 +42,62 @@ MENDED_MAX = 24  # bins looked at to make room for one replica
 Held = tuple[int, int]  # (variant, bin)
 
 
-def draft_plan(problem: Problem, choices: list[Choices], current: Plan | None) -> tuple[Plan, float, float]:
-    """A plan without revision and proof, its loss, and the least loss possible."""
-    relaxed = Relaxed(problem, choices)
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A plan without revision and proof, what it loses, and what any plan loses at least."""
+
+    plan: Plan
+    loss: float
+    bound: Bound
+
+
+def draft_plan(
+    problem: Problem, choices: list[Choices], current: Plan | None, prices: Prices | None = None
+) -> Draft:
+    """The heuristic's plan. `prices` of a similar problem's bound, if known, save time."""
+    relaxed = Relaxed(problem, choices, prices)
     bound = relaxed.bound()
     enough = bound.loss + problem.settings.gap * max(1.0, ideal(problem) - bound.loss)
-    best: tuple[_Packing, Answers, float] | None = None
+    best: Draft | None = None
     for dense, spared in MANNERS:
-        packing = _Packing(problem, choices, dense=dense)
-        packing.keep(current)
+        packing = _Packing(problem, choices, current, dense=dense)
         packing.pack(relaxed.bound(spared) if spared else bound)
         answers = answer_failures(problem, choices, packing.room, packing.replica_bins())
         loss = packing.loss() + answers.loss
-        if best is None or loss < best[2] - 1e-9:
-            best = packing, answers, loss
+        if best is None or loss < best.loss - 1e-9:
+            best = Draft(packing.plan(answers), loss, bound)
+        if packing.mostly_kept or (loss <= enough and not spared):
+            return best
         if loss <= enough:
             break
     assert best is not None
-    packing, answers, loss = best
-    return packing.plan(answers), loss, bound.loss
+    return _grown(problem, choices, best)
+
+
+def _grown(problem: Problem, choices: list[Choices], draft: Draft) -> Draft:
+    """`draft` with use of the room that was spared for contingencies and that they don't need."""
+    running, staged = frozenset(map(place, draft.plan.placements)), frozenset(draft.plan.contingencies)
+    later = replace(problem, existing=running, staged=staged)
+    packing = _Packing(later, choices, draft.plan, dense=True)
+    packing.pack(draft.bound)
+    plan = packing.plan(answer_failures(later, choices, packing.room, packing.replica_bins()))
+    loss = ideal(problem) - score(problem, plan)
+    return Draft(plan, loss, draft.bound) if loss < draft.loss else draft
 
 
 class _Packing:
     """Placements in the making. Apps, variants and bins by their index."""
 
-    def __init__(self, problem: Problem, choices: list[Choices], *, dense: bool) -> None:
+    def __init__(
+        self, problem: Problem, choices: list[Choices], current: Plan | None, *, dense: bool
+    ) -> None:
         self._problem = problem
         self._choices = choices
         self._dense = dense
         self.room = Room(problem)
         self._index = {(held.node, held.device): b for b, held in enumerate(problem.bins)}
         self._apps = {c.app.app: a for a, c in enumerate(choices)}
-        self._variants = [{v.name: i for i, v in enumerate(c.app.variants)} for c in choices]
+        self._variants = [c.index for c in choices]
         self.primaries: list[list[Held]] = [[] for _ in choices]
         self.standbys: list[Held | None] = [None] * len(choices)
         self._on: list[set[int]] = [set() for _ in problem.bins]  # apps with a replica there
@@ -83,12 +109,14 @@ class _Packing:
                 continue
             if (v := self._variants[a].get(variant)) is not None:
                 self._running[a].append((v, b))
+        self._keep(current.placements if current is not None else ())
+        self.mostly_kept = 2 * sum(map(bool, self.primaries)) > len(choices)
+        self._reserved_mb = self._staged_mb()
 
     # keeping
 
-    def keep(self, current: Plan | None) -> None:
+    def _keep(self, placements: tuple[Placement, ...]) -> None:
         """Take over what still holds, primaries first."""
-        placements = current.placements if current is not None else ()
         for role in (Role.PRIMARY, Role.STANDBY):
             for placed in placements:
                 if placed.role is not role:
@@ -99,6 +127,20 @@ class _Packing:
                 v = self._variants[a].get(placed.variant)
                 if v is not None and self._may_hold(a, v, b, role):
                     self._put(a, v, b, role)
+
+    def _staged_mb(self) -> NDArray[np.float64]:
+        """By bin: the room that its contingencies need in the worst failure."""
+        needed: dict[tuple[int, str], float] = defaultdict(float)
+        for c in self._problem.staged:
+            a, b = self._apps.get(c.app), self._index.get((c.node, c.device))
+            if a is not None and b is not None:
+                sizes, variants = self._choices[a].mb, self._variants[a]
+                for name in dict.fromkeys((c.first, c.variant)):
+                    needed[b, c.failure] += sizes[variants[name]] if name in variants else 0.0
+        reserved = np.zeros(len(self._problem.bins))
+        for (b, _), mb in needed.items():
+            reserved[b] = max(reserved[b], mb)
+        return reserved
 
     def _may_hold(self, a: int, v: int, b: int, role: Role) -> bool:
         choices = self._choices[a]
@@ -147,13 +189,24 @@ class _Packing:
                     self._put(a, v, b, Role.PRIMARY)
 
     def _place_primary(self, a: int, v: int) -> bool:
-        choices = self._choices[a]
         for allowed in self._apart(a):
-            b = self.room.pick(choices.mb[v], choices.busy[v], allowed, dense=self._dense)
+            b = self._pick(a, v, allowed)
             if b >= 0:
                 self._put(a, v, b, Role.PRIMARY)
                 return True
         return False
+
+    def _pick(self, a: int, v: int, allowed: NDArray[np.bool_] | None, *, spare: bool = False) -> int:
+        """Where to place it: where nothing that is staged counts on the room (`spare`: nowhere else)."""
+        mb, busy = self._choices[a].mb[v], self._choices[a].busy[v]
+        if self._problem.staged:
+            unclaimed = self.room.free_mb - self._reserved_mb >= mb
+            if allowed is not None:
+                unclaimed &= allowed
+            b = self.room.pick(mb, busy, unclaimed, dense=self._dense)
+            if b >= 0 or spare:
+                return b
+        return self.room.pick(mb, busy, allowed, dense=self._dense)
 
     def _apart(self, a: int) -> Iterable[NDArray[np.bool_] | None]:
         """Bins for the next primary: in no site of another one, on no node of another one, any."""
@@ -166,6 +219,10 @@ class _Packing:
         sites = ~np.isin(self.room.site, self.room.site[bins])
         options = [sites, nodes, np.ones(len(nodes), dtype=bool)]
         return [option if beside is None else option & beside for option in options]
+
+    def _apart_from_all(self, a: int) -> NDArray[np.bool_]:
+        """Bins on nodes without a replica of `a`."""
+        return ~np.isin(self.room.node, self.room.node[self.replica_bins_of(a)])
 
     def _place_somehow(self, a: int, best: int) -> None:
         """A primary of the best variant for which room can be found or made."""
@@ -213,12 +270,12 @@ class _Packing:
                     smaller.append((-gain / choices.mb[0], a, v, b))
         for _, a, v, b in sorted(smaller):
             self._take(a, v, b, Role.PRIMARY)
-            choices = self._choices[a]
             for better in range(max(bound.primaries[a], 0), v):
-                if self.room.fits(b, choices.mb[better], choices.busy[better]):
-                    self._put(a, better, b, Role.PRIMARY)
-                    break
-                if self._place_primary(a, better):
+                at = self._pick(a, better, self.room.node == self.room.node[b], spare=True)
+                if at < 0:
+                    at = self._pick(a, better, self._apart_from_all(a), spare=True)
+                if at >= 0:
+                    self._put(a, better, at, Role.PRIMARY)
                     break
             else:
                 self._put(a, v, b, Role.PRIMARY)
@@ -239,7 +296,7 @@ class _Packing:
         for level in np.unique(beside[apart]).tolist():
             for v in options:
                 allowed = apart & (beside == level)
-                b = self.room.pick(choices.mb[v], choices.busy[v], allowed, dense=self._dense)
+                b = self._pick(a, v, allowed)
                 if b >= 0:
                     self._put(a, v, b, Role.STANDBY)
                     return

@@ -122,6 +122,10 @@ def recovery_loss(recovery_ms: float) -> float:
     return RECOVERY * recovery_ms / (recovery_ms + 1000.0)
 
 
+def memory_loss(variant: Variant, settings: PlanSettings) -> float:
+    return settings.memory_cost * replica_mb(variant) / 1000.0
+
+
 def primary_loss(app: AppVersion, variant: Variant) -> float:
     degraded = DEGRADED if app.rank(variant.name) > 0 else 0.0
     return worth(app) * (accuracy_lost(app, variant) + degraded) / app.replicas
@@ -208,7 +212,6 @@ def _placement_loss(problem: Problem, placements: dict[str, list[Placement]]) ->
     loss = 0.0
     loads: dict[tuple[str, str], float] = defaultdict(float)
     site_of = {held.node: held.site for held in problem.bins}
-    memory_mb = problem.memory_mb
     for app in problem.apps:
         placed = placements.get(app.app, [])
         primaries = [p for p in placed if p.role is Role.PRIMARY]
@@ -221,7 +224,7 @@ def _placement_loss(problem: Problem, placements: dict[str, list[Placement]]) ->
         loss += worth(app) * SAME_SITE * (len(primaries) - len({site_of[p.node] for p in primaries}))
         for replica in placed:
             variant = variant_of(app, replica.variant)
-            loss += problem.settings.memory_cost * replica_mb(variant) / memory_mb
+            loss += memory_loss(variant, problem.settings)
             if replica.role is Role.PRIMARY:
                 loss += primary_loss(app, variant)
                 loads[replica.node, replica.device] += replica_mb(variant)

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from understudy.core.planning.bound import Prices
+from understudy.core.planning.choices import Choices, choices_of
 from understudy.core.planning.footprint import replica_mb
 from understudy.core.planning.objective import Bin, Place, Problem, Scenario, place
 from understudy.core.planning.replay import replay
@@ -33,26 +35,45 @@ class PlanInput(msgspec.Struct, frozen=True):
 
 
 def make_plan(facts: PlanInput, revision: int, reason: str) -> Plan:
-    """A plan for `facts`, checked by replay; the same facts give the same plan.
+    """A plan for `facts`, checked by replay; the same facts give the same plan. See `Planner`."""
+    return Planner().plan(facts, revision, reason)
+
+
+class Planner:
+    """Makes one plan after the other, and remembers what apps cost that are still the same.
 
     Blocks for `settings.time_limit_s` at most beyond what the heuristic takes, mostly without holding the
-    interpreter's lock: run it in a thread. Raises `ConfigError` if the exact method is asked for and HiGHS
-    isn't installed.
+    interpreter's lock: run it in a thread, one plan at a time. Raises `ConfigError` if the exact method is
+    asked for and HiGHS isn't installed.
     """
-    names = [app.app for app in facts.apps]
-    check(len(set(names)) == len(names), "an app is planned in one version")
-    problem = problem_of(facts)
-    nodes = usable_nodes(facts)
-    plan = Plan(revision=revision, reason=reason)
-    if problem.apps and nodes:
-        found = find_plan(problem, facts.current)
-        plan = msgspec.structs.replace(found, revision=revision, reason=reason)
-    unplaced = unplaced_reasons(plan, facts.apps, problem.apps, nodes)
-    plan = msgspec.structs.replace(plan, unplaced=unplaced)
-    verdict = replay(plan, problem.apps, nodes, facts.settings.survive)
-    plan = msgspec.structs.replace(plan, outcomes=verdict.outcomes)
-    warnings = (*verdict.violations, *weaknesses(plan, problem.apps, nodes, facts.settings))
-    return msgspec.structs.replace(plan, warnings=warnings)
+
+    def __init__(self) -> None:
+        self._settings = PlanSettings()
+        self._known: dict[str, Choices] = {}
+        self._prices: Prices | None = None
+
+    def plan(self, facts: PlanInput, revision: int, reason: str) -> Plan:
+        names = [app.app for app in facts.apps]
+        check(len(set(names)) == len(names), "an app is planned in one version")
+        problem = problem_of(facts)
+        nodes = usable_nodes(facts)
+        plan = Plan(revision=revision, reason=reason)
+        if problem.apps and nodes:
+            found, self._prices = find_plan(problem, self._choices(problem), facts.current, self._prices)
+            plan = msgspec.structs.replace(found, revision=revision, reason=reason)
+        unplaced = unplaced_reasons(plan, facts.apps, problem.apps, nodes)
+        plan = msgspec.structs.replace(plan, unplaced=unplaced)
+        verdict = replay(plan, problem.apps, nodes, facts.settings.survive)
+        plan = msgspec.structs.replace(plan, outcomes=verdict.outcomes)
+        warnings = (*verdict.violations, *weaknesses(plan, problem.apps, nodes, facts.settings))
+        return msgspec.structs.replace(plan, warnings=warnings)
+
+    def _choices(self, problem: Problem) -> list[Choices]:
+        if problem.settings != self._settings:
+            self._settings, self._known, self._prices = problem.settings, {}, None
+        choices = choices_of(problem, self._known)
+        self._known = {c.app.app: c for c in choices}
+        return choices
 
 
 def overhead(plan: Plan, apps: tuple[AppVersion, ...]) -> float:

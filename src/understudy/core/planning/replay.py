@@ -49,10 +49,10 @@ def replay(
 ) -> Replay:
     """What each app answers in each failure, and every rule of planning that the plan breaks.
 
-    Checked are: names that mean something; standbys apart from their primaries; the memory and compute of
-    every device in normal operation, while contingencies swap (both variants loaded) and afterwards; and that
-    no app is left silent beside free room. Apps without a primary are the plan's own statement (`unplaced`),
-    no violation. Of "any-K" every combination of nodes is covered, whether it is tried by itself or not.
+    Checked are: names that mean something; standbys apart from their primaries; the memory and cores of every
+    device in normal operation, and while contingencies swap (both variants loaded); and that no app is left
+    silent beside free room. Apps without a primary are the plan's own statement (`unplaced`), no violation.
+    Of "any-K" every combination of nodes is covered, whether it is tried by itself or not.
     """
     stage = _Stage(plan, apps, nodes)
     violations = [*stage.misnamed(), *stage.standbys_beside_primaries(), *stage.miscounted()]
@@ -77,6 +77,10 @@ class _Stage:
     def __init__(self, plan: Plan, apps: tuple[AppVersion, ...], nodes: tuple[NodeInfo, ...]) -> None:
         self.plan = plan
         self.apps = {app.app: app for app in apps}
+        self._variants = {
+            app.app: {variant.name: (rank, variant) for rank, variant in enumerate(app.variants)}
+            for app in apps
+        }
         self.nodes = {node.name: node for node in nodes}
         self.devices: dict[Where, Device] = {}
         for node in nodes:
@@ -90,8 +94,7 @@ class _Stage:
             self.apps_on[placed.node].add(placed.app)
             if (variant := self.variant(placed)) is not None:
                 where = placed.node, placed.device
-                needed = replica_mb(variant), busy(self.apps[placed.app], variant)
-                self.used[where] = _sum(self.used[where], needed)
+                self.used[where] = _sum(self.used[where], self.needs(self.apps[placed.app], variant))
         self.contingencies = {(c.app, c.failure): c for c in plan.contingencies}
         self._staged: dict[str, list[Contingency]] = defaultdict(list)
         for contingency in plan.contingencies:
@@ -99,12 +102,28 @@ class _Stage:
 
     def variant(self, placed: Placement | Contingency) -> Variant | None:
         app = self.apps.get(placed.app)
-        return app.variant(placed.variant) if app is not None and app.version == placed.version else None
+        if app is None or app.version != placed.version:
+            return None
+        return self._variants[placed.app].get(placed.variant, (0, None))[1]
 
-    def needs(self, app: AppVersion, names: Iterable[str]) -> Need:
-        """Of variants that are loaded beside each other, only one of which answers."""
-        variants = [variant for variant in app.variants if variant.name in names]
-        return sum(map(replica_mb, variants)), max(busy(app, variant) for variant in variants)
+    def rank(self, placed: Placement) -> int:
+        return self._variants[placed.app].get(placed.variant, (len(self._variants[placed.app]), None))[0]
+
+    def accuracy(self, placed: Placement | Contingency) -> float:
+        variant = self._variants[placed.app].get(placed.variant, (0, None))[1]
+        return variant.accuracy if variant is not None else 0.0
+
+    def needs(self, app: AppVersion, variant: Variant) -> Need:
+        return replica_mb(variant), busy(app, variant)
+
+    def needs_while_swapping(self, app: AppVersion, contingency: Contingency) -> Need:
+        """With both variants loaded, one of which answers: the worst moment of a way back."""
+        variants = self._variants[app.app]
+        needed = self.needs(app, variants[contingency.variant][1])
+        if contingency.first == contingency.variant or contingency.first not in variants:
+            return needed
+        first = self.needs(app, variants[contingency.first][1])
+        return needed[0] + first[0], max(needed[1], first[1])
 
     # what holds without any failure
 
@@ -156,7 +175,6 @@ class _Stage:
         """Outcomes of the apps that lose a replica, and what breaks a rule; `spare` room has to be used."""
         outcomes = []
         during: dict[Where, Need] = defaultdict(lambda: (0.0, 0.0))
-        after: dict[Where, Need] = defaultdict(lambda: (0.0, 0.0))
         silent = []
         for name in sorted({app for node in lost for app in self.apps_on[node]}):
             app = self.apps.get(name)
@@ -169,8 +187,7 @@ class _Stage:
             if outcome.how == "cold":
                 acting = self.contingencies[name, failure]
                 where = acting.node, acting.device
-                during[where] = _sum(during[where], self.needs(app, {acting.first, acting.variant}))
-                after[where] = _sum(after[where], self.needs(app, {acting.variant}))
+                during[where] = _sum(during[where], self.needs_while_swapping(app, acting))
             elif outcome.how in ("none", "static"):
                 silent.append(app)
         violations = [
@@ -179,7 +196,6 @@ class _Stage:
             if c.node in lost
         ]
         violations += self.overfull(during, f"while contingencies for {failure} swap variants", during)
-        violations += self.overfull(after, f"after {failure}", after)
         if spare and silent:
             violations += self._needless_silence(silent, failure, lost, during)
         return outcomes, violations
@@ -187,18 +203,22 @@ class _Stage:
     def _outcome(self, app: AppVersion, failure: str, lost: frozenset[str]) -> Outcome | None:
         """None: the failure doesn't affect it."""
         placements = self.placements[app.app]
-        primaries = [p for p in placements if p.role is Role.PRIMARY]
         left = [p for p in placements if p.node not in lost]
-        if primaries and all(p.node not in lost for p in primaries):
-            return None
-        best = min(left, key=lambda p: (app.rank(p.variant), p.role is not Role.PRIMARY), default=None)
-        if best is not None:
-            accuracy = _accuracy(app, best.variant)
-            return Outcome(failure, app.app, "warm", best.variant, best.node, accuracy, WARM_MS)
+        if left:
+            primaries = [p.node for p in placements if p.role is Role.PRIMARY]
+            if primaries and lost.isdisjoint(primaries):
+                return None
+            best = min(left, key=lambda p: (self.rank(p), p.role is not Role.PRIMARY))
+            return Outcome(failure, app.app, "warm", best.variant, best.node, self.accuracy(best), WARM_MS)
         contingency = self.contingencies.get((app.app, failure))
         if contingency is not None and self.can_act(contingency, lost):
-            return cold_outcome(app, failure, contingency)
+            return self.cold_outcome(failure, contingency)
         return Outcome(failure, app.app, silence(app), None, None, 0.0, 0.0)
+
+    def cold_outcome(self, failure: str, c: Contingency) -> Outcome:
+        first = self._variants[c.app].get(c.first, (0, None))[1]
+        recovery_ms = COLD_MS + (load_ms(first) if first else 0.0)
+        return Outcome(failure, c.app, "cold", c.variant, c.node, self.accuracy(c), recovery_ms)
 
     def can_act(self, contingency: Contingency, lost: Collection[str]) -> bool:
         known = (contingency.node, contingency.device) in self.devices
@@ -257,8 +277,8 @@ class _AnyLoss:
         if not primaries or len(primaries) > self._several:
             return None
         if len(lost) > self._several:
-            worst = self._last(app, [p for p in placements if p.node not in primaries], len(primaries))
-            accuracy = _accuracy(app, worst.variant)
+            worst = self._last([p for p in placements if p.node not in primaries], len(primaries))
+            accuracy = self._stage.accuracy(worst)
             return Outcome(failure, app.app, "warm", worst.variant, worst.node, accuracy, WARM_MS)
         found = []
         while len(lost) <= self._several:
@@ -266,17 +286,17 @@ class _AnyLoss:
             contingency = self._stage.contingencies.get((app.app, name))
             if contingency is None or not self._stage.can_act(contingency, lost):
                 return Outcome(failure, app.app, silence(app), None, None, 0.0, 0.0)
-            needs = self._stage.needs(app, {contingency.first, contingency.variant})
+            needs = self._stage.needs_while_swapping(app, contingency)
             self._acting[contingency.node, contingency.device].append((frozenset(lost), needs))
-            found.append(cold_outcome(app, failure, contingency))
+            found.append(self._stage.cold_outcome(failure, contingency))
             lost = lost | {contingency.node}
         return min(found, key=lambda outcome: (outcome.accuracy, -outcome.recovery_ms))
 
-    def _last(self, app: AppVersion, standbys: list[Placement], lost: int) -> Placement:
+    def _last(self, standbys: list[Placement], lost: int) -> Placement:
         """What answers when the best standbys are lost with the primaries."""
-        ranked = sorted(standbys, key=lambda p: app.rank(p.variant))
+        ranked = sorted(standbys, key=self._stage.rank)
         by_node = {placed.node: placed for placed in reversed(ranked)}
-        left = sorted(by_node.values(), key=lambda p: app.rank(p.variant))
+        left = sorted(by_node.values(), key=self._stage.rank)
         return left[self._several - lost]
 
 
@@ -298,20 +318,8 @@ def _most(acting: list[tuple[frozenset[str], float]], several: int, free: float)
     return max(sum(need for needed, need in acting if needed <= lost) for lost in losses)
 
 
-def cold_outcome(app: AppVersion, failure: str, contingency: Contingency) -> Outcome:
-    first = app.variant(contingency.first)
-    recovery_ms = COLD_MS + (load_ms(first) if first else 0.0)
-    accuracy = _accuracy(app, contingency.variant)
-    return Outcome(failure, app.app, "cold", contingency.variant, contingency.node, accuracy, recovery_ms)
-
-
 def silence(app: AppVersion) -> str:
     return "none" if app.static is None else "static"
-
-
-def _accuracy(app: AppVersion, variant: str) -> float:
-    found = app.variant(variant)
-    return found.accuracy if found is not None else 0.0
 
 
 def _sum(one: Need, other: Need) -> Need:

@@ -64,7 +64,9 @@ class Room:
 
     def pick(self, mb: float, busy: float, allowed: NDArray[np.bool_] | None, *, dense: bool) -> int:
         """A bin that fits, -1 if none does: the emptiest for its size, or the fullest if `dense`."""
-        return pick(self, self.free_mb, self.free_busy if self._limited else None, mb, busy, allowed, dense)
+        return pick(
+            self, self.free_mb, self.free_busy if self._limited else None, mb, busy, allowed, dense=dense
+        )
 
 
 def pick(
@@ -74,6 +76,7 @@ def pick(
     mb: float,
     busy: float,
     allowed: NDArray[np.bool_] | None,
+    *,
     dense: bool,
 ) -> int:
     fits = free_mb >= mb - ROUNDING

@@ -13,7 +13,8 @@ from __future__ import annotations
 import msgspec
 
 from understudy.core.planning import solver
-from understudy.core.planning.choices import Choices, choices_of
+from understudy.core.planning.bound import Prices
+from understudy.core.planning.choices import Choices
 from understudy.core.planning.heuristic import draft_plan, moved
 from understudy.core.planning.objective import Place, Problem, ideal, place, score
 from understudy.core.planning.placement import PlacementProgram, Solution
@@ -30,16 +31,19 @@ POLISH_GAIN = 0.002  # what anything else is moved for: more than placements are
 UPHEAVAL_GAIN = 1.0
 
 
-def find_plan(problem: Problem, current: Plan | None) -> Plan:
+def find_plan(
+    problem: Problem, choices: list[Choices], current: Plan | None, prices: Prices | None = None
+) -> tuple[Plan, Prices]:
     """Placements and contingencies for `problem`, with objective, gap and time; nothing else is filled in.
+    The second is for the next plan of a similar problem.
 
     Raises `ConfigError` if the exact method is asked for and can't be had.
     """
     method = problem.settings.method
     if method == "exact" and problem.any_of:
         raise ConfigError('plan.method = "exact" can\'t plan for "any-K": name the failures, or use "auto"')
-    choices = choices_of(problem)
-    plan, loss, bound = draft_plan(problem, choices, current)
+    draft = draft_plan(problem, choices, current, prices)
+    plan, loss, bound = draft.plan, draft.loss, draft.bound.loss
     spent_s = 0.0
     close = loss - bound <= PLACEMENT_GAP
     if method == "exact" or (method == "auto" and not close and _is_small(problem, choices)):
@@ -49,7 +53,7 @@ def find_plan(problem: Problem, current: Plan | None) -> Plan:
     else:
         method = "heuristic"
     best = ideal(problem) - loss
-    return msgspec.structs.replace(
+    found = msgspec.structs.replace(
         plan,
         objective=best,
         gap=max(0.0, loss - bound) / max(abs(best), 1e-9),
@@ -57,6 +61,7 @@ def find_plan(problem: Problem, current: Plan | None) -> Plan:
         method=method,
         moved=moved(problem, plan),
     )
+    return found, draft.bound.prices
 
 
 def _is_small(problem: Problem, choices: list[Choices]) -> bool:
