@@ -18,8 +18,8 @@ from understudy.core.planning.footprint import LOAD_MS, LOAD_MS_PER_MB
 from understudy.wire.records import ArtifactRef, Profile, Variant
 
 PROFILES = ROOT / "benchmarks" / "data" / "vision_profiles.csv"
-# Two lines through the published loading times, ms and ms per MB of file. Those of efficientnet, shufflenet and
-# resnet18-152 lie near the first and the others near the second, which looks like cached and uncached reads.
+# Two lines through the published loading times, ms and ms per MB of file. Those of efficientnet_b, shufflenet
+# and resnet18-152 lie near the first and the others near the second: cached and uncached reads, it seems.
 CACHED_READ = (298.0, 1.07)
 UNCACHED_READ = (354.0, 9.67)
 ACTIVATE_MS = 5.0  # asking the agent, which hands the model to a blank worker: what the planner reckons with

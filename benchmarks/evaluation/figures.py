@@ -22,14 +22,15 @@ FIRST_LOST = "accuracy lost, first reply"
 AFTER_LOST = "accuracy lost, after upgrade"
 ALL_LOST = "accuracy lost, all apps and failures"
 OVERHEAD = "memory overhead"
-PER_GB = "apps protected per GB"
+PER_GB = "apps protected per GB of spare room"
 PLANNING = "planning time"
 GAP = "gap"
 FULL_SIZE = "primaries at full size"
 MTTR = "MTTR"
 MTTR_MEAN = "MTTR mean"
 MTTR_COLD_MEAN = "MTTR cold mean"
-DETECT, LOAD, FIRST = "MTTR cold, detect and route", "MTTR cold, load", "MTTR cold, first inference"
+PARTS = ("MTTR cold, detect and route", "MTTR cold, load", "MTTR cold, first inference")
+MAIN_TIMING = next(iter(TIMINGS))
 UNITS = {PER_GB: "1/GB", PLANNING: "s"}
 FULL_WARM_PCT_MAX = 20.0
 PROTECTED_PCT_MIN = 100.0
@@ -81,10 +82,9 @@ def sample(cluster: Cluster, protection: Protection, played: Played, failures: i
         PROTECTED: _pct(protected, len(cluster.apps)),
         WARM: _pct(sum(answer.how == "warm" for answer in recovered), len(played.answers)),
         OVERHEAD: _pct(spent_mb, primaries_mb),
+        PER_GB: 1000 * protected / (sum(node.memory_mb for node in cluster.nodes) - primaries_mb),
         ALL_LOST: (sum(lost) + 100.0 * silences) / (failures * len(cluster.apps)),
     }
-    if spent_mb:
-        scalars[PER_GB] = protected / (spent_mb / 1000)
     if recovered:
         scalars[FIRST_LOST] = fmean(_lost_pct(answer, first=True) for answer in recovered)
         scalars[AFTER_LOST] = fmean(lost)
@@ -92,19 +92,18 @@ def sample(cluster: Cluster, protection: Protection, played: Played, failures: i
 
 
 def _with_times(found: Sample, recovered: list[Answer]) -> Sample:
-    """Every time that there is: by the first timing one for each recovery, by the others their means."""
-    for name in TIMINGS:
-        parts = [_parts_ms(answer, name) for answer in recovered]
-        cold = [ms for answer, ms in zip(recovered, parts, strict=True) if answer.how == "cold"]
-        if name == next(iter(TIMINGS)):
-            found.times_ms = [sum(ms) for ms in parts]
-            found.cold_ms = [sum(ms) for ms in cold]
-        if parts:
-            found.scalars[f"{MTTR_MEAN}, {name}"] = fmean(map(sum, parts))
+    """Means by every timing; by the main one also each recovery's time, and the means of its parts."""
+    cold = [answer for answer in recovered if answer.how == "cold"]
+    for name in TIMINGS if recovered else ():
+        found.scalars[f"{MTTR_MEAN}, {name}"] = fmean(sum(_parts_ms(answer, name)) for answer in recovered)
         if cold:
-            found.scalars[f"{MTTR_COLD_MEAN}, {name}"] = fmean(map(sum, cold))
-            for part, values in zip((DETECT, LOAD, FIRST), zip(*cold, strict=True), strict=True):
-                found.scalars[f"{part}, {name}"] = fmean(values)
+            mean_ms = fmean(sum(_parts_ms(answer, name)) for answer in cold)
+            found.scalars[f"{MTTR_COLD_MEAN}, {name}"] = mean_ms
+    if cold:
+        parts = zip(*(_parts_ms(answer, MAIN_TIMING) for answer in cold), strict=True)
+        found.scalars |= {part: fmean(values) for part, values in zip(PARTS, parts, strict=True)}
+    found.times_ms = [sum(_parts_ms(answer, MAIN_TIMING)) for answer in recovered]
+    found.cold_ms = [sum(_parts_ms(answer, MAIN_TIMING)) for answer in cold]
     return found
 
 

@@ -3,7 +3,7 @@
 All of them start from the primaries that Understudy's plan has placed, so that what differs is what protects
 them. The simpler ones are greedy, best fit, critical apps first. Their warm standbys keep off the primary's
 node (and off its site, if sites are to be survived, where that is possible). Their cold standbys reserve
-nothing: the node is chosen when the failure is there, by best fit into what is free on the nodes that are left.
+nothing: a node is chosen when the failure is there, by best fit into what is free on those that are left.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def _standbys(
 ) -> dict[str, Running]:
     site_of = {node.name: node.site for node in cluster.nodes}
     nodes_of: dict[str, list[str]] = defaultdict(list)
-    for node in cluster.nodes:
-        nodes_of[node.site].append(node.name)
+    for info in cluster.nodes:
+        nodes_of[info.site].append(info.name)
     room = Room(free_room(cluster, primaries))
     standbys = {}
     for app in by_rank(app for app in apps if app.app in primaries):

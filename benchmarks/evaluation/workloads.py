@@ -1,4 +1,4 @@
-"""Clusters from a seed: apps out of the published families, and nodes that have a little more than they need."""
+"""Clusters from a seed: apps out of the published families, on nodes with some more room than they need."""
 
 from __future__ import annotations
 
