@@ -90,8 +90,9 @@ def run(job: Job) -> Done:
     made = cluster(case.nodes, case.apps, case.mix, case.headroom, job.seed)
     planned = understudy_plan(made, survive, job.time_limit_s)
     struck = failures(made.nodes, case.kind, PAIRS_MAX, job.seed)
+    detailed = case.kind == "node"
     found = [
-        sample(made, protection, play(made, protection, struck), len(struck))
+        sample(made, protection, play(made, protection, struck), len(struck), detailed=detailed)
         for protection in protections(made, planned.plan, survive)
     ]
     return Done(job, found, plan_scalars(made, planned), time.perf_counter() - started_s)
@@ -123,16 +124,20 @@ def main() -> None:
     environment = results.environment(
         ("understudy", "highspy"),
         (),
-        seeds={f"{s.nodes} nodes, {s.apps} apps, {s.mix}": list(range(1, s.seeds + 1)) for s in SWEEPS},
+        seeds={f"{s.nodes} nodes, {s.apps} apps, {s.mix}": s.seeds for s in SWEEPS},
         pairs_max=PAIRS_MAX,
         nodes_per_site=NODES_PER_SITE,
         sites_min=SITES_MIN,
         shares={str(criticality): share for criticality, share in SHARES.items()},
         detect_route_ms=detect_route_ms(),
         activate_ms=ACTIVATE_MS,
-        load_ms={"A2": CACHED_READ, "A2, uncached": UNCACHED_READ, "CPU": (LOAD_MS, LOAD_MS_PER_MB)},
+        load_ms_and_per_mb={
+            "A2": CACHED_READ,
+            "A2 uncached": UNCACHED_READ,
+            "CPU": (LOAD_MS, LOAD_MS_PER_MB),
+        },
     )
-    path = results.write("evaluation", environment, list(rows_of(samples, plans)), aims)
+    path = results.write("evaluation", environment, list(rows_of(samples, plans)), aims, flat=True)
     console.print(f"written: {path}", highlight=False)
 
 

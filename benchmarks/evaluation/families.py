@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -95,14 +94,6 @@ def a2_uncached(row: Measured) -> tuple[float, float]:
 def cpu(row: Measured) -> tuple[float, float]:
     """ONNX Runtime on a CPU, file cached: the planner's estimate, which has the first inference in it."""
     return LOAD_MS + LOAD_MS_PER_MB * row.file_mb, 0.0
-
-
-# Those with which recovery times are given. Plans are made with the first one.
-TIMINGS: dict[str, Callable[[Measured], tuple[float, float]]] = {
-    "A2": a2_cached,
-    "A2, uncached": a2_uncached,
-    "CPU": cpu,
-}
 
 
 @cache

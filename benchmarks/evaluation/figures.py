@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress, takewhile
 from statistics import fmean, median
 
 from benchmarks import results
-from benchmarks.evaluation.families import ACTIVATE_MS, TIMINGS, detect_route_ms, table
 from benchmarks.evaluation.replayer import Answer, Played, Protection
 from benchmarks.evaluation.schemes import FULL_WARM, UNDERSTUDY, Planned
+from benchmarks.evaluation.times import MAIN_TIMING, TIMINGS, parts_ms
 from benchmarks.evaluation.workloads import Cluster
 from understudy.core.planning.footprint import replica_mb
 from understudy.wire.records import Role
@@ -26,11 +27,10 @@ PER_GB = "apps protected per GB of spare room"
 PLANNING = "planning time"
 GAP = "gap"
 FULL_SIZE = "primaries at full size"
-MTTR = "MTTR"
+MTTR, MTTR_WARM, MTTR_COLD = "MTTR", "MTTR warm", "MTTR cold"
 MTTR_MEAN = "MTTR mean"
 MTTR_COLD_MEAN = "MTTR cold mean"
 PARTS = ("MTTR cold, detect and route", "MTTR cold, load", "MTTR cold, first inference")
-MAIN_TIMING = next(iter(TIMINGS))
 UNITS = {PER_GB: "1/GB", PLANNING: "s"}
 FULL_WARM_PCT_MAX = 20.0
 PROTECTED_PCT_MIN = 100.0
@@ -60,60 +60,59 @@ class Sample:
 
     scheme: str
     scalars: Scalars
-    times_ms: list[float] = field(default_factory=list)
-    cold_ms: list[float] = field(default_factory=list)
+    times_ms: dict[str, list[float]] = field(default_factory=dict)
 
 
 Samples = Mapping[Case, Sequence[Sample]]
 
 
-def sample(cluster: Cluster, protection: Protection, played: Played, failures: int) -> Sample:
+def sample(
+    cluster: Cluster, protection: Protection, played: Played, failures: int, *, detailed: bool
+) -> Sample:
     """`failures` were played, also those that silence nobody."""
     recovered = [answer for answer in played.answers if answer.last is not None]
     lost = [_lost_pct(answer) for answer in recovered]
     silent = {answer.app.app for answer in played.answers if answer.last is None}
-    protected = len(protection.primaries.keys() - silent)
+    silent |= {app.app for app in cluster.apps} - protection.primaries.keys()
+    struck = silent | {answer.app.app for answer in played.answers}
+    protected = 1 - len(silent) / len(struck) if struck else 1.0
     spent_mb = sum(played.reserved_mb.values())
     spent_mb += sum(replica_mb(running.variant) for running in protection.standbys.values())
     primaries_mb = sum(replica_mb(running.variant) for running in protection.primaries.values())
     silences = len(played.answers) - len(recovered)
+    spare_mb = sum(node.memory_mb for node in cluster.nodes) - primaries_mb
     scalars = {
         RECOVERED: _pct(len(recovered), len(played.answers)),
-        PROTECTED: _pct(protected, len(cluster.apps)),
+        PROTECTED: 100 * protected,
         WARM: _pct(sum(answer.how == "warm" for answer in recovered), len(played.answers)),
         OVERHEAD: _pct(spent_mb, primaries_mb),
-        PER_GB: 1000 * protected / (sum(node.memory_mb for node in cluster.nodes) - primaries_mb),
+        PER_GB: 1000 * len(cluster.apps) * protected / spare_mb,
         ALL_LOST: (sum(lost) + 100.0 * silences) / (failures * len(cluster.apps)),
     }
     if recovered:
         scalars[FIRST_LOST] = fmean(_lost_pct(answer, first=True) for answer in recovered)
         scalars[AFTER_LOST] = fmean(lost)
-    return _with_times(Sample(protection.scheme, scalars), recovered)
+    return _with_times(Sample(protection.scheme, scalars), recovered, detailed=detailed)
 
 
-def _with_times(found: Sample, recovered: list[Answer]) -> Sample:
-    """Means by every timing; by the main one also each recovery's time, and the means of its parts."""
-    cold = [answer for answer in recovered if answer.how == "cold"]
-    for name in TIMINGS if recovered else ():
-        found.scalars[f"{MTTR_MEAN}, {name}"] = fmean(sum(_parts_ms(answer, name)) for answer in recovered)
-        if cold:
-            mean_ms = fmean(sum(_parts_ms(answer, name)) for answer in cold)
-            found.scalars[f"{MTTR_COLD_MEAN}, {name}"] = mean_ms
-    if cold:
-        parts = zip(*(_parts_ms(answer, MAIN_TIMING) for answer in cold), strict=True)
-        found.scalars |= {part: fmean(values) for part, values in zip(PARTS, parts, strict=True)}
-    found.times_ms = [sum(_parts_ms(answer, MAIN_TIMING)) for answer in recovered]
-    found.cold_ms = [sum(_parts_ms(answer, MAIN_TIMING)) for answer in cold]
+def _with_times(found: Sample, recovered: list[Answer], *, detailed: bool) -> Sample:
+    """Each recovery's time; in detail also the parts of the cold ones, and means by the other timings."""
+    cold = [answer.how == "cold" for answer in recovered]
+    for name, timing in TIMINGS.items() if recovered else ():
+        parts = parts_ms(recovered, timing)
+        times_ms = list(map(sum, parts))
+        if name == MAIN_TIMING or detailed:
+            found.scalars[f"{MTTR_MEAN}, {name}"] = fmean(times_ms)
+        if name == MAIN_TIMING:
+            found.times_ms[MTTR] = times_ms
+        if detailed and any(cold):
+            found.scalars[f"{MTTR_COLD_MEAN}, {name}"] = fmean(compress(times_ms, cold))
+        if detailed and name == MAIN_TIMING:
+            found.times_ms[MTTR_WARM] = [ms for ms, late in zip(times_ms, cold, strict=True) if not late]
+            found.times_ms[MTTR_COLD] = list(compress(times_ms, cold))
+            means = (fmean(values) for values in zip(*compress(parts, cold), strict=True))
+            found.scalars |= dict(zip(PARTS, means, strict=False))  # there are none without a cold recovery
     return found
-
-
-def _parts_ms(answer: Answer, timing: str) -> tuple[float, float, float]:
-    """Detecting and routing, loading, the first inference of whoever answers first."""
-    assert answer.first is not None
-    row = table()[answer.first.name]
-    if answer.how == "warm":
-        return detect_route_ms(), 0.0, row.latency_ms
-    return detect_route_ms() + ACTIVATE_MS, *TIMINGS[timing](row)
 
 
 def _lost_pct(answer: Answer, *, first: bool = False) -> float:
@@ -155,8 +154,8 @@ def _scheme_rows(name: str, seeds: list[Sample]) -> Iterator[results.Row]:
         unit = "ms" if figure.startswith(MTTR) else UNITS.get(figure, "%")
         values = [seed.scalars[figure] for seed in seeds if figure in seed.scalars]
         yield results.row(f"{name}: {figure}", unit, values)
-    for figure, times in ((MTTR, [s.times_ms for s in seeds]), (f"{MTTR} cold", [s.cold_ms for s in seeds])):
-        if pooled := [ms for seed in times for ms in seed]:
+    for figure in (MTTR, MTTR_WARM, MTTR_COLD):
+        if pooled := [ms for seed in seeds for ms in seed.times_ms.get(figure, ())]:
             yield results.row(f"{name}: {figure}", "ms", pooled)
 
 
@@ -173,9 +172,10 @@ def aims_of(samples: Samples) -> Iterator[results.Aim]:
             value = min(_values(samples[scarce[-1]], UNDERSTUDY, PROTECTED))
             what = f"apps protected, %, at headroom {100 * scarce[-1].headroom:g} %"
             yield results.aim(f"{name}: {what}", value, PROTECTED_PCT_MIN, "higher")
-        enough = [c for c in cases if _lost_max(samples[c]) <= LOST_PCT_MAX] or cases[-1:]
-        what = f"accuracy lost, %, at headroom {100 * enough[0].headroom:g} %"
-        yield results.aim(f"{name}: {what}", _lost_max(samples[enough[0]]), LOST_PCT_MAX, "lower")
+        lost = [(_lost_max(samples[case]), case) for case in reversed(cases)]
+        enough = list(takewhile(lambda found: found[0] <= LOST_PCT_MAX, lost)) or lost[:1]
+        what = f"accuracy lost, %, at headroom {100 * enough[-1][1].headroom:g} % and more"
+        yield results.aim(f"{name}: {what}", max(enough)[0], LOST_PCT_MAX, "lower")
 
 
 def _lost_max(found: Sequence[Sample]) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.evaluation import figures as f
 from benchmarks.evaluation.recorded import Recorded, Sweep, recorded
 from benchmarks.evaluation.schemes import SCHEMES, UNDERSTUDY
+from benchmarks.evaluation.times import MAIN_TIMING, TIMINGS
 
 MAIN: Sweep = (100, 1000, "slices")
 MAIN_KIND = "node"
@@ -22,18 +23,29 @@ COLUMNS = {
     "then, %": (f.AFTER_LOST, "median", 2),
     "memory, %": (f.OVERHEAD, "median", 1),
     "apps per GB": (f.PER_GB, "median", 1),
-    "MTTR mean, ms": (f"{f.MTTR_MEAN}, A2", "median", 0),
+    "MTTR mean, ms": (f"{f.MTTR_MEAN}, {MAIN_TIMING}", "median", 0),
     "p50": (f.MTTR, "median", 0),
     "p99": (f.MTTR, "p99", 0),
 }
 TIMES = {
-    "MTTR mean, ms": (f"{f.MTTR_MEAN}, A2", "median", 0),
+    "mean, ms": (f"{f.MTTR_MEAN}, {MAIN_TIMING}", "median", 0),
     "p50": (f.MTTR, "median", 0),
     "p99": (f.MTTR, "p99", 0),
-    "cold only: mean": (f"{f.MTTR_COLD_MEAN}, A2", "median", 0),
+    "warm: p50": (f.MTTR_WARM, "median", 0),
+    "p99 warm": (f.MTTR_WARM, "p99", 0),
+    "cold: mean": (f"{f.MTTR_COLD_MEAN}, {MAIN_TIMING}", "median", 0),
+    "p50 cold": (f.MTTR_COLD, "median", 0),
+    "p99 cold": (f.MTTR_COLD, "p99", 0),
     **{part.partition(", ")[2]: (part, "median", 0) for part in f.PARTS},
-    "mean, A2 uncached": (f"{f.MTTR_MEAN}, A2, uncached", "median", 0),
-    "mean, CPU": (f"{f.MTTR_MEAN}, CPU", "median", 0),
+    **{f"mean, {t}": (f"{f.MTTR_MEAN}, {t}", "median", 0) for t in TIMINGS if t != MAIN_TIMING},
+}
+# Heading -> (scheme, figure, which of its values, digits)
+SIZES = {
+    "apps protected, %, worst seed": (UNDERSTUDY, f.PROTECTED, "min", 1),
+    "accuracy lost, %": (UNDERSTUDY, f.AFTER_LOST, "median", 2),
+    "primaries at full size, %": ("", f.FULL_SIZE, "median", 1),
+    "planning, s": ("", f.PLANNING, "median", 2),
+    "gap, %": ("", f.GAP, "median", 2),
 }
 Columns = dict[str, tuple[str, str, int]]
 
@@ -94,18 +106,16 @@ def _table(
 
 
 def _sizes(found: Recorded) -> Iterator[str]:
-    yield "| nodes | apps | mix | headroom | apps protected, % | accuracy lost, % | planning, s | gap, % |"
-    yield "|---:|---:|---|---:|---:|---:|---:|---:|"
+    yield f"| nodes | apps | mix | headroom | {' | '.join(SIZES)} |"
+    yield f"|---:|---:|---|---:|{'---:|' * len(SIZES)}"
     for sweep in found.sweeps():
         for case in found.cases(sweep, MAIN_KIND):
             if case.headroom not in SHOWN_HEADROOMS:
                 continue
-            cells = (
-                _cell(found.value(case, UNDERSTUDY, f.PROTECTED, "min"), 1),
-                _cell(found.value(case, UNDERSTUDY, f.AFTER_LOST), 2),
-                _cell(found.value(case, "", f.PLANNING), 2),
-                _cell(found.value(case, "", f.GAP), 2),
-            )
+            cells = [
+                _cell(found.value(case, scheme, figure, of), digits)
+                for scheme, figure, of, digits in SIZES.values()
+            ]
             shown = f"| {case.nodes:,} | {case.apps:,} | {case.mix} | {100 * case.headroom:g} % |"
             yield f"{shown} {' | '.join(cells)} |"
 

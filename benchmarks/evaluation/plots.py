@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evaluation import figures as f
-from benchmarks.evaluation.families import TIMINGS
 from benchmarks.evaluation.page import MAIN, MAIN_KIND, TIMES_HEADROOM
 from benchmarks.evaluation.recorded import Recorded, Sweep, recorded
 from benchmarks.evaluation.schemes import (
@@ -18,6 +17,7 @@ from benchmarks.evaluation.schemes import (
     SMALLEST,
     UNDERSTUDY,
 )
+from benchmarks.evaluation.times import TIMINGS
 
 COLORS = {
     UNDERSTUDY: "#c2410c",
@@ -28,7 +28,8 @@ COLORS = {
     SMALLEST: "#64748b",
 }
 MARKERS = dict(zip(SCHEMES, "o^svDx", strict=True))
-PART_COLORS = dict(zip(f.PARTS, ("#334155", "#c2410c", "#fdba74"), strict=True))
+PART_COLORS = dict(zip(f.PARTS, ("#0f172a", "#64748b", "#cbd5e1"), strict=True))
+LEGEND_COLUMNS_MAX = 5
 SMALL: Sweep = (5, 27, "slices")
 
 
@@ -67,12 +68,12 @@ def _recovery(found: Recorded) -> Any:
 
 def _accuracy(found: Recorded) -> Any:
     """What answers lose to the full-size variant's, of those that are given; and the memory spent on them."""
-    figure = _figure(10, 3.2)
+    figure = _figure(10, 3.4)
     panels = figure.subplots(1, 3)
     for axes, sweep in zip(panels, (MAIN, SMALL), strict=False):
         style = {"linestyle": ":", "label": "Understudy, first reply"}
         _curve(axes, found, sweep, MAIN_KIND, UNDERSTUDY, f.FIRST_LOST, **style)
-        _curve(axes, found, sweep, MAIN_KIND, UNDERSTUDY, f.AFTER_LOST, label="Understudy, after the upgrade")
+        _curve(axes, found, sweep, MAIN_KIND, UNDERSTUDY, f.AFTER_LOST, label=UNDERSTUDY)
         _curve(axes, found, sweep, MAIN_KIND, SMALLEST, f.AFTER_LOST)
         axes.axhline(
             f.LOST_PCT_MAX, color="#94a3b8", linewidth=0.8, linestyle="--", label=f"{f.LOST_PCT_MAX} %"
@@ -84,8 +85,7 @@ def _accuracy(found: Recorded) -> Any:
         _curve(panels[2], found, MAIN, MAIN_KIND, scheme, f.OVERHEAD)
     panels[2].set_title("memory spent, % of the primaries'", loc="left", fontsize=9)
     _by_headroom(panels[2])
-    for axes in panels:
-        axes.legend(frameon=False, fontsize=7)
+    _legend(figure, *panels)
     return figure
 
 
@@ -94,11 +94,11 @@ def _times(found: Recorded) -> Any:
     figure = _figure(10, 2.4)
     case = next(c for c in found.cases(MAIN, MAIN_KIND) if c.headroom == TIMES_HEADROOM)
     schemes = [s for s in SCHEMES if s != FULL_WARM]
-    panels = figure.subplots(1, 3, sharey=True)
+    panels = figure.subplots(1, len(TIMINGS), sharey=True)
     for axes, timing in zip(panels, TIMINGS, strict=True):
         totals = [found.value(case, s, f"{f.MTTR_COLD_MEAN}, {timing}") or 0.0 for s in schemes]
         axes.barh(schemes, totals, color=[COLORS[s] for s in schemes])
-        axes.set_title(f"cold recoveries, mean, {timing}", loc="left", fontsize=9)
+        axes.set_title(f"cold recoveries, {timing}", loc="left", fontsize=9)
         left = [0.0] * len(schemes)
         for part in f.PARTS if axes is panels[0] else ():
             widths = [found.value(case, s, part) or 0.0 for s in schemes]
@@ -108,13 +108,12 @@ def _times(found: Recorded) -> Any:
             axes.annotate(
                 f"{total:,.0f} ms", (total, number), (3, 0), textcoords="offset points", va="center"
             )
-        axes.set_xlim(0, 1.25 * max(totals))
+        axes.set_xlim(0, 1.35 * max(totals))
         axes.xaxis.set_visible(False)
         axes.spines[["top", "right", "bottom"]].set_visible(False)
         axes.tick_params(left=False)
     panels[0].invert_yaxis()
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False)
+    _legend(figure, panels[0])
     return figure
 
 
@@ -142,6 +141,13 @@ def _by_headroom(axes: Any) -> None:
     axes.grid(axis="y", color="#e2e8f0", linewidth=0.6)
 
 
-def _legend(figure: Any, axes: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+def _legend(figure: Any, *panels: Any) -> None:
+    """One for all panels, below them."""
+    labelled = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        labelled |= dict(zip(labels, handles, strict=True))
+    columns = min(len(labelled), LEGEND_COLUMNS_MAX)
+    figure.legend(
+        labelled.values(), labelled.keys(), loc="outside lower center", ncols=columns, frameon=False
+    )

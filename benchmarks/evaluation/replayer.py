@@ -41,13 +41,14 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Who answers for a silenced app. `how`: warm, cold or none; no variants then."""
+    """Who answers for a silenced app. `how`: warm, cold or none; no variants and no node then."""
 
     app: AppVersion
     failure: str
     how: str
     first: Variant | None = None
     last: Variant | None = None
+    node: str = ""
 
 
 class Room:
@@ -118,21 +119,19 @@ def play(cluster: Cluster, protection: Protection, failures: Iterable[Failure]) 
         room = Room({node: mb for node, mb in free_mb.items() if node not in failure.lost})
         loaded_mb: dict[str, float] = defaultdict(float)
         for app in by_rank(app for node in failure.lost for app in apps_on[node]):
-            answer, node, taken_mb = _answer(app, failure, protection, room)
-            loaded_mb[node] += taken_mb
+            answer, taken_mb = _answer(app, failure, protection, room)
+            loaded_mb[answer.node] += taken_mb
             played.answers.append(answer)
         for node, mb in loaded_mb.items():
             played.reserved_mb[node] = max(played.reserved_mb[node], mb)
     return played
 
 
-def _answer(
-    app: AppVersion, failure: Failure, protection: Protection, room: Room
-) -> tuple[Answer, str, float]:
-    """The answer, and what it takes of which node's room."""
+def _answer(app: AppVersion, failure: Failure, protection: Protection, room: Room) -> tuple[Answer, float]:
+    """The answer, and what it takes of its node's room."""
     standby = protection.standbys.get(app.app)
     if standby is not None and standby.node not in failure.lost:
-        return Answer(app, failure.name, "warm", standby.variant, standby.variant), standby.node, 0.0
+        return Answer(app, failure.name, "warm", standby.variant, standby.variant, standby.node), 0.0
     for way in protection.ways_back(app, failure, room):
         first_mb = replica_mb(way.first)
         both_mb = first_mb if way.first == way.last else first_mb + replica_mb(way.last)
@@ -141,5 +140,5 @@ def _answer(
             continue
         last, taken_mb = (way.last, both_mb) if both_mb <= free_mb else (way.first, first_mb)
         room.take(way.node, taken_mb)
-        return Answer(app, failure.name, "cold", way.first, last), way.node, taken_mb
-    return Answer(app, failure.name, "none"), "", 0.0
+        return Answer(app, failure.name, "cold", way.first, last, way.node), taken_mb
+    return Answer(app, failure.name, "none"), 0.0

@@ -37,7 +37,7 @@ class Planned:
 
 def understudy_plan(cluster: Cluster, survive: tuple[str, ...], time_limit_s: float) -> Planned:
     """The plan that the controller would make, for a cluster that is empty so far."""
-    settings = PlanSettings(survive=survive, time_limit_s=time_limit_s)  # type: ignore[arg-type]
+    settings = PlanSettings(survive=survive, time_limit_s=time_limit_s)
     started_s = time.process_time()
     plan = make_plan(PlanInput(cluster.nodes, cluster.apps, settings=settings), 1, "evaluation")
     return Planned(plan, time.process_time() - started_s)

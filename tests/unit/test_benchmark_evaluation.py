@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from benchmarks.evaluation import figures as f
 from benchmarks.evaluation.__main__ import SWEEPS
-from benchmarks.evaluation.families import TIMINGS, ladders, table
+from benchmarks.evaluation.families import ladders, table
 from benchmarks.evaluation.page import summary
 from benchmarks.evaluation.recorded import recorded
 from benchmarks.evaluation.replayer import Answer, Played, Protection, Room, Running, Way, play
@@ -24,6 +24,7 @@ from benchmarks.evaluation.schemes import (
     UNDERSTUDY,
     protections,
 )
+from benchmarks.evaluation.times import MAIN_TIMING, TIMINGS, parts_ms
 from benchmarks.evaluation.workloads import MIXES, Cluster, Failure, cluster, failures
 
 from understudy.wire.records import (
@@ -153,15 +154,27 @@ def test_figures_count_pairs_apps_and_accuracy() -> None:
     primaries = {"x": Running(LARGE, "a"), "y": Running(LARGE, "a")}
     x, y = made.apps
     played = Played([Answer(x, "node:a", "cold", SMALL, MIDDLE), Answer(y, "node:a", "none")], {"b": 524.0})
-    found = f.sample(made, Protection("s", primaries, {}, lambda *_: iter(())), played, failures=2).scalars
+    found = f.sample(
+        made, Protection("s", primaries, {}, lambda *_: iter(())), played, 2, detailed=True
+    ).scalars
     lost_pct = 100 * (1 - MIDDLE.accuracy / LARGE.accuracy)
     assert (found[f.RECOVERED], found[f.PROTECTED], found[f.WARM]) == (50.0, 50.0, 0.0)
     assert found[f.FIRST_LOST] == pytest.approx(100 * (1 - SMALL.accuracy / LARGE.accuracy))
     assert found[f.AFTER_LOST] == pytest.approx(lost_pct)
     assert found[f.ALL_LOST] == pytest.approx((lost_pct + 100) / 4)
     assert found[f.OVERHEAD] == pytest.approx(100 * 524 / 2198)
-    assert found[f"{f.MTTR_COLD_MEAN}, {f.MAIN_TIMING}"] == pytest.approx(sum(found[p] for p in f.PARTS))
+    assert found[f"{f.MTTR_COLD_MEAN}, {MAIN_TIMING}"] == pytest.approx(sum(found[p] for p in f.PARTS))
     assert found[f.PARTS[2]] == table()[SMALL.name].first_inference_ms
+
+
+def test_loads_in_turn_wait_for_those_before_them_on_the_same_node() -> None:
+    played = [Answer(app("x"), "node:a", "cold", SMALL, LARGE, node) for node in "bbc"]
+    played.append(Answer(app("y"), "node:a", "warm", SMALL, SMALL, "b"))
+    at_once, in_turn = (parts_ms(played, TIMINGS[name]) for name in (MAIN_TIMING, "A2 in turn"))
+    own_ms = at_once[0][1] + at_once[0][2]
+    waits = [late[1] - early[1] for early, late in zip(at_once, in_turn, strict=True)]
+    assert waits == [0.0, pytest.approx(own_ms), 0.0, 0.0]
+    assert at_once[3] == (at_once[3][0], 0.0, table()[SMALL.name].latency_ms)
 
 
 def test_clusters_come_from_their_seed() -> None:
@@ -202,7 +215,8 @@ def test_the_results_hold_every_case_and_what_the_docs_show_of_them(result: dict
             for case, scheme in itertools.product(cases, SCHEMES):
                 assert found.value(case, scheme, f.PROTECTED) is not None
                 recovered = found.value(case, scheme, f.RECOVERED) or 0.0
-                times = [found.value(case, scheme, f"{f.MTTR_MEAN}, {timing}") for timing in TIMINGS]
+                timings = TIMINGS if kind == "node" else [MAIN_TIMING]
+                times = [found.value(case, scheme, f"{f.MTTR_MEAN}, {timing}") for timing in timings]
                 assert (None in times) == (recovered == 0.0)
     page = "\n".join(summary(result))
     assert all(aim["name"] in page for aim in result["aims"])
