@@ -23,6 +23,7 @@ from benchmarks.evaluation.schemes import (
     SMALLEST,
     UNDERSTUDY,
     protections,
+    understudy_plan,
 )
 from benchmarks.evaluation.times import MAIN_TIMING, TIMINGS, parts_ms
 from benchmarks.evaluation.workloads import MIXES, Cluster, Failure, cluster, failures
@@ -147,6 +148,18 @@ def test_a_plan_s_contingencies_are_tried_as_gateways_ask_for_them() -> None:
     ):
         answer = answers(of(UNDERSTUDY, made, plan), made, Failure(name, frozenset(lost)))["x"]
         assert (answer.first, answer.last) == (SMALL, last)
+
+
+@pytest.mark.parametrize("headroom", [0.1, 0.5])
+def test_two_replays_that_share_nothing_agree_on_a_plan(headroom: float) -> None:
+    """This one, and the planner's own, whose outcomes are in the plan."""
+    made = cluster(4, 10, "slices", headroom, seed=1)
+    plan = understudy_plan(made, ("node",), time_limit_s=1.0).plan
+    played = play(made, of(UNDERSTUDY, made, plan), failures(made.nodes, "node", 1, 1))
+    found = {(a.app.app, a.failure, a.how, a.last and a.last.name) for a in played.answers}
+    planned = {(o.app, o.failure, o.how, o.variant) for o in plan.outcomes if o.how != "unaffected"}
+    assert found == planned
+    assert len(found) == len(made.apps)
 
 
 def test_figures_count_pairs_apps_and_accuracy() -> None:
