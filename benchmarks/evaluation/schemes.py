@@ -35,7 +35,9 @@ class Planned:
     plan_s: float  # CPU time of making and checking it
 
 
-def understudy_plan(cluster: Cluster, survive: tuple[str, ...], time_limit_s: float) -> Planned:
+def understudy_plan(
+    cluster: Cluster, survive: tuple[str, ...], time_limit_s: float = PlanSettings().time_limit_s
+) -> Planned:
     """The plan that the controller would make, for a cluster that is empty so far."""
     settings = PlanSettings(survive=survive, time_limit_s=time_limit_s)
     started_s = time.process_time()

@@ -235,6 +235,31 @@ def test_the_results_hold_every_case_and_what_the_docs_show_of_them(result: dict
     assert all(aim["name"] in page for aim in result["aims"])
 
 
+def test_what_the_page_says_is_in_the_results(result: dict[str, Any]) -> None:
+    found = recorded(result["rows"])
+
+    def value(case: f.Case, scheme: str, figure: str, of: str = "median") -> float:
+        known = found.value(case, scheme, figure, of)
+        assert known is not None, (str(case), scheme, figure)
+        return known
+
+    mean = f"{f.MTTR_MEAN}, {MAIN_TIMING}"
+    for size in found.sweeps():
+        for case in found.cases(size, "node"):
+            if case.headroom >= (0.1 if case.nodes >= 100 else 0.2 if case.nodes >= 20 else 0.3):
+                assert value(case, UNDERSTUDY, f.PROTECTED, "min") == 100.0, str(case)
+            if case.nodes >= 20:
+                assert value(case, FULL_COLD, f.PROTECTED) >= 90.0, str(case)
+                assert value(case, FULL_COLD, mean) >= 1.8 * value(case, UNDERSTUDY, mean), str(case)
+                turns = f"{f.MTTR_MEAN}, A2 in turn"
+                assert value(case, FULL_COLD, turns) > value(case, UNDERSTUDY, turns), str(case)
+            if case.nodes >= 20 and case.headroom >= 0.2:
+                assert value(case, UNDERSTUDY, mean) <= 0.7 * value(case, ONE_STEP, mean), str(case)
+    for case in found.cases((100, 1000, "slices"), "two nodes"):
+        planned, chosen = (value(case, scheme, f.PROTECTED) for scheme in (UNDERSTUDY, SMALLEST))
+        assert planned < chosen if case.headroom < 0.2 else planned == 100.0, str(case)
+
+
 def _mb(variant: Variant) -> float:
     assert variant.profile is not None
     return variant.profile.replica_mb
