@@ -143,7 +143,7 @@ def _by_headroom(axes: Any) -> None:
 
 def _legend(figure: Any, *panels: Any) -> None:
     """One for all panels, below them."""
-    labelled = {}
+    labelled: dict[str, Any] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()
         labelled |= dict(zip(labels, handles, strict=True))
