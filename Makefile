@@ -19,7 +19,7 @@ SEEDS ?= 1000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow fuzz sim check perf-analyzer docs bench bench-faults bench-demo clean
+.PHONY: help setup demo test test-fast test-slow fuzz sim check perf-analyzer docs bench bench-faults bench-evaluation bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -53,21 +53,25 @@ check: $(VENV)/.stamp-dev  ## check format, lint, types and the rules of tests/t
 perf-analyzer: $(PERF_ANALYZER)  ## fetch Triton's load generator, with which tests measure a cluster
 
 docs: $(VENV)/.stamp-dev  ## write the generated pages of docs/reference anew
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 bench: $(VENV)/.stamp-bench  ## compare with other model servers and with HAProxy: about 12 minutes
 	benchmarks/require wrk haproxy
 	$(BIN)/python -m benchmarks.compare
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 bench-faults: $(VENV)/.stamp-bench  ## break Understudy and other servers in five ways, and count what failed: about 35 minutes
 	benchmarks/require wrk haproxy
 	$(BIN)/python -m benchmarks.faults
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
+
+bench-evaluation: $(VENV)/.stamp-bench  ## play failures against plans and simpler schemes, 5 to 1,000 nodes: about 10 minutes
+	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m docs.generate
 
 bench-demo: demo  ## run the demo and keep its report, from which the README's figures are drawn
 	cp build/demo/report.json benchmarks/results/demo.json
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m docs.generate
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -70,10 +70,20 @@ def environment(packages: Sequence[str], programs: Sequence[Sequence[str]], **mo
     }
 
 
-def write(name: str, environment: dict[str, Any], rows: list[Row], aims: list[Aim]) -> Path:
-    content = {"environment": environment, "rows": rows, "aims": aims}
+def write(
+    name: str, environment: dict[str, Any], rows: list[Row], aims: list[Aim], *, flat: bool = False
+) -> Path:
+    """`flat` gives each row and aim a line of its own instead of one for each of its fields."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    if flat:
+        parts = [f'"environment": {msgspec.json.encode(environment).decode()}']
+        for key, found in (("rows", rows), ("aims", aims)):
+            lines = ",\n".join(msgspec.json.encode(one).decode() for one in found)
+            parts.append(f'"{key}": [\n{lines}\n]')
+        path.write_text("{" + ",\n".join(parts) + "}\n")
+        return path
+    content = {"environment": environment, "rows": rows, "aims": aims}
     path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
     return path
 

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import cache
 from io import StringIO
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import msgspec
+from benchmarks.evaluation import page as evaluation
+from benchmarks.evaluation import plots
 
 from understudy import config, registry, security
 from understudy.core import lifecycle
@@ -28,7 +30,9 @@ from understudy.worker import service
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
 README = ROOT / "README.md"
+EVALUATION = ROOT / "docs" / "evaluation.md"
 RESULTS = ROOT / "benchmarks" / "results"
+Figures = Callable[[dict[str, Any]], Iterator[str]]
 NOTICE = "<!-- Written by docs/generate.py. Change the code, then run `make docs`. -->"
 
 
@@ -45,7 +49,14 @@ def pages() -> dict[Path, str]:
     if (results := RESULTS / "faults.json").exists():
         text = "\n".join(faults_page(json.loads(results.read_text())))
         generated[REFERENCE / "faults.md"] = f"{NOTICE}\n\n{text.strip()}\n"
-    return generated | {README: readme(README.read_text())}
+    if (results := RESULTS / "evaluation.json").exists():
+        text = "\n".join(evaluation.page(json.loads(results.read_text())))
+        generated[REFERENCE / "evaluation.md"] = f"{NOTICE}\n\n{text.strip()}\n"
+    figures: dict[Path, dict[str, Figures]] = {
+        README: {"demo": demo_figures, "peers": peers_figures, "faults": faults_figures},
+        EVALUATION: {"evaluation": evaluation.summary},
+    }
+    return generated | {path: with_figures(path.read_text(), blocks) for path, blocks in figures.items()}
 
 
 def openapi_document() -> str:
@@ -53,13 +64,12 @@ def openapi_document() -> str:
     return json.dumps(openapi.document(config.GatewayTuning()), indent=1) + "\n"
 
 
-# Figures in the README
+# Figures in hand-written pages
 
 
-def readme(text: str) -> str:
-    """The README with the figures between its marks replaced by those of the newest results."""
-    blocks = (("demo", demo_figures), ("peers", peers_figures), ("faults", faults_figures))
-    for name, figures in blocks:
+def with_figures(text: str, blocks: dict[str, Figures]) -> str:
+    """`text` with the figures between its marks replaced by those of the newest results."""
+    for name, figures in blocks.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
             block = "\n".join(figures(json.loads(path.read_text())))
@@ -462,6 +472,8 @@ def main() -> None:
         path.write_text(text)
     if (RESULTS / "peers.json").exists():
         draw_peers(REFERENCE / "peers.svg")
+    if (results := RESULTS / "evaluation.json").exists():
+        plots.draw(json.loads(results.read_text()), REFERENCE)
 
 
 if __name__ == "__main__":
