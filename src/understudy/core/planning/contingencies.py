@@ -25,6 +25,7 @@ Held = tuple[int, int]  # (variant, bin)
 Replicas = list[tuple[list[Held], Held | None]]  # by app: primaries, standby
 Answer = tuple[int, int]  # (bin, way)
 SILENT = -1
+CROWDED = 4  # bins for each silenced app, below which room is used bin by bin
 
 
 @dataclass(slots=True)
@@ -107,10 +108,10 @@ class _Answering:
         name = self._problem.scenarios[s].names[0]
         found = self._still_staged(name, apps, left)
         if not found:
-            return self._best_for_all(s, apps, left) or self._by_value(apps, left)
-        self._improve(apps, found, left)
+            return self._best_for_all(s, apps, left) or self._by_value(s, apps, left)
+        self._improve(s, apps, found, left)
         if len(found) < len(apps):  # does it pay to stage everything anew?
-            anew = self._by_value(apps, left)
+            anew = self._by_value(s, apps, left)
             found = min(found, anew, key=lambda answers: self._price(name, apps, answers))
         return found
 
@@ -147,14 +148,21 @@ class _Answering:
             found[a] = (b, 0)
         return found
 
-    def _by_value(self, apps: list[int], left: _Left) -> dict[int, Answer]:
+    def _by_value(self, s: int, apps: list[int], left: _Left) -> dict[int, Answer]:
         left.reset()
         found: dict[int, Answer] = {}
-        self._improve(apps, found, left)
+        self._improve(s, apps, found, left)
         return found
 
-    def _improve(self, apps: list[int], found: dict[int, Answer], left: _Left) -> None:
-        """Give the room that is left to those who gain most by MB, a step at a time."""
+    def _improve(self, s: int, apps: list[int], found: dict[int, Answer], left: _Left) -> None:
+        """Give the room that is left to those who gain most by MB, a step at a time.
+
+        Where there are few apps for the bins, failures take turns over these: contingencies in one place
+        would load one after the other, and fall together when the place is taken.
+        """
+        bins = len(self._room.node)
+        start = s * bins // len(self._room.lost)
+        crowded = CROWDED * len(apps) > bins
         queue: list[tuple[float, int, int]] = []
         largest_mb = left.largest_mb()
         for a in apps:
@@ -168,7 +176,11 @@ class _Answering:
             if held is not None:
                 left.give_back(held[0], *self._needs(a, held[1]))
             needs = self._needs(a, way)
-            b = held[0] if held is not None and left.fits(held[0], *needs) else left.tightest(*needs)
+            if held is not None and left.fits(held[0], *needs):
+                b = held[0]
+            else:
+                b = left.tightest(*needs) if crowded else left.next(*needs, start)
+                start = b + 1
             if b >= 0:
                 left.take(b, *needs)
                 found[a] = (b, way)

@@ -1,0 +1,200 @@
+"""How long a plan takes, how far it is from the best possible, and how little moves when a node is lost.
+
+Lives here: `make bench-plan`. Each plan is made in a process of its own, so that its memory can be told. A
+replan is made in the process that made the plan, as a controller does; time includes the check by replay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import msgspec
+
+from benchmarks import results
+from benchmarks.evaluation.workloads import cluster
+from benchmarks.results import Aim, Row
+from understudy.core.planning.objective import place
+from understudy.core.planning.plan import PlanInput, Planner, problem_of, usable_nodes
+from understudy.core.planning.replay import replay
+from understudy.failures import PlanSettings
+from understudy.wire.records import Plan
+
+SIZES = tuple((nodes, apps) for nodes in (10, 100, 1000) for apps in (50, 1000, 10_000))
+LARGEST = SIZES[-1]
+# Along these, apps per node stay the same: for the growth.
+DIAGONAL = ((10, 100), (32, 320), (100, 1000), (320, 3200), (1000, 10_000))
+EXACT = ((5, 27), (10, 50))
+EXACT_LIMIT_S = 60.0
+HEADROOMS = (0.1, 0.3)
+MIX = "slices"
+LOST_MAX = 5  # nodes that are lost in turn, each with everything else alive
+
+
+class Measured(msgspec.Struct):
+    """One process: a first plan, and one more for each of some nodes lost."""
+
+    plan_s: float
+    gap: float
+    placed: int
+    unplaced: int
+    violations: int
+    rss_mb: float
+    replan_s: list[float]
+    replan_gap: list[float]
+    lost: list[int]  # replicas on the lost node
+    started: list[int]  # replicas started because of it
+    displaced: list[int]  # replicas that were stopped or moved although their node lives
+    restaged: list[float]  # share of the contingencies that changed
+
+
+def measure(nodes: int, apps: int, headroom: float, method: str, seed: int) -> Measured:
+    made = cluster(nodes, apps, MIX, headroom, seed)
+    settings = PlanSettings(method=method, time_limit_s=EXACT_LIMIT_S)  # type: ignore[arg-type]
+    facts = PlanInput(made.nodes, made.apps, settings=settings)
+    planner = Planner()
+    planner.plan(PlanInput(made.nodes[:3], made.apps[:9], settings=settings), 0, "imports what it needs")
+    began = time.perf_counter()
+    plan = planner.plan(facts, 1, "first")
+    found = Measured(
+        plan_s=time.perf_counter() - began,
+        gap=plan.gap,
+        placed=len(plan.placements),
+        unplaced=len(plan.unplaced),
+        violations=_violations(plan, facts),
+        rss_mb=0.0,
+        replan_s=[], replan_gap=[], lost=[], started=[], displaced=[], restaged=[],
+    )  # fmt: skip
+    for node in made.nodes[:: max(1, nodes // LOST_MAX)][:LOST_MAX]:
+        left = tuple(other for other in made.nodes if other is not node)
+        lost = msgspec.structs.replace(facts, nodes=left, current=plan)
+        began = time.perf_counter()
+        after = planner.plan(lost, 2, f"node {node.name} is out")
+        found.replan_s.append(time.perf_counter() - began)
+        _compare(found, plan, after, lost, node.name)
+    found.rss_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return found
+
+
+def _compare(found: Measured, plan: Plan, after: Plan, facts: PlanInput, node: str) -> None:
+    runs = {place(placed) for placed in after.placements}
+    found.replan_gap.append(after.gap)
+    found.lost.append(sum(placed.node == node for placed in plan.placements))
+    found.started.append(after.moved)
+    found.displaced.append(sum(p.node != node and place(p) not in runs for p in plan.placements))
+    found.violations += _violations(after, facts)
+    changed = len(set(plan.contingencies) - set(after.contingencies))
+    found.restaged.append(changed / max(1, len(plan.contingencies)))
+
+
+def _violations(plan: Plan, facts: PlanInput) -> int:
+    """What the check finds wrong; an app left silent beside free room counts, too."""
+    apps, nodes = problem_of(facts).apps, usable_nodes(facts)
+    return len(replay(plan, apps, nodes, facts.settings.survive).violations)
+
+
+def in_process(nodes: int, apps: int, headroom: float, method: str, seed: int) -> Measured:
+    arguments = [str(nodes), str(apps), str(headroom), method, str(seed)]
+    command = [sys.executable, "-m", "benchmarks.planning", "--one", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True)
+    return msgspec.json.decode(done.stdout, type=Measured)
+
+
+def name_of(nodes: int, apps: int, headroom: float, method: str) -> str:
+    return f"{nodes} nodes, {apps} apps, {headroom:.0%} headroom, {method}"
+
+
+def rows_of(name: str, rounds: list[Measured]) -> Iterator[Row]:
+    yield results.row(f"{name}: plan", "s", [m.plan_s for m in rounds])
+    yield results.row(f"{name}: gap", "%", [100 * m.gap for m in rounds])
+    yield results.row(f"{name}: memory", "MB", [m.rss_mb for m in rounds])
+    yield results.row(f"{name}: apps without a primary", "", [m.unplaced for m in rounds])
+    for figure, unit in (
+        ("replan_s", "s"), ("replan_gap", "%"), ("lost", ""), ("started", ""), ("displaced", ""), ("restaged", "%"),
+    ):  # fmt: skip
+        factor = 100 if unit == "%" else 1
+        values = [factor * value for m in rounds for value in getattr(m, figure)]
+        yield results.row(f"{name}: {WORDS[figure]}", unit, values)
+
+
+WORDS = {
+    "replan_s": "replan after a node is lost",
+    "replan_gap": "gap of that",
+    "lost": "replicas lost",
+    "started": "replicas started",
+    "displaced": "replicas displaced on living nodes",
+    "restaged": "contingencies staged anew",
+}
+
+
+def growth(seconds: dict[int, float]) -> tuple[float, float]:
+    """Time as a power of the number of apps, by least squares of the logarithms: (exponent, s per 1,000 apps)."""
+    points = [(math.log(apps / 1000), math.log(s)) for apps, s in seconds.items()]
+    fit = statistics.linear_regression(*zip(*points, strict=True))
+    return fit.slope, math.exp(fit.intercept)
+
+
+def aims_of(largest: dict[float, list[Measured]]) -> Iterator[Aim]:
+    """Each headroom has to meet them by its median over the rounds, and each limit by every round."""
+    every = [m for rounds in largest.values() for m in rounds]
+    plan_s = max(statistics.median(m.plan_s for m in rounds) for rounds in largest.values())
+    replan_s = max(statistics.median(s for m in rounds for s in m.replan_s) for rounds in largest.values())
+    yield results.aim("1,000 nodes, 10,000 apps: plan, s", plan_s, 5.0, "lower")
+    yield results.aim(
+        "the same: of the best known bound, %", 100 - 100 * max(m.gap for m in every), 99.0, "higher"
+    )
+    yield results.aim("the same: memory, MB", max(m.rss_mb for m in every), 1024.0, "lower")
+    yield results.aim("the same: replan after a node is lost, s", replan_s, 0.5, "lower")
+    beyond = max(started - lost for m in every for started, lost in zip(m.started, m.lost, strict=True))
+    yield results.aim("the same: replicas started beyond those lost", beyond, 0.0, "lower")
+    yield results.aim("plans that the check refused", sum(m.violations for m in every), 0.0, "lower")
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--one", nargs=5, metavar=("NODES", "APPS", "HEADROOM", "METHOD", "SEED"))
+    arguments.add_argument("--rounds", type=int, default=5)
+    given = arguments.parse_args()
+    if given.one:
+        nodes, apps, headroom, method, seed = given.one
+        found = measure(int(nodes), int(apps), float(headroom), method, int(seed))
+        sys.stdout.buffer.write(msgspec.json.encode(found))
+        return
+    rows: list[Row] = []
+    largest: dict[float, list[Measured]] = {}
+    times: dict[float, dict[int, float]] = {}
+    cases = [(size, h, "heuristic") for h in HEADROOMS for size in dict.fromkeys((*SIZES, *DIAGONAL))]
+    cases += [(size, h, "exact") for h in HEADROOMS for size in EXACT]
+    for size, headroom, method in cases:
+        rounds = [in_process(*size, headroom, method, seed) for seed in range(given.rounds)]
+        name = name_of(*size, headroom, method)
+        rows += rows_of(name, rounds)
+        plan_s = statistics.median(m.plan_s for m in rounds)
+        print(
+            f"{name}: {plan_s:.2f} s, gap {100 * statistics.median(m.gap for m in rounds):.3f} %", flush=True
+        )
+        if size == LARGEST:
+            largest[headroom] = rounds
+        if size in DIAGONAL and method == "heuristic":
+            times.setdefault(headroom, {})[size[1]] = plan_s
+    for headroom, seconds in times.items():
+        exponent, per_thousand_s = growth(seconds)
+        rows.append(
+            results.row(f"ten apps a node, {headroom:.0%} headroom: exponent of growth", "", [exponent])
+        )
+        rows.append(results.row("the same: time at 1,000 apps by that fit", "s", [per_thousand_s]))
+    aims = list(aims_of(largest))
+    for aim in aims:
+        print(f"{'met' if aim.met else 'NOT MET'}: {aim.name}: {aim.value} (aim {aim.aim})")
+    environment = results.environment(["highspy", "numpy"], [], mix=MIX, rounds=given.rounds)
+    print(results.write("plan", environment, rows, aims, flat=True))
+
+
+if __name__ == "__main__":
+    main()
