@@ -1,7 +1,8 @@
 """Clients of the apps, in a process of their own: `python -m benchmarks.recovery.load HOST:PORT`.
 
-Each app has one client with one connection and one request in flight. It asks at a slow, steady pace; when
-it hears that a node was killed, at once, and then every few milliseconds until it was answered rightly.
+Each app has a client that asks at a slow, steady pace, over one connection and with one request in flight.
+When it hears that the app's node was killed, a second client asks at once, and then every few milliseconds
+until it was answered rightly: an app is back with the first right answer to a request sent after the kill.
 Standard input: first the apps, then lines that tell of a kill, as JSON; it ends when that ends. Standard
 output: a line for each request. Times are seconds of the machine's monotonic clock.
 """
@@ -22,7 +23,8 @@ from benchmarks.recovery.models import DEADLINE_MS, Model, image
 
 STEADY_S = 0.25  # between two requests of a client; large models take 25 ms of a core for each
 HASTE_S = 0.005  # the same, once a node was killed
-HASTE_S_MAX = 10.0  # an app that isn't back by then is asked at the steady pace again
+HASTE_S_MAX = 10.0
+TELL_S = 0.02
 LOGIT_TOLERANCE = 0.01  # of its size: other threads add up in another order
 CONNECT_RETRY_S = 0.05
 
@@ -47,45 +49,42 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Client:
-    """One app's. `strike` makes it hasten until its app answers."""
+    """A connection to one app, with one request on it at most."""
 
-    def __init__(self, app: Asked, address: str) -> None:
-        self.samples: list[Sample] = []
+    def __init__(self, app: Asked, address: str, samples: list[Sample]) -> None:
         self._app = app
         self._host, _, self._port = address.rpartition(":")
         self._wire = _request(app.name)
-        self._struck_s = 0.0  # since when it hastens; 0: it doesn't
-        self._woken = asyncio.Event()
+        self._samples = samples
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    def strike(self) -> None:
-        self._struck_s = time.monotonic()
-        self._woken.set()
-
-    async def run(self) -> None:
-        """Ask for ever. Ends when cancelled."""
+    async def ask_steadily(self) -> None:
+        """For ever. Ends when cancelled."""
         try:
             while True:
                 sample = await self._ask()
-                self.samples.append(sample)
-                if sample.right and sample.sent_s > self._struck_s:
-                    self._struck_s = 0.0
-                await self._pause(sample.sent_s)
+                await asyncio.sleep(max(0.0, sample.sent_s + STEADY_S - time.monotonic()))
         finally:
             self._hang_up()
 
-    async def _pause(self, sent_s: float) -> None:
-        hastens = self._struck_s and time.monotonic() < self._struck_s + HASTE_S_MAX
-        rest_s = sent_s + (HASTE_S if hastens else STEADY_S) - time.monotonic()
-        self._woken.clear()
-        if rest_s > 0 and not (self._struck_s and sent_s < self._struck_s):
-            try:
-                async with asyncio.timeout(rest_s):
-                    await self._woken.wait()
-            except TimeoutError:
-                return
+    async def ask_hastily(self) -> None:
+        """Until one answer is right, or nobody needs to know any more."""
+        end_s = time.monotonic() + HASTE_S_MAX
+        try:
+            while time.monotonic() < end_s:
+                sample = await self._ask()
+                if sample.right:
+                    return
+                await asyncio.sleep(max(0.0, sample.sent_s + HASTE_S - time.monotonic()))
+        finally:
+            self._hang_up()
 
     async def _ask(self) -> Sample:
+        sample = await self._exchange()
+        self._samples.append(sample)
+        return sample
+
+    async def _exchange(self) -> Sample:
         sent_s = time.monotonic()
         try:
             async with asyncio.timeout(2 * DEADLINE_MS / 1000):
@@ -153,29 +152,30 @@ async def run(address: str) -> None:
     commands = asyncio.StreamReader(limit=2**22)
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin.buffer)
-    apps = msgspec.json.decode(await commands.readline(), type=list[Asked])
-    clients = {app.name: Client(app, address) for app in apps}
+    apps = {app.name: app for app in msgspec.json.decode(await commands.readline(), type=list[Asked])}
+    samples: list[Sample] = []
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(client.run()) for client in clients.values()]
-        telling = group.create_task(_tell(list(clients.values())))
+        endless = [
+            group.create_task(Client(app, address, samples).ask_steadily()) for app in apps.values()
+        ]
+        endless.append(group.create_task(_tell(samples)))
         while line := await commands.readline():
             struck: list[str] = json.loads(line)
             for name in struck:
-                clients[name].strike()
-        for task in (*tasks, telling):
+                group.create_task(Client(apps[name], address, samples).ask_hastily())
+        for task in endless:
             task.cancel()
 
 
-async def _tell(clients: list[Client]) -> None:
+async def _tell(samples: list[Sample]) -> None:
     """Write samples as they come. Ends when cancelled."""
     encode: Any = msgspec.json.Encoder().encode
     while True:
-        await asyncio.sleep(HASTE_S)
-        for client in clients:
-            if client.samples:
-                samples, client.samples = client.samples, []
-                sys.stdout.buffer.write(b"".join(encode(sample) + b"\n" for sample in samples))
-        sys.stdout.buffer.flush()
+        await asyncio.sleep(TELL_S)
+        if samples:
+            sys.stdout.buffer.write(b"".join(encode(sample) + b"\n" for sample in samples))
+            sys.stdout.buffer.flush()
+            samples.clear()
 
 
 if __name__ == "__main__":
