@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.recovery.graph import CLASSES, INPUT, OUTPUT
 from benchmarks.recovery.models import DEADLINE_MS, Model, image
 
-STEADY_S = 0.25  # between two requests of a client; large models take 25 ms of a core for each
+STEADY_S = 1.0  # between two requests of a client; large models take 25 ms of a core for each
 HASTE_S = 0.005  # the same, once a node was killed
 HASTE_S_MAX = 10.0
 TELL_S = 0.02
