@@ -30,10 +30,6 @@ def classified(g: Graph, x: str) -> str:
     return g.linear(g.flat(g.mean(x)), CLASSES)
 
 
-def residual(g: Graph, x: str, branch: str) -> str:
-    return g.add(x, branch)
-
-
 def squeezed(g: Graph, x: str, channels: int, inner: Activation, outer: Activation) -> str:
     """Squeeze and excitation: each channel is weighed by what all of them are on average."""
     weights = g.conv(inner(g, g.conv(g.mean(x), channels)), g.channels[x])
@@ -77,20 +73,27 @@ def _shortcut(g: Graph, x: str, channels: int, stride: int) -> str:
 # RegNet
 
 
-def regnet(
-    g: Graph, depth: int, initial: int, slope: float, factor: float, group_width: int, *, excited: bool
-) -> str:
-    """`initial`, `slope` and `factor` are w0, wa and wm of the paper; `excited`: RegNetY."""
+def regnet_x(depth: int, initial: int, slope: float, factor: float, group_width: int) -> Architecture:
+    """`initial`, `slope` and `factor` are w0, wa and wm of the paper."""
+    stages = _stages(depth, initial, slope, factor, group_width)
+    return partial(_regnet, stages=stages, group_width=group_width, excited=False)
+
+
+def regnet_y(depth: int, initial: int, slope: float, factor: float, group_width: int) -> Architecture:
+    """The same with squeeze and excitation in each block."""
+    stages = _stages(depth, initial, slope, factor, group_width)
+    return partial(_regnet, stages=stages, group_width=group_width, excited=True)
+
+
+def _regnet(g: Graph, stages: list[tuple[int, int]], group_width: int, excited: bool) -> str:
     x = g.relu(g.conv(INPUT, 32, 3, 2))
-    for width, count in _stages(depth, initial, slope, factor, group_width):
+    for width, count in stages:
         for block in range(count):
             x = _regnet_block(g, x, width, 1 if block else 2, group_width, excited)
     return classified(g, x)
 
 
-def _stages(
-    depth: int, initial: int, slope: float, factor: float, group_width: int
-) -> list[tuple[int, int]]:
+def _stages(depth: int, initial: int, slope: float, factor: float, group_width: int) -> list[tuple[int, int]]:
     """Width and number of blocks of each stage: the paper's equations 2 to 4, made multiples of groups."""
     widths = []
     for block in range(depth):
@@ -139,7 +142,7 @@ def inverted(
     activate: Activation,
     excite: Callable[[Graph, str], str] | None = None,
 ) -> str:
-    """Expand, convolve each channel, optionally weigh the channels, project; a residual where shapes agree."""
+    """Expand, convolve each channel, perhaps weigh the channels, project; a residual where shapes agree."""
     inner = activate(g, g.conv(x, expanded)) if expanded != g.channels[x] else x
     inner = activate(g, g.depthwise(inner, kernel, stride))
     if excite is not None:
@@ -152,7 +155,8 @@ def inverted(
 def mobilenet_v2(g: Graph) -> str:
     x = g.relu6(g.conv(INPUT, 32, 3, 2))
     stages = (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
+        (6, 320, 1, 1),
     )  # fmt: skip
     for expansion, channels, count, first_stride in stages:
         for block in range(count):
@@ -163,15 +167,15 @@ def mobilenet_v2(g: Graph) -> str:
 
 # kernel, expanded channels, channels, squeeze and excitation, hard swish (else ReLU), stride
 MOBILENET_V3_SMALL = (
-    (3, 16, 16, 1, 0, 2), (3, 72, 24, 0, 0, 2), (3, 88, 24, 0, 0, 1), (5, 96, 40, 1, 1, 2), (5, 240, 40, 1, 1, 1),
-    (5, 240, 40, 1, 1, 1), (5, 120, 48, 1, 1, 1), (5, 144, 48, 1, 1, 1), (5, 288, 96, 1, 1, 2),
-    (5, 576, 96, 1, 1, 1), (5, 576, 96, 1, 1, 1),
+    (3, 16, 16, 1, 0, 2), (3, 72, 24, 0, 0, 2), (3, 88, 24, 0, 0, 1), (5, 96, 40, 1, 1, 2),
+    (5, 240, 40, 1, 1, 1), (5, 240, 40, 1, 1, 1), (5, 120, 48, 1, 1, 1), (5, 144, 48, 1, 1, 1),
+    (5, 288, 96, 1, 1, 2), (5, 576, 96, 1, 1, 1), (5, 576, 96, 1, 1, 1),
 )  # fmt: skip
 MOBILENET_V3_LARGE = (
-    (3, 16, 16, 0, 0, 1), (3, 64, 24, 0, 0, 2), (3, 72, 24, 0, 0, 1), (5, 72, 40, 1, 0, 2), (5, 120, 40, 1, 0, 1),
-    (5, 120, 40, 1, 0, 1), (3, 240, 80, 0, 1, 2), (3, 200, 80, 0, 1, 1), (3, 184, 80, 0, 1, 1),
-    (3, 184, 80, 0, 1, 1), (3, 480, 112, 1, 1, 1), (3, 672, 112, 1, 1, 1), (5, 672, 160, 1, 1, 2),
-    (5, 960, 160, 1, 1, 1), (5, 960, 160, 1, 1, 1),
+    (3, 16, 16, 0, 0, 1), (3, 64, 24, 0, 0, 2), (3, 72, 24, 0, 0, 1), (5, 72, 40, 1, 0, 2),
+    (5, 120, 40, 1, 0, 1), (5, 120, 40, 1, 0, 1), (3, 240, 80, 0, 1, 2), (3, 200, 80, 0, 1, 1),
+    (3, 184, 80, 0, 1, 1), (3, 184, 80, 0, 1, 1), (3, 480, 112, 1, 1, 1), (3, 672, 112, 1, 1, 1),
+    (5, 672, 160, 1, 1, 2), (5, 960, 160, 1, 1, 1), (5, 960, 160, 1, 1, 1),
 )  # fmt: skip
 
 
@@ -204,8 +208,8 @@ def mnasnet(g: Graph, width: float) -> str:
 def efficientnet(g: Graph, width: float, depth: float) -> str:
     x = g.silu(g.conv(INPUT, divisible(32 * width), 3, 2))
     stages = (
-        (1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3), (6, 5, 2, 192, 4),
-        (6, 3, 1, 320, 1),
+        (1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3),
+        (6, 5, 2, 192, 4), (6, 3, 1, 320, 1),
     )  # fmt: skip
     for expansion, kernel, first_stride, channels, count in stages:
         for block in range(math.ceil(count * depth)):
@@ -276,15 +280,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mobilenet_v3_small": partial(mobilenet_v3, blocks=MOBILENET_V3_SMALL, last=1024),
     "mobilenet_v2": mobilenet_v2,
     "mobilenet_v3_large": partial(mobilenet_v3, blocks=MOBILENET_V3_LARGE, last=1280),
-    "regnet_y_400mf": partial(regnet, depth=16, initial=48, slope=27.89, factor=2.09, group_width=8, excited=True),
-    "regnet_y_800mf": partial(regnet, depth=14, initial=56, slope=38.84, factor=2.4, group_width=16, excited=True),
-    "regnet_y_1_6gf": partial(regnet, depth=27, initial=48, slope=20.71, factor=2.65, group_width=24, excited=True),
-    "regnet_y_3_2gf": partial(regnet, depth=21, initial=80, slope=42.63, factor=2.66, group_width=24, excited=True),
-    "regnet_y_8gf": partial(regnet, depth=17, initial=192, slope=76.82, factor=2.19, group_width=56, excited=True),
-    "regnet_x_400mf": partial(regnet, depth=22, initial=24, slope=24.48, factor=2.54, group_width=16, excited=False),
-    "regnet_x_800mf": partial(regnet, depth=16, initial=56, slope=35.73, factor=2.28, group_width=16, excited=False),
-    "regnet_x_1_6gf": partial(regnet, depth=18, initial=80, slope=34.01, factor=2.25, group_width=24, excited=False),
-    "regnet_x_3_2gf": partial(regnet, depth=25, initial=88, slope=26.31, factor=2.25, group_width=48, excited=False),
+    "regnet_y_400mf": regnet_y(16, 48, 27.89, 2.09, 8),
+    "regnet_y_800mf": regnet_y(14, 56, 38.84, 2.4, 16),
+    "regnet_y_1_6gf": regnet_y(27, 48, 20.71, 2.65, 24),
+    "regnet_y_3_2gf": regnet_y(21, 80, 42.63, 2.66, 24),
+    "regnet_y_8gf": regnet_y(17, 192, 76.82, 2.19, 56),
+    "regnet_x_400mf": regnet_x(22, 24, 24.48, 2.54, 16),
+    "regnet_x_800mf": regnet_x(16, 56, 35.73, 2.28, 16),
+    "regnet_x_1_6gf": regnet_x(18, 80, 34.01, 2.25, 24),
+    "regnet_x_3_2gf": regnet_x(25, 88, 26.31, 2.25, 48),
     "resnet18": partial(resnet, blocks=(2, 2, 2, 2), deep=False),
     "resnet34": partial(resnet, blocks=(3, 4, 6, 3), deep=False),
     "resnet50": partial(resnet, blocks=(3, 4, 6, 3), deep=True),

@@ -30,7 +30,7 @@ CONNECT_RETRY_S = 0.05
 
 
 class Sample(msgspec.Struct, frozen=True, array_like=True):
-    """One request as its client saw it. `right`: a 200 with what the variant that it names gives the image."""
+    """One request as its client saw it. `right`: a 200 with what the variant named in it gives the image."""
 
     app: str
     sent_s: float
@@ -155,9 +155,7 @@ async def run(address: str) -> None:
     apps = {app.name: app for app in msgspec.json.decode(await commands.readline(), type=list[Asked])}
     samples: list[Sample] = []
     async with asyncio.TaskGroup() as group:
-        endless = [
-            group.create_task(Client(app, address, samples).ask_steadily()) for app in apps.values()
-        ]
+        endless = [group.create_task(Client(app, address, samples).ask_steadily()) for app in apps.values()]
         endless.append(group.create_task(_tell(samples)))
         while line := await commands.readline():
             struck: list[str] = json.loads(line)
