@@ -31,8 +31,8 @@ def summary(result: dict[str, Any]) -> Iterator[str]:
     sizes = [model["file_mb"] for model in environment["models"]]
     families = {model["family"] for model in environment["models"]}
     yield f"{len(sizes)} ONNX files of {min(sizes):.0f} to {max(sizes):.0f} MB in {len(families)} families;"
-    yield "random weights, so accuracies are [those published](benchmarks/data/README.md). By `make bench-recovery`"
-    yield f"([every recovery](docs/reference/recovery.md)). {_machine(environment)}"
+    yield "random weights, so accuracies are [those published](benchmarks/data/README.md)."
+    yield f"By `make bench-recovery` ([every recovery](docs/reference/recovery.md)). {_machine(environment)}"
 
 
 def _glance(rows: Rows, name: str) -> list[str]:
@@ -51,11 +51,11 @@ def page(result: dict[str, Any]) -> Iterator[str]:
     yield "# Recovery of real models"
     yield ""
     yield "Every node of a cluster of real processes is killed in turn (SIGKILL to its agent and all its"
-    yield "workers), under three schemes in one run, by `make bench-recovery` (`benchmarks/recovery`). Recovery is"
-    yield "measured from outside:"
+    yield "workers), under three schemes in one run, by `make bench-recovery` (`benchmarks/recovery`)."
+    yield "Recovery is measured from outside:"
     yield f"{environment['mttr_ms']}."
-    yield "Each app is asked steadily, and from the kill on every few milliseconds by a second client. An answer is"
-    yield "right if it is what the model named in it gives the image when it is asked without a server."
+    yield "Each app is asked steadily, and from the kill on every few milliseconds by a second client."
+    yield "An answer is right if it is what the model named in it gives the image without a server."
     yield "The nodes share one machine: what fails over together competes for its cores."
     yield f"Accuracy: {environment['accuracy']}."
     yield _machine(environment)
@@ -74,8 +74,8 @@ def page(result: dict[str, Any]) -> Iterator[str]:
         cells += [f"{c['requests']:,}", f"{c['not_answered_rightly']}"]
         yield f"| {scheme} | {words} | {' | '.join(cells)} |"
     yield ""
-    yield "Headroom: memory of all nodes beyond what the primaries take, as a fraction of it. A figure of 100 % would"
-    yield "hold everything twice."
+    yield "Headroom: memory of all nodes beyond what the primaries take, as a fraction of it."
+    yield "A figure of 100 % would hold everything twice."
     yield from ("", "## Figures", "")
     yield from _figures(rows, environment)
     yield from ("", "## Recoveries", "")
@@ -105,7 +105,7 @@ def _figures(rows: Rows, environment: dict[str, Any]) -> Iterator[str]:
                 parts = [_ms(rows.get(f"{name}: {part}"), "mean") for part in PARTS]
                 yield f"| {name} | {' | '.join([*_glance(rows, name), *parts])} |"
     yield ""
-    yield "Accuracy lost: points of top-1 below the variant that served before, by the first answer and by those when"
+    yield "Accuracy lost: points of top-1 below the variant that served before, by the first answer and when"
     yield "the node came back. The parts are means of those recoveries that have them:"
     yield ""
     for part, words in environment["parts"].items():

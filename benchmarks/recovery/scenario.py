@@ -35,6 +35,7 @@ DEPLOY_TIMEOUT_S = 300.0
 WHOLE_TIMEOUT_S = 60.0
 RECOVERY_TIMEOUT_S = 8.0  # a node that was killed stays away for at most so long
 UPGRADE_S = 1.0  # what was lost is back for so long when its node returns
+GONE_TIMEOUT_S = 10.0
 STEADY_S = 1.0  # as planned for so long before a kill
 POLL_S = 0.1
 EVENTS_MAX = 500
@@ -210,6 +211,7 @@ class _Scenario:
         kill = Kill(node, at_s, at_unix_ms, lost)
         await self._until_back(names, at_s)
         await asyncio.sleep(UPGRADE_S)
+        await self._until_gone(node)
         kill.ended_s = time.monotonic()
         self._cluster.start_node(node)
         kill.events = await self._events(at_unix_ms)
@@ -229,6 +231,12 @@ class _Scenario:
             states = {r.state for app in status.apps for r in app.replicas if app.name in apps}
             if not states & {"starting", "loading"}:
                 return
+
+    async def _until_gone(self, node: str) -> None:
+        """The kernel may need seconds to take a gigabyte from processes that were killed."""
+        deadline_s = time.monotonic() + GONE_TIMEOUT_S
+        while self._cluster.roles["agent", node].pids() and time.monotonic() < deadline_s:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
 
     async def _until_whole(self) -> bool:
         """Until the plan's replicas are ready, nothing else runs, and every client is answered."""
