@@ -26,9 +26,9 @@ from understudy.controller.requests import (
 )
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
+from understudy.core.controller.profiles import without_disturbance
 from understudy.core.controller.signature import common_signature
 from understudy.core.controller.stand_ins import check_known, check_signatures
-from understudy.core.controller.profiles import without_disturbance
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.messages import Measured
