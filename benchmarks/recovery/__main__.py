@@ -11,6 +11,7 @@ import asyncio
 import os
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -63,6 +64,7 @@ def main() -> None:
         steady_s=load.STEADY_S,
         haste_s=load.HASTE_S,
         load_before=round(load_before, 2),
+        priority=_priority(),
         run_s=round(time.monotonic() - began_s),
         schemes={scheme.value: words for scheme, words in DEFINITIONS.items()},
         clusters=clusters,
@@ -80,7 +82,7 @@ def _play(scheme: Scheme, apps: list[App], rounds: int, console: Console) -> Pla
     manifests = FOLDER / "manifests"
     shutil.rmtree(manifests, ignore_errors=True)
     write_manifests(apps, FOLDER / "models", manifests)
-    cluster = FOLDER / "cluster"
+    cluster = FOLDER / "clusters" / scheme.value
     began_s = time.monotonic()
     try:
         played = asyncio.run(play(apps, manifests, cluster, rounds))
@@ -108,6 +110,12 @@ def _described(played: Played) -> dict[str, Any]:
         "not_answered_rightly": wrong,
         "not_whole_in_time": played.not_whole,
     }
+
+
+def _priority() -> str:
+    """Of this session against others on the machine, which may be busy; "nice 0" unless somebody raised it."""
+    autogroup = Path("/proc/self/autogroup")
+    return autogroup.read_text().partition(" ")[2].strip() if autogroup.exists() else f"nice {os.nice(0)}"
 
 
 def _row_of(model: Model) -> dict[str, Any]:

@@ -66,6 +66,7 @@ class Model(msgspec.Struct, frozen=True):
     top1_pct: float
     published_mb: float
     file_mb: float
+    digest: str
     best: int
     logit: float
 
@@ -121,7 +122,10 @@ def build_model(variant: str, folder: Path) -> Model:
     best = int(logits.argmax())
     row = published()[variant]
     size_mb = round(path.stat().st_size / MIB, 2)
-    return Model(row.family, variant, row.top1_pct, row.file_mb, size_mb, best, float(logits[0, best]))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Model(
+        row.family, variant, row.top1_pct, row.file_mb, size_mb, digest, best, float(logits[0, best])
+    )
 
 
 def infer(path: Path, rows: Array) -> Array:

@@ -163,7 +163,7 @@ async def play(apps: Sequence[App], manifests: Path, folder: Path, rounds: int) 
         await _deploy(cluster, manifests)
         async with asyncio.TaskGroup() as group:
             sending = group.create_task(load.run())
-            played = await _Scenario(cluster, load, [app.name for app in apps]).run(rounds)
+            played = await _Scenario(cluster, load, apps).run(rounds)
             load.stop()
             await sending
     return played
@@ -177,10 +177,11 @@ async def _deploy(cluster: Cluster, manifests: Path) -> None:
 
 
 class _Scenario:
-    def __init__(self, cluster: Cluster, load: LoadProcess, apps: list[str]) -> None:
+    def __init__(self, cluster: Cluster, load: LoadProcess, apps: Sequence[App]) -> None:
         self._cluster = cluster
         self._load = load
-        self._apps = apps
+        self._apps = [app.name for app in apps]
+        self._digests = {model.variant: model.digest for app in apps for model in app.models}
 
     async def run(self, rounds: int) -> Played:
         await self._until_whole()
@@ -248,19 +249,29 @@ class _Scenario:
         return False
 
     async def _as_planned(self) -> bool:
+        """Everything that the plan wants is ready or staged, and nothing else is there or under way."""
         try:
-            status, plan = await self._cluster.status(), await self._plan()
-            seen = await self._cluster.gateway_status(GATEWAY)
+            status = await asyncio.to_thread(self._cluster.control.get, "/v1/status")
+            plan, seen = await self._plan(), await self._cluster.gateway_status(GATEWAY)
         except UnderstudyError:
             return False
-        ready = Counter(
-            (app.name, replica.variant, replica.node)
-            for app in seen.apps
-            for replica in app.replicas
-            if replica.state == "ready"
+        there = [
+            (a["name"], r["variant"], r["node"], r["state"]) for a in status["apps"] for r in a["replicas"]
+        ]
+        found = [(a.name, r.variant, r.node, r.state) for a in seen.apps for r in a.replicas]
+        wanted = Counter((p.app, p.variant, p.node, "ready") for p in plan.placements)
+        settled = not status["planning"] and all(
+            node["state"] == "ready" and node["blank_workers"] for node in status["nodes"]
         )
-        wanted = Counter((p.app, p.variant, p.node) for p in plan.placements)
-        return wanted == ready and all(node.state == "ready" for node in status.nodes)
+        return settled and wanted == Counter(there) == Counter(found) and self._staged(plan)
+
+    def _staged(self, plan: Plan) -> bool:
+        """Whether every file that a contingency needs lies on its node."""
+        return all(
+            (self._cluster.config.role_dir("agent", c.node) / "artifacts" / self._digests[variant]).exists()
+            for c in plan.contingencies
+            for variant in {c.first, c.variant}
+        )
 
     async def _plan(self) -> Plan:
         return msgspec.convert(await asyncio.to_thread(self._cluster.control.get, "/v1/plan"), Plan)

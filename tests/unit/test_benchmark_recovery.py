@@ -33,8 +33,8 @@ TINY: dict[str, a.Architecture] = {
     "shufflenet": partial(a.shufflenet, widths=(16, 32, 64), last=32),
 }
 
-SMALL = Model("nets", "net-s", 70.0, 5.0, 5.0, best=3, logit=2.0)
-LARGE = Model("nets", "net-l", 80.0, 50.0, 50.0, best=4, logit=1.0)
+SMALL = Model("nets", "net-s", 70.0, 5.0, 5.0, "s", best=3, logit=2.0)
+LARGE = Model("nets", "net-l", 80.0, 50.0, 50.0, "l", best=4, logit=1.0)
 
 
 @pytest.mark.parametrize("family", TINY)
