@@ -113,7 +113,7 @@ def _described(played: Played) -> dict[str, Any]:
 
 
 def _priority() -> str:
-    """Of this session against others on the machine, which may be busy; "nice 0" unless somebody raised it."""
+    """Of this session against others on the machine; "nice 0" unless somebody raised it."""
     autogroup = Path("/proc/self/autogroup")
     return autogroup.read_text().partition(" ")[2].strip() if autogroup.exists() else f"nice {os.nice(0)}"
 

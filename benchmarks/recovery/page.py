@@ -28,6 +28,7 @@ def summary(result: dict[str, Any]) -> Iterator[str]:
         met = "met" if aim["met"] else "**not met**"
         yield f"| {aim['name']} | {aim['value']:.2f} | ≤ {aim['aim']} | {met} |"
     yield ""
+    yield "Means in the upper table are over losses; that over apps takes each app by its own mean."
     sizes = [model["file_mb"] for model in environment["models"]]
     families = {model["family"] for model in environment["models"]}
     yield f"{len(sizes)} ONNX files of {min(sizes):.0f} to {max(sizes):.0f} MB in {len(families)} families;"
@@ -106,7 +107,8 @@ def _figures(rows: Rows, environment: dict[str, Any]) -> Iterator[str]:
                 yield f"| {name} | {' | '.join([*_glance(rows, name), *parts])} |"
     yield ""
     yield "Accuracy lost: points of top-1 below the variant that served before, by the first answer and when"
-    yield "the node came back. The parts are means of those recoveries that have them:"
+    yield "the node came back. Standby *none*: nothing was planned; the app was back when the controller had"
+    yield "planned anew or a node had room after all. Parts are means of the recoveries that have them:"
     yield ""
     for part, words in environment["parts"].items():
         yield f"- {part}: {words}"
