@@ -139,7 +139,7 @@ def _show(console: Console, found: list[Recovery]) -> None:
         back = sum(r.mttr_ms is not None for r in lost)
         mean = f"mean over apps {mean_ms(found, scheme):.1f} ms"
         console.print(f"{scheme}: {back} of {len(lost)} recovered, {mean}", highlight=False)
-    for aim in aims_of(found):
+    for aim in aims_of(found) if {r.scheme for r in found} == set(Scheme) else ():
         verdict = "met    " if aim.met else "NOT MET"
         console.print(f"{verdict} {aim.name}: {aim.value:g} (aim ≤ {aim.aim:g})", highlight=False)
 
