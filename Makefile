@@ -19,7 +19,7 @@ SEEDS ?= 1000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow fuzz sim check perf-analyzer docs bench bench-faults bench-evaluation bench-demo clean
+.PHONY: help setup demo test test-fast test-slow fuzz sim check perf-analyzer docs bench bench-faults bench-evaluation bench-recovery bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -67,6 +67,10 @@ bench-faults: $(VENV)/.stamp-bench  ## break Understudy and other servers in fiv
 
 bench-evaluation: $(VENV)/.stamp-bench  ## play failures against plans and simpler schemes, 5 to 1,000 nodes: about 10 minutes
 	$(BIN)/python -m benchmarks.evaluation
+	$(BIN)/python -m docs.generate
+
+bench-recovery: $(VENV)/.stamp-bench  ## kill every node of clusters with real models of 5 to 338 MB: about 8 minutes
+	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m docs.generate
 
 bench-demo: demo  ## run the demo and keep its report, from which the README's figures are drawn

@@ -29,6 +29,7 @@ class Row(msgspec.Struct):
     median: float
     p99: float
     max: float
+    mean: float
 
 
 class Aim(msgspec.Struct):
@@ -42,7 +43,8 @@ class Aim(msgspec.Struct):
 def row(figure: str, unit: str, values: Sequence[float]) -> Row:
     ordered = sorted(values)
     p99 = ordered[min(len(ordered) - 1, round(0.99 * (len(ordered) - 1)))]
-    rounded = (round(value, 4) for value in (ordered[0], statistics.median(ordered), p99, ordered[-1]))
+    figures = (ordered[0], statistics.median(ordered), p99, ordered[-1], statistics.fmean(ordered))
+    rounded = (round(value, 4) for value in figures)
     return Row(figure, unit, len(ordered), *rounded)
 
 

@@ -20,6 +20,7 @@ from typing import Any, get_args, get_origin
 import msgspec
 from benchmarks.evaluation import page as evaluation
 from benchmarks.evaluation import plots
+from benchmarks.recovery import page as recovery
 
 from understudy import config, registry, security
 from understudy.core import lifecycle
@@ -52,8 +53,16 @@ def pages() -> dict[Path, str]:
     if (results := RESULTS / "evaluation.json").exists():
         text = "\n".join(evaluation.page(json.loads(results.read_text())))
         generated[REFERENCE / "evaluation.md"] = f"{NOTICE}\n\n{text.strip()}\n"
+    if (results := RESULTS / "recovery.json").exists():
+        text = "\n".join(recovery.page(json.loads(results.read_text())))
+        generated[REFERENCE / "recovery.md"] = f"{NOTICE}\n\n{text.strip()}\n"
     figures: dict[Path, dict[str, Figures]] = {
-        README: {"demo": demo_figures, "peers": peers_figures, "faults": faults_figures},
+        README: {
+            "demo": demo_figures,
+            "peers": peers_figures,
+            "faults": faults_figures,
+            "recovery": recovery.summary,
+        },
         EVALUATION: {"evaluation": evaluation.summary},
     }
     return generated | {path: with_figures(path.read_text(), blocks) for path, blocks in figures.items()}

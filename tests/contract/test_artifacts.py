@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
+from understudy.adapters import artifacts
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts, unpack
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.records import ArtifactRef
@@ -84,9 +86,12 @@ def test_what_is_missing_or_damaged_is_told_apart(store: DirectoryStore) -> None
 
 
 def damage(path: Path) -> None:
+    """Later than the copy was made, by the clock of the file system, which may tick in milliseconds."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    made_ns = path.stat().st_ctime_ns
+    while path.stat().st_ctime_ns == made_ns:
+        path.write_bytes(content)
 
 
 @pytest.mark.parametrize("digest", ["", "../../etc/passwd", DIGEST.upper(), DIGEST + "0", DIGEST[:-1] + "/"])
@@ -111,6 +116,23 @@ def test_a_staged_copy_is_verified_and_refetched_when_damaged(
     assert local.digests() == [], "a damaged copy is deleted"
     local.stage(ref, {DIGEST})
     local.verify(DIGEST)
+
+
+def test_a_copy_is_hashed_again_only_when_it_was_touched(
+    store: DirectoryStore, local: LocalArtifacts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = put(store, CONTENT)
+    local.stage(ref, {DIGEST})
+    copy = local.path(DIGEST)
+    before = copy.stat()
+    damage(copy)
+    os.utime(copy, ns=(before.st_atime_ns, before.st_mtime_ns))  # as if nothing had happened
+    with pytest.raises(UnderstudyError) as caught:
+        local.verify(DIGEST)
+    assert caught.value.code is Code.ARTIFACT_CORRUPT
+    local.stage(ref, {DIGEST})
+    monkeypatch.setattr(artifacts, "digest_of", lambda file: pytest.fail("it was hashed once more"))
+    assert local.verify(DIGEST) == copy
 
 
 def test_a_damaged_store_is_never_copied(

@@ -1,4 +1,4 @@
-"""Artifacts on the node's disk: copied ahead, verified before each load, fetched again when damaged."""
+"""Artifacts on the node's disk: copied ahead, verified before they are loaded, fetched again when damaged."""
 
 from __future__ import annotations
 
@@ -51,7 +51,21 @@ class Staging:
 
     async def run(self) -> None:
         """Stage what is wanted, in order, and try again what couldn't be had. Ends when cancelled."""
-        await asyncio.to_thread(self._warm, sorted(self._staged))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._check_found())
+            await self._stage_wanted()
+
+    async def _check_found(self) -> None:
+        """Read the copies of a former life: a failover finds them checked, and in the page cache."""
+        for digest in sorted(self._staged):
+            try:
+                await asyncio.to_thread(self._artifacts.verify, digest)
+            except UnderstudyError as error:
+                self._forget(digest)
+                self._changed.set()
+                self._tell("artifact.corrupted", f"{digest[:12]}: {error}")
+
+    async def _stage_wanted(self) -> None:
         retry_s = RETRY_S
         while True:
             if self._changed.is_set():
@@ -118,7 +132,3 @@ class Staging:
         if digest in self._staged:
             self._staged.discard(digest)
             self._step(ArtifactDropped(digest))
-
-    def _warm(self, digests: list[str]) -> None:
-        for digest in digests:
-            self._artifacts.warm(digest)

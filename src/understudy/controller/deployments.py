@@ -26,6 +26,7 @@ from understudy.controller.requests import (
 )
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
+from understudy.core.controller.profiles import without_disturbance
 from understudy.core.controller.signature import common_signature
 from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
@@ -268,4 +269,6 @@ def _assembled(app: AppVersion, measured: Mapping[str, Measured]) -> AppVersion:
     inputs, outputs = common_signature(measured)
     variants = [msgspec.structs.replace(v, profile=measured[v.name].profile) for v in app.variants]
     variants.sort(key=lambda v: (-v.accuracy, measured[v.name].profile.replica_mb, v.name))
-    return msgspec.structs.replace(app, variants=tuple(variants), inputs=inputs, outputs=outputs)
+    return msgspec.structs.replace(
+        app, variants=without_disturbance(variants), inputs=inputs, outputs=outputs
+    )

@@ -1,0 +1,1 @@
+"""Recovery of real models on real processes: `python -m benchmarks.recovery`."""
