@@ -19,7 +19,7 @@ SEEDS ?= 1000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow fuzz sim check perf-analyzer docs bench bench-faults bench-evaluation bench-recovery bench-demo clean
+.PHONY: help setup demo test test-fast test-slow fuzz sim check perf-analyzer docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -63,6 +63,10 @@ bench: $(VENV)/.stamp-bench  ## compare with other model servers and with HAProx
 bench-faults: $(VENV)/.stamp-bench  ## break Understudy and other servers in five ways, and count what failed: about 35 minutes
 	benchmarks/require wrk haproxy
 	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m docs.generate
+
+bench-plan: $(VENV)/.stamp-bench  ## make plans for up to 1,000 nodes and 10,000 apps, and lose nodes: about 8 minutes
+	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m docs.generate
 
 bench-evaluation: $(VENV)/.stamp-bench  ## play failures against plans and simpler schemes, 5 to 1,000 nodes: about 10 minutes

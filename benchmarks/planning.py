@@ -14,8 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
+from rich.console import Console
 
 from benchmarks import results
 from benchmarks.evaluation.workloads import cluster
@@ -31,7 +33,8 @@ LARGEST = SIZES[-1]
 # Along these, apps per node stay the same: for the growth.
 DIAGONAL = ((10, 100), (32, 320), (100, 1000), (320, 3200), (1000, 10_000))
 EXACT = ((5, 27), (10, 50))
-EXACT_LIMIT_S = 60.0
+EXACT_LIMIT_S = 10.0
+EXACT_ROUNDS = 2
 HEADROOMS = (0.1, 0.3)
 MIX = "slices"
 LOST_MAX = 5  # nodes that are lost in turn, each with everything else alive
@@ -110,31 +113,29 @@ def name_of(nodes: int, apps: int, headroom: float, method: str) -> str:
     return f"{nodes} nodes, {apps} apps, {headroom:.0%} headroom, {method}"
 
 
-def rows_of(name: str, rounds: list[Measured]) -> Iterator[Row]:
-    yield results.row(f"{name}: plan", "s", [m.plan_s for m in rounds])
-    yield results.row(f"{name}: gap", "%", [100 * m.gap for m in rounds])
-    yield results.row(f"{name}: memory", "MB", [m.rss_mb for m in rounds])
-    yield results.row(f"{name}: apps without a primary", "", [m.unplaced for m in rounds])
-    for figure, unit in (
-        ("replan_s", "s"), ("replan_gap", "%"), ("lost", ""), ("started", ""), ("displaced", ""), ("restaged", "%"),
-    ):  # fmt: skip
-        factor = 100 if unit == "%" else 1
-        values = [factor * value for m in rounds for value in getattr(m, figure)]
-        yield results.row(f"{name}: {WORDS[figure]}", unit, values)
-
-
-WORDS = {
-    "replan_s": "replan after a node is lost",
-    "replan_gap": "gap of that",
-    "lost": "replicas lost",
-    "started": "replicas started",
-    "displaced": "replicas displaced on living nodes",
-    "restaged": "contingencies staged anew",
+FIGURES = {  # field of Measured -> (words, unit)
+    "plan_s": ("plan", "s"),
+    "gap": ("gap", "%"),
+    "rss_mb": ("memory", "MB"),
+    "unplaced": ("apps without a primary", ""),
+    "replan_s": ("replan after a node is lost", "s"),
+    "replan_gap": ("gap of that", "%"),
+    "lost": ("replicas lost", ""),
+    "started": ("replicas started", ""),
+    "displaced": ("replicas displaced on living nodes", ""),
+    "restaged": ("contingencies staged anew", "%"),
 }
 
 
+def rows_of(name: str, rounds: list[Measured]) -> Iterator[Row]:
+    for field, (words, unit) in FIGURES.items():
+        found = [getattr(m, field) for m in rounds]
+        values = [value for one in found for value in (one if isinstance(one, list) else [one])]
+        yield results.row(f"{name}: {words}", unit, [100 * v if unit == "%" else v for v in values])
+
+
 def growth(seconds: dict[int, float]) -> tuple[float, float]:
-    """Time as a power of the number of apps, by least squares of the logarithms: (exponent, s per 1,000 apps)."""
+    """Time as a power of the number of apps, by least squares of the logarithms: exponent, s for 1,000."""
     points = [(math.log(apps / 1000), math.log(s)) for apps, s in seconds.items()]
     fit = statistics.linear_regression(*zip(*points, strict=True))
     return fit.slope, math.exp(fit.intercept)
@@ -156,6 +157,29 @@ def aims_of(largest: dict[float, list[Measured]]) -> Iterator[Aim]:
     yield results.aim("plans that the check refused", sum(m.violations for m in every), 0.0, "lower")
 
 
+def table(content: dict[str, Any]) -> list[str]:
+    """The results as a table of Markdown."""
+    medians = {row["figure"]: row["median"] for row in content["rows"]}
+    columns = ("plan", "gap", "memory", "replan after a node is lost", "replicas lost", "replicas started")
+    lines = [
+        "| nodes x apps | headroom | method | plan, s | gap, % | memory, MB | replan, s | lost | started |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(figure.partition(":")[0] for figure in medians if " nodes, " in figure):
+        nodes, apps, headroom, method = name.split(", ")
+        figures = [f"{medians[f'{name}: {column}']:.3g}" for column in columns]
+        size = f"{nodes.removesuffix(' nodes')} x {apps.removesuffix(' apps')}"
+        lines.append(f"| {size} | {headroom.removesuffix(' headroom')} | {method} | {' | '.join(figures)} |")
+    lines.append("")
+    for figure, median in medians.items():
+        if "exponent" in figure:
+            lines.append(f"- {figure[0].upper()}{figure[1:]}: {median:.2f}.")
+    met = {True: "met", False: "**not met**"}
+    lines += [f"- {a['name']}: {a['value']:g} (aim {a['aim']:g}): {met[a['met']]}." for a in content["aims"]]
+    machine, date = content["environment"]["machine"], content["environment"]["date"]
+    return [*lines, "", f"Medians; {machine['cpu']}, {machine['cores']} cores, {date}; `make bench-plan`."]
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--one", nargs=5, metavar=("NODES", "APPS", "HEADROOM", "METHOD", "SEED"))
@@ -165,35 +189,40 @@ def main() -> None:
         nodes, apps, headroom, method, seed = given.one
         found = measure(int(nodes), int(apps), float(headroom), method, int(seed))
         sys.stdout.buffer.write(msgspec.json.encode(found))
-        return
+    else:
+        run(given.rounds)
+
+
+def run(rounds: int) -> None:
+    console = Console()
     rows: list[Row] = []
     largest: dict[float, list[Measured]] = {}
-    times: dict[float, dict[int, float]] = {}
+    times: dict[float, dict[int, float]] = {headroom: {} for headroom in HEADROOMS}
     cases = [(size, h, "heuristic") for h in HEADROOMS for size in dict.fromkeys((*SIZES, *DIAGONAL))]
     cases += [(size, h, "exact") for h in HEADROOMS for size in EXACT]
     for size, headroom, method in cases:
-        rounds = [in_process(*size, headroom, method, seed) for seed in range(given.rounds)]
+        count = rounds if method == "heuristic" else EXACT_ROUNDS
+        found = [in_process(*size, headroom, method, seed) for seed in range(count)]
         name = name_of(*size, headroom, method)
-        rows += rows_of(name, rounds)
-        plan_s = statistics.median(m.plan_s for m in rounds)
-        print(
-            f"{name}: {plan_s:.2f} s, gap {100 * statistics.median(m.gap for m in rounds):.3f} %", flush=True
-        )
+        rows += rows_of(name, found)
+        plan_s = statistics.median(m.plan_s for m in found)
+        gap = statistics.median(m.gap for m in found)
+        console.print(f"{name}: {plan_s:.2f} s, gap {gap:.3%}", highlight=False)
         if size == LARGEST:
-            largest[headroom] = rounds
+            largest[headroom] = found
         if size in DIAGONAL and method == "heuristic":
-            times.setdefault(headroom, {})[size[1]] = plan_s
+            times[headroom][size[1]] = plan_s
     for headroom, seconds in times.items():
         exponent, per_thousand_s = growth(seconds)
-        rows.append(
-            results.row(f"ten apps a node, {headroom:.0%} headroom: exponent of growth", "", [exponent])
-        )
-        rows.append(results.row("the same: time at 1,000 apps by that fit", "s", [per_thousand_s]))
+        name = f"ten apps a node, {headroom:.0%} headroom"
+        rows.append(results.row(f"{name}, exponent of growth", "", [exponent]))
+        rows.append(results.row(f"{name}, time at 1,000 apps by that fit", "s", [per_thousand_s]))
     aims = list(aims_of(largest))
     for aim in aims:
-        print(f"{'met' if aim.met else 'NOT MET'}: {aim.name}: {aim.value} (aim {aim.aim})")
-    environment = results.environment(["highspy", "numpy"], [], mix=MIX, rounds=given.rounds)
-    print(results.write("plan", environment, rows, aims, flat=True))
+        verdict = "met:    " if aim.met else "NOT MET:"
+        console.print(f"{verdict} {aim.name}: {aim.value:g} (aim {aim.aim:g})", highlight=False)
+    environment = results.environment(["highspy", "numpy"], [], mix=MIX, rounds=rounds)
+    console.print(f"written: {results.write('plan', environment, rows, aims, flat=True)}", highlight=False)
 
 
 if __name__ == "__main__":

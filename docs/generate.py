@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import msgspec
+from benchmarks import planning
 from benchmarks.evaluation import page as evaluation
 from benchmarks.evaluation import plots
 from benchmarks.recovery import page as recovery
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
 README = ROOT / "README.md"
 EVALUATION = ROOT / "docs" / "evaluation.md"
+PLANNING = ROOT / "docs" / "planning.md"
 RESULTS = ROOT / "benchmarks" / "results"
 Figures = Callable[[dict[str, Any]], Iterator[str]]
 NOTICE = "<!-- Written by docs/generate.py. Change the code, then run `make docs`. -->"
@@ -64,6 +66,7 @@ def pages() -> dict[Path, str]:
             "recovery": recovery.summary,
         },
         EVALUATION: {"evaluation": evaluation.summary},
+        PLANNING: {"plan": planning.table},
     }
     return generated | {path: with_figures(path.read_text(), blocks) for path, blocks in figures.items()}
 
