@@ -22,7 +22,7 @@ from understudy.config import ClusterConfig
 from understudy.controller.bookkeeping import Bookkeeper
 from understudy.controller.deployments import Deployments
 from understudy.controller.profiling import Profiler
-from understudy.controller.solver import solve
+from understudy.controller.solver import Solver
 from understudy.controller.status import ClusterStatus, cluster_status
 from understudy.controller.traffic import Traffic
 from understudy.core.controller import events as ev
@@ -65,6 +65,7 @@ class Controller:
         self._name = name
         self._tasks = tasks
         self._loop = asyncio.get_running_loop()
+        self._solver = Solver()
         self._incarnation = time.time_ns() // 1_000_000
         self._links: dict[Peer, FrameLink] = {}
         self._targets: dict[str, ev.SendTarget] = {}  # newest for each node, to be sent
@@ -162,7 +163,7 @@ class Controller:
     async def _plan(self, asked: ev.MakePlan) -> None:
         log.info("plan.started", revision=asked.revision, reason=asked.reason)
         try:
-            plan = await solve(asked.input, asked.revision, asked.reason)
+            plan = await self._solver.solve(asked.input, asked.revision, asked.reason)
         except Exception as error:
             # The plan in force goes on protecting; the machine asks again after a while.
             log.exception("plan.failed", revision=asked.revision)

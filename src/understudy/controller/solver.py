@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
-from understudy.core.planning.plan import PlanInput, make_plan
+import msgspec
+
+from understudy.core.planning.plan import PlanInput, Planner
 from understudy.wire.records import Plan
 
+T = TypeVar("T")
 
-async def solve(facts: PlanInput, revision: int, reason: str) -> Plan:
-    """`make_plan` in a thread; raises what it raises.
+
+class Solver:
+    """A planner that makes one plan at a time, beside the loop."""
+
+    def __init__(self) -> None:
+        self._planner = Planner()
+
+    async def solve(self, facts: PlanInput, revision: int, reason: str) -> Plan:
+        """A plan, with the time that it took; raises what `Planner.plan` raises."""
+        began_s = time.monotonic()
+        plan = await in_thread(lambda: self._planner.plan(facts, revision, reason), "solver")
+        return msgspec.structs.replace(plan, solve_ms=(time.monotonic() - began_s) * 1000)
+
+
+async def in_thread(work: Callable[[], T], name: str) -> T:
+    """What `work` returns or raises.
 
     The thread is a daemon: a solver that uses its whole time limit must not hold up the end of the process.
     """
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[Plan] = loop.create_future()
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()  # who waits may give up, but the work goes on
 
-    def settle(plan: Plan | None, error: BaseException | None) -> None:
-        if answer.done():
-            return  # nobody waits any more
-        if error is not None:
-            answer.set_exception(error)
-        elif plan is not None:
-            answer.set_result(plan)
-
-    def work() -> None:
-        plan, error = None, None
+    def run() -> None:
         try:
-            plan = make_plan(facts, revision, reason)
-        except BaseException as caught:
-            error = caught
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(settle, plan, error)
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
 
-    threading.Thread(target=work, name="solver", daemon=True).start()
-    return await answer
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await asyncio.wrap_future(done)

@@ -27,6 +27,7 @@ class Choices:
     standby: tuple[float, ...]  # the same; empty for apps that get none
     warm: tuple[float, ...]  # of answering in one failure
     ways: tuple[Way, ...]  # best first
+    way_index: dict[tuple[str, str], int]  # by first and variant
     silent: float  # of one failure
     unplaced: float
     missing: float  # of each primary short of the wanted number
@@ -49,6 +50,7 @@ def _of(app: AppVersion, settings: PlanSettings) -> Choices:
     if app.criticality is Criticality.CRITICAL:
         standby = [objective.standby_loss(app, v, settings) for v in app.variants]
     primary = [objective.primary_loss(app, v) for v in app.variants]
+    ways = objective.ways(app)
     return Choices(
         app=app,
         index={variant.name: v for v, variant in enumerate(app.variants)},
@@ -57,7 +59,8 @@ def _of(app: AppVersion, settings: PlanSettings) -> Choices:
         primary=tuple(map(operator.add, primary, memory)),
         standby=tuple(map(operator.add, standby, memory)),
         warm=tuple(objective.warm_loss(app, v) for v in app.variants),
-        ways=objective.ways(app),
+        ways=ways,
+        way_index={(way.first, way.variant): w for w, way in enumerate(ways)},
         silent=objective.silent_loss(app),
         unplaced=objective.unplaced_loss(app),
         missing=objective.worth(app) * objective.REPLICA_MISSING,

@@ -68,13 +68,12 @@ class _Answering:
     def _read_staged(self) -> dict[tuple[int, str], Answer]:
         apps = {c.app.app: a for a, c in enumerate(self._choices)}
         bins = {(held.node, held.device): b for b, held in enumerate(self._problem.bins)}
-        ways = [{(way.first, way.variant): w for w, way in enumerate(c.ways)} for c in self._choices]
         staged = {}
         for c in self._problem.staged:
             a, b = apps.get(c.app), bins.get((c.node, c.device))
             if a is None or b is None or self._choices[a].app.version != c.version:
                 continue
-            w = ways[a].get((c.first, c.variant))
+            w = self._choices[a].way_index.get((c.first, c.variant))
             if w is not None:
                 staged[a, c.failure] = (b, w)
         return staged
