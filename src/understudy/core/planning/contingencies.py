@@ -4,8 +4,9 @@ Failures don't happen together unless they are declared so, so each has all the 
 what is staged already stays, and the rest takes its best way back wherever there is most room. Where not all
 of that fits, every app begins with nothing and the room goes, step by step, to whom it is worth most.
 
-For "any-K" the room on a bin must do for whichever K nodes are lost together. Each way back is charged to
-the node of its app's first replica, and the K largest charges of a bin must fit at once: never too little.
+For "any-K" the room on a bin must do for whichever K nodes are lost together. For two, that is tried pair by
+pair; for more, each way back is charged to one of the nodes whose loss it waits for, and the K largest
+charges of a bin must fit at once: never too little.
 """
 
 from __future__ import annotations
@@ -232,54 +233,60 @@ class _Answering:
         """
         any_of = self._problem.any_of
         charges = _Charges(self._room, any_of, limited=self._limited)
-        found: dict[int, list[Answer]] = {}
-        apps = [
-            a
-            for a, (primaries, _) in enumerate(self._replicas)
-            if primaries and len(self._nodes(a)) <= any_of
-        ]
-        for a in sorted(apps, key=lambda a: (-self._choices[a].silent, a)):
-            nodes = self._nodes(a)
-            links = any_of - len(nodes) + 1
-            taken = np.isin(self._room.node, nodes)
-            way = len(self._choices[a].ways) - 1 if smallest else 0
-            answers: list[Answer] = []
-            for link in range(links):
-                staged = None if smallest else self._staged_link(a, link, taken, charges)
-                b, w = staged or (charges.pick(*self._needs(a, way), ~taken), way)
-                if b < 0:
-                    break
-                charges.take(nodes[0], b, *self._needs(a, w))
-                answers.append((b, w))
-                taken |= self._room.node == self._room.node[b]
-            if len(answers) < links and not smallest:
-                return None
-            found[a] = answers
+        found: dict[int, list[Answer]] = {
+            a: []
+            for a in sorted(range(len(self._choices)), key=lambda a: (-self._choices[a].silent, a))
+            if self._replicas[a][0] and len(self._nodes(a)) <= any_of
+        }
+        for link in range(any_of):  # everybody's first way back before anybody's second
+            for a, answers in found.items():
+                if len(answers) < link or link > any_of - len(self._nodes(a)):
+                    continue
+                lost = self._lost_for(a, answers)
+                way = len(self._choices[a].ways) - 1 if smallest else 0
+                b, w = self._pick_link(a, link, lost, way, charges, keep_way=not smallest)
+                if b >= 0:
+                    charges.take(lost, b, *self._needs(a, w))
+                    answers.append((b, w))
+                elif not smallest:
+                    return None
         if smallest:
             self._grow_chains(found, charges)
         return found
 
-    def _staged_link(self, a: int, link: int, taken: NDArray[np.bool_], charges: _Charges) -> Answer | None:
-        """What is staged for this link already, if it still holds."""
+    def _lost_for(self, a: int, answers: list[Answer]) -> list[int]:
+        """Nodes that have to be lost before the way back after `answers` acts."""
+        return [*self._nodes(a), *(int(self._room.node[b]) for b, _ in answers)]
+
+    def _pick_link(
+        self, a: int, link: int, lost: list[int], way: int, charges: _Charges, *, keep_way: bool
+    ) -> Answer:
+        """Where the next way back acts, and which: what is staged for it already, if that still holds."""
         held = [self._problem.bins[b].node for b in self._bins(a)]
-        name = chain(list(dict.fromkeys(held)), self._problem.any_of)[link]
-        staged = self._staged.get((a, name))
-        if staged is None or taken[staged[0]]:
-            return None
-        return staged if charges.fits(staged[0], *self._needs(a, staged[1])) else None
+        staged = self._staged.get((a, chain(list(dict.fromkeys(held)), self._problem.any_of)[link]))
+        if staged is not None and int(self._room.node[staged[0]]) not in lost:
+            w = staged[1] if keep_way else way
+            if charges.fits(staged[0], *self._needs(a, w)):
+                return staged[0], w
+        return charges.pick(*self._needs(a, way), lost), way
 
     def _bins(self, a: int) -> list[int]:
         primaries, standby = self._replicas[a]
         return [b for _, b in primaries] + ([standby[1]] if standby is not None else [])
 
     def _grow_chains(self, found: dict[int, list[Answer]], charges: _Charges) -> None:
-        for a in sorted(found, key=lambda a: (-self._choices[a].silent, a)):
-            node = self._nodes(a)[0]
-            for link, (b, way) in enumerate(found[a]):
-                charges.take(node, b, *(-need for need in self._needs(a, way)))
-                better = next((w for w in range(way) if charges.fits(b, *self._needs(a, w))), way)
-                charges.take(node, b, *self._needs(a, better))
-                found[a][link] = (b, better)
+        for a, answers in found.items():
+            for link, (b, way) in enumerate(answers):
+                lost = self._lost_for(a, answers[:link])
+                for better in range(way):
+                    more = [
+                        new - old
+                        for new, old in zip(self._needs(a, better), self._needs(a, way), strict=True)
+                    ]
+                    if charges.fits(b, *more):
+                        charges.take(lost, b, *more)
+                        answers[link] = (b, better)
+                        break
 
     def _settle_chain(
         self, a: int, primaries: list[Held], standby: Held | None, answers: list[Answer]
@@ -352,12 +359,12 @@ class _Left:
 
 
 class _Charges:
-    """Room on every bin that the K largest charges leave."""
+    """Room on every bin that the worst loss of K nodes leaves."""
 
     def __init__(self, room: Room, any_of: int, *, limited: bool) -> None:
-        self._room, self._any_of = room, any_of
-        self._mb: list[dict[int, float]] = [defaultdict(float) for _ in room.node]
-        self._busy: list[dict[int, float]] = [defaultdict(float) for _ in room.node]
+        self._room = room
+        self._mb = [_Worst(any_of) for _ in room.node]
+        self._busy = [_Worst(any_of) for _ in room.node]
         self._left_mb = room.free_mb.copy()
         self._left_busy = room.free_busy.copy() if limited else None
 
@@ -365,14 +372,39 @@ class _Charges:
         enough = self._left_mb[b] >= mb - ROUNDING
         return bool(enough and (self._left_busy is None or self._left_busy[b] >= busy - ROUNDING))
 
-    def pick(self, mb: float, busy: float, allowed: NDArray[np.bool_]) -> int:
+    def pick(self, mb: float, busy: float, lost: list[int]) -> int:
+        allowed = np.ones(len(self._left_mb), dtype=bool)
+        for node in lost:
+            allowed[self._room.bins_of[node]] = False
         return pick(self._room, self._left_mb, self._left_busy, mb, busy, allowed, dense=False)
 
-    def take(self, node: int, b: int, mb: float, busy: float) -> None:
-        self._mb[b][node] += mb
-        largest = sum(heapq.nlargest(self._any_of, self._mb[b].values()))
-        self._left_mb[b] = self._room.free_mb[b] - largest
+    def take(self, lost: list[int], b: int, mb: float, busy: float) -> None:
+        self._left_mb[b] = self._room.free_mb[b] - self._mb[b].add(lost, mb)
         if self._left_busy is not None:
-            self._busy[b][node] += busy
-            largest = sum(heapq.nlargest(self._any_of, self._busy[b].values()))
-            self._left_busy[b] = self._room.free_busy[b] - largest
+            self._left_busy[b] = self._room.free_busy[b] - self._busy[b].add(lost, busy)
+
+
+class _Worst:
+    """The most that losing K nodes asks of one bin, while needs are added."""
+
+    def __init__(self, any_of: int) -> None:
+        self._any_of = any_of
+        self._worst = 0.0
+        self._single: dict[int, float] = defaultdict(float)  # by the node that is lost
+        self._pairs: dict[int, dict[int, float]] = defaultdict(lambda: defaultdict(float))
+
+    def add(self, lost: list[int], need: float) -> float:
+        """The most, with `need` when all of `lost` are lost."""
+        single, node = self._single, lost[0]
+        if len(lost) == self._any_of == 2:
+            other = lost[1]
+            self._pairs[node][other] += need
+            self._pairs[other][node] += need
+            together = single.get(node, 0.0) + single.get(other, 0.0) + self._pairs[node][other]
+            self._worst = max(self._worst, together)
+            return self._worst
+        single[node] += need
+        self._worst = max(self._worst, sum(heapq.nlargest(self._any_of, single.values())))
+        for other, both in self._pairs[node].items() if node in self._pairs else ():
+            self._worst = max(self._worst, single[node] + single.get(other, 0.0) + both)
+        return self._worst

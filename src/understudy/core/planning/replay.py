@@ -304,7 +304,8 @@ def _most(acting: list[tuple[frozenset[str], float]], several: int, free: float)
     """The most that the loss of `several` nodes can ask of a device; never too little.
 
     Each need is charged to one of the nodes whose loss it waits for, and the largest charges are added up.
-    Where that is more than is free, the losses are tried one by one if these are few enough.
+    Where that is more than is free, the losses are tried one by one if these are few enough: of two nodes,
+    only pairs that something waits for can be worse than the two worst nodes.
     """
     charged: dict[str, float] = defaultdict(float)
     for needed, need in acting:
@@ -312,9 +313,14 @@ def _most(acting: list[tuple[frozenset[str], float]], several: int, free: float)
     bound = sum(heapq.nlargest(several, charged.values()))
     nodes = sorted(set().union(*(needed for needed, _ in acting)))
     several = min(several, len(nodes))
-    if bound <= free or math.comb(len(nodes), several) > SUBSETS_MAX:
+    if bound <= free or (several > 2 and math.comb(len(nodes), several) > SUBSETS_MAX):
         return bound
-    losses = (frozenset(lost) for lost in itertools.combinations(nodes, several))
+    if several > 2:
+        losses = {frozenset(lost) for lost in itertools.combinations(nodes, several)}
+    else:
+        alone = {node: sum(need for needed, need in acting if needed == {node}) for node in nodes}
+        losses = {needed for needed, _ in acting if len(needed) == several}
+        losses.add(frozenset(heapq.nlargest(several, nodes, key=lambda node: alone[node])))
     return max(sum(need for needed, need in acting if needed <= lost) for lost in losses)
 
 

@@ -27,20 +27,21 @@ class Room:
         self.free_mb = self.memory_mb.copy()
         self.free_busy = self.cores.copy()
         self._limited = bool(np.isfinite(self.cores).any())
-        self._bins_of: dict[str, list[int]] = {}
-        for b, held in enumerate(bins):
-            self._bins_of.setdefault(held.node, []).append(b)
+        self.bins_of: list[list[int]] = [[] for _ in nodes]  # by node
+        for b, n in enumerate(self.node.tolist()):
+            self.bins_of[n].append(b)
+        self._nodes = nodes
         self.lost = [self._mask(scenario.lost) for scenario in problem.scenarios]
         self._scenarios: list[list[int]] = [[] for _ in bins]  # that a bin is lost in
         for s, scenario in enumerate(problem.scenarios):
             for node in scenario.lost:
-                for b in self._bins_of[node]:
+                for b in self.bins_of[nodes[node]]:
                     self._scenarios[b].append(s)
 
     def _mask(self, names: Iterable[str]) -> NDArray[np.bool_]:
         mask = np.zeros(len(self.node), dtype=bool)
         for name in names:
-            mask[self._bins_of[name]] = True
+            mask[self.bins_of[self._nodes[name]]] = True
         return mask
 
     def scenarios_of(self, b: int) -> list[int]:
