@@ -232,6 +232,33 @@ def test_two_nodes_dying_in_a_row_do_not_make_a_request_poison():
     assert request.outcome == ("small", "failover")
 
 
+def test_workers_that_were_draining_do_not_make_a_request_poison():
+    world = World()
+    world.report("n3", world.replica("r3", "small", Role.STANDBY))
+    request = world.request()
+    for node, id_ in (("n1", "r1"), ("n2", "r2")):
+        world.report(node, world.replica(id_, "big", state="draining"))
+        world.lose_worker(id_)  # before it saw the request, which was on its way
+    world.advance(0.05)
+    world.reply("r3")
+    assert request.outcome == ("small", "failover")
+
+
+def test_a_lone_replica_that_a_broken_network_had_silenced_is_used_as_soon_as_it_is_heard():
+    world = World(standby=False)
+    silent = [world.request(timeout_s=0.5) for _ in range(3)]
+    world.advance(0.6)
+    assert [request.outcome for request in silent] == [Code.TIMEOUT] * 3
+    assert not world.gateway.replicas["r1"].breaker.closed
+    world.lose_worker("r1")
+    world.step(core.WorkerConnected("r1"))
+    world.gateway.replicas["r1"].link = world.links["r1"]
+    world.advance(0.2)
+    request = world.request()
+    world.reply("r1")
+    assert request.outcome == ("big", "")
+
+
 def test_requests_wait_for_nodes_that_all_fell_silent_at_once():
     world = World()
     world.advance(6)

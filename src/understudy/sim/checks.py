@@ -67,7 +67,9 @@ class Checks:
 
     def ended(self, request: ClientRequest, outcome: str) -> None:
         self.that(not request.outcome, f"a request ended twice: {request.outcome}, then {outcome}")
-        self._world.outcomes[f"{self._world.phase}: {outcome}"] += 1
+        self._world.outcomes[f"{request.phase}: {outcome}"] += 1
+        answered = outcome in ("ok", "degraded")
+        self.that(answered or request.phase != "settled", f"{outcome} from a cluster that is whole")
 
     def queues(self, app: App) -> None:
         parked = sum(request.attempts == 0 and not request.done for request in app.waiting)
@@ -139,7 +141,8 @@ class Checks:
             if worker.variant is not None and worker.state == "ready"
         )
         if planned != running:
-            return f"planned and not running: {dict(planned - running)}; running and not planned: {dict(running - planned)}"
+            missing, surplus = dict(planned - running), dict(running - planned)
+            return f"planned and not running: {missing}; running and not planned: {surplus}"
         for gateway in world.gateways:
             for app in {placed.app for placed in placements}:
                 known = gateway.machine.apps.get(app)

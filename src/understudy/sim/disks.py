@@ -1,4 +1,4 @@
-"""Disks: what was written is there once it is synced, and until then a death loses it. A full one takes nothing."""
+"""Disks: what is written is there once it is synced; until then a death loses it. Full ones take nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Disk:
 
 
 class StateFile:
-    """One file of one process, as `adapters.state_file` and its callers write it: the newest, one at a time."""
+    """One file of a process, as `adapters.state_file` and its callers write it: the newest, one at a time."""
 
     def __init__(self, disk: Disk, process: Process, key: str) -> None:
         self._disk, self._process, self._key = disk, process, key

@@ -1,4 +1,4 @@
-"""What goes wrong in a run, kind by kind. What a fault broke is whole again by itself, or when all is healed."""
+"""What goes wrong in a run, kind by kind. It is whole again after a while, or when all is healed."""
 
 from __future__ import annotations
 

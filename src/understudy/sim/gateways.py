@@ -37,11 +37,12 @@ REFUSED = frozenset({Code.BUSY, Code.DRAINING, Code.UNAVAILABLE, Code.TIMEOUT}) 
 class ClientRequest(Request):
     """Knows how it ended, and that it did so once."""
 
-    __slots__ = ("outcome", "world")
+    __slots__ = ("outcome", "phase", "world")
 
     def __init__(self, world: World, app: App, arrived: float, deadline: float) -> None:
         super().__init__(app, b"%r" % arrived, arrived, deadline)
         self.world = world
+        self.phase = world.phase  # of the run, when it was asked
         self.outcome = ""
 
     def answered(self, source: Source, result: Result, body: Buffer) -> None:

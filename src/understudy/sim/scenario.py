@@ -1,4 +1,4 @@
-"""What a seed stands for: a cluster, its network, and a schedule of faults, of which any part may be left out.
+"""What a seed stands for: a cluster, its network and a schedule of faults. Any part of it may be left out.
 
 Most runs have some kinds of faults and none of others. Source of the idea: Groce and others, "Swarm
 testing" (ISSTA 2012): leaving whole kinds of trouble out of a run reaches states that a mixture of
@@ -65,9 +65,9 @@ class Scenario:
         kinds = ", ".join(f"{kind} {rate:g}/s" for kind, rate in self.per_s.items()) or "no faults"
         drill = f"; drill: a node is {self.drill}" if self.drill else ""
         return (
-            f"{self.seed}: {nodes}; {apps}; {self.gateways} gateway(s); {self.requests_per_s:g} requests/s{drill}"
-            f"; {kinds}; {self.loss:.1%} of packets lost, {self.delay_ms:g} ms on the way"
-            f"; clocks {'wrong' if self.skewed else 'right'}"
+            f"{self.seed}: {nodes}; {apps}; {self.gateways} gateway(s); "
+            f"{self.requests_per_s:g} requests/s{drill}; {kinds}; {self.loss:.1%} of packets lost, "
+            f"{self.delay_ms:g} ms on the way; clocks {'wrong' if self.skewed else 'right'}"
         )
 
     @property

@@ -39,7 +39,7 @@ class Waiting:
 
 
 class Worker:
-    """`slow` stretches its inferences; `fails` is the fraction that fail; its process may be paused or killed."""
+    """`slow` stretches its inferences; `fails` is the fraction of them that fail."""
 
     def __init__(self, name: str, process: Process, random: Random, queue_rows_max: int) -> None:
         self.name = name

@@ -115,6 +115,7 @@ class World:
             self.clock.run(self.clock.now + LOOK_S)
             missing = self.checks.unsettled()
             settled_s = 0.0 if missing else settled_s + LOOK_S
+            self.phase = "healed" if missing else "settled"
             if self.clock.now > healed_s + SETTLE_S:
                 self.checks.that(not missing, f"{SETTLE_S:g} s after all has healed: {missing}")
 

@@ -24,6 +24,7 @@ class Breaker:
         "_previous_failures",
         "_rotate_at",
         "_settings",
+        "_silent",
         "closed",
         "closed_at",
         "ejections",
@@ -38,6 +39,7 @@ class Breaker:
         self.open_until = 0.0
         self.ejections = 0
         self.probe = 0  # stream of the probe that is under way; 0: none
+        self._silent = False  # it last failed by not answering, which a broken network looks like, too
         self._limit_s = 0.0  # ejected for being slow: what a probe must keep to; 0: any answer will do
         self._consecutive = 0
         self._calls = self._failures = 0
@@ -80,9 +82,13 @@ class Breaker:
             else:
                 self._close(now)
 
-    def failed(self, now: float, jitter: float, stream: int) -> bool:
-        """Note a failure; True if this opened the breaker. `jitter` is a random number in [0, 1)."""
+    def failed(self, now: float, jitter: float, stream: int, *, silent: bool = False) -> bool:
+        """Note a failure; True if this opened the breaker. `jitter` is a random number in [0, 1).
+
+        `silent`: it didn't answer, rather than answer wrongly.
+        """
         settings = self._settings
+        self._silent = silent
         self._consecutive += 1
         if not self.closed:
             if stream == self.probe:
@@ -105,6 +111,11 @@ class Breaker:
         """Open although it didn't fail by itself: an outlier. `limit_s`: it is too slow (see `succeeded`)."""
         self._limit_s = limit_s
         self._open(now + self._next_open_s(jitter))
+
+    def heard(self, now: float) -> None:
+        """It lives after all. If its silence was all that spoke against it, it may be probed at once."""
+        if self._silent:
+            self.open_until = min(self.open_until, now)
 
     def abandoned(self, stream: int) -> None:
         """This one ended without a verdict (cancelled, or the replica was busy): permit another probe."""

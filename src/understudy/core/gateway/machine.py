@@ -308,6 +308,7 @@ class Gateway:
         if replica is not None:
             if replica.state == "lost":
                 replica.state = "ready"  # the connection broke, the worker didn't
+                replica.breaker.heard(now)
             self._refresh(replica.app, now)
 
     def _worker_lost(self, id_: str, now: float) -> None:
