@@ -56,6 +56,14 @@ def test_half_open_permits_exactly_one_probe():
     assert breaker.permits(5.1)
 
 
+def test_failures_of_one_that_is_used_in_panic_do_not_eject_it_for_longer():
+    breaker = opened()
+    for stream in range(2, 12):
+        breaker.sent(stream)
+        assert not breaker.failed(1.0, MIDDLE, stream)
+    assert breaker.permits(5.0), "as after a single ejection"
+
+
 def test_who_was_silent_and_is_heard_again_is_probed_at_once():
     silent, wrong = Breaker(DEFAULTS, now=0.0), opened()
     for _ in range(DEFAULTS.consecutive_failures):

@@ -91,10 +91,13 @@ class Breaker:
         self._silent = silent
         self._consecutive += 1
         if not self.closed:
-            if stream == self.probe:
-                self._open(now + self._next_open_s(jitter))
-                return True
-            return False
+            if stream != self.probe:
+                return False
+            if now < self.open_until:
+                self.probe = 0  # sent in panic: what it was ejected for goes on, that's no relapse
+                return False
+            self._open(now + self._next_open_s(jitter))
+            return True
         if now >= self._rotate_at:
             self._rotate(now)
         self._calls += 1
