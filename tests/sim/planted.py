@@ -50,7 +50,7 @@ BUGS = (
         "a breaker never opens",
         f"{CORE}/gateway/breaker.py",
         "        if self._consecutive < settings.consecutive_failures and not too_many:\n",
-        "        if True:\n",
+        "        if not too_many or too_many:\n",
     ),
     Bug(
         "retries aren't counted against their budget",
@@ -77,10 +77,10 @@ BUGS = (
         "            kept = list(queue)\n",
     ),
     Bug(
-        "a gateway asks the node that was lost",
+        "a gateway asks for the contingency of another failure",
         f"{CORE}/gateway/activation.py",
-        "    living = alive - set(refused)\n",
-        "    living = {node.name for node in nodes} - set(refused)\n",
+        "        return min(planned, key=preference)\n",
+        "        return max(planned, key=preference)\n",
     ),
     Bug(
         "an agent forgets what its draining replicas still hold",
@@ -89,10 +89,10 @@ BUGS = (
         '"failing"})',
     ),
     Bug(
-        "an agent activates without looking at its memory",
+        "an agent starts a replica without looking at its memory",
         f"{CORE}/agent/machine.py",
-        "            free_mb=self._memory_mb - self._used_mb(),\n",
-        "            free_mb=self._memory_mb,\n",
+        "        replica.refused_for_memory = needs_mb > free_mb and replica.asker is None\n",
+        "        replica.refused_for_memory = False\n",
     ),
     Bug(
         "an agent starts one replica for each gateway that asks",
@@ -113,10 +113,10 @@ BUGS = (
         "        self.revision = REVISIONS_PER_EPOCH\n",
     ),
     Bug(
-        "a controller doesn't store its plan",
-        f"{CORE}/controller/machine.py",
-        '        self._save({stored.PLAN: self.plan}, reason=f"plan {plan.revision}: {plan.reason}")\n',
-        "",
+        "two agents that start at the same time give their workers the same names",
+        f"{CORE}/agent/machine.py",
+        'return f"{self._node}-{self._incarnation:x}-{number}"',
+        'return f"{self._incarnation:x}-{number}"',
     ),
     Bug(
         "a controller never lets a node that died come back",
@@ -125,10 +125,10 @@ BUGS = (
         "",
     ),
     Bug(
-        "a gateway believes old news of a node",
-        f"{CORE}/gateway/machine.py",
-        "        if node is None or (state.incarnation, state.serial) < (node.incarnation, node.serial):\n",
-        "        if node is None:\n",
+        "a controller takes a reconnected agent's word for what it runs, but only if it is newer",
+        f"{CORE}/controller/nodes.py",
+        "        node.observed = None\n",
+        "",
     ),
 )
 
@@ -165,7 +165,8 @@ def main() -> int:
             continue
         seed, failure = first_failure(bug, options.seeds)
         missed += not seed
-        print(f"{bug.name} | {failure or 'not found'} | {seed or f'> {options.seeds}'}", flush=True)
+        sys.stdout.write(f"{bug.name} | {failure or 'not found'} | {seed or f'> {options.seeds}'}\n")
+        sys.stdout.flush()
     return 1 if missed else 0
 
 

@@ -259,6 +259,15 @@ def test_a_lone_replica_that_a_broken_network_had_silenced_is_used_as_soon_as_it
     assert request.outcome == ("big", "")
 
 
+def test_an_agent_whose_clock_was_set_back_is_believed_over_its_new_connection():
+    world = World()
+    world.step(core.NodeStateReceived(NodeState("n1", 7, 1, 1, (world.replica("r1", "big"),))))
+    world.step(core.AgentLost("n1"))
+    world.step(core.AgentConnected("n1"))
+    world.step(core.NodeStateReceived(NodeState("n1", 5, 1, 1, (world.replica("r9", "big"),))))
+    assert {r.id for r in world.app.replicas.values() if r.node == "n1"} == {"r9"}
+
+
 def test_requests_wait_for_nodes_that_all_fell_silent_at_once():
     world = World()
     world.advance(6)

@@ -16,9 +16,10 @@ from understudy.sim.workers import Worker
 if TYPE_CHECKING:
     from understudy.sim.world import World
 
-LASTING_S = 0.03, 0.2, 1.0, 3.0
+LASTING_S = 0.03, 0.2, 1.0, 2.0, 4.0
 SLOW = 3.0, 10.0, 100.0
 FLAKY = 0.3, 0.6, 1.0  # of the inferences fail
+FAILING_S = 4.0  # long enough to be noticed
 STUTTER_S = 0.01, 0.15  # least and most that a slow process stands still, and goes on, by turns
 
 
@@ -92,7 +93,7 @@ class Strike:
     def fail_worker(self) -> None:
         if worker := self._worker():
             worker.fails = self._random.choice(FLAKY)
-            self._later(worker.be_well)
+            self._world.after(FAILING_S, worker.be_well)
 
     def kill_node(self) -> None:
         if node := self._node():

@@ -12,11 +12,12 @@ from functools import partial
 from random import Random
 from typing import Any
 
+from understudy.adapters.links import SILENCE_MS_MAX
 from understudy.sim.clock import Act, Clock, Process
 
 RETRANSMIT_S = 0.2  # Linux's least timeout for a segment
 RECONNECT_S = 0.05  # between two dials of an address
-BREAK_S = 2.0  # without a sign of the peer's kernel: as `adapters.links` has it
+BREAK_S = SILENCE_MS_MAX / 1000  # without a sign of the peer's kernel
 
 
 class End:

@@ -34,6 +34,7 @@ SETTLED_S = 2.0  # it has to stay so
 LOOK_S = 0.25  # between two looks at whether it is
 CONTROLLER_HOST = "c1"
 STORE_RETRY_S = 0.2
+HOT_FRACTION = 0.5  # of the requests, at least, go to one app
 TIMELINE_MAX = 5000
 
 
@@ -176,7 +177,8 @@ class World:
     def _ask(self) -> None:
         gateway = self.random.choice(self.gateway_hosts).gateway
         if gateway is not None:
-            gateway.submit(self.random.choice(self.scenario.apps).app)
+            hot = self.random.random() < HOT_FRACTION
+            gateway.submit((self.scenario.apps[0] if hot else self.random.choice(self.scenario.apps)).app)
         self.after(self.random.expovariate(self.scenario.requests_per_s), self._ask)
 
     def plan(self, facts: PlanInput, revision: int, reason: str) -> Plan:

@@ -286,9 +286,11 @@ class Gateway:
 
     def _agent_connected(self, name: str, now: float) -> None:
         if name in self.nodes:
-            self.nodes[name].connected = True
-            self.nodes[name].detector.reconnected(now)
-            self.nodes[name].serial = -1  # what it sends first is the whole truth
+            node = self.nodes[name]
+            node.connected = True
+            node.detector.reconnected(now)
+            # What it sends first is the whole truth, also from an agent whose clock was set back meanwhile.
+            node.incarnation, node.serial = 0, -1
 
     def _agent_lost(self, name: str, now: float) -> None:
         """The agent is gone, which says nothing of its workers: they have links of their own."""
