@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from gateway_world import World
 
@@ -257,6 +258,25 @@ def test_a_lone_replica_that_a_broken_network_had_silenced_is_used_as_soon_as_it
     request = world.request()
     world.reply("r1")
     assert request.outcome == ("big", "")
+
+
+def test_an_app_that_nobody_planned_for_asks_after_those_that_were():
+    world = World(standby=False)
+    table = world.gateway.table
+    other = msgspec.structs.replace(world.app_version, app="letters")
+    world.step(
+        core.RoutesReceived(msgspec.structs.replace(table, revision=2, apps=(other, world.app_version)))
+    )
+    world.report("n1", world.replica("r9", "big", app="letters"), world.replica("r1", "big"))
+    world.lose_worker("r9")
+    world.step(core.AgentLost("n1"))
+    world.advance(0.2)
+    (first,) = world.activations()
+    assert first.contingency.app == "digits", "letters was missed sooner"
+    world.step(core.ActivatedReceived(first.node, Activated(first.contingency.key, accepted=True)))
+    world.advance(0.2)
+    second = world.activations()[1].contingency
+    assert (second.app, second.failure) == ("letters", "any")
 
 
 def test_an_agent_whose_clock_was_set_back_is_believed_over_its_new_connection():

@@ -13,7 +13,7 @@ import msgspec
 
 from understudy.config import GatewayTuning
 from understudy.core.gateway import outliers
-from understudy.core.gateway.activation import Activation, choose
+from understudy.core.gateway.activation import Activation, choose, gives_way
 from understudy.core.gateway.dispatch import Dispatcher
 from understudy.core.gateway.rotation import App, Replica, Request
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
@@ -409,6 +409,9 @@ class Gateway:
                 self.dispatcher.panic(app, now)
             return
         app.hopeless = False
+        asked = [other.activation for other in self.apps.values() if other.activation is not None]
+        if gives_way(choice, asked, app.unhealthy_since or now, now):
+            return  # until the rotation is next worked out
         app.activation = Activation(contingency=choice, asked_at=now)
         self._effects.append(SendActivate(choice.node, choice, self.table.revision))
         self._note(
