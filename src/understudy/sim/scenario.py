@@ -19,6 +19,7 @@ from understudy.config import (
     NodeConfig,
     RetrySettings,
 )
+from understudy.failures import PlanSettings
 from understudy.wire.records import AppVersion, ArtifactRef, Criticality, Profile, Variant
 
 KIND_CHANCE = 0.35  # that a run has faults of a kind at all
@@ -80,6 +81,7 @@ class Scenario:
                 admission=AdmissionSettings(waiting_max=12),
                 retry=RetrySettings(budget_fraction=0.02, budget_min=2),
             ),
+            plan=PlanSettings(method="heuristic"),  # as good in clusters so small, and much sooner
             controller=ControllerTuning(stability_window_s=1.0, stability_window_s_max=4.0),
         )
 
