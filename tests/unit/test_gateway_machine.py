@@ -260,6 +260,18 @@ def test_a_lone_replica_that_a_broken_network_had_silenced_is_used_as_soon_as_it
     assert request.outcome == ("big", "")
 
 
+def test_panic_ends_with_the_first_good_answer():
+    world = World(settings=GatewayTuning(hedge=HedgeSettings(enabled=False)))
+    world.report("n2", world.replica("r2", "big"))
+    for replica in world.app.replicas.values():
+        replica.breaker.eject(world.now, 0.5)
+    world.advance(0.2)
+    assert {r.id for r in world.app.ranked} == {"r1", "r2"}, "nobody is healthy, so everybody is used"
+    id_ = world.request().flights[0].replica.id
+    world.reply(id_)
+    assert [r.id for r in world.app.ranked] == [id_]
+
+
 def test_an_app_that_nobody_planned_for_asks_after_those_that_were():
     world = World(standby=False)
     table = world.gateway.table

@@ -137,8 +137,9 @@ class Dispatcher:
     def _succeeded(self, flight: Flight, result: Result, body: Buffer, now: float) -> None:
         request, replica, app = flight.request, flight.replica, flight.replica.app
         latency_s = now - flight.sent_at
+        ejected = not replica.breaker.closed  # until now, perhaps
         replica.breaker.succeeded(now, flight.stream, latency_s)
-        if not replica.breaker.closed or replica not in app.ranked:
+        if ejected or replica not in app.ranked:
             self._changed(app, now)
         if not flight.stream & SAMPLE_MASK:
             replica.pace.sampled(latency_s, result.infer_us, result.rows)
