@@ -147,6 +147,12 @@ MENDED = (
         "        if not replica.breaker.closed or replica not in app.ranked:\n",
     ),
     Bug(
+        "requests wait as long as every tick of their gateway is late",
+        f"{CORE}/gateway/machine.py",
+        "        if not late or self._was_late:",
+        "        if not late:",
+    ),
+    Bug(
         "a replica that was silent while the network was broken stays ejected",
         f"{CORE}/gateway/breaker.py",
         "        if self._silent:\n            self.open_until = min(self.open_until, now)\n",

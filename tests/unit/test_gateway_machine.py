@@ -260,6 +260,15 @@ def test_a_lone_replica_that_a_broken_network_had_silenced_is_used_as_soon_as_it
     assert request.outcome == ("big", "")
 
 
+def test_requests_end_in_time_also_where_every_tick_is_late():
+    world = World()
+    request = world.request(timeout_s=0.5)
+    for _ in range(10):
+        world.now += 0.1
+        world.step(core.Ticked(late_s=0.098))
+    assert request.outcome is Code.TIMEOUT
+
+
 def test_panic_ends_with_the_first_good_answer():
     world = World(settings=GatewayTuning(hedge=HedgeSettings(enabled=False)))
     world.report("n2", world.replica("r2", "big"))

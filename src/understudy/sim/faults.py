@@ -129,7 +129,7 @@ class Strike:
         process, until_s = found[1], self._world.clock.now + self._lasting_s
 
         def stop() -> None:
-            if self._world.clock.now < until_s:
+            if self._world.clock.now < until_s and self._world.phase == "faults":
                 process.pause()
                 self._world.after(self._random.uniform(*STUTTER_S), go_on)
 

@@ -70,14 +70,13 @@ def choose(
     )
 
 
-def gives_way(choice: Contingency, pending: Iterable[Activation], lost_at: float, now: float) -> bool:
+def gives_way(choice: Contingency, pending: Iterable[Activation | None], lost_at: float, now: float) -> bool:
     """What nobody planned for may not take the room that others were promised: those ask first."""
     if choice.failure != LAST_RESORT:
         return False
-    rivals = [
-        a for a in pending if a.contingency.node == choice.node and a.contingency.failure != LAST_RESORT
-    ]
-    return now - lost_at < LAST_RESORT_S or any(not activation.accepted for activation in rivals)
+    rivals = [a for a in pending if a is not None and a.contingency.node == choice.node]
+    promised = any(a.contingency.failure != LAST_RESORT and not a.accepted for a in rivals)
+    return promised or now - lost_at < LAST_RESORT_S
 
 
 def _is_lost(domain: str, nodes: tuple[NodeInfo, ...], alive: Set[str]) -> bool:
