@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from planted import BUGS, MENDED, SOURCES, Bug, plant
+from planted import BUGS, MENDED, MISSED, SOURCES, Bug, plant
 
 from understudy.core.controller.nodes import Nodes
 from understudy.sim.seeds import run, scenario_of
 from understudy.sim.shrinking import smallest
 
 
-@pytest.mark.parametrize("bug", [*BUGS, *MENDED], ids=lambda bug: bug.name)
+@pytest.mark.parametrize("bug", [*BUGS, *MENDED, *MISSED], ids=lambda bug: bug.name)
 def test_a_bug_can_be_planted(bug: Bug, tmp_path: Path):
     copy = tmp_path / bug.file
     copy.parent.mkdir(parents=True)

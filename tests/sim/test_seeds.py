@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from understudy.sim.seeds import Run, run, scenario_of
 
 SEEDS = range(1, 31)
-# Each once found something that must not happen; docs/design.md says what.
+# Each once found something that must not happen. A seed is another run as soon as what it draws, or the
+# planner, changes: what was found is kept as a unit test as well, and planted anew by `planted.py`.
 FOUND = {
     272: "an app that nobody planned for took the room of another one's contingency",
     18980: "a gateway ignored an agent whose clock was set back",
