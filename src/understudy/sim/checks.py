@@ -125,6 +125,12 @@ class Checks:
 
     # the whole
 
+    @property
+    def ejected(self) -> bool:
+        """Whether a gateway still avoids a replica for how it answered."""
+        machines = [gateway.machine for gateway in self._world.gateways]
+        return any(not r.breaker.closed for machine in machines for r in machine.replicas.values())
+
     def unsettled(self) -> str:
         """What is missing for all to be as planned; empty if it is."""
         world = self._world
