@@ -19,11 +19,11 @@ SEEDS ?= 1000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow fuzz sim check perf-analyzer docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-demo clean
+.PHONY: help setup demo test test-fast test-slow fuzz sim sim-planted check perf-analyzer docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.stamp-dev  ## install everything for development into .venv
 
@@ -43,6 +43,9 @@ fuzz: $(VENV)/.stamp-dev  ## feed COUNT generated inputs (default: a million) to
 
 sim: $(VENV)/.stamp-dev  ## simulate SEEDS clusters (default: a thousand) under faults, and check what must hold
 	$(BIN)/understudy simulate --count $(SEEDS)
+
+sim-planted: $(VENV)/.stamp-dev  ## plant known bugs in a copy, one at a time, and see which seed finds each
+	$(BIN)/python tests/sim/planted.py
 
 check: $(VENV)/.stamp-dev  ## check format, lint, types and the rules of tests/tidy
 	$(BIN)/ruff format --check --quiet $(SOURCES) || { echo "mend with: $(BIN)/ruff format $(SOURCES)"; exit 1; }

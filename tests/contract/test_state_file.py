@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,19 @@ def test_what_was_saved_last_is_loaded(tmp_path: Path) -> None:
     file.save(Memory(2))
     assert file.load() == (Memory(2), "")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["state"]
+
+
+def test_file_and_directory_are_synced_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    StateFile(tmp_path / "state", Memory).save(Memory(1))
+    assert synced == ["state.partial", tmp_path.name]
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1] + b"?", lambda data: data[:40], lambda data: b""])

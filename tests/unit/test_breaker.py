@@ -56,6 +56,24 @@ def test_half_open_permits_exactly_one_probe():
     assert breaker.permits(5.1)
 
 
+def test_failures_of_one_that_is_used_in_panic_do_not_eject_it_for_longer():
+    breaker = opened()
+    for stream in range(2, 12):
+        breaker.sent(stream)
+        assert not breaker.failed(1.0, MIDDLE, stream)
+    assert breaker.permits(5.0), "as after a single ejection"
+
+
+def test_who_was_silent_and_is_heard_again_is_probed_at_once():
+    silent, wrong = Breaker(DEFAULTS, now=0.0), opened()
+    for _ in range(DEFAULTS.consecutive_failures):
+        silent.failed(0.0, MIDDLE, 1, silent=True)
+    for breaker in (silent, wrong):
+        breaker.heard(1.0)
+    assert silent.permits(1.0), "its network broke, perhaps"
+    assert not wrong.permits(1.0), "that it lives was never in doubt"
+
+
 def test_a_failed_probe_opens_for_longer_up_to_the_cap():
     breaker = opened(BreakerSettings(open_s=5, open_s_max=12))
     lengths, now = [], 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from gateway_world import World
 
@@ -230,6 +231,82 @@ def test_two_nodes_dying_in_a_row_do_not_make_a_request_poison():
     world.advance(0.05)
     world.reply("r3")
     assert request.outcome == ("small", "failover")
+
+
+def test_workers_that_were_draining_do_not_make_a_request_poison():
+    world = World()
+    world.report("n3", world.replica("r3", "small", Role.STANDBY))
+    request = world.request()
+    for node, id_ in (("n1", "r1"), ("n2", "r2")):
+        world.report(node, world.replica(id_, "big", state="draining"))
+        world.lose_worker(id_)  # before it saw the request, which was on its way
+    world.advance(0.05)
+    world.reply("r3")
+    assert request.outcome == ("small", "failover")
+
+
+def test_a_lone_replica_that_a_broken_network_had_silenced_is_used_as_soon_as_it_is_heard():
+    world = World(standby=False)
+    silent = [world.request(timeout_s=0.5) for _ in range(3)]
+    world.advance(0.6)
+    assert [request.outcome for request in silent] == [Code.TIMEOUT] * 3
+    assert not world.gateway.replicas["r1"].breaker.closed
+    world.lose_worker("r1")
+    world.step(core.WorkerConnected("r1"))
+    world.gateway.replicas["r1"].link = world.links["r1"]
+    world.advance(0.2)
+    request = world.request()
+    world.reply("r1")
+    assert request.outcome == ("big", "")
+
+
+def test_requests_end_in_time_also_where_every_tick_is_late():
+    world = World()
+    request = world.request(timeout_s=0.5)
+    for _ in range(10):
+        world.now += 0.1
+        world.step(core.Ticked(late_s=0.098))
+    assert request.outcome is Code.TIMEOUT
+
+
+def test_panic_ends_with_the_first_good_answer():
+    world = World(settings=GatewayTuning(hedge=HedgeSettings(enabled=False)))
+    world.report("n2", world.replica("r2", "big"))
+    for replica in world.app.replicas.values():
+        replica.breaker.eject(world.now, 0.5)
+    world.advance(0.2)
+    assert {r.id for r in world.app.ranked} == {"r1", "r2"}, "nobody is healthy, so everybody is used"
+    id_ = world.request().flights[0].replica.id
+    world.reply(id_)
+    assert [r.id for r in world.app.ranked] == [id_]
+
+
+def test_an_app_that_nobody_planned_for_asks_after_those_that_were():
+    world = World(standby=False)
+    table = world.gateway.table
+    other = msgspec.structs.replace(world.app_version, app="letters")
+    world.step(
+        core.RoutesReceived(msgspec.structs.replace(table, revision=2, apps=(other, world.app_version)))
+    )
+    world.report("n1", world.replica("r9", "big", app="letters"), world.replica("r1", "big"))
+    world.lose_worker("r9")
+    world.step(core.AgentLost("n1"))
+    world.advance(0.2)
+    (first,) = world.activations()
+    assert first.contingency.app == "digits", "letters was missed sooner"
+    world.step(core.ActivatedReceived(first.node, Activated(first.contingency.key, accepted=True)))
+    world.advance(0.2)
+    second = world.activations()[1].contingency
+    assert (second.app, second.failure) == ("letters", "any")
+
+
+def test_an_agent_whose_clock_was_set_back_is_believed_over_its_new_connection():
+    world = World()
+    world.step(core.NodeStateReceived(NodeState("n1", 7, 1, 1, (world.replica("r1", "big"),))))
+    world.step(core.AgentLost("n1"))
+    world.step(core.AgentConnected("n1"))
+    world.step(core.NodeStateReceived(NodeState("n1", 5, 1, 1, (world.replica("r9", "big"),))))
+    assert {r.id for r in world.app.replicas.values() if r.node == "n1"} == {"r9"}
 
 
 def test_requests_wait_for_nodes_that_all_fell_silent_at_once():

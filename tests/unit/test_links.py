@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from understudy.adapters.links import FrameLink, dial, keep_connected, listen, parse_address
+from understudy.adapters.links import SILENCE_MS_MAX, FrameLink, dial, keep_connected, listen, parse_address
 from understudy.wire.errors import Code, ConfigError, InvalidArgument, ProtocolError, UnderstudyError
 from understudy.wire.frames import PREFIX, Frame, encode_frame
 from understudy.wire.messages import (
@@ -337,6 +337,25 @@ def test_dial_and_listen_meet(scheme: str, tmp_path: Path) -> None:
             link.close()
             await client.until(lambda: client.lost)
             await server.until(lambda: server.lost)
+
+    run(test)
+
+
+def test_a_machine_that_went_without_a_word_is_missed_by_both_ends() -> None:
+    async def test() -> None:
+        peers = Peer(), Peer()
+        server = await listen("tcp:127.0.0.1:0", peers[0].make)
+        port = server.sockets[0].getsockname()[1]
+        link = await dial(f"tcp:127.0.0.1:{port}", peers[1].make)
+        await peers[0].until(lambda: peers[0].links)
+        for end in (link, peers[0].links[0]):
+            assert end._transport is not None
+            sock = end._transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == SILENCE_MS_MAX
+        link.close()
+        await peers[0].until(lambda: peers[0].lost)
+        server.close()
 
     run(test)
 

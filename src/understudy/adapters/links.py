@@ -27,6 +27,8 @@ OnFrame = Callable[["FrameLink", Frame], None]
 OnLost = Callable[["FrameLink", Exception | None], None]
 # Frames that are not held back for company: the peer works on them while the next ones are made.
 FLUSH_FRAMES = 8
+KEEPALIVE_S = 1  # between two questions to a silent peer's kernel
+SILENCE_MS_MAX = 3000  # without an answer from it: the connection is lost
 BACKOFF_S = 0.02  # before the second dial of an address, doubling
 BUFFER_BYTES_MAX_DEFAULT = 64 * 1024 * 1024
 
@@ -73,7 +75,7 @@ class FrameLink(asyncio.Protocol):
         self.last_heard_s = monotonic()
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            _watch_peer(sock)
         if self._on_made is not None:
             self._on_made(self)
 
@@ -221,6 +223,18 @@ class FrameLink(asyncio.Protocol):
         self.closed = True
         if self._transport is not None:
             self._transport.abort()
+
+
+def _watch_peer(sock: socket.socket) -> None:
+    """Have the kernel notice a machine that went without a word, also where only the peer ever sends."""
+    for option, value in (
+        (socket.TCP_NODELAY, 1),
+        (socket.TCP_KEEPIDLE, KEEPALIVE_S),
+        (socket.TCP_KEEPINTVL, KEEPALIVE_S),
+        (socket.TCP_USER_TIMEOUT, SILENCE_MS_MAX),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def parse_address(address: str) -> tuple[str, str, int]:

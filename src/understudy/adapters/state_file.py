@@ -53,3 +53,13 @@ class StateFile(Generic[T]):
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self.path)
+        sync_directory(self.path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make what was renamed in it survive a loss of power."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

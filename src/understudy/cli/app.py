@@ -124,13 +124,17 @@ def demo(
 def simulate(
     seed: Annotated[int, typer.Option("--seed", min=0, help="The seed, or the first of many.")] = 1,
     count: Annotated[int, typer.Option("--count", min=1, help="How many seeds; one shows its timeline.")] = 1,
+    only: Annotated[str, typer.Option("--only", help="Parts to keep of one run, as in f3,loss,n2.")] = "",
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="Leave out of a failing run what doesn't matter.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """The cluster's own decisions under virtual time and faults drawn from a seed, which replays a run."""
     from understudy.cli.simulate import simulate as run
 
     output = Output(as_json=json)
-    _attempt(output, lambda: run(seed, count, output))
+    _attempt(output, lambda: run(seed, count, [p for p in only.split(",") if p], shrink, output))
 
 
 def _demo(out: Path, output: Output) -> bool:

@@ -4,18 +4,73 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, assert_never
 
+import msgspec
+
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
-from understudy.core.controller.stored import Save, recall
-from understudy.sim.clock import Process
+from understudy.core.controller.stored import Save, encode, recall
+from understudy.sim.clock import Act, Process
 from understudy.sim.network import End
 from understudy.wire.messages import Heartbeat, Hello, NodeState
 
 if TYPE_CHECKING:
     from understudy.sim.world import World
 
-HOST = "c1"
 PLAN_S = 0.05  # mean time that planning takes
+STORE_RETRY_S = 0.1, 2.0  # first and longest pause, as `controller.bookkeeping` has them
+
+
+class Books:
+    """What `controller.bookkeeping` does: in order, merged, retried. Nobody waits for the store for long."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        self._world = world
+        self._process = process
+        self._waiting: dict[str, bytes | None] = {}
+        self._settling: list[Act] = []
+        self._writing = False
+        self._retry_s = STORE_RETRY_S[0]
+
+    def save(self, records: dict[str, msgspec.Struct | None]) -> None:
+        for key, record in records.items():
+            self._waiting[key] = None if record is None else encode(record)
+        if not self._writing:
+            self._write()
+
+    def settled(self, act: Act) -> None:
+        """Once all is written, the store fails, or its time is over."""
+        if not self._waiting:
+            act()
+            return
+        self._settling.append(act)
+
+        def overdue() -> None:
+            if act in self._settling:
+                self._settling.remove(act)
+                act()
+
+        self._process.after(self._world.config.controller.store_timeout_s, overdue)
+
+    def _write(self) -> None:
+        self._writing = True
+        records = dict(self._waiting)
+        self._world.store.write(self._process, records, lambda written: self._wrote(records, written))
+
+    def _wrote(self, records: dict[str, bytes | None], written: bool) -> None:
+        self._writing = False
+        if written:
+            self._retry_s = STORE_RETRY_S[0]
+            self._waiting = {k: v for k, v in self._waiting.items() if records.get(k, b"") is not v}
+            if self._waiting:
+                self._write()
+        else:
+            self._writing = True
+            self._process.after(self._retry_s, self._write)
+            self._retry_s = min(2 * self._retry_s, STORE_RETRY_S[1])
+        if not self._waiting or not written:
+            settling, self._settling = self._settling, []
+            for act in settling:
+                act()
 
 
 class Controller:
@@ -23,10 +78,13 @@ class Controller:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.process = Process(world.clock, HOST)
+        self.process = Process(world.hosts["c1"])
+        self.books = Books(world, self.process)
         self._links: dict[tuple[str, str], End] = {}
-        memory = recall(sorted(world.store.items()))
-        self.machine = ControllerMachine(world.config, memory, world.clock.now)
+        self._targets: dict[str, ev.SendTarget] = {}
+        self._routes: dict[str, ev.SendRoutes] = {}
+        memory = recall(sorted(world.store.files.items()))
+        self.machine = ControllerMachine(world.config, memory, self.process.now)
 
     def begin(self) -> None:
         self.step(ev.Started())
@@ -34,22 +92,37 @@ class Controller:
         self.process.every(lambda: interval_s, lambda _: self.step(ev.Tick()))
 
     def step(self, event: ev.Event) -> None:
-        for effect in self.machine.step(event, self.world.clock.now):
+        for effect in self.machine.step(event, self.process.now):
             match effect:
                 case Save(puts, deletes):
-                    self.world.save(puts, deletes)
+                    self.books.save({**dict.fromkeys(deletes), **puts})
                 case ev.Note(kind, message, app, node):
                     self.world.tell("controller", kind, message, app=app, node=node)
-                case ev.SendTarget(node, target):
-                    self._send(("agent", node), target)
-                case ev.SendRoutes(table, gateway):
-                    for role, name in list(self._links):
-                        if role == "gateway" and gateway in ("", name):
-                            self._send((role, name), table)
+                case ev.SendTarget(node):
+                    self._publish_later()
+                    self._targets[node] = effect
+                case ev.SendRoutes(_, gateway):
+                    self._publish_later()
+                    self._routes[gateway] = effect
                 case ev.MakePlan():
                     self._plan(effect)
                 case _:
                     assert_never(effect)
+
+    def _publish_later(self) -> None:
+        if not self._targets and not self._routes:
+            self.process.after(0.0, lambda: self.books.settled(self._publish))
+
+    def _publish(self) -> None:
+        """What is newest, after the store has it or has failed."""
+        targets, self._targets = self._targets, {}
+        routes, self._routes = self._routes, {}
+        for node, order in targets.items():
+            self._send(("agent", node), order.target)
+        for gateway, sending in routes.items():
+            for role, name in list(self._links):
+                if role == "gateway" and gateway in ("", name):
+                    self._send((role, name), sending.table)
 
     def _plan(self, asked: ev.MakePlan) -> None:
         plan = self.world.plan(asked.input, asked.revision, asked.reason)
@@ -68,10 +141,10 @@ class Controller:
         match message:
             case Hello():
                 former = self._links.get((message.role, message.name))
-                if former is not None and former is not end:
-                    former.close()
                 end.owner = message.role, message.name
                 self._links[end.owner] = end
+                if former is not None and former is not end:
+                    former.close()
                 if message.role == "agent":
                     self.step(ev.AgentHello(message))
                 else:

@@ -1,91 +1,74 @@
-"""What goes wrong in a run: a swarm of faults, of which most runs have some kinds and none of others.
-
-Source of the idea: Groce and others, "Swarm testing" (ISSTA 2012): leaving whole kinds of trouble out of a
-run reaches states that a mixture of everything never does.
-"""
+"""What goes wrong in a run, kind by kind. It is whole again after a while, or when all is healed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
-from understudy.sim.clock import Act, Process
+from understudy.sim.clock import Process
+from understudy.sim.disks import Disk
+from understudy.sim.nodes import Node
+from understudy.sim.scenario import WALL_ERROR_S, Fault
 from understudy.sim.workers import Worker
 
 if TYPE_CHECKING:
     from understudy.sim.world import World
 
-KIND_CHANCE = 0.4  # that a run has faults of a kind at all
-PER_S = 0.05, 0.6
-LASTING_S = 0.03, 0.2, 1.0, 3.0
+LASTING_S = 0.03, 0.2, 1.0, 2.0, 4.0
 SLOW = 3.0, 10.0, 100.0
-DELAYS_MS = 0.05, 0.2, 2.0, 10.0
-LOSSES = 0.0, 0.0, 0.001, 0.02
+FLAKY = 0.3, 0.6, 1.0  # of the inferences fail
+FAILING_S = 4.0  # long enough to be noticed
+STUTTER_S = 0.01, 0.15  # least and most that a slow process stands still, and goes on, by turns
 
 
-@dataclass(frozen=True, slots=True)
-class Swarm:
-    """How often each kind of fault happens in a run, per s, and how good its network is."""
+class Strike:
+    """One fault, happening."""
 
-    per_s: dict[str, float]
-    loss: float
-    delay_ms: float
-
-    def __str__(self) -> str:
-        kinds = ", ".join(f"{kind} {rate:g}/s" for kind, rate in self.per_s.items()) or "no faults"
-        return f"{kinds}; {self.loss:.1%} of packets lost, {self.delay_ms:g} ms on the way"
-
-
-def draw(random: Random) -> Swarm:
-    per_s = {kind: round(random.uniform(*PER_S), 3) for kind in KINDS if random.random() < KIND_CHANCE}
-    return Swarm(per_s, random.choice(LOSSES), random.choice(DELAYS_MS))
-
-
-class Faults:
-    """Strikes at random moments between `begin` and `end`; what it broke is whole again by itself or then."""
-
-    def __init__(self, world: World, swarm: Swarm) -> None:
+    def __init__(self, world: World, name: str, fault: Fault) -> None:
         self._world = world
-        self._random = world.random
-        self._swarm = swarm
-        self._over = False
+        self._name = name
+        self._kind = fault.kind
+        self._random = Random(fault.seed)
+        self._lasting_s = self._random.choice(LASTING_S)
 
-    def begin(self) -> None:
-        for kind, per_s in self._swarm.per_s.items():
-            self._next(KINDS[kind], per_s)
+    def happen(self) -> None:
+        KINDS[self._kind](self)
 
-    def end(self) -> None:
-        """Heal everything."""
-        self._over = True
+    def _tell(self, message: str = "", *, node: str = "", replica: str = "") -> None:
+        self._world.tell(f"fault {self._name}", self._kind, message, node=node, replica=replica)
+
+    def _later(self, act: Callable[[], None]) -> None:
+        self._world.after(self._lasting_s, act)
+
+    def _node(self) -> Node | None:
+        """One that is up."""
+        up = [node for node in self._world.nodes.values() if node.agent is not None]
+        node = self._random.choice(up) if up else None
+        if node is not None:
+            self._tell(f"for {self._lasting_s:g} s", node=node.name)
+        return node
+
+    def _worker(self) -> Worker | None:
+        found = [(node, w) for node in self._world.nodes.values() for w in node.workers.values()]
+        if not found:
+            return None
+        node, worker = self._random.choice(found)
+        self._tell(worker.app or "blank", node=node.name, replica=worker.name)
+        return worker
+
+    def _role(self) -> tuple[str, Process] | None:
+        """A process that isn't a worker."""
         world = self._world
-        world.tell("sim", "healed", "nothing breaks from here on")
-        world.network.heal_all()
-        world.network.loss = 0.0
-        world.restore_store()
-        world.start_controller()
-        world.gateway.process.resume()
-        for node in world.nodes.values():
-            if node.agent is None:
-                node.start()
-            else:
-                node.agent.process.resume()
-            for worker in list(node.workers.values()):
-                worker.be_well()
-                worker.process.resume()  # and does what it was told meanwhile: to end, perhaps
-
-    def _next(self, strike: Callable[[Faults], None], per_s: float) -> None:
-        def act() -> None:
-            if not self._over:
-                strike(self)
-                self._next(strike, per_s)
-
-        self._world.after(self._random.expovariate(per_s), act)
-
-    def _later(self, act: Act) -> None:
-        self._world.after(self._random.choice(LASTING_S), act)
+        found = [(node.name, node.agent.process) for node in world.nodes.values() if node.agent is not None]
+        found += [(gateway.name, gateway.process) for gateway in world.gateways]
+        found += [("c1", world.controller.process)] if world.controller is not None else []
+        if not found:
+            return None
+        name, process = self._random.choice(found)
+        self._tell(f"for {self._lasting_s:g} s", node=name)
+        return name, process
 
     def _freeze(self, *processes: Process) -> None:
         for process in processes:
@@ -94,97 +77,161 @@ class Faults:
 
     # kinds
 
-    def _worker(self, what: str) -> Worker | None:
-        found = [(node, w) for node in self._world.nodes.values() for w in node.workers.values()]
-        if not found:
-            return None
-        node, worker = self._random.choice(found)
-        self._world.tell(
-            "fault", f"worker {what}", worker.app or "blank", node=node.name, replica=worker.name
-        )
-        return worker
-
     def kill_worker(self) -> None:
-        if worker := self._worker("killed"):
+        if worker := self._worker():
             worker.process.kill()
 
     def freeze_worker(self) -> None:
-        if worker := self._worker("frozen"):
+        if worker := self._worker():
             self._freeze(worker.process)
 
     def slow_worker(self) -> None:
-        if worker := self._worker("slow"):
+        if worker := self._worker():
             worker.slow = self._random.choice(SLOW)
             self._later(worker.be_well)
 
     def fail_worker(self) -> None:
-        if worker := self._worker("failing"):
-            worker.fails = True
-            self._later(worker.be_well)
+        if worker := self._worker():
+            worker.fails = self._random.choice(FLAKY)
+            self._world.after(FAILING_S, worker.be_well)
 
-    def lose_node(self) -> None:
-        node = self._random.choice(list(self._world.nodes.values()))
-        if node.agent is not None:
-            self._world.tell("fault", "node lost", "", node=node.name)
-            node.crash()
+    def kill_node(self) -> None:
+        if node := self._node():
+            node.kill(power_lost=False)
+            self._later(node.start)
+
+    def lose_power(self) -> None:
+        if node := self._node():
+            node.kill(power_lost=True)
             self._later(node.start)
 
     def freeze_node(self) -> None:
-        node = self._random.choice(list(self._world.nodes.values()))
-        if node.agent is not None:
-            self._world.tell("fault", "node frozen", "", node=node.name)
+        if (node := self._node()) and node.agent is not None:
+            node.host.frozen = True
+            self._later(lambda: setattr(node.host, "frozen", False))
             self._freeze(node.agent.process, *(worker.process for worker in node.workers.values()))
 
-    def kill_agent(self) -> None:
-        node = self._random.choice(list(self._world.nodes.values()))
-        if node.agent is not None:
-            self._world.tell("fault", "agent killed", "", node=node.name)
-            node.kill_agent()
-            self._later(node.start)
+    def kill_role(self) -> None:
+        found = self._role()
+        if found is not None:
+            self._world.kill(found[0], lasting_s=self._lasting_s)
 
-    def kill_controller(self) -> None:
-        if self._world.controller is not None:
-            self._world.tell("fault", "controller killed", "")
-            self._world.kill_controller()
-            self._later(self._world.start_controller)
+    def freeze_role(self) -> None:
+        found = self._role()
+        if found is not None:
+            self._freeze(found[1])
 
-    def kill_gateway(self) -> None:
-        self._world.tell("fault", "gateway killed", "it starts again at once")
-        self._world.restart_gateway()
+    def slow_role(self) -> None:
+        """It gets the processor by turns only."""
+        found = self._role()
+        if found is None:
+            return
+        process, until_s = found[1], self._world.clock.now + self._lasting_s
 
-    def freeze_gateway(self) -> None:
-        self._world.tell("fault", "gateway frozen", "")
-        self._freeze(self._world.gateway.process)
+        def stop() -> None:
+            if self._world.clock.now < until_s and self._world.phase == "faults":
+                process.pause()
+                self._world.after(self._random.uniform(*STUTTER_S), go_on)
+
+        def go_on() -> None:
+            process.resume()
+            self._world.after(self._random.uniform(*STUTTER_S), stop)
+
+        stop()
 
     def cut(self) -> None:
-        network = self._world.network
-        source, target = self._random.sample(self._world.hosts, 2)
+        source, target = self._random.sample(sorted(self._world.hosts), 2)
         ways = [(source, target)]
         if self._random.random() < 0.5:
             ways.append((target, source))
-        for way in ways:
-            self._world.tell("fault", "network cut", f"nothing gets from {way[0]} to {way[1]}")
-            network.cut(*way)
+        self._cut(ways)
+
+    def partition(self) -> None:
+        """Two parts of the cluster that can't reach each other; one may hold a single host."""
+        hosts = sorted(self._world.hosts)
+        self._random.shuffle(hosts)
+        border = self._random.randint(1, len(hosts) - 1)
+        sides = hosts[:border], hosts[border:]
+        ways = [(a, b) for a in sides[0] for b in sides[1]]
+        self._cut(ways + [(b, a) for a, b in ways])
+
+    def _cut(self, ways: list[tuple[str, str]]) -> None:
+        network = self._world.network
+        names = ", ".join(f"{source} to {target}" for source, target in ways)
+        self._tell(f"nothing gets from {names} for {self._lasting_s:g} s")
         for source, target in ways:
+            network.cut(source, target)
             self._later(partial(network.heal, source, target))
 
-    def lose_store(self) -> None:
-        self._world.tell("fault", "store away", "")
-        self._world.store_away = True
-        self._later(self._world.restore_store)
+    def reset(self) -> None:
+        hosts = self._world.network.reset(self._random)
+        if hosts is not None:
+            self._tell(f"between {hosts[0]} and {hosts[1]}")
+
+    def fail_store(self) -> None:
+        self._tell(f"for {self._lasting_s:g} s")
+        self._world.store.fails = True
+        self._later(self._world.store.be_well)
+
+    def fill_disk(self) -> None:
+        self._disk().fails = True
+
+    def slow_disk(self) -> None:
+        self._disk().slow = self._random.choice(SLOW)
+
+    def _disk(self) -> Disk:
+        world = self._world
+        disks = {node.name: node.disk for node in world.nodes.values()}
+        disks |= {at.host.name: at.disk for at in world.gateway_hosts}
+        name = self._random.choice(sorted(disks))
+        self._tell(f"for {self._lasting_s:g} s", node=name)
+        self._later(disks[name].be_well)
+        return disks[name]
+
+    def set_clock(self) -> None:
+        host = self._world.hosts[self._random.choice(sorted(self._world.hosts))]
+        host.wall_error_s = self._random.uniform(-WALL_ERROR_S, WALL_ERROR_S)
+        self._tell(f"wrong by {host.wall_error_s:.0f} s", node=host.name)
 
 
-KINDS: dict[str, Callable[[Faults], None]] = {
-    "worker killed": Faults.kill_worker,
-    "worker frozen": Faults.freeze_worker,
-    "worker slow": Faults.slow_worker,
-    "worker failing": Faults.fail_worker,
-    "node lost": Faults.lose_node,
-    "node frozen": Faults.freeze_node,
-    "agent killed": Faults.kill_agent,
-    "controller killed": Faults.kill_controller,
-    "gateway killed": Faults.kill_gateway,
-    "gateway frozen": Faults.freeze_gateway,
-    "network cut": Faults.cut,
-    "store away": Faults.lose_store,
+KINDS: dict[str, Callable[[Strike], None]] = {
+    "worker killed": Strike.kill_worker,
+    "worker frozen": Strike.freeze_worker,
+    "worker slow": Strike.slow_worker,
+    "worker failing": Strike.fail_worker,
+    "node killed": Strike.kill_node,
+    "power lost": Strike.lose_power,
+    "node frozen": Strike.freeze_node,
+    "process killed": Strike.kill_role,
+    "process frozen": Strike.freeze_role,
+    "process slow": Strike.slow_role,
+    "network cut": Strike.cut,
+    "partition": Strike.partition,
+    "connection reset": Strike.reset,
+    "store away": Strike.fail_store,
+    "disk full": Strike.fill_disk,
+    "disk slow": Strike.slow_disk,
+    "clock set": Strike.set_clock,
 }
+
+
+def heal(world: World) -> None:
+    """Everything that is broken."""
+    world.tell("sim", "healed", "nothing breaks from here on")
+    world.network.heal_all()
+    world.network.loss = 0.0
+    world.store.be_well()
+    world.start_controller()
+    for at in world.gateway_hosts:
+        at.disk.be_well()
+        at.start()
+    for node in world.nodes.values():
+        node.host.frozen = False
+        node.disk.be_well()
+        node.start()
+    for process in world.processes:
+        process.heal()
+    for node in world.nodes.values():
+        for worker in list(node.workers.values()):
+            worker.be_well()
+            worker.process.heal()  # and does what it was told meanwhile: to end, perhaps

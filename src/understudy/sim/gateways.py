@@ -1,25 +1,27 @@
-"""A gateway's shell under virtual time, and the requests of its clients. Its route table survives it."""
+"""A gateway's shell under virtual time, and the requests of its clients. Its disk survives it."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
 
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.rotation import App, Replica, Request, Source
-from understudy.sim.clock import Process
+from understudy.sim.clock import Host, Process
+from understudy.sim.disks import Disk, StateFile
 from understudy.sim.network import RECONNECT_S, End
-from understudy.wire.errors import UnderstudyError
-from understudy.wire.frames import Buffer, FrameDecoder
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.frames import Buffer, Frame, FrameDecoder
 from understudy.wire.messages import (
     Activate,
     Activated,
+    Failure,
     Heartbeat,
     Hello,
     Kind,
     NodeState,
     Ping,
     Result,
+    decode_answer,
     encode_message,
 )
 from understudy.wire.records import NodeInfo, RouteTable
@@ -28,17 +30,19 @@ if TYPE_CHECKING:
     from understudy.sim.world import World
 
 IDLE_TICK_S = 0.02
-SAVE_S = 0.005
+RESTART_S = 0.1
+REFUSED = frozenset({Code.BUSY, Code.DRAINING, Code.UNAVAILABLE, Code.TIMEOUT})  # nothing ran
 
 
 class ClientRequest(Request):
     """Knows how it ended, and that it did so once."""
 
-    __slots__ = ("outcome", "world")
+    __slots__ = ("outcome", "phase", "world")
 
     def __init__(self, world: World, app: App, arrived: float, deadline: float) -> None:
         super().__init__(app, b"%r" % arrived, arrived, deadline)
         self.world = world
+        self.phase = world.phase  # of the run, when it was asked
         self.outcome = ""
 
     def answered(self, source: Source, result: Result, body: Buffer) -> None:
@@ -51,9 +55,8 @@ class ClientRequest(Request):
         self._end("static")
 
     def _end(self, outcome: str) -> None:
-        self.world.check(not self.outcome, f"a request ended twice: {self.outcome}, then {outcome}")
+        self.world.checks.ended(self, outcome)
         self.outcome = outcome
-        self.world.ended(self)
 
 
 class WorkerLink:
@@ -61,28 +64,67 @@ class WorkerLink:
 
     def __init__(self, gateway: Gateway, replica: Replica, end: End) -> None:
         self.end = end
-        self.last_heard_s = gateway.world.clock.now
+        self.last_heard_s = gateway.process.now
+        self.failures = 0  # in a row, by what it answered
+        self.failed_s = 0.0  # when it did so last
         self._gateway, self._replica = gateway, replica
 
     def write(self, data: bytes, payload: Buffer = b"") -> None:
         if data[8] == Kind.INFER:
-            self._gateway.check_choice(self._replica)
+            self._gateway.world.checks.sent(self._replica, self._gateway.process.now)
         self.end.send((data, payload))
+
+    def heard(self, frame: Frame, now: float) -> None:
+        """In the checks' own words, whether this replica is well."""
+        self.last_heard_s = now
+        if frame.stream not in self._replica.outstanding:
+            return
+        if frame.kind == Kind.RESULT:
+            self.failures = 0
+            return
+        answer = decode_answer(frame)
+        if isinstance(answer, Failure) and answer.code not in REFUSED:
+            self.failures += 1
+            self.failed_s = now
+
+
+class GatewayHost:
+    """What survives a gateway: its machine with its disk."""
+
+    def __init__(self, world: World, host: Host) -> None:
+        self.world, self.host = world, host
+        self.disk = Disk()
+        self.gateway: Gateway | None = None
+
+    def start(self) -> None:
+        if self.gateway is None:
+            self.gateway = Gateway(self)
+            self.gateway.begin()
+
+    def kill(self, *, power_lost: bool) -> None:
+        if self.gateway is not None:
+            gateway, self.gateway = self.gateway, None
+            gateway.process.kill(power_lost=power_lost)
+            self.world.after(RESTART_S, self.start)
+            if power_lost:
+                self.host.boot()
 
 
 class Gateway:
-    """One life of it. `world.table` is its disk."""
+    """One life of it."""
 
-    def __init__(self, world: World, name: str = "g1") -> None:
-        self.world, self.name = world, name
-        self.process = Process(world.clock, name)
-        self.machine = core.Gateway(world.config.gateway, world.random.random, world.clock.now)
+    def __init__(self, at: GatewayHost) -> None:
+        self.world, self.name = at.world, at.host.name
+        self.process = Process(at.host)
+        self.machine = core.Gateway(self.world.config.gateway, self.world.random.random, self.process.now)
+        self._file = StateFile(at.disk, self.process, "routes")
         self._agents: dict[str, End | None] = {}
         self._dialing: set[str] = set()
 
     def begin(self) -> None:
-        if self.world.table is not None:
-            self.step(core.RoutesReceived(self.world.table))
+        table = self._file.load()
+        if table is not None:
+            self.step(core.RoutesReceived(table))
         self.process.every(self._pause_s, lambda late_s: self.step(core.Ticked(late_s)))
         self._dial_controller()
 
@@ -90,32 +132,25 @@ class Gateway:
         busy = self.machine.dispatcher.inflight
         return self.world.config.gateway.tick_ms / 1000 if busy else IDLE_TICK_S
 
-    def submit(self, app: str) -> None:
-        """A client asks."""
-        now = self.world.clock.now
+    def submit(self, app: str) -> ClientRequest | None:
+        """A client asks. None: nobody takes its connection, or the app isn't known yet."""
+        now = self.process.now
         known = self.machine.apps.get(app)
-        if known is not None and self.process.alive and not self.process.paused:
-            request = ClientRequest(self.world, known, now, now + known.spec.deadline_ms / 1000)
-            self.world.asked(request)
-            self.machine.dispatcher.submit(request, now)
-
-    def check_choice(self, replica: Replica) -> None:
-        """Of the request that is sent to it now. Only a copy may go to whoever is left."""
-        if not _suspected(replica) or next(reversed(replica.outstanding.values())).request.attempts > 1:
-            return
-        now = self.world.clock.now
-        ready = [r for r in replica.app.replicas.values() if r.state == "ready" and r.link is not None]
-        better = [r.id for r in ready if not _suspected(r) and r.breaker.closed and r.has_room(now)]
-        self.world.check(not better, f"a request went to {replica.id}, a suspect, beside {better}")
+        if known is None or not self.process.alive or self.process.paused:
+            return None
+        request = ClientRequest(self.world, known, now, now + known.spec.deadline_ms / 1000)
+        self.world.checks.asked(request, self.process)
+        self.machine.dispatcher.submit(request, now)
+        self.world.checks.queues(known)
+        return request
 
     # events and effects
 
     def step(self, event: core.GatewayEvent) -> None:
-        for effect in self.machine.step(event, self.world.clock.now):
+        for effect in self.machine.step(event, self.process.now):
             match effect:
                 case core.SaveTable(table):
-                    self.world.check_revision(table.revision)
-                    self.process.after(SAVE_S, partial(setattr, self.world, "table", table))
+                    self._file.save(table)
                 case core.FollowNodes(nodes):
                     self._follow(nodes)
                 case core.ConnectWorker(replica):
@@ -156,9 +191,13 @@ class Gateway:
         link, decoder = WorkerLink(self, replica, ours), FrameDecoder()
 
         def received(data: bytes) -> None:
-            link.last_heard_s = self.world.clock.now
+            now = self.process.now
             for frame in decoder.feed(data):
-                self.machine.dispatcher.frame_received(replica, frame, link.last_heard_s)
+                link.heard(frame, now)
+                app, retried, ejections = replica.app, replica.app.stats.retried, replica.breaker.ejections
+                self.machine.dispatcher.frame_received(replica, frame, now)
+                if app.stats.retried > retried and replica.breaker.ejections == ejections:
+                    self.world.checks.retried(app, now)
 
         def lost() -> None:
             if replica.link is link:
@@ -222,13 +261,11 @@ class Gateway:
             return
         ours, theirs = ends
         controller.accept(theirs)
-        ours.received = lambda message: (
-            self.step(core.RoutesReceived(message)) if isinstance(message, RouteTable) else None
-        )
+        ours.received = self._heard_controller
         ours.lost = lambda: self.process.after(RECONNECT_S, self._dial_controller)
         ours.send(Hello("gateway", self.name, revision=max(self.machine.table.revision, 0)))
 
-
-def _suspected(replica: Replica) -> bool:
-    """In the checker's own words, so that a mistake in the gateway's isn't made here too."""
-    return replica.suspect or replica.node_suspect
+    def _heard_controller(self, message: object) -> None:
+        if isinstance(message, RouteTable):
+            self.world.checks.order(self.name, self.machine.table.revision, message.revision)
+            self.step(core.RoutesReceived(message))

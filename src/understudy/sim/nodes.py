@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, assert_never
 from understudy.core.agent import events as ev
 from understudy.core.agent.machine import AgentMachine
 from understudy.core.planning.footprint import replica_mb
-from understudy.sim.clock import Process
+from understudy.sim.clock import Host, Process
+from understudy.sim.disks import Disk, StateFile
 from understudy.sim.network import RECONNECT_S, End
 from understudy.sim.workers import Worker
 from understudy.wire.messages import Activate, Heartbeat, Hello, Loaded, NodeState, Target, WorkerStats
@@ -18,37 +19,40 @@ if TYPE_CHECKING:
     from understudy.sim.world import World
 
 FORK_S = 0.015
-SAVE_S = 0.005  # until a saved state is on the disk
 EXIT_S = 0.002
 STAGE_S = 0.02
-PROBE_OVERHEAD_S = 0.001
+PING_S = 0.001
+PROBE_PATIENCE = 1.5  # timeouts, as `agent.workers` has it
+TIMER_S = 0.0001  # a timer comes late by up to so much, never early
 
 
 class Node:
-    """What survives its processes: the disk and the workers that are left."""
+    """What survives its processes: the machine with its disk, and the workers that are left."""
 
-    def __init__(self, world: World, name: str, site: str, memory_mb: float) -> None:
-        self.name, self.site, self.memory_mb = name, site, memory_mb
+    def __init__(self, world: World, host: Host, site: str, memory_mb: float) -> None:
         self.world = world
+        self.host = host
+        self.name, self.site, self.memory_mb = host.name, site, memory_mb
         self.workers: dict[str, Worker] = {}
-        self.saved = ev.Saved()
+        self.disk = Disk()
         self.staged: set[str] = set()
-        self.incarnation = 0
         self.agent: Agent | None = None
 
     def start(self) -> None:
-        if self.agent is not None:
-            return
-        self.incarnation += 1
-        self.agent = Agent(self)
-        self.agent.begin()
+        if self.agent is None:
+            self.agent = Agent(self)
+            self.agent.begin()
 
-    def crash(self) -> None:
-        """The machine goes: all its processes at once."""
+    def kill(self, *, power_lost: bool) -> None:
+        """All its processes at once; and, if so, its kernel before it could say a word."""
+        agent, self.agent = self.agent, None
+        if agent is not None:
+            agent.process.kill(power_lost=power_lost)
         for worker in list(self.workers.values()):
-            worker.process.kill()
+            worker.process.kill(power_lost=power_lost)
         self.workers.clear()
-        self.kill_agent()
+        if power_lost:
+            self.host.boot()
 
     def kill_agent(self) -> None:
         if self.agent is not None:
@@ -61,10 +65,14 @@ class Agent:
 
     def __init__(self, node: Node) -> None:
         self.node, self.world = node, node.world
-        self.process = Process(self.world.clock, node.name)
+        self.process = Process(node.host)
         self.tuning = self.world.config.agent
         self._random = self.world.random
-        self.machine = AgentMachine(node.name, node.memory_mb, node.incarnation, self.tuning, node.saved)
+        self._file = StateFile(node.disk, self.process, "state")
+        incarnation, saved = self._file.load() or (0, ev.Saved())
+        self.incarnation = max(incarnation + 1, node.host.wall_ms)  # as `agent.process` has it
+        self.machine = AgentMachine(node.name, node.memory_mb, self.incarnation, self.tuning, saved)
+        self._file.save((self.incarnation, saved))
         self._links: dict[End, None] = {}  # in the order of their greeting
         self._controller: End | None = None
         self._askers: dict[int, End] = {}
@@ -76,26 +84,32 @@ class Agent:
         for digest in sorted(node.staged):
             self.step(ev.ArtifactStaged(digest))
         for worker in list(node.workers.values()):
-            self._watch(worker)
-            variant = worker.variant.name if worker.variant is not None else ""
-            state = worker.state
-            stats = WorkerStats(
-                1, state, worker.name, worker.app, worker.version, variant, pss_mb=worker.memory_mb
-            )
-            self.step(ev.WorkerFound(worker.name, f"sim:{worker.name}", stats))
+            self._adopt(worker)
         self.step(ev.Started())
         self.process.every(lambda: self.tuning.heartbeat_interval_ms / 1000, self._beat)
         self._dial()
 
+    def _adopt(self, worker: Worker) -> None:
+        self._watch(worker)
+        if worker.process.paused:
+            worker.process.kill()  # it doesn't answer
+            return
+        variant = worker.variant.name if worker.variant is not None else ""
+        stats = WorkerStats(
+            1, worker.state, worker.name, worker.app, worker.version, variant, pss_mb=worker.memory_mb
+        )
+        self.step(ev.WorkerFound(worker.name, f"sim:{worker.name}", stats))
+
     # events and effects
 
     def step(self, event: ev.Event) -> None:
-        for effect in self.machine.step(event, self.world.clock.now):
+        now = self.process.now
+        for effect in self.machine.step(event, now):
             self._carry_out(effect)
         due_s = self.machine.due_s
         if due_s < self._timer_s:
             self._timer_s = due_s
-            self.process.after(due_s - self.world.clock.now, partial(self._tick, due_s))
+            self.process.after(due_s - now + TIMER_S, partial(self._tick, due_s))
 
     def _tick(self, due_s: float) -> None:
         if due_s == self._timer_s:
@@ -108,9 +122,15 @@ class Agent:
                 self.process.after(FORK_S * (0.5 + self._random.random()), lambda: self._forked(name))
             case ev.LoadWorker():
                 self._load(effect)
-            case ev.ProbeWorker(name) | ev.CheckBlank(name):
+            case ev.ProbeWorker(name):
                 self._probe(name)
-            case ev.DrainWorker(name) | ev.KillWorker(name):
+            case ev.CheckBlank(name):
+                self._check_blank(name)
+            case ev.DrainWorker(name):
+                if name in self.node.workers:
+                    worker = self.node.workers[name]
+                    worker.process.post(partial(worker.drain, self.tuning.drain_timeout_ms / 1000))
+            case ev.KillWorker(name):
                 if name in self.node.workers:
                     self.node.workers[name].process.kill()
             case ev.StageArtifacts(artifacts, _):
@@ -124,8 +144,7 @@ class Agent:
             case ev.Tell(kind, message, app, replica, _):
                 self.world.tell(f"agent:{self.node.name}", kind, message, app=app, replica=replica)
             case ev.Save(saved):
-                node = self.node
-                self.process.after(SAVE_S, lambda: setattr(node, "saved", saved))
+                self._file.save((self.incarnation, saved))
             case ev.AnswerMeasure() | ev.RefuseMeasure() | ev.Stopped():
                 raise AssertionError(f"nobody asked for {effect}")
             case _:
@@ -134,14 +153,14 @@ class Agent:
     # workers
 
     def _forked(self, name: str) -> None:
-        process = Process(self.world.clock, self.node.name)
-        worker = Worker(name, process, self._random)
+        process = Process(self.node.host)
+        worker = Worker(name, process, self._random, self.world.config.worker.queue_rows_max)
         self.node.workers[name] = worker
         self._watch(worker)
         self.step(ev.WorkerBlank(name, 1, f"sim:{name}"))
 
     def _watch(self, worker: Worker) -> None:
-        def gone() -> None:
+        def gone(power_lost: bool) -> None:
             self.node.workers.pop(worker.name, None)
             jitter = 2 * self._random.random() - 1
             exited = ev.WorkerExited(worker.name, "killed", jitter=jitter)
@@ -160,41 +179,67 @@ class Agent:
             self.process.post(lambda: self.step(ev.LoadDone(worker.name, loaded)))
 
         worker.load(effect.app, effect.variant, done)
-        self.world.check_memory(self.node)
+        self.world.checks.memory(self.node)
 
-    def _probe(self, name: str) -> None:
-        timeout_s = self.tuning.probe_timeout_ms / 1000
-        began_s, worker = self.world.clock.now, self.node.workers.get(name)
-        answered = False
+    def _check_blank(self, name: str) -> None:
+        """Ask for a sign of life."""
+        worker, answered, began_s = self.node.workers.get(name), False, self.process.now
+        if worker is None:
+            return
 
-        def passed() -> None:
+        def pong() -> None:
             nonlocal answered
             answered = True
-            if worker is not None and worker.fails:
-                self.step(ev.ProbeFailed(name, "probe: model failed", self.world.clock.now - began_s))
-            else:
-                self.step(ev.ProbePassed(name))
+            self.step(ev.ProbePassed(name))
 
         def timed_out() -> None:
             if not answered and name in self.node.workers:
-                waited_s = self.world.clock.now - began_s
-                self.step(ev.ProbeFailed(name, "probe: no answer", waited_s))
+                self.step(ev.ProbeFailed(name, "no sign of life", self.process.now - began_s))
 
-        if worker is not None:
-            worker.process.after(
-                PROBE_OVERHEAD_S, lambda: self.process.post(passed) if not answered else None
-            )
-            self.process.after(timeout_s, timed_out)
+        worker.process.after(PING_S, lambda: self.process.post(pong))
+        self.process.after(self.tuning.probe_timeout_ms / 1000, timed_out)
+
+    def _probe(self, name: str) -> None:
+        """An answer in time, or a queue that moves, or neither; sooner if the process stands still."""
+        worker, answered, began_s = self.node.workers.get(name), False, self.process.now
+        if worker is None:
+            return
+        timeout_s, batches = self.tuning.probe_timeout_ms / 1000, worker.batches
+
+        def probed() -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                failed = ev.ProbeFailed(name, "model failed", self.process.now - began_s)
+                self.step(failed if worker.fails == 1.0 else ev.ProbePassed(name))
+
+        def late(patience_over: bool) -> None:
+            nonlocal answered
+            if answered or name not in self.node.workers:
+                return
+            if patience_over and worker.batches > batches and not worker.process.paused:
+                answered = True
+                self.step(ev.ProbeUnanswered(name))
+            elif patience_over or worker.process.paused:
+                answered = True
+                self.step(ev.ProbeFailed(name, "no answer", self.process.now - began_s))
+
+        worker.process.post(lambda: worker.probe(lambda: self.process.post(probed)))
+        self.process.after(timeout_s, lambda: late(False))
+        self.process.after(timeout_s * PROBE_PATIENCE, lambda: late(True))
 
     def _stage(self, digest: str) -> None:
         if digest in self.node.staged:
             return
 
         def staged() -> None:
+            if self.node.disk.fails:
+                self.process.after(1.0, staged)
+                return
             self.node.staged.add(digest)
             self.step(ev.ArtifactStaged(digest))
 
-        self.process.after(STAGE_S, staged)
+        self.process.after(STAGE_S * self.node.disk.slow, staged)
 
     # links
 
@@ -228,7 +273,7 @@ class Agent:
         self._links[end] = None
         revision = self.machine.state.target_revision
         hello = Hello(
-            "agent", node.name, incarnation=node.incarnation, address=f"sim:{node.name}", site=node.site,
+            "agent", node.name, incarnation=self.incarnation, address=f"sim:{node.name}", site=node.site,
             memory_mb=node.memory_mb, revision=revision,
         )  # fmt: skip
         end.send(hello)
@@ -243,18 +288,14 @@ class Agent:
                 self._askers[self._tokens] = end
                 self.step(ev.ActivateAsked(message, self._tokens))
             case Target():
+                self.world.checks.order(self.node.name, self.machine.state.target_revision, message.revision)
                 self.step(ev.TargetReceived(message))
             case _:
                 pass
 
     def _beat(self, late_s: float) -> None:
         state: NodeState = self.machine.state
-        beat = Heartbeat(
-            self.node.name,
-            self.node.incarnation,
-            state.serial,
-            self.tuning.heartbeat_interval_ms,
-            late_s * 1000,
-        )
+        interval_ms = self.tuning.heartbeat_interval_ms
+        beat = Heartbeat(self.node.name, self.incarnation, state.serial, interval_ms, late_s * 1000)
         for link in self._links:
             link.send(beat)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +12,10 @@ from multiprocessing import get_context
 
 import msgspec
 
-from understudy.sim.world import Violation, World
+from understudy.sim.checks import Violation
+from understudy.sim.faults import KINDS
+from understudy.sim.scenario import Scenario, draw
+from understudy.sim.world import World
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -19,13 +24,19 @@ class Run(msgspec.Struct, frozen=True):
     seed: int
     failure: str
     simulated_s: float
+    processor_s: float
     outcomes: dict[str, int]
     timeline: tuple[str, ...] = ()
 
 
-def run(seed: int, *, timeline: bool = False) -> Run:
+def scenario_of(seed: int) -> Scenario:
+    return draw(seed, KINDS)
+
+
+def run(scenario: Scenario, *, timeline: bool = False) -> Run:
     """Never raises: a crash of a machine is a failure as well."""
-    world = World(seed)
+    began_s = time.process_time()
+    world = World(scenario, recorded=timeline)
     failure = ""
     try:
         world.run()
@@ -34,14 +45,18 @@ def run(seed: int, *, timeline: bool = False) -> Run:
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
         world.tell("sim", "crash", traceback.format_exc())
-    lines = tuple(world.timeline) if timeline else ()
-    return Run(seed, failure, world.clock.now, dict(world.outcomes), lines)
+    took_s = time.process_time() - began_s
+    return Run(scenario.seed, failure, world.clock.now, took_s, dict(world.outcomes), tuple(world.timeline))
+
+
+def run_seed(seed: int) -> Run:
+    return run(scenario_of(seed))
 
 
 def run_all(first: int, count: int, processes: int) -> Iterator[Run]:
     """In order of seeds."""
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(run, range(first, first + count), chunksize=8)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=gc.freeze) as pool:
+        yield from pool.map(run_seed, range(first, first + count), chunksize=8)
 
 
 class Total(msgspec.Struct):
@@ -49,12 +64,14 @@ class Total(msgspec.Struct):
 
     seeds: int = 0
     simulated_s: float = 0.0
+    processor_s: float = 0.0
     failed: list[Run] = []
     outcomes: Counter[str] = msgspec.field(default_factory=Counter)
 
     def add(self, run: Run) -> None:
         self.seeds += 1
         self.simulated_s += run.simulated_s
+        self.processor_s += run.processor_s
         self.outcomes.update(run.outcomes)
         if run.failure:
             self.failed.append(run)

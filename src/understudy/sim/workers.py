@@ -1,25 +1,47 @@
-"""A worker process: blank, then one replica, with a queue of its own."""
+"""A worker process: blank, then one replica, with the queue and the batches of the real one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from random import Random
 
+from understudy.core.batching import Batcher
 from understudy.core.planning.footprint import load_ms, replica_mb
-from understudy.sim.clock import Process
+from understudy.sim.clock import Act, Process
 from understudy.sim.network import End
 from understudy.wire.errors import Code
 from understudy.wire.frames import Buffer, FrameDecoder
-from understudy.wire.messages import Cancel, Failure, Kind, Pong, Result, decode_message, encode_message
+from understudy.wire.messages import (
+    Cancel,
+    Failure,
+    Infer,
+    Kind,
+    Pong,
+    Result,
+    decode_message,
+    encode_message,
+)
 from understudy.wire.records import AppVersion, Variant
 
-QUEUE_MAX = 256
+ROW_COST = 0.1  # of the first row's time, for each further one of a batch
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A request, or a probe: that has no `end`, but somebody who is told that it was answered."""
+
+    end: End | None
+    stream: int
+    deadline_s: float
+    probed: Act | None = None
 
 
 class Worker:
-    """`slow` stretches its inferences; `fails` makes them fail; its process may be paused or killed."""
+    """`slow` stretches its inferences; `fails` is the fraction of them that fail."""
 
-    def __init__(self, name: str, process: Process, random: Random) -> None:
+    def __init__(self, name: str, process: Process, random: Random, queue_rows_max: int) -> None:
         self.name = name
         self.process = process
         self.state = "blank"
@@ -27,27 +49,37 @@ class Worker:
         self.version = 0
         self.variant: Variant | None = None
         self.slow = 1.0
-        self.fails = False
+        self.fails = 0.0
+        self.batches = 0
         self._random = random
-        self._free_s = 0.0  # when the inference that runs, and those that wait, are done
-        self._queued = 0
+        self._queue_rows_max = queue_rows_max
+        self._queue: Batcher[Waiting] = Batcher(1, 0.0, queue_rows_max)
+        self._running = False
 
     @property
     def memory_mb(self) -> float:
         return replica_mb(self.variant) if self.variant is not None else 0.0
 
     def be_well(self) -> None:
-        self.slow, self.fails = 1.0, False
+        self.slow, self.fails = 1.0, 0.0
 
     def load(self, app: AppVersion, variant: Variant, done: Callable[[float], None]) -> None:
         self.state, self.app, self.version, self.variant = "loading", app.app, app.version, variant
+        self._queue = Batcher(app.batching.rows_max, 0.0, self._queue_rows_max)
         took_ms = load_ms(variant) * (0.8 + 0.4 * self._random.random())
 
         def loaded() -> None:
-            self.state = "ready"
-            done(took_ms)
+            if self.state == "loading":
+                self.state = "ready"
+                done(took_ms)
 
         self.process.after(took_ms / 1000, loaded)
+
+    def drain(self, timeout_s: float) -> None:
+        """Finish what is queued, then end."""
+        self.state = "draining"
+        self.process.after(timeout_s, self.process.kill)
+        self._pump()
 
     def accept(self, end: End) -> None:
         """A connection of a gateway."""
@@ -55,33 +87,75 @@ class Worker:
 
         def received(message: tuple[bytes, Buffer]) -> None:
             for frame in decoder.feed(message[0] + bytes(message[1])):
-                if frame.kind == Kind.INFER:
-                    self._infer(end, frame.stream)
-                elif frame.kind == Kind.PING:
+                if frame.kind == Kind.PING:
                     end.send(encode_message(Pong(), frame.stream))
+                    continue
+                order = decode_message(frame)
+                if isinstance(order, Infer):
+                    self._infer(end, frame.stream, order)
                 else:
-                    assert isinstance(decode_message(frame), Cancel)
+                    assert isinstance(order, Cancel)
+                    self._queue.remove(partial(_is_of, end, frame.stream))
 
         end.received = received
+        end.lost = lambda: self._forget(end)
 
-    def _infer(self, end: End, stream: int) -> None:
-        if self._queued >= QUEUE_MAX or self.state != "ready":
-            code = Code.BUSY if self.state == "ready" else Code.DRAINING
-            end.send(encode_message(Failure(code, "not now"), stream))
+    def _forget(self, end: End) -> None:
+        self._queue.remove(lambda waiting: waiting.end is end)
+
+    def _infer(self, end: End, stream: int, infer: Infer) -> None:
+        waiting = Waiting(end, stream, self.process.now + infer.timeout_us / 1e6)
+        if self.state != "ready":
+            code = Code.DRAINING if self.state == "draining" else Code.UNAVAILABLE
+            end.send(encode_message(Failure(code, "not ready"), stream))
+        elif not self._queue.add(waiting, 1, "", self.process.now):
+            end.send(encode_message(Failure(Code.BUSY, "full"), stream))
+        else:
+            self._pump()
+
+    def probe(self, probed: Act) -> None:
+        """An inference of the agent's, in the same queue."""
+        if self.state == "ready":
+            waiting = Waiting(None, 0, float("inf"), probed)
+            self._queue.add_beyond_bound(waiting, 1, "", self.process.now)
+            self._pump()
+
+    def _pump(self) -> None:
+        if self._running:
+            return
+        now = self.process.now
+        batch: list[Waiting] = []
+        while not batch and self._queue.rows:
+            taken = self._queue.take(now)
+            batch = [waiting for waiting in taken if waiting.deadline_s > now]
+            self._answer([waiting for waiting in taken if waiting.deadline_s <= now], Code.TIMEOUT, 0.0)
+        if not batch:
+            if self.state == "draining":
+                self.process.kill()
             return
         assert self.variant is not None
         assert self.variant.profile is not None
         took_s = self.variant.profile.latency_ms / 1000 * self.slow * (0.8 + 0.4 * self._random.random())
-        self._queued += 1
-        self._free_s = max(self._free_s, self.process.clock.now) + took_s
+        took_s *= 1 + ROW_COST * (len(batch) - 1)
+        self._running = True
+        self.process.after(took_s, lambda: self._executed(batch, took_s))
 
-        def answer() -> None:
-            self._queued -= 1
-            if self.fails:
-                end.send(encode_message(Failure(Code.MODEL_FAILED, "told to fail"), stream))
+    def _executed(self, batch: list[Waiting], took_s: float) -> None:
+        self._running = False
+        self.batches += 1
+        self._answer(batch, Code.MODEL_FAILED if self._random.random() < self.fails else None, took_s)
+        self._pump()
+
+    def _answer(self, batch: list[Waiting], failure: Code | None, took_s: float) -> None:
+        for waiting in batch:
+            if waiting.end is None:
+                assert waiting.probed is not None
+                waiting.probed()
+            elif failure is not None:
+                waiting.end.send(encode_message(Failure(failure, "it was so decided"), waiting.stream))
             else:
-                header = Result(round(took_s * 1e6), 0, 1)
-                frame = encode_message(header, stream)
-                end.send(frame)
+                waiting.end.send(encode_message(Result(round(took_s * 1e6), 0, len(batch)), waiting.stream))
 
-        self.process.after(self._free_s - self.process.clock.now, answer)
+
+def _is_of(end: End, stream: int, waiting: Waiting) -> bool:
+    return waiting.end is end and waiting.stream == stream

@@ -1,223 +1,223 @@
-"""A cluster drawn from a seed, what happens to it, and what must hold whatever happens.
+"""A cluster under virtual time: what happens to it, and that it comes out whole.
 
-A run: the cluster starts and serves, then faults strike, then all is healed and it has to become what was
-planned. One source of random numbers and one clock, so that a seed gives the same run every time.
+A run: the cluster starts and serves; one node may be lost as it was planned for; then faults strike, all is
+healed, and it has to become what was planned. One source of random numbers and one clock, so that a seed
+gives the same run every time.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from random import Random
 
-import msgspec
-
-from understudy.config import ClusterConfig, ControllerTuning, NodeConfig
 from understudy.core.controller import events as controller_events
-from understudy.core.controller.stored import Release, encode
+from understudy.core.controller.stored import Release
 from understudy.core.planning.plan import PlanInput, make_plan
 from understudy.sim import faults
-from understudy.sim.clock import Act, Clock
-from understudy.sim.controllers import HOST, Controller
-from understudy.sim.gateways import ClientRequest, Gateway
+from understudy.sim.checks import Checks
+from understudy.sim.clock import Act, Clock, Host, Process
+from understudy.sim.controllers import Controller
+from understudy.sim.disks import Disk
+from understudy.sim.gateways import Gateway, GatewayHost
 from understudy.sim.network import Network
 from understudy.sim.nodes import Node
-from understudy.wire.records import AppVersion, ArtifactRef, Criticality, Plan, Profile, RouteTable, Variant
+from understudy.sim.scenario import DRIFT, FAULTS_S, WALL_ERROR_S, Scenario
+from understudy.wire.records import Plan
 
-DEPLOY_S, LOAD_S = 0.5, 2.0
-CALM_S = 4.0  # until the first fault
-FAULTS_S = 10.0
-SETTLE_S = 20.0  # after everything has healed
-REQUESTS_PER_S = 20.0
-LATE_S = 0.1  # an answer may come so long after the deadline: ticks are as long
-EPSILON_MB = 0.001
+BOOTED_S = 1e6  # before the run, at most
+DEPLOY_S, LOAD_S = 0.3, 1.5
+CALM_S = 3.0  # until the first fault
+DRILL_S = 2.5
+RECOVERY_S = 1.0  # after a loss that was planned for, until requests are answered again
+SETTLE_S = 10.0  # after everything has healed
+SETTLED_S = 2.0  # it has to stay so
+LOOK_S = 0.25  # between two looks at whether it is
+CONTROLLER_HOST = "c1"
+STORE_RETRY_S = 0.2
+HOT_FRACTION = 0.5  # of the requests, at least, go to one app
 TIMELINE_MAX = 5000
 
 
-class Violation(Exception):
-    """Something happened that must not."""
-
-
 class World:
-    """One run."""
+    """One run. `recorded`: keep a timeline."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.random = Random(seed)
+    def __init__(self, scenario: Scenario, *, recorded: bool = False) -> None:
+        self.scenario = scenario
+        self.config = scenario.config
+        self.random = Random(scenario.seed)
         self.clock = Clock()
         self.network = Network(self.clock, self.random)
         self.timeline: list[str] = []
         self.outcomes: Counter[str] = Counter()  # "phase: outcome" of requests
-        self._phase = "calm"
-        self._revision = -1  # of the route table
-        # disks
-        self.store: dict[str, bytes] = {}
-        self.store_away = False
-        self._unsaved: list[tuple[Mapping[str, msgspec.Struct], tuple[str, ...]]] = []
-        self.table: RouteTable | None = None  # the gateway's
-        self._draw()
-        self.faults = faults.Faults(self, self.swarm)
+        self.phase = "calm"
+        self._recorded = recorded
+        names = [*(node.name for node in scenario.nodes), CONTROLLER_HOST]
+        names += [f"g{number + 1}" for number in range(scenario.gateways)]
+        self.hosts = {name: self._host(name) for name in names}
+        self.nodes = {
+            node.name: Node(self, self.hosts[node.name], node.site, node.memory_mb) for node in scenario.nodes
+        }
+        self.gateway_hosts = [
+            GatewayHost(self, self.hosts[name]) for name in names[len(scenario.nodes) + 1 :]
+        ]
+        self.store = Disk()
         self.controller: Controller | None = None
-        self.gateway = Gateway(self)
+        self.checks = Checks(self)
 
-    def _draw(self) -> None:
-        random = self.random
-        sites, memory_mb = random.randint(1, 2), random.choice([300.0, 500.0, 900.0])
-        nodes = tuple(NodeConfig(f"n{i}", memory_mb, f"s{i % sites}") for i in range(random.randint(2, 5)))
-        tuning = ControllerTuning(stability_window_s=1.0, stability_window_s_max=4.0)
-        self.config = ClusterConfig(nodes=nodes, controller=tuning)
-        self.nodes = {node.name: Node(self, node.name, node.site, memory_mb) for node in nodes}
-        self.apps = [self._draw_app(f"app{i}") for i in range(random.randint(1, 4))]
-        self.swarm = faults.draw(random)
-
-    def _draw_app(self, name: str) -> AppVersion:
-        variants, size_mb, accuracy = [], self.random.choice([60.0, 100.0, 180.0]), 0.95
-        for index in range(self.random.randint(1, 3)):
-            profile = Profile(40.0, size_mb - 40.0, load_ms=size_mb, latency_ms=2.0 + size_mb / 50)
-            artifact = ArtifactRef(f"{name}-{index}", 1000, f"{name}-{index}")
-            variants.append(Variant(f"v{index}", "onnx", artifact, accuracy, profile=profile))
-            size_mb, accuracy = 40.0 + (size_mb - 40.0) / 2, accuracy - 0.03
-        criticality = self.random.choice([Criticality.CRITICAL, Criticality.STANDARD, Criticality.STANDARD])
-        return AppVersion(name, 1, tuple(variants), criticality)
+    def _host(self, name: str) -> Host:
+        host = Host(self.clock, name)
+        if self.scenario.skewed:
+            host.rate = 1 + self.random.uniform(-DRIFT, DRIFT)
+            host.wall_error_s = self.random.uniform(-WALL_ERROR_S, WALL_ERROR_S)
+            host.boot(ago_s=self.random.uniform(0.0, BOOTED_S))
+        return host
 
     @property
-    def hosts(self) -> list[str]:
-        return [*self.nodes, HOST, self.gateway.name]
+    def gateways(self) -> list[Gateway]:
+        """Those that live."""
+        return [at.gateway for at in self.gateway_hosts if at.gateway is not None]
+
+    @property
+    def processes(self) -> list[Process]:
+        """Of every role but workers."""
+        found = [gateway.process for gateway in self.gateways]
+        found += [node.agent.process for node in self.nodes.values() if node.agent is not None]
+        return found + ([self.controller.process] if self.controller is not None else [])
 
     # the run
 
     def run(self) -> None:
         """Raises `Violation`."""
-        nodes = ", ".join(f"{n.name} ({n.site}, {n.memory_mb:.0f} MB)" for n in self.nodes.values())
-        apps = ", ".join(f"{a.app} ({a.criticality}, {len(a.variants)} variants)" for a in self.apps)
-        self.tell("sim", "seed", f"{self.seed}: {nodes}; {apps}; {self.swarm}")
-        self.network.delay_s, self.network.loss = self.swarm.delay_ms / 1000, self.swarm.loss
+        scenario = self.scenario
+        self.tell("sim", "seed", str(scenario))
+        self.network.delay_s, self.network.loss = scenario.delay_ms / 1000, scenario.loss
         for node in self.nodes.values():
             node.start()
         self.start_controller()
-        self.gateway.begin()
+        for at in self.gateway_hosts:
+            at.start()
         self.clock.at(DEPLOY_S, self._deploy)
         self.clock.at(LOAD_S, self._ask)
-        self.clock.at(CALM_S, self._break)
-        self.clock.at(CALM_S + FAULTS_S, self._heal)
-        self.clock.run(CALM_S + FAULTS_S + SETTLE_S)
-        self._check_settled()
+        self.clock.run(CALM_S)
+        if scenario.drill and not self.checks.unsettled():
+            self._drill()
+        self.phase, began_s = "faults", self.clock.now
+        for name, fault in scenario.faults.items():
+            self.clock.at(began_s + fault.after_s, faults.Strike(self, name, fault).happen)
+        self.clock.run(began_s + FAULTS_S)
+        self.phase = "healed"
+        faults.heal(self)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Until all is as planned and stays so."""
+        due_s, settled_s = self.clock.now + SETTLE_S, 0.0
+        while settled_s < SETTLED_S:
+            self.clock.run(self.clock.now + LOOK_S)
+            missing = self.checks.unsettled()
+            settled_s = 0.0 if missing else settled_s + LOOK_S
+            self.phase = "healed" if missing else "settled"
+            if self.checks.ejected:  # for what it did before; nothing settles before it is tried again
+                due_s = max(due_s, self.clock.now + SETTLE_S / 2)
+            if self.clock.now > due_s:
+                self.checks.that(not missing, f"long after all has healed: {missing}")
+
+    def _drill(self) -> None:
+        """Lose one node and nothing else: what is planned for that has to happen within `RECOVERY_S`."""
+        self.phase = "drill"
+        assert self.controller is not None
+        assert self.controller.machine.plan is not None
+        plan = self.controller.machine.plan.plan
+        node = self.random.choice(list(self.nodes.values()))
+        survivors = {p.app for p in plan.placements if p.node != node.name}
+        survivors |= {c.app for c in plan.contingencies if c.failure == f"node:{node.name}"}
+        self.tell(
+            "drill",
+            f"node {self.scenario.drill}",
+            f"{', '.join(sorted(survivors))} must answer",
+            node=node.name,
+        )
+        if self.scenario.drill_alone:
+            self.tell("drill", "controller killed")
+            self.kill(CONTROLLER_HOST, lasting_s=DRILL_S)
+        self._lose(node)
+        self.clock.run(self.clock.now + RECOVERY_S)
+        asked = [(app, gateway.submit(app)) for gateway in self.gateways for app in sorted(survivors)]
+        self.clock.run(self.clock.now + DRILL_S - RECOVERY_S)
+        for app, request in asked:
+            outcome = request.outcome if request is not None else "not asked"
+            what = f"{app} was not answered {RECOVERY_S:g} s after the loss of {node.name}: {outcome}"
+            self.checks.that(outcome in ("ok", "degraded"), what)
+        faults.heal(self)
+        self.network.loss = self.scenario.loss
+
+    def _lose(self, node: Node) -> None:
+        match self.scenario.drill:
+            case "killed" | "power lost" as how:
+                node.kill(power_lost=how == "power lost")
+            case "frozen":
+                node.host.frozen = True
+                assert node.agent is not None
+                for process in (node.agent.process, *(w.process for w in node.workers.values())):
+                    process.pause()
+            case "cut off":
+                for other in [name for name in self.hosts if name != node.name]:
+                    self.network.cut(node.name, other)
+                    self.network.cut(other, node.name)
 
     def after(self, delay_s: float, act: Act) -> None:
         self.clock.at(self.clock.now + delay_s, act)
 
     def _deploy(self) -> None:
         assert self.controller is not None
-        for app in self.apps:
+        for app in self.scenario.apps:
             release = Release(app)
-            puts, deletes = self.controller.machine.release_records(release)
-            self.save(puts, deletes)
+            puts, _ = self.controller.machine.release_records(release)
+            self.controller.books.save(dict(puts))
             self.controller.step(controller_events.Deployed(release))
 
     def _ask(self) -> None:
-        self.gateway.submit(self.random.choice(self.apps).app)
-        self.after(self.random.expovariate(REQUESTS_PER_S), self._ask)
-
-    def _break(self) -> None:
-        self._phase = "faults"
-        self.faults.begin()
-
-    def _heal(self) -> None:
-        self._phase = "healed"
-        self.faults.end()
+        gateway = self.random.choice(self.gateway_hosts).gateway
+        if gateway is not None:
+            hot = self.random.random() < HOT_FRACTION
+            gateway.submit((self.scenario.apps[0] if hot else self.random.choice(self.scenario.apps)).app)
+        self.after(self.random.expovariate(self.scenario.requests_per_s), self._ask)
 
     def plan(self, facts: PlanInput, revision: int, reason: str) -> Plan:
         return make_plan(facts, revision, reason)
 
-    # processes and disks
+    # processes
+
+    def kill(self, host: str, *, lasting_s: float) -> None:
+        """A process that isn't a worker."""
+        if host in self.nodes:
+            self.nodes[host].kill_agent()
+            self.after(lasting_s, self.nodes[host].start)
+        elif host == CONTROLLER_HOST:
+            assert self.controller is not None
+            controller, self.controller = self.controller, None
+            controller.process.kill()
+            self.after(lasting_s, self.start_controller)
+        else:
+            at = next(at for at in self.gateway_hosts if at.host.name == host)
+            at.kill(power_lost=False)
 
     def start_controller(self) -> None:
-        if self.controller is None:
-            self.controller = Controller(self)
-            self.controller.begin()
-
-    def kill_controller(self) -> None:
-        assert self.controller is not None
-        controller, self.controller = self.controller, None
-        controller.process.kill()
-        self._unsaved.clear()
-
-    def restart_gateway(self) -> None:
-        self.gateway.process.kill()
-        self.gateway = Gateway(self)
-        self.gateway.begin()
-
-    def save(self, puts: Mapping[str, msgspec.Struct], deletes: tuple[str, ...]) -> None:
-        """The controller's records; kept by it while the store is away."""
-        if self.store_away:
-            self._unsaved.append((puts, deletes))
+        if self.controller is not None:
             return
-        self.store.update({key: encode(record) for key, record in puts.items()})
-        for key in deletes:
-            self.store.pop(key, None)
-
-    def restore_store(self) -> None:
-        self.store_away = False
-        unsaved, self._unsaved = self._unsaved, []
-        for puts, deletes in unsaved:
-            self.save(puts, deletes)
-
-    # what must hold
-
-    def check(self, holds: bool, what: str) -> None:
-        if not holds:
-            self.tell("sim", "violation", what)
-            raise Violation(what)
-
-    def check_memory(self, node: Node) -> None:
-        used_mb = sum(worker.memory_mb for worker in node.workers.values())
-        fits = used_mb <= node.memory_mb + EPSILON_MB
-        self.check(fits, f"{node.name} holds {used_mb:.0f} MB of {node.memory_mb:.0f}")
-
-    def check_revision(self, revision: int) -> None:
-        """Of a route table that a gateway saves."""
-        self.check(revision >= self._revision, f"the route table went from {self._revision} to {revision}")
-        self._revision = revision
-
-    def asked(self, request: ClientRequest) -> None:
-        """It has to end by its deadline, unless its gateway dies or stands still."""
-        process = self.gateway.process
-
-        def overdue() -> None:
-            self.check(request.done, f"a request to {request.app.name} hasn't ended by its deadline")
-
-        process.after(request.deadline - self.clock.now + LATE_S, lambda: process.after(LATE_S, overdue))
-
-    def ended(self, request: ClientRequest) -> None:
-        self.outcomes[f"{self._phase}: {request.outcome}"] += 1
-
-    def _check_settled(self) -> None:
-        assert self.controller is not None
-        machine = self.controller.machine
-        states = {name: node.state for name, node in machine.nodes.by_name.items()}
-        self.check(set(states.values()) == {"ready"}, f"not all nodes are back: {states}")
-        placements = machine.plan.plan.placements if machine.plan is not None else ()
-        planned = Counter((p.app, p.variant, p.node) for p in placements)
-        running = Counter(
-            (worker.app, worker.variant.name, node.name)
-            for node in self.nodes.values()
-            for worker in node.workers.values()
-            if worker.variant is not None and worker.state == "ready"
-        )
-        self.check(not planned - running, f"planned and not running: {dict(planned - running)}")
-        self.check(not running - planned, f"running and not planned: {dict(running - planned)}")
-        for app in {placed.app for placed in placements}:
-            known = self.gateway.machine.apps.get(app)
-            self.check(known is not None and known.ready, f"the gateway doesn't take {app} for ready")
+        if self.store.fails:  # its supervisor tries again
+            self.after(STORE_RETRY_S, self.start_controller)
+            return
+        self.controller = Controller(self)
+        self.controller.begin()
 
     # the record
 
     def tell(
-        self, source: str, kind: str, message: str, app: str = "", node: str = "", replica: str = ""
+        self, source: str, kind: str, message: str = "", app: str = "", node: str = "", replica: str = ""
     ) -> None:
         """A line of the timeline; the first ones only if there are too many."""
-        if len(self.timeline) < TIMELINE_MAX:
+        if self._recorded and len(self.timeline) < TIMELINE_MAX:
             about = " ".join(part for part in (app, node, replica) if part)
-            self.timeline.append(
-                f"{self.clock.now:9.4f}  {source:12} {kind:22} {about:20} {message}".rstrip()
-            )
+            line = f"{self.clock.now:9.4f}  {source:12} {kind:22} {about:20} {message}"
+            self.timeline.append(line.rstrip())

@@ -11,6 +11,7 @@ from understudy.failures import any_count, lost_nodes
 from understudy.wire.records import AppVersion, Contingency, NodeInfo
 
 LAST_RESORT = "any"
+LAST_RESORT_S = 0.1  # after an app's loss: by then whatever was lost with it has been missed, too
 
 
 class Activation(msgspec.Struct):
@@ -67,6 +68,15 @@ def choose(
         first=smallest,
         variant=smallest,
     )
+
+
+def gives_way(choice: Contingency, pending: Iterable[Activation | None], lost_at: float, now: float) -> bool:
+    """What nobody planned for may not take the room that others were promised: those ask first."""
+    if choice.failure != LAST_RESORT:
+        return False
+    rivals = [a for a in pending if a is not None and a.contingency.node == choice.node]
+    promised = any(a.contingency.failure != LAST_RESORT and not a.accepted for a in rivals)
+    return promised or now - lost_at < LAST_RESORT_S
 
 
 def _is_lost(domain: str, nodes: tuple[NodeInfo, ...], alive: Set[str]) -> bool:

@@ -24,6 +24,7 @@ class Breaker:
         "_previous_failures",
         "_rotate_at",
         "_settings",
+        "_silent",
         "closed",
         "closed_at",
         "ejections",
@@ -38,6 +39,7 @@ class Breaker:
         self.open_until = 0.0
         self.ejections = 0
         self.probe = 0  # stream of the probe that is under way; 0: none
+        self._silent = False  # it last failed by not answering, which a broken network looks like, too
         self._limit_s = 0.0  # ejected for being slow: what a probe must keep to; 0: any answer will do
         self._consecutive = 0
         self._calls = self._failures = 0
@@ -80,15 +82,22 @@ class Breaker:
             else:
                 self._close(now)
 
-    def failed(self, now: float, jitter: float, stream: int) -> bool:
-        """Note a failure; True if this opened the breaker. `jitter` is a random number in [0, 1)."""
+    def failed(self, now: float, jitter: float, stream: int, *, silent: bool = False) -> bool:
+        """Note a failure; True if this opened the breaker. `jitter` is a random number in [0, 1).
+
+        `silent`: it didn't answer, rather than answer wrongly.
+        """
         settings = self._settings
+        self._silent = silent
         self._consecutive += 1
         if not self.closed:
-            if stream == self.probe:
-                self._open(now + self._next_open_s(jitter))
-                return True
-            return False
+            if stream != self.probe:
+                return False
+            if now < self.open_until:
+                self.probe = 0  # sent in panic: what it was ejected for goes on, that's no relapse
+                return False
+            self._open(now + self._next_open_s(jitter))
+            return True
         if now >= self._rotate_at:
             self._rotate(now)
         self._calls += 1
@@ -105,6 +114,11 @@ class Breaker:
         """Open although it didn't fail by itself: an outlier. `limit_s`: it is too slow (see `succeeded`)."""
         self._limit_s = limit_s
         self._open(now + self._next_open_s(jitter))
+
+    def heard(self, now: float) -> None:
+        """It lives after all. If its silence was all that spoke against it, it may be probed at once."""
+        if self._silent:
+            self.open_until = min(self.open_until, now)
 
     def abandoned(self, stream: int) -> None:
         """This one ended without a verdict (cancelled, or the replica was busy): permit another probe."""

@@ -122,6 +122,7 @@ class Dispatcher:
         if replica.suspect and (flight is not None or not replica.outstanding):
             # A mere pong doesn't clear a replica that owes answers: its loop may live while inference hangs.
             replica.suspect = False
+            replica.breaker.heard(now)
             self._changed(replica.app, now)
         if flight is None:
             return  # somebody else was faster, or nobody waits any more
@@ -136,8 +137,9 @@ class Dispatcher:
     def _succeeded(self, flight: Flight, result: Result, body: Buffer, now: float) -> None:
         request, replica, app = flight.request, flight.replica, flight.replica.app
         latency_s = now - flight.sent_at
+        ejected = not replica.breaker.closed  # until now, perhaps
         replica.breaker.succeeded(now, flight.stream, latency_s)
-        if not replica.breaker.closed or replica not in app.ranked:
+        if ejected or replica not in app.ranked:
             self._changed(app, now)
         if not flight.stream & SAMPLE_MASK:
             replica.pace.sampled(latency_s, result.infer_us, result.rows)
@@ -226,7 +228,7 @@ class Dispatcher:
                 continue
             request.flights.remove(flight)
             request.tried += (replica.id,)
-            if request.isolated or not request.kills:
+            if replica.state != "draining" and (request.isolated or not request.kills):
                 # Not when a hedge of it was merely beside a suspect that was being tried alone.
                 request.kills += (replica.node,)
             self._leave_isolation(request)
@@ -357,7 +359,7 @@ class Dispatcher:
             link = flight.replica.link
             silent = link is None or link.last_heard_s <= flight.sent_at
             if silent and now - flight.sent_at >= request.app.silence_s:
-                if flight.replica.breaker.failed(now, self._random(), flight.stream):
+                if flight.replica.breaker.failed(now, self._random(), flight.stream, silent=True):
                     self._changed(flight.replica.app, now)
             else:
                 flight.replica.breaker.abandoned(flight.stream)

@@ -13,8 +13,9 @@ import msgspec
 
 from understudy.config import GatewayTuning
 from understudy.core.gateway import outliers
-from understudy.core.gateway.activation import Activation, choose
+from understudy.core.gateway.activation import Activation, choose, gives_way
 from understudy.core.gateway.dispatch import Dispatcher
+from understudy.core.gateway.nodes import Node
 from understudy.core.gateway.rotation import App, Replica, Request
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
 from understudy.wire.messages import Activated, Heartbeat, NodeState
@@ -119,24 +120,6 @@ class Note(msgspec.Struct, frozen=True):
 GatewayEffect = SaveTable | FollowNodes | ConnectWorker | DropWorker | SendActivate | PingWorker | Note
 
 
-class Node:
-    """What this gateway knows of a node."""
-
-    __slots__ = ("connected", "detector", "incarnation", "info", "replicas", "serial")
-
-    def __init__(self, info: NodeInfo, detector: HeartbeatDetector) -> None:
-        self.info = info
-        self.detector = detector
-        self.connected = False
-        self.incarnation = 0
-        self.serial = -1
-        self.replicas: set[str] = set()
-
-    @property
-    def alive(self) -> bool:
-        return self.connected and not self.detector.suspect
-
-
 class Gateway:
     """State and decisions of one gateway."""
 
@@ -160,6 +143,7 @@ class Gateway:
         self._retune_at = now
         self._ping_at = now
         self._started_at = now
+        self._was_late = False
 
     def step(self, event: GatewayEvent, now: float) -> list[GatewayEffect]:
         match event:
@@ -262,7 +246,7 @@ class Gateway:
             if replica.link is None and replica.state in ("ready", "failing") and replica.address:
                 self._effects.append(ConnectWorker(replica))
             touched[app.name] = app
-        for id_ in node.replicas - seen:
+        for id_ in sorted(node.replicas - seen):
             replica = self.replicas[id_]
             touched[replica.app.name] = replica.app
             self._forget(replica, now)
@@ -286,9 +270,7 @@ class Gateway:
 
     def _agent_connected(self, name: str, now: float) -> None:
         if name in self.nodes:
-            self.nodes[name].connected = True
-            self.nodes[name].detector.reconnected(now)
-            self.nodes[name].serial = -1  # what it sends first is the whole truth
+            self.nodes[name].reconnected(now)
 
     def _agent_lost(self, name: str, now: float) -> None:
         """The agent is gone, which says nothing of its workers: they have links of their own."""
@@ -308,6 +290,7 @@ class Gateway:
         if replica is not None:
             if replica.state == "lost":
                 replica.state = "ready"  # the connection broke, the worker didn't
+                replica.breaker.heard(now)
             self._refresh(replica.app, now)
 
     def _worker_lost(self, id_: str, now: float) -> None:
@@ -342,7 +325,7 @@ class Gateway:
         self._set_node_suspect(node, True, now)
 
     def _set_node_suspect(self, node: Node, suspect: bool, now: float) -> None:
-        for id_ in list(node.replicas):
+        for id_ in sorted(node.replicas):
             replica = self.replicas[id_]
             replica.node_suspect = suspect
             self._refresh(replica.app, now)
@@ -406,6 +389,8 @@ class Gateway:
                 self.dispatcher.panic(app, now)
             return
         app.hopeless = False
+        if gives_way(choice, (a.activation for a in self.apps.values()), app.unhealthy_since or now, now):
+            return  # until the rotation is next worked out
         app.activation = Activation(contingency=choice, asked_at=now)
         self._effects.append(SendActivate(choice.node, choice, self.table.revision))
         self._note(
@@ -444,15 +429,18 @@ class Gateway:
         self.doubt.ticked(late_s, now)
         self.dispatcher.gate.observe(late_s)
         doubt = self.doubt.factor(now)
-        if not self.doubt.just_late(late_s):
+        late = self.doubt.just_late(late_s)
+        if not late:
             # After a late tick heartbeats may lie unread in the sockets: look again next time.
             for node in self.nodes.values():
                 if node.connected and node.detector.expired(now, doubt):
                     silent_ms = node.detector.silent_for_s(now) * 1000
                     self._note("node.suspected", f"silent for {silent_ms:.0f} ms", node=node.info.name)
                     self._set_node_suspect(node, True, now)
+        if not late or self._was_late:  # ticks that are all late must not keep requests for ever
             punctual = late_s < LATE_TICKS * self.settings.tick_ms / 1000
             self.dispatcher.tick(list(self.apps.values()), now, doubt, punctual)
+        self._was_late = late
         if now >= self._retune_at:
             self._retune_at = now + RETUNE_S
             for app in self.apps.values():
