@@ -302,7 +302,8 @@ def plan(
         list[str] | None, typer.Option(metavar="NODE", help="What would change without this node?")
     ] = None,
     explain: Annotated[
-        str | None, typer.Option(metavar="APP", help="Why is it where it is, and what would it take to be warm?")
+        str | None,
+        typer.Option(metavar="APP", help="Why is it where it is, and what would it take to be warm?"),
     ] = None,
     url: Url = None,
     cluster: ClusterFile = None,

@@ -33,8 +33,10 @@ def run_spof(control: Servers, output: Output) -> bool:
 
 
 def render(audit: Audit) -> RenderableType:
-    looked_at = ", ".join(f"{count} {part}{'s' if count > 1 and part != 'artifacts' else ''}"
-                          for part, count in audit.looked_at.items())
+    looked_at = ", ".join(
+        f"{count} {part}{'s' if count > 1 and part != 'artifacts' else ''}"
+        for part, count in audit.looked_at.items()
+    )
     if not audit.findings:
         return Text(f"No single point of failure: {looked_at}.", style="green")
     answers = sum(finding.answers for finding in audit.findings)

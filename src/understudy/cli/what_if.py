@@ -1,8 +1,9 @@
-"""`understudy plan --fail, --add-node, --remove-node, --explain`: questions to the plan, and their answers."""
+"""`understudy plan` with --fail, --add-node, --remove-node or --explain: questions to the plan."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -44,9 +45,7 @@ ABOUT = {
 NODE_FORM = "a node is MEMORY_MB, NAME:MEMORY_MB, MEMORY_MB:SITE or NAME:MEMORY_MB:SITE"
 
 
-def question(
-    fail: Sequence[str], add: Sequence[str], remove: Sequence[str], explain: str | None
-) -> Question:
+def question(fail: Sequence[str], add: Sequence[str], remove: Sequence[str], explain: str | None) -> Question:
     """Raises INVALID_ARGUMENT for what isn't a question."""
     asked = {
         "fail": fail,
@@ -135,7 +134,13 @@ def _answers(apps: Iterable[Answered], *, losses: bool = False) -> Table:
     made = table(("App", "Answered by"), (*(("Lost",) if losses else ()), "How", *numbers), right=numbers)
     for app in apps:
         text, style = HOW.get(app.how, (app.how, ""))
-        by = f"{app.variant} {app.node}" if app.variant else "static answer" if app.how == "static" else "nobody"
+        by = (
+            f"{app.variant} {app.node}"
+            if app.variant
+            else "static answer"
+            if app.how == "static"
+            else "nobody"
+        )
         if app.first not in (None, app.variant):
             by += f" (first {app.first})"
         figures = (f"{app.accuracy:.3f}", f"{app.accuracy_lost:.1%}", f"{app.recovery_ms:.0f}")
@@ -195,7 +200,11 @@ def _change(change: Change) -> list[RenderableType]:
     made = table(("",), numbers, right=numbers)
     for label, now, then in _rows(change.before, change.after):
         made.add_row(shortened(label), now, then)
-    parts: list[RenderableType] = [Text(f"What would change {' and '.join(what)}", style="bold"), Text(), made]
+    parts: list[RenderableType] = [
+        Text(f"What would change {' and '.join(what)}", style="bold"),
+        Text(),
+        made,
+    ]
     starts = ", ".join(change.starts) or "none"
     more = f" and {change.moved - len(change.starts)} more" if change.moved > len(change.starts) else ""
     parts += [Text(), Text(f"Replicas that start: {change.moved} ({starts}{more}).")]
@@ -207,23 +216,40 @@ def _change(change: Change) -> list[RenderableType]:
 
 
 def _rows(before: Figures, after: Figures) -> Iterable[tuple[str, str, str]]:
-    yield "nodes", str(before.nodes), str(after.nodes)
-    yield "weighted accuracy retained", f"{before.retained:.2%}", f"{after.retained:.2%}"
-    yield "objective", f"{before.objective:.3f}", f"{after.objective:.3f}"
-    for label, field in (("apps with a place", "placed"), ("apps at full size", "full_size")):
-        yield label, _of(getattr(before, field), before.apps), _of(getattr(after, field), after.apps)
-    for kind in dict.fromkeys(kept.kind for kept in (*before.kept, *after.kept)):
-        now, then = _kept(before, kind), _kept(after, kind)
-        yield f"apps that answer if any {kind} is lost", *(
-            _of(kept.answered, figures.apps) if kept else "-"
-            for kept, figures in ((now, before), (then, after))
-        )
-        yield f"critical apps that are warm if any {kind} is lost", *(
-            _of(kept.critical_warm, figures.critical) if kept else "-"
-            for kept, figures in ((now, before), (then, after))
-        )
-    overheads = (f"{figures.memory_overhead:.0%}" for figures in (before, after))
-    yield "memory of protection, of the primaries'", *overheads
+    both = before, after
+
+    def row(label: str, shown: Callable[[Figures], str]) -> tuple[str, str, str]:
+        return label, shown(before), shown(after)
+
+    yield row("nodes", lambda f: str(f.nodes))
+    yield row("weighted accuracy retained", lambda f: f"{f.retained:.2%}")
+    yield row("objective", lambda f: f"{f.objective:.3f}")
+    yield row("apps with a place", lambda f: _of(f.placed, f.apps))
+    yield row("apps at full size", lambda f: _of(f.full_size, f.apps))
+    for kind in dict.fromkeys(kept.kind for figures in both for kept in figures.kept):
+        yield row(f"apps that answer when {_loss_of(kind)} lost", partial(_answered, kind))
+        yield row(f"critical apps warm when {_loss_of(kind)} lost", partial(_warm, kind))
+    yield row("memory of protection, of the primaries'", lambda f: f"{f.memory_overhead:.0%}")
+
+
+def _loss_of(kind: str) -> str:
+    """Of a kind of failure: "node", "site", "site/1" (the second level of sites), "any-2", or its name."""
+    what, _, level = kind.partition("/")
+    if kind in ("node", "site"):
+        return f"any {kind} is"
+    if what == "site" and level.isdecimal():
+        return f"any site of level {int(level) + 1} is"
+    return f"{kind} is" if ":" in kind else f"{kind} nodes are"
+
+
+def _answered(kind: str, figures: Figures) -> str:
+    kept = _kept(figures, kind)
+    return _of(kept.answered, figures.apps) if kept else "-"
+
+
+def _warm(kind: str, figures: Figures) -> str:
+    kept = _kept(figures, kind)
+    return _of(kept.critical_warm, figures.critical) if kept else "-"
 
 
 def _kept(figures: Figures, kind: str) -> Kept | None:
@@ -238,7 +264,9 @@ def _of(count: int, whole: int) -> str:
 
 
 def _explanation(explanation: Explanation, revision: int) -> list[RenderableType]:
-    head = Text.assemble((explanation.app, "bold"), f" version {explanation.version}, plan revision {revision}")
+    head = Text.assemble(
+        (explanation.app, "bold"), f" version {explanation.version}, plan revision {revision}"
+    )
     parts: list[RenderableType] = [head]
     for reason in explanation.reasons:
         parts += [Text(), Text(ABOUT.get(reason.about, reason.about), style="bold")]

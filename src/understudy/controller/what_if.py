@@ -24,7 +24,9 @@ T = TypeVar("T")
 class WhatIf:
     """One per controller. What it tells is of the plan in force and changes nothing."""
 
-    def __init__(self, config: ClusterConfig, name: str, machine: ControllerMachine, traffic: Traffic) -> None:
+    def __init__(
+        self, config: ClusterConfig, name: str, machine: ControllerMachine, traffic: Traffic
+    ) -> None:
         self._config = config
         self._name = name
         self._machine = machine

@@ -63,7 +63,9 @@ class _Explaining:
     def _place(self) -> list[str]:
         said = [self._held(placed) for placed in self._primaries]
         if not self._primaries:
-            said = [f"It has no place: {self._plan.unplaced.get(self._app.app, 'it is not in the plan yet')}."]
+            said = [
+                f"It has no place: {self._plan.unplaced.get(self._app.app, 'it is not in the plan yet')}."
+            ]
         for placed in self._primaries[:1]:
             size_mb = replica_mb(self._variant(placed.variant))
             others = self._room.fitting(size_mb, {p.node for p in self._primaries})
@@ -121,13 +123,15 @@ class _Explaining:
         if at is None:
             return f"{needs}, and no node can take replicas."
         if size_mb > free_mb:
-            there = f"{_name(at)} has most, {free_mb:.0f} MB{' with its present replica gone' if back else ''}"
+            there = (
+                f"{_name(at)} has most, {free_mb:.0f} MB{' with its present replica gone' if back else ''}"
+            )
             return f"{needs}; {there}: {size_mb - free_mb:.0f} MB are missing there."
         kept_mb, failure = self._room.kept(at)
         if size_mb > free_mb - kept_mb:
             return (
-                f"{needs}; {_name(at)} has {free_mb:.0f} MB free, but {kept_mb:.0f} MB of that are what apps "
-                f"come back in when {failure} is lost: {size_mb - free_mb + kept_mb:.0f} MB are missing there."
+                f"{needs}; {_name(at)} has {free_mb:.0f} MB free, but {kept_mb:.0f} MB of that are for those "
+                f"who come back when {failure} is lost: {size_mb - free_mb + kept_mb:.0f} MB are missing."
             )
         return f"{needs}; {_name(at)} has {free_mb:.0f} MB free: a later plan may take it."
 
@@ -199,7 +203,7 @@ class _Explaining:
         said = [f"Only critical apps are kept warm; its criticality is {self._app.criticality.value!r}."]
         standbys = [p for p in plan.placements if p.app == other.app and p.role is Role.STANDBY]
         if not standbys:
-            return [*said, f'Critical, it wouldn\'t be warm either. {self._memory_for_warmth()}']
+            return [*said, f"Critical, it wouldn't be warm either. {self._memory_for_warmth()}"]
         return [*said, *(self._with_standby(placed, plan) for placed in standbys)]
 
     def _with_standby(self, placed: Placement, plan: Plan) -> str:
@@ -226,7 +230,7 @@ class _Explaining:
         missing = f": {needed_mb - free_mb:.0f} MB are missing there" if needed_mb > free_mb else ""
         if at and not missing:
             kept_mb, failure = self._room.kept(at)
-            missing = f", and {kept_mb:.0f} MB of it are what apps come back in when {failure} is lost"
+            missing = f", and {kept_mb:.0f} MB of that are for those who come back when {failure} is lost"
         return (
             f"To be warm in every failure it needs {needed_mb:.0f} MB for {smallest.name!r} on a node that "
             f"isn't lost together with its primary; {has}{missing}."

@@ -35,7 +35,7 @@ HOW = ("none", "static", "cold", "warm")  # worst first
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The plan in force and what it is about. `nodes` are all that gateways know, `away` those that are gone."""
+    """The plan in force and what it is about. `nodes` are all that gateways know, `away` of them are gone."""
 
     plan: Plan
     apps: tuple[AppVersion, ...]  # in the version that the plan is about
@@ -269,4 +269,3 @@ def _badness(answer: Answered) -> tuple[int, float, float]:
 def _mb(app: AppVersion, name: str) -> float:
     variant = app.variant(name)
     return replica_mb(variant) if variant is not None else 0.0
-

@@ -143,7 +143,9 @@ def _nodes(standing: Standing) -> Iterator[Finding]:
         )
     for name in sorted(standing.away):
         problem = "it is away: what it held runs elsewhere or not at all, and one more loss is one too many"
-        yield Finding("node", name, problem, "bring it back, or take it out of the cluster file", answers=True)
+        yield Finding(
+            "node", name, problem, "bring it back, or take it out of the cluster file", answers=True
+        )
 
 
 def _sites(standing: Standing) -> Iterator[Finding]:
@@ -180,7 +182,9 @@ def _gateways(around: Surroundings) -> Iterator[Finding]:
         return
     else:
         return
-    remedy = "run a second one, on another machine, and give clients both addresses (`understudy.Client` does)"
+    remedy = (
+        "run a second one, on another machine, and give clients both addresses (`understudy.Client` does)"
+    )
     yield Finding("gateway", only.name, problem, remedy, answers=True)
 
 
@@ -189,7 +193,7 @@ def _controllers(around: Surroundings) -> Iterator[Finding]:
         yield Finding(
             "controller",
             around.controllers[0],
-            "it is the only controller: while it is down nothing is deployed and no lost replica is replaced; "
+            "it is the only one: while it is down nothing is deployed and no lost replica is replaced; "
             "clients are answered, and what is lost then is answered by the contingencies",
             "run it under an init system that starts it again; it takes up where it was",
             answers=False,
@@ -200,8 +204,8 @@ def _storage(around: Surroundings) -> Iterator[Finding]:
     yield Finding(
         "store",
         around.store,
-        "plan, versions and events are in one file on one disk; without it the cluster serves on, but forgets "
-        "what was deployed once the controller starts anew",
+        "plan, versions and events are in one file on one disk; without it the cluster serves on, but the "
+        "controller, started anew, doesn't know what was deployed",
         "put `data_dir` on mirrored storage, and keep a copy of the manifests",
         answers=False,
     )
@@ -209,7 +213,7 @@ def _storage(around: Surroundings) -> Iterator[Finding]:
     yield Finding(
         "artifacts",
         around.artifacts,
-        f"artifacts are in one directory{shared}; without it nodes load only what they have on their own disks",
+        f"artifacts are in one directory{shared}; without it nodes have only what is on their own disks",
         "put `artifacts_dir` on mirrored or network storage other than the store's, and keep the files you "
         "deployed",
         answers=False,
