@@ -28,8 +28,9 @@ from understudy.controller.shell import Controller
 from understudy.controller.status import ClusterStatus, StoreStatus
 from understudy.controller.uploads import Uploads
 from understudy.controller.what_if import WhatIf
+from understudy.core.planning.holdings import Holdings
 from understudy.core.planning.plan import overhead
-from understudy.core.planning.questions import Answer, Audit, Question
+from understudy.core.planning.questions import Answer, Audit, Held, Question
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event, Plan
 
@@ -62,6 +63,7 @@ class PlanAnswer(Plan, frozen=True):
     """The plan in force; revision 0 stands for none yet."""
 
     memory_overhead: float = 0.0  # of standbys and contingencies, as a fraction of the primaries' memory
+    held: tuple[Held, ...] = ()  # by node and device
 
 
 class LoggedEvent(msgspec.Struct):
@@ -225,8 +227,11 @@ def _reading_routes(controller: Controller) -> list[Any]:
             return PlanAnswer(revision=0)
         releases = controller.machine.releases
         versions = tuple(releases[key].app for key in stored.facts.apps if key in releases)
+        facts = msgspec.structs.replace(controller.machine.planning_input(), apps=versions)
         return PlanAnswer(
-            **msgspec.structs.asdict(stored.plan), memory_overhead=overhead(stored.plan, versions)
+            **msgspec.structs.asdict(stored.plan),
+            memory_overhead=overhead(stored.plan, versions),
+            held=Holdings(stored.plan, facts).listed(),
         )
 
     @get("/events", summary="What happened, oldest first")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable
-
 import msgspec
 
 from understudy.core.planning import objective
 from understudy.core.planning.footprint import replica_mb
-from understudy.core.planning.plan import PlanInput, devices_of, make_plan, problem_of, usable_nodes
+from understudy.core.planning.holdings import Holdings, named, some
+from understudy.core.planning.plan import PlanInput, make_plan, problem_of
 from understudy.core.planning.questions import Explanation, Reason
 from understudy.failures import lost_nodes, to_survive
 from understudy.wire.records import (
@@ -21,9 +19,6 @@ from understudy.wire.records import (
     Role,
     Variant,
 )
-
-NODES_NAMED_MAX = 5
-Where = tuple[str, str]  # node, device
 
 
 def explain(app: AppVersion, plan: Plan, facts: PlanInput) -> Explanation:
@@ -42,7 +37,7 @@ class _Explaining:
         self._primaries = [p for p in placements if p.role is Role.PRIMARY]
         self._standbys = [p for p in placements if p.role is Role.STANDBY]
         self._outcomes = [outcome for outcome in plan.outcomes if outcome.app == app.app]
-        self._room = _Room(plan, facts)
+        self._holdings = Holdings(plan, facts)
 
     def run(self) -> Explanation:
         reasons = {
@@ -68,7 +63,7 @@ class _Explaining:
             ]
         for placed in self._primaries[:1]:
             size_mb = replica_mb(self._variant(placed.variant))
-            others = self._room.fitting(size_mb, {p.node for p in self._primaries})
+            others = self._holdings.fitting(size_mb, {p.node for p in self._primaries})
             if others:
                 cost = self._facts.settings.movement_cost
                 said.append(
@@ -86,8 +81,8 @@ class _Explaining:
         at = placed.node, placed.device
         return (
             f"It runs as {placed.variant!r}, {size} (accuracy {variant.accuracy:g}, "
-            f"{replica_mb(variant):.0f} MB), on {_name(at)}, where {self._room.used_mb(at):.0f} of "
-            f"{self._room.memory_mb[at]:.0f} MB are taken."
+            f"{replica_mb(variant):.0f} MB), on {named(at)}, where {self._holdings.used_mb(at):.0f} of "
+            f"{self._holdings.memory_mb[at]:.0f} MB are taken."
         )
 
     def _unusable(self) -> list[str]:
@@ -118,29 +113,29 @@ class _Explaining:
         """What `variant` would need, with what the app holds already given back."""
         size_mb = replica_mb(variant)
         back = {(p.node, p.device): replica_mb(self._variant(p.variant)) for p in self._primaries[:1]}
-        at, free_mb = self._room.best(back)
+        at, free_mb = self._holdings.best(back)
         needs = f"{variant.name!r} (accuracy {variant.accuracy:g}) needs {size_mb:.0f} MB"
         if at is None:
             return f"{needs}, and no node can take replicas."
         if size_mb > free_mb:
             there = (
-                f"{_name(at)} has most, {free_mb:.0f} MB{' with its present replica gone' if back else ''}"
+                f"{named(at)} has most, {free_mb:.0f} MB{' with its present replica gone' if back else ''}"
             )
             return f"{needs}; {there}: {size_mb - free_mb:.0f} MB are missing there."
-        kept_mb, failure = self._room.kept(at)
+        kept_mb, failure = self._holdings.kept(at)
         if size_mb > free_mb - kept_mb:
             return (
-                f"{needs}; {_name(at)} has {free_mb:.0f} MB free, but {kept_mb:.0f} MB of that are for those "
+                f"{needs}; {named(at)} has {free_mb:.0f} MB free, but {kept_mb:.0f} MB of that are for those "
                 f"who come back when {failure} is lost: {size_mb - free_mb + kept_mb:.0f} MB are missing."
             )
-        return f"{needs}; {_name(at)} has {free_mb:.0f} MB free: a later plan may take it."
+        return f"{needs}; {named(at)} has {free_mb:.0f} MB free: a later plan may take it."
 
     # the standby
 
     def _standby(self) -> list[str]:
         said = []
         for placed in self._standbys:
-            said.append(f"Its standby is {placed.variant!r} on {_name((placed.node, placed.device))}, warm.")
+            said.append(f"Its standby is {placed.variant!r} on {named((placed.node, placed.device))}, warm.")
             said += self._prices(placed)
         return said
 
@@ -216,7 +211,7 @@ class _Explaining:
         if cold:
             sentence += f"; not if {' or '.join(cold)} is lost"
         if worse:
-            sentence += f"; {len(worse)} other apps would lose their answer in a failure: {_some(worse)}"
+            sentence += f"; {len(worse)} other apps would lose their answer in a failure: {some(worse)}"
         return sentence + "."
 
     def _memory_for_warmth(self) -> str:
@@ -225,11 +220,11 @@ class _Explaining:
         apart = [node for node in self._facts.nodes if self._survives(node.name)]
         if not apart:
             return "To be warm it needs a node that is not lost together with its primary's."
-        at, free_mb = self._room.best({}, {node.name for node in apart})
-        has = f"{_name(at)} has most, {free_mb:.0f} MB free" if at else "none of those has any"
+        at, free_mb = self._holdings.best({}, {node.name for node in apart})
+        has = f"{named(at)} has most, {free_mb:.0f} MB free" if at else "none of those has any"
         missing = f": {needed_mb - free_mb:.0f} MB are missing there" if needed_mb > free_mb else ""
         if at and not missing:
-            kept_mb, failure = self._room.kept(at)
+            kept_mb, failure = self._holdings.kept(at)
             missing = f", and {kept_mb:.0f} MB of that are for those who come back when {failure} is lost"
         return (
             f"To be warm in every failure it needs {needed_mb:.0f} MB for {smallest.name!r} on a node that "
@@ -244,66 +239,9 @@ class _Explaining:
         return node not in homes and all(node not in lost or len(lost) == len(nodes) for lost in losses)
 
 
-class _Room:
-    """Free memory per device, and what of it failures need."""
-
-    def __init__(self, plan: Plan, facts: PlanInput) -> None:
-        sizes = {(a.app, a.version, v.name): replica_mb(v) for a in facts.apps for v in a.variants}
-        self.memory_mb: dict[Where, float] = {
-            (node.name, device.name): device.memory_mb
-            for node in usable_nodes(facts)
-            for device in devices_of(node)
-        }
-        self._used_mb: dict[Where, float] = defaultdict(float)
-        for placed in plan.placements:
-            size_mb = sizes.get((placed.app, placed.version, placed.variant), 0.0)
-            self._used_mb[placed.node, placed.device] += size_mb
-            self.memory_mb.setdefault((placed.node, placed.device), 0.0)
-        self._kept_mb: dict[Where, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-        for c in plan.contingencies:
-            both = {c.first, c.variant}
-            needed_mb = sum(sizes.get((c.app, c.version, variant), 0.0) for variant in both)
-            self._kept_mb[c.node, c.device][c.failure] += needed_mb
-
-    def used_mb(self, at: Where) -> float:
-        return self._used_mb[at]
-
-    def best(self, back: dict[Where, float], nodes: Collection[str] = ()) -> tuple[Where | None, float]:
-        """Where most is free (on one of `nodes`, if any are given), once `back` is given back."""
-        free_mb = {
-            at: max(0.0, memory_mb - self._used_mb[at]) + back.get(at, 0.0)
-            for at, memory_mb in self.memory_mb.items()
-            if not nodes or at[0] in nodes
-        }
-        at = max(free_mb, key=lambda at: free_mb[at], default=None)
-        return at, free_mb[at] if at is not None else 0.0
-
-    def kept(self, at: Where) -> tuple[float, str]:
-        """What the worst failure needs of the free memory, and which that is."""
-        needs = self._kept_mb[at]
-        failure = max(needs, key=lambda failure: needs[failure], default="nothing")
-        return needs.get(failure, 0.0), failure
-
-    def fitting(self, size_mb: float, without: set[str]) -> str:
-        """Names of the nodes with so much free, the emptiest first."""
-        free = {at: mb - self._used_mb[at] for at, mb in self.memory_mb.items() if at[0] not in without}
-        fitting = sorted((at for at in free if free[at] >= size_mb), key=lambda at: -free[at])
-        return _some([f"{_name(at)} ({free[at]:.0f} MB free)" for at in fitting])
-
-
 def _silent(plan: Plan) -> set[str]:
     return {outcome.app for outcome in plan.outcomes if outcome.how in ("none", "static")}
 
 
-def _some(names: Iterable[str]) -> str:
-    known = list(names)
-    more = len(known) - NODES_NAMED_MAX
-    return ", ".join(known[:NODES_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
-
-
 def _variants(app: AppVersion) -> str:
     return f"{len(app.variants)} variants"
-
-
-def _name(at: Where) -> str:
-    return " device ".join(filter(None, at))

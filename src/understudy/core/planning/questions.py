@@ -62,6 +62,18 @@ class Fill(msgspec.Struct, frozen=True):
     after_mb: float
 
 
+class Held(msgspec.Struct, frozen=True):
+    """Of a device, or of a node that has none: what the plan takes, and the most that a failure needs."""
+
+    node: str
+    device: str
+    site: str
+    memory_mb: float  # that may be used
+    used_mb: float
+    kept_mb: float = 0.0
+    kept_for: str = ""
+
+
 class NextPlan(msgspec.Struct, frozen=True):
     """The plan that the controller would make. Counts are of apps."""
 
