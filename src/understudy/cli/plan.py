@@ -68,7 +68,13 @@ def render(plan: PlanView) -> RenderableType:
     if weak:
         parts += [Text(), *(Text.assemble(("! ", "bold yellow"), sentence) for sentence in weak)]
     else:
-        parts += [Text(), Text("No single point of failure among the listed losses.", style="green")]
+        parts += [
+            Text(),
+            Text(
+                "Every app answers in all of these losses; `understudy audit spof` looks further.",
+                style="green",
+            ),
+        ]
     return Group(*parts)
 
 

@@ -14,7 +14,7 @@ from understudy.cli.control import Servers
 from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
 from understudy.cli.plan import HOW
-from understudy.cli.tables import name, shortened, table
+from understudy.cli.tables import counted, name, shortened, table
 from understudy.core.planning.questions import (
     Answer,
     Answered,
@@ -110,10 +110,11 @@ def render(answer: Answer) -> RenderableType:
 def _loss(loss: Loss, revision: int) -> list[RenderableType]:
     counts = {how: sum(app.how == how for app in loss.apps) for how in ("warm", "cold", "static", "none")}
     told = ", ".join(f"{count} {HOW[how][0]}" for how, count in counts.items() if count)
+    domains = loss.failure.split("+")
     head = Text.assemble(
-        (f"If {' and '.join(loss.failure.split('+'))} is lost now", "bold"),
-        f" (plan revision {revision}): {len(loss.apps)} of {len(loss.apps) + loss.unaffected} apps are "
-        f"affected{': ' + told if told else ''}.",
+        (f"If {' and '.join(domains)} {'is' if len(domains) == 1 else 'are'} lost now", "bold"),
+        f" (plan revision {revision}), {len(loss.apps)} of "
+        f"{counted(len(loss.apps) + loss.unaffected, 'app')} notice{': ' + told if told else ''}.",
     )
     parts: list[RenderableType] = [head]
     if loss.apps:
@@ -162,10 +163,11 @@ def _reasons(apps: Iterable[Answered]) -> list[RenderableType]:
 def _next_plan(plan: NextPlan | None) -> Text:
     if plan is None:
         return Text("No node would be left to plan for.", style="bold red")
-    told = f"The next plan would start {plan.moved} replicas; {plan.full_size} apps at full size"
+    told = f"The next plan would start {counted(plan.moved, 'replica')}: "
+    told += f"{counted(plan.full_size, 'app')} at full size"
     told += f", {plan.smaller} smaller" if plan.smaller else ""
     told += f", without a place: {', '.join(plan.unplaced)}" if plan.unplaced else ""
-    told += f". {plan.unanswered or 'None'} of them would be without an answer after one more failure."
+    told += f". After one more failure {plan.unanswered or 'none'} of them would be without an answer."
     return Text(told)
 
 
@@ -173,8 +175,9 @@ def _any_loss(loss: AnyLoss, revision: int) -> list[RenderableType]:
     silent = sum(app.how in ("none", "static") for app in loss.worst)
     head = Text.assemble(
         (f"If {loss.failure} nodes are lost now", "bold"),
-        f" (plan revision {revision}): {loss.tried} of {loss.possible} such losses were played. At worst "
-        f"{silent} of {len(loss.worst) + loss.unaffected} apps are without an answer of their own.",
+        f" (plan revision {revision}; {loss.tried} of {loss.possible} such losses were played), "
+        f"{len(loss.worst)} of {counted(len(loss.worst) + loss.unaffected, 'app')} may notice, and {silent} "
+        "may be without an answer of their own. At worst, each by itself:",
     )
     parts: list[RenderableType] = [head]
     if loss.tried < loss.possible:

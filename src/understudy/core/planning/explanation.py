@@ -206,7 +206,7 @@ class _Explaining:
         worse = _silent(plan) - _silent(self._plan) - {self._app.app}
         sentence = (
             f'With criticality = "critical" it would be warm by {placed.variant!r} on {placed.node} '
-            f"({replica_mb(self._variant(placed.variant)):.0f} MB); {plan.moved} replicas start"
+            f"({replica_mb(self._variant(placed.variant)):.0f} MB); replicas that start: {plan.moved}"
         )
         if cold:
             sentence += f"; not if {' or '.join(cold)} is lost"
