@@ -18,7 +18,7 @@ from understudy.cli.exits import Exit
 EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart"
 COMMANDS = {
     "up", "demo", "controller", "gateway", "agent", "deploy", "remove", "drain", "undrain", "quarantine",
-    "status", "plan", "events", "infer", "version",
+    "status", "plan", "audit", "events", "infer", "version",
 }  # fmt: skip
 HEAVY = {
     "asyncio",

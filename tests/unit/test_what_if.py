@@ -330,5 +330,5 @@ def test_variants_that_are_left_out_are_named() -> None:
 
 
 def test_an_unknown_app_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UnderstudyError, match="no app is called .plan.; did you mean .plain."):
+    with pytest.raises(UnderstudyError, match="no app is called 'plan'; did you mean 'plain'"):
         asked(Question(explain="plan"), *APPS, plan=PLAN)

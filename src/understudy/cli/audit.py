@@ -10,6 +10,7 @@ from rich.text import Text
 
 from understudy.cli.control import Servers
 from understudy.cli.output import Output
+from understudy.cli.tables import counted
 from understudy.cli.what_if import TIMEOUT_S
 from understudy.core.planning.questions import Audit, Finding
 from understudy.wire.errors import ProtocolError
@@ -33,16 +34,13 @@ def run_spof(control: Servers, output: Output) -> bool:
 
 
 def render(audit: Audit) -> RenderableType:
-    looked_at = ", ".join(
-        f"{count} {part}{'s' if count > 1 and part != 'artifacts' else ''}"
-        for part, count in audit.looked_at.items()
-    )
+    looked_at = ", ".join(counted(count, part) for part, count in audit.looked_at.items())
     if not audit.findings:
         return Text(f"No single point of failure: {looked_at}.", style="green")
     answers = sum(finding.answers for finding in audit.findings)
     parts: list[RenderableType] = [
         Text.assemble(
-            (f"{len(audit.findings)} single points of failure", "bold"),
+            (counted(len(audit.findings), "single point") + " of failure", "bold"),
             f", {answers} of which clients would notice ({looked_at}; plan revision {audit.revision})",
         )
     ]

@@ -176,9 +176,10 @@ class _Explaining:
             what = "its static answer is given" if outcome.how == "static" else "nobody answers"
             return f"{when}, {what}."
         lost = objective.accuracy_lost(self._app, self._variant(outcome.variant))
+        accuracy = f"with {lost:.1%} less accuracy than full size" if lost else "at full accuracy"
         return (
             f"{when}, {outcome.variant!r} answers on {outcome.node}, {outcome.how}, after about "
-            f"{outcome.recovery_ms:.0f} ms, with {lost:.1%} less accuracy than full size."
+            f"{outcome.recovery_ms:.0f} ms, {accuracy}."
         )
 
     # what it takes to be warm

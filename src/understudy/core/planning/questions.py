@@ -174,7 +174,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """A single point of failure. `part`: app, variant, node, site, gateway, controller, store, artifacts."""
+    """A single point of failure. `part` is one of `Audit.looked_at`."""
 
     part: str
     name: str

@@ -60,7 +60,7 @@ def audit(standing: Standing, around: Surroundings) -> Audit:
         "gateway": len(around.gateways),
         "controller": len(around.controllers),
         "store": 1,
-        "artifacts": 1,
+        "artifact store": 1,
     }
     return Audit(standing.plan.revision, tuple(findings), looked_at)
 
@@ -211,7 +211,7 @@ def _storage(around: Surroundings) -> Iterator[Finding]:
     )
     shared = "; the store is on the same disk" if around.one_disk else ""
     yield Finding(
-        "artifacts",
+        "artifact store",
         around.artifacts,
         f"artifacts are in one directory{shared}; without it nodes have only what is on their own disks",
         "put `artifacts_dir` on mirrored or network storage other than the store's, and keep the files you "
