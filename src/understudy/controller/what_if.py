@@ -36,14 +36,15 @@ class WhatIf:
     async def ask(self, question: Question) -> Answer:
         """Raises BUSY while another question is being answered, UNAVAILABLE without a plan; see `answer`."""
         standing, facts = self._standing(), self._machine.planning_input()
-        return await self._one_at_a_time(lambda: answer(question, standing, facts))
+        return await self.one_at_a_time(lambda: answer(question, standing, facts))
 
     async def audit(self) -> Audit:
         """Raises BUSY while a question is being answered, UNAVAILABLE without a plan."""
         standing, around = self._standing(), self._surroundings()
-        return await self._one_at_a_time(lambda: audit(standing, around))
+        return await self.one_at_a_time(lambda: audit(standing, around))
 
-    async def _one_at_a_time(self, work: Callable[[], T]) -> T:
+    async def one_at_a_time(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises, in a thread. Raises BUSY while another one goes on."""
         if not self._busy.acquire(blocking=False):
             raise UnderstudyError(Code.BUSY, "another question to the plan is being answered; ask again")
 
