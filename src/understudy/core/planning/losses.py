@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from understudy.core.agent.progressive import Activation, plan_activation
-from understudy.core.gateway.activation import choose
+from understudy.core.gateway.activation import LAST_RESORT, choose
 from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.core.planning.objective import accuracy_lost
 from understudy.core.planning.questions import Answered, AnyLoss, Fill, Together
@@ -27,7 +27,7 @@ from understudy.core.planning.replay import COLD_MS, WARM_MS, silence
 from understudy.failures import ANY
 from understudy.wire.records import AppVersion, Contingency, NodeInfo, Placement, Plan, Role, Variant
 
-VISITS_MAX = 2_000_000  # nodes looked at by all choices for "any-K": some seconds
+VISITS_MAX = 20_000_000  # nodes looked at by all choices for "any-K": some seconds
 HURTING_MAX = 10  # losses named
 REFUSALS_NAMED_MAX = 3
 HOW = ("none", "static", "cold", "warm")  # worst first
@@ -129,7 +129,8 @@ class Stage:
                 app, self._contingencies[app.app], self.standing.nodes, alive, hosts, refused.keys()
             )
             if chosen is None:
-                return None, [f"{node}: {why}" for node, why in refused.items()]
+                emptiest = sorted(refused, key=lambda node: (used_mb[node] - self._memory_mb[node], node))
+                return None, [f"{node}: {refused[node]}" for node in emptiest]
             activation = plan_activation(
                 chosen,
                 (app,),
@@ -142,6 +143,14 @@ class Stage:
                 used_mb[chosen.node] += _mb(app, activation.first)
                 return activation, []
             refused[chosen.node] = activation
+            if chosen.failure == LAST_RESORT:
+                # They would be asked one after the other, to no avail.
+                needed_mb = replica_mb(app.smallest)
+                free_mb = {node: self._memory_mb[node] - used_mb[node] for node in alive - refused.keys()}
+                small = {node: mb for node, mb in free_mb.items() if mb < needed_mb}
+                refused |= {
+                    n: f"memory: needs {needed_mb:.0f} MB, {mb:.0f} MB free" for n, mb in small.items()
+                }
 
     def _swap(
         self, activations: list[tuple[AppVersion, Activation]], used_mb: dict[str, float]
