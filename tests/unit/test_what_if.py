@@ -142,6 +142,12 @@ def test_nodes_that_are_away_already_count_as_lost() -> None:
     }
 
 
+def test_a_contingency_on_a_node_that_is_away_is_passed_over() -> None:
+    found = asked(Question(fail=("n1",)), *APPS, plan=PLAN, away=frozenset({"n2"}))
+    assert found.loss is not None
+    assert (by_app(found.loss)["plain"].node, by_app(found.loss)["plain"].planned_for) == ("n3", "site:eu")
+
+
 def test_when_everything_is_lost_nobody_answers_and_nothing_is_planned() -> None:
     loss = loss_of("eu", "us", apps=APPS, plan=PLAN)
     assert {a.how for a in loss.apps} == {"none"}

@@ -13,13 +13,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import msgspec
 
 from understudy.core.agent.progressive import Activation, plan_activation
-from understudy.core.gateway.activation import LAST_RESORT, choose
+from understudy.core.gateway.activation import choose
 from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.core.planning.objective import accuracy_lost
 from understudy.core.planning.questions import Answered, AnyLoss, Fill, Together
@@ -118,39 +118,33 @@ class Stage:
         return [_answered(app, "warm", variant, best.node, WARM_MS)]
 
     def _activate(
-        self, app: AppVersion, alive: Iterable[str], used_mb: dict[str, float]
+        self, app: AppVersion, alive: Set[str], used_mb: dict[str, float]
     ) -> tuple[Activation | None, list[str]]:
         """Ask node after node, as a gateway does. What was accepted, and what those said who refused."""
-        alive = frozenset(alive)
         hosts = {placed.node for placed in self.placements[app.app]}
-        refused: dict[str, str] = {}
+        free_mb = {node: self._memory_mb[node] - used_mb[node] for node in alive}
+        needed_mb = replica_mb(app.smallest)
+        # Who has no room for anything is not asked first: it makes no difference to who is asked at last.
+        refused = {n: _no_room(needed_mb, mb) for n, mb in free_mb.items() if mb < needed_mb}
         while True:
             chosen = choose(
                 app, self._contingencies[app.app], self.standing.nodes, alive, hosts, refused.keys()
             )
             if chosen is None:
-                emptiest = sorted(refused, key=lambda node: (used_mb[node] - self._memory_mb[node], node))
+                emptiest = sorted(refused, key=lambda node: (-free_mb[node], node))
                 return None, [f"{node}: {refused[node]}" for node in emptiest]
             activation = plan_activation(
                 chosen,
                 (app,),
                 staged=self._staged,
                 quarantined=self.standing.quarantined,
-                free_mb=self._memory_mb[chosen.node] - used_mb[chosen.node],
+                free_mb=free_mb[chosen.node],
                 skip_ms=self.standing.skip_ms,
             )
             if isinstance(activation, Activation):
                 used_mb[chosen.node] += _mb(app, activation.first)
                 return activation, []
             refused[chosen.node] = activation
-            if chosen.failure == LAST_RESORT:
-                # They would be asked one after the other, to no avail.
-                needed_mb = replica_mb(app.smallest)
-                free_mb = {node: self._memory_mb[node] - used_mb[node] for node in alive - refused.keys()}
-                small = {node: mb for node, mb in free_mb.items() if mb < needed_mb}
-                refused |= {
-                    n: f"memory: needs {needed_mb:.0f} MB, {mb:.0f} MB free" for n, mb in small.items()
-                }
 
     def _swap(
         self, activations: list[tuple[AppVersion, Activation]], used_mb: dict[str, float]
@@ -229,6 +223,10 @@ class Stage:
         while count > several + 1 and math.comb(count, several) > tries_max:
             count -= 1
         return sorted(laden[:count])
+
+
+def _no_room(needed_mb: float, free_mb: float) -> str:
+    return f"memory: needs {needed_mb:.0f} MB, {free_mb:.0f} MB free"
 
 
 def _cold(app: AppVersion, activation: Activation, final: str) -> Answered:
