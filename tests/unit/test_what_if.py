@@ -294,6 +294,12 @@ def test_what_a_larger_variant_lacks_is_told_in_figures() -> None:
     )
 
 
+def test_whichever_two_nodes_are_explained_together() -> None:
+    said = explained("plain", app("plain"), settings=PlanSettings(survive=("any-2",)))
+    assert "If the worst 2 nodes are lost, " in said["failures"]
+    assert "2 of the 3 failures to survive don't affect it." in said["failures"]
+
+
 def test_an_app_without_a_place_is_explained() -> None:
     said = explained("plain", app("plain"), nodes=cluster(30.0, "a", "b"))
     assert "It has no place: no room for its smallest variant (needs 50 MB" in said["place"]

@@ -9,7 +9,7 @@ from understudy.core.planning.footprint import replica_mb
 from understudy.core.planning.holdings import Holdings, named, some
 from understudy.core.planning.plan import PlanInput, make_plan, problem_of
 from understudy.core.planning.questions import Explanation, Reason
-from understudy.failures import lost_nodes, to_survive
+from understudy.failures import any_count, lost_nodes, to_survive
 from understudy.wire.records import (
     AppVersion,
     Criticality,
@@ -171,7 +171,8 @@ class _Explaining:
         return said
 
     def _told(self, outcome: Outcome) -> str:
-        when = f"If {outcome.failure} is lost"
+        several = any_count(outcome.failure)
+        when = f"If the worst {several} nodes are lost" if several else f"If {outcome.failure} is lost"
         if outcome.variant is None:
             what = "its static answer is given" if outcome.how == "static" else "nobody answers"
             return f"{when}, {what}."
@@ -236,7 +237,7 @@ class _Explaining:
         """Is `node` left in each failure that silences the app?"""
         homes = {p.node for p in self._primaries}
         nodes = self._facts.nodes
-        losses = [lost_nodes(o.failure, nodes) for o in self._outcomes if "any" not in o.failure]
+        losses = [lost_nodes(o.failure, nodes) for o in self._outcomes if not any_count(o.failure)]
         return node not in homes and all(node not in lost or len(lost) == len(nodes) for lost in losses)
 
 
