@@ -341,6 +341,19 @@ def test_variants_that_are_left_out_are_named() -> None:
     assert "'large' takes 80 ms, more than the app's objective_ms = 20" in said["place"]
 
 
+def test_a_version_that_is_not_planned_yet_is_explained() -> None:
+    newer = msgspec.structs.replace(app("plain"), version=2, variants=(SMALL,))
+    said = explained("plain", newer, plan=PLAN)
+    assert "it is not in the plan yet" in said["place"]
+
+
+def test_an_app_whose_variants_are_all_in_quarantine_is_explained() -> None:
+    quarantined = frozenset({("plain", 1, "large"), ("plain", 1, "small")})
+    said = explained("plain", *APPS, plan=PLAN, quarantined=quarantined)
+    assert "'large' is in quarantine" in said["place"]
+    assert "warm" not in said
+
+
 def test_an_unknown_app_is_refused_with_the_nearest() -> None:
     with pytest.raises(UnderstudyError, match="no app is called 'plan'; did you mean 'plain'"):
         asked(Question(explain="plan"), *APPS, plan=PLAN)

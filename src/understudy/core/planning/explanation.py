@@ -36,7 +36,8 @@ class _Explaining:
         placements = [p for p in plan.placements if p.app == app.app and p.version == app.version]
         self._primaries = [p for p in placements if p.role is Role.PRIMARY]
         self._standbys = [p for p in placements if p.role is Role.STANDBY]
-        self._outcomes = [outcome for outcome in plan.outcomes if outcome.app == app.app]
+        proof = plan.outcomes if self._primaries else ()  # else it is of another version, or says nothing
+        self._outcomes = [outcome for outcome in proof if outcome.app == app.app]
         self._holdings = Holdings(plan, facts)
 
     def run(self) -> Explanation:
@@ -186,7 +187,7 @@ class _Explaining:
     # what it takes to be warm
 
     def _warm(self) -> list[str]:
-        if not self._primaries:
+        if not self._primaries or not self._usable:
             return []
         if not self._outcomes:
             return ["No failure to survive silences it."]
@@ -225,8 +226,8 @@ class _Explaining:
         at, free_mb = self._holdings.best({}, {node.name for node in apart})
         has = f"{named(at)} has most, {free_mb:.0f} MB free" if at else "none of those has any"
         missing = f": {needed_mb - free_mb:.0f} MB are missing there" if needed_mb > free_mb else ""
-        if at and not missing:
-            kept_mb, failure = self._holdings.kept(at)
+        kept_mb, failure = self._holdings.kept(at) if at else (0.0, "")
+        if kept_mb and not missing:
             missing = f", and {kept_mb:.0f} MB of that are for those who come back when {failure} is lost"
         return (
             f"To be warm in every failure it needs {needed_mb:.0f} MB for {smallest.name!r} on a node that "
