@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from test_plans import SURVIVE, clusters, slowly
+from test_plans import SURVIVE, clusters, named, slowly
 
 from understudy.core.gateway.activation import LAST_RESORT, choose
 from understudy.core.planning.footprint import replica_mb
@@ -50,9 +50,7 @@ def test_whatever_is_lost_goes_as_gateways_choose(facts: PlanInput, data: st.Dat
     apps = {app.app: app for app in facts.apps}
     used_mb = {node.name: 0.0 for node in facts.nodes}
     for placed in plan.placements:
-        used_mb[placed.node] += replica_mb(
-            next(v for v in apps[placed.app].variants if v.name == placed.variant)
-        )
+        used_mb[placed.node] += replica_mb(named(apps[placed.app], placed.variant))
     memory_mb = {node.name: node.memory_mb for node in facts.nodes}
     for answer in played.answers:
         hosts = {placed.node for placed in plan.placements if placed.app == answer.app}
@@ -77,6 +75,9 @@ def test_whatever_is_lost_goes_as_gateways_choose(facts: PlanInput, data: st.Dat
     for fill in played.fills:
         assert fill.before_mb == used_mb[fill.node]
         assert fill.before_mb <= fill.after_mb <= fill.swapping_mb <= fill.memory_mb + 1e-6
+        loaded = [a for a in played.answers if a.how == "cold" and a.node == fill.node]
+        loaded_mb = [replica_mb(named(apps[a.app], a.variant or "")) for a in loaded]
+        assert abs(fill.before_mb + sum(loaded_mb) - fill.after_mb) < 1e-6
 
 
 @slowly

@@ -137,6 +137,7 @@ def test_nodes_in_one_site() -> None:
 @pytest.mark.parametrize(
     ("gateways", "name", "problem"),
     [
+        ((), "none", "names no gateway"),
         (GATEWAYS[:1], "g1", "its process or machine"),
         ((replace(GATEWAYS[0], processes=4),), "g1", "while its machine is down"),
         (

@@ -14,6 +14,8 @@ from understudy.core.planning.objective import placements_by_app
 from understudy.wire.messages import ReplicaState
 from understudy.wire.records import AppVersion, Outcome, Placement, Plan, Role
 
+Observed = list[tuple[str, ReplicaState]]  # replicas of one app, by node
+
 OK, DEGRADED, DOWN = "ok", "degraded", "down"
 
 
@@ -132,8 +134,20 @@ def _apps(plan: Plan, machine: ControllerMachine, traffic: Traffic) -> list[AppS
     outcomes: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in plan.outcomes:
         outcomes[outcome.app].append(outcome)
+    observed: dict[str, Observed] = defaultdict(list)
+    for name, node in sorted(machine.nodes.by_name.items()):
+        for replica in _trusted(node):
+            observed[replica.app].append((name, replica))
     return [
-        _app(app, placements.get(app.app, []), outcomes.get(app.app, []), plan, machine, traffic)
+        _app(
+            app,
+            placements.get(app.app, []),
+            outcomes.get(app.app, []),
+            observed.get(app.app, []),
+            plan,
+            machine,
+            traffic,
+        )
         for app in machine.apps.values()
     ]
 
@@ -142,12 +156,13 @@ def _app(
     app: AppVersion,
     placements: list[Placement],
     outcomes: list[Outcome],
+    observed: Observed,
     plan: Plan,
     machine: ControllerMachine,
     traffic: Traffic,
 ) -> AppStatus:
-    replicas = _replicas(app.app, machine.nodes.by_name)
-    serving = _serving(app, machine.nodes.by_name)
+    replicas = _replicas(observed)
+    serving = _serving(app, observed)
     seen = traffic.app(app.app)
     primaries = [p for p in placements if p.role is Role.PRIMARY]
     standby = _standby(placements, outcomes)
@@ -174,14 +189,12 @@ def _app(
     )
 
 
-def _replicas(app: str, nodes: dict[str, Node]) -> list[ReplicaStatus]:
+def _replicas(observed: Observed) -> list[ReplicaStatus]:
     return [
         ReplicaStatus(
             r.id, r.version, r.variant, name, r.role.value, r.state, r.pid, r.memory_mb, r.restarts, r.detail
         )
-        for name, node in sorted(nodes.items())
-        for r in _trusted(node)
-        if r.app == app
+        for name, r in observed
     ]
 
 
@@ -190,9 +203,9 @@ def _trusted(node: Node) -> tuple[ReplicaState, ...]:
     return node.observed.replicas if node.observed and node.state in ANSWERING_NODES else ()
 
 
-def _serving(app: AppVersion, nodes: dict[str, Node]) -> str | None:
+def _serving(app: AppVersion, observed: Observed) -> str | None:
     """Best ready variant: of the current version if there is one, else of a former one."""
-    ready = [r for node in nodes.values() for r in _trusted(node) if r.app == app.app and r.state == "ready"]
+    ready = [replica for _, replica in observed if replica.state == "ready"]
     if ready:
         best = min(ready, key=lambda r: (r.version != app.version, app.rank(r.variant)))
         former = "" if best.version == app.version else f" (version {best.version})"

@@ -163,6 +163,9 @@ def _sites(standing: Standing) -> Iterator[Finding]:
 
 def _gateways(around: Surroundings) -> Iterator[Finding]:
     connected = [gateway for gateway in around.gateways if gateway.connected]
+    if not around.gateways:
+        yield Finding("gateway", "none", "the cluster file names no gateway", "add one", answers=True)
+        return
     if len(around.gateways) == 1:
         only = around.gateways[0]
         dies = "its machine" if only.processes > 1 else "its process or machine"
