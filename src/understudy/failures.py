@@ -73,9 +73,10 @@ def lost_nodes(failure: str, nodes: Iterable[NodeInfo]) -> frozenset[str]:
     for domain in failure.split("+"):
         kind, _, name = domain.partition(":")
         if kind == "node":
-            lost.update(node.name for node in nodes if node.name == name)
+            lost.update([node.name for node in nodes if node.name == name])
         elif kind == "site":
-            lost.update(node.name for node in nodes if lies_in(node.site, name))
+            below = f"{name}/"  # as `lies_in`, for many nodes
+            lost.update([n.name for n in nodes if n.site == name or n.site.startswith(below)])
     return frozenset(lost)
 
 

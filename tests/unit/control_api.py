@@ -11,14 +11,15 @@ from typing import Any
 
 
 class Api(ThreadingHTTPServer):
-    """Answers each GET with the next of `states`; the last one stays."""
+    """Answers each GET with the next of `states`, of which the last one stays, and paths by `answers`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.states: list[dict[str, Any]] = [{"state": "ready", "version": 1}]
         self.artifacts: dict[str, bytes] = {}
         self.uploads = 0
-        self.deployed: list[Any] = []
+        self.deployed: list[Any] = []  # whatever was posted
+        self.answers: dict[str, Any] = {}
 
     @property
     def url(self) -> str:
@@ -41,9 +42,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.deployed.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.reply(202, {"deployment": "d1-1"})
+        if self.path in self.server.answers:
+            self.reply(200, self.server.answers[self.path])
+        else:
+            self.reply(202, {"deployment": "d1-1"})
 
     def do_GET(self) -> None:
+        if self.path in self.server.answers:
+            self.reply(200, self.server.answers[self.path])
+            return
         states = self.server.states
         state = states.pop(0) if len(states) > 1 else states[0]
         if "error" in state:

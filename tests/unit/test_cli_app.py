@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -18,7 +20,7 @@ from understudy.cli.exits import Exit
 EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart"
 COMMANDS = {
     "up", "demo", "controller", "gateway", "agent", "deploy", "remove", "drain", "undrain", "quarantine",
-    "status", "plan", "events", "infer", "version",
+    "status", "plan", "audit", "events", "infer", "version",
 }  # fmt: skip
 HEAVY = {
     "asyncio",
@@ -61,6 +63,22 @@ def test_help_imports_nothing_heavy() -> None:
 def test_version(runner: CliRunner) -> None:
     assert runner.invoke(app, ["version"]).stdout == f"understudy {understudy.__version__}\n"
     assert json.loads(runner.invoke(app, ["version", "--json"]).stdout) == {"version": understudy.__version__}
+
+
+def test_commands_in_the_docs_are_understood(runner: CliRunner) -> None:
+    """Each line that begins with `understudy` in a block of code; a prompt may stand before it."""
+    root = Path(__file__).parents[2]
+    wrong, count = [], 0
+    for page in [root / "README.md", *(root / "docs").glob("*.md"), *(root / "examples").rglob("*.md")]:
+        blocks = re.findall(r"^```(?:sh|console)$(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+        for line in re.findall(r"^(?:\$ )?understudy (.*)", "\n".join(blocks), re.MULTILINE):
+            count += 1
+            # Help comes after everything else was understood, and instead of doing it.
+            done = runner.invoke(app, [*shlex.split(line, comments=True), "--help"])
+            if done.exit_code != Exit.OK:
+                wrong.append(f"{page.relative_to(root)}: understudy {line}")
+    assert not wrong, "\n".join(wrong)
+    assert count > 20
 
 
 @pytest.mark.parametrize("args", [["statsu"], ["infer", "app"], ["deploy"], ["events", "--limit", "0"]])

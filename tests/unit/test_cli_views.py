@@ -24,6 +24,7 @@ from understudy.controller.status import (
     StandbyStatus,
     StoreStatus,
 )
+from understudy.core.planning.questions import Held
 from understudy.wire.errors import ProtocolError
 from understudy.wire.records import Outcome, Placement, Role
 
@@ -208,8 +209,8 @@ def test_anything_else_is_refused(document: dict[str, Any]) -> None:
 
 
 def planned(nodes: int) -> plan.PlanView:
-    hows = {"node:n1": "warm", "node:n2": "unaffected", "site:east": "cold"}
-    failures = [*hows, *(f"node:n{n}" for n in range(3, nodes + 1))]
+    hows = {"node:n1": "warm", "site:east": "cold"}
+    others = [f"node:n{n}" for n in range(3, nodes + 1)]
     return plan.PlanView(
         revision=4,
         reason="n3 joined",
@@ -219,31 +220,46 @@ def planned(nodes: int) -> plan.PlanView:
             Placement("wine", 1, "forest", "n2", Role.PRIMARY),
         ),
         outcomes=(
-            *(
-                Outcome(failure, "digits", hows.get(failure, "unaffected"), "tree", "n2", 0.9, 12.4)
-                for failure in failures
-            ),
+            *(Outcome(failure, "digits", how, "tree", "n2", 0.9, 12.4) for failure, how in hows.items()),
             Outcome("node:n2", "wine", "none", None, None, 0.0, 0.0),
+            *(Outcome(failure, "news", "cold", "bert", "n1", 0.9, 30.0) for failure in others),
         ),
+        unplaced={"huge": "no room for its smallest variant"},
         warnings=("losing n2 leaves wine without an answer",),
         gap=0.0005,
         solve_ms=41.0,
         memory_overhead=0.137,
+        method="heuristic",
+        moved=1,
+        held=(
+            Held("n1", "gpu0", "eu/room-2", 512.0, 130.0, 60.0, "node:n2"),
+            Held("n2", "", "eu/room-3", 512.0, 90.0),
+        ),
     )
 
 
 def test_the_plan_shows_each_loss() -> None:
     text = shown(plan.render(planned(3)), 80)
     assert "protection takes 14% of the primaries' memory on top" in text
-    assert " ".join(line_of(text, "digits").split()) == "digits cnn n1 tree n2 warm - cold - 12"
+    assert " ".join(line_of(text, "digits").split()) == "digits cnn n1 tree n2 warm cold - - 12"
+    assert "heuristic in 41 ms, at most 0.05% from the optimum; 1 replica started anew" in text
+    assert " ".join(line_of(text, "n1 gpu0").split()) == "n1 gpu0 eu/room-2 512 130 60 n2"
+    assert " ".join(line_of(text, "n2").split()) == "n2 eu/room-3 512 90 0 -"
     assert "LOST" in line_of(text, "wine")
     assert "! losing n2 leaves wine without an answer" in text
-    assert "No single point of failure" not in text
+    assert "LOST" in line_of(text, "huge"), "it answers in no loss, since it never does"
+    assert "Every app answers" not in text
 
 
 def test_many_losses_are_counted() -> None:
     text = shown(plan.render(planned(40)), 80)
-    assert "39 unaffected, 1 warm, 1 cold" in line_of(text, "digits")
+    assert "1 warm, 1 cold" in line_of(text, "digits")
+    assert "38 cold" in line_of(text, "news")
+
+
+def test_a_plan_that_loses_nothing_says_so() -> None:
+    whole = msgspec.structs.replace(planned(2), warnings=(), unplaced={})
+    assert "Every app answers in all of these losses" in shown(plan.render(whole), 120)
 
 
 def test_no_plan_yet() -> None:

@@ -29,10 +29,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit status: 0 ok, 1 failed, 2 wrong usage or configuration, 3 not found, 4 unavailable, "
-    "5 timed out, 6 degraded (status --check).",
+    "5 timed out, 6 degraded (status --check) or something found (audit).",
 )
 quarantine = typer.Typer(help="Variants that are kept off all nodes because they kept crashing.")
 app.add_typer(quarantine, name="quarantine", no_args_is_help=True, rich_help_panel="Operate")
+audit = typer.Typer(help="Look for what shouldn't be so, and say how to mend it.")
+app.add_typer(audit, name="audit", no_args_is_help=True, rich_help_panel="Look")
 
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else.")]
 Url = Annotated[
@@ -289,12 +291,57 @@ def status(
 
 
 @app.command(rich_help_panel=LOOK)
-def plan(url: Url = None, cluster: ClusterFile = None, json: Json = False) -> None:
-    """Show what is protected, how, from which failures, and what is a single point of failure."""
-    from understudy.cli.plan import run_plan
+def plan(
+    fail: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NODE|SITE|any-2", help="What if this is lost now? Several of these: all at once."
+        ),
+    ] = None,
+    add_node: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME:]MEMORY_MB[:SITE]", help="What would another node change?"),
+    ] = None,
+    remove_node: Annotated[
+        list[str] | None, typer.Option(metavar="NODE", help="What would change without this node?")
+    ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(metavar="APP", help="Why is it where it is, and what would it take to be warm?"),
+    ] = None,
+    url: Url = None,
+    cluster: ClusterFile = None,
+    json: Json = False,
+) -> None:
+    """Show what is protected, how, from which failures; or ask what if. Nothing is changed."""
+    output = Output(as_json=json)
+
+    def show() -> None:
+        control = _controllers(url, cluster)
+        if fail or add_node or remove_node or explain:
+            from understudy.cli.what_if import question, run_what_if
+
+            run_what_if(control, question(fail or (), add_node or (), remove_node or (), explain), output)
+        else:
+            from understudy.cli.plan import run_plan
+
+            run_plan(control, output)
+
+    _attempt(output, show)
+
+
+@audit.command("spof")
+def audit_spof(url: Url = None, cluster: ClusterFile = None, json: Json = False) -> None:
+    """Find single points of failure, from apps to the artifact store, each with its remedy."""
+    from understudy.cli.audit import run_spof
 
     output = Output(as_json=json)
-    _attempt(output, lambda: run_plan(_controllers(url, cluster), output))
+
+    def show() -> None:
+        if not run_spof(_controllers(url, cluster), output):
+            raise typer.Exit(Exit.UNMET)
+
+    _attempt(output, show)
 
 
 @app.command(rich_help_panel=LOOK)

@@ -151,9 +151,9 @@ class Servers:
         given = {name: value for name, value in query.items() if value not in (None, "")}
         return self.ask("GET", f"{path}?{urlencode(given)}" if given else path)
 
-    def ask(self, method: str, path: str, *, body: Any = None) -> Any:
+    def ask(self, method: str, path: str, *, body: Any = None, timeout_s: float | None = None) -> Any:
         """The answer's document. An answer that is an error is raised as what it says."""
-        reply = self.call(method, path, body=body)
+        reply = self.call(method, path, body=body, timeout_s=timeout_s)
         if reply.status >= 400:
             raise failure(reply)
         return reply.document()

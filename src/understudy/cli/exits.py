@@ -15,7 +15,7 @@ class Exit(IntEnum):
     NOT_FOUND = 3
     UNAVAILABLE = 4  # nobody answers, or nobody can answer now
     TIMEOUT = 5
-    UNMET = 6  # `status --check`: an app is degraded or down
+    UNMET = 6  # `status --check`: an app is degraded or down; `audit`: something was found
 
 
 EXITS: dict[Code, Exit] = {

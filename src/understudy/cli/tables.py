@@ -16,6 +16,10 @@ def table(shrinking: tuple[str, ...], fixed: tuple[str, ...], right: tuple[str, 
     return made
 
 
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
 def name(text: str) -> Text:
     return shortened(Text(text, style="bold"))
 

@@ -27,7 +27,10 @@ from understudy.controller.requests import AppRequest
 from understudy.controller.shell import Controller
 from understudy.controller.status import ClusterStatus, StoreStatus
 from understudy.controller.uploads import Uploads
+from understudy.controller.what_if import WhatIf
+from understudy.core.planning.holdings import Holdings
 from understudy.core.planning.plan import overhead
+from understudy.core.planning.questions import Answer, Audit, Held, Question
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event, Plan
 
@@ -46,6 +49,7 @@ STATUS: dict[Code, HTTPStatus] = {
 REQUEST_BYTES_MAX = 16 * 1024 * 1024  # of everything but artifacts
 EVENTS_PER_ANSWER_MAX = 1000
 STOP_TIMEOUT_S = 2
+ASKING_PATH = "/plan/what-if"
 
 log = structlog.get_logger()
 
@@ -59,6 +63,7 @@ class PlanAnswer(Plan, frozen=True):
     """The plan in force; revision 0 stands for none yet."""
 
     memory_overhead: float = 0.0  # of standbys and contingencies, as a fraction of the primaries' memory
+    held: tuple[Held, ...] = ()  # by node and device
 
 
 class LoggedEvent(msgspec.Struct):
@@ -134,6 +139,7 @@ def build_api(controller: Controller, config: ClusterConfig) -> Litestar:
                     *_app_routes(controller),
                     *_operator_routes(controller),
                     *_reading_routes(controller),
+                    *_asking_routes(controller.what_if),
                 ],
             )
         ],
@@ -221,8 +227,11 @@ def _reading_routes(controller: Controller) -> list[Any]:
             return PlanAnswer(revision=0)
         releases = controller.machine.releases
         versions = tuple(releases[key].app for key in stored.facts.apps if key in releases)
+        facts = msgspec.structs.replace(controller.machine.planning_input(), apps=versions)
         return PlanAnswer(
-            **msgspec.structs.asdict(stored.plan), memory_overhead=overhead(stored.plan, versions)
+            **msgspec.structs.asdict(stored.plan),
+            memory_overhead=overhead(stored.plan, versions),
+            held=Holdings(stored.plan, facts).listed(),
         )
 
     @get("/events", summary="What happened, oldest first")
@@ -246,6 +255,18 @@ def _reading_routes(controller: Controller) -> list[Any]:
         return Health(True, controller.bookkeeper.status)
 
     return [status, plan, events, health]
+
+
+def _asking_routes(what_if: WhatIf) -> list[Any]:
+    @post(ASKING_PATH, status_code=HTTPStatus.OK, summary="What a loss or another node would do, and why")
+    async def ask(data: JSONBody[Question]) -> Answer:
+        return await what_if.ask(data)
+
+    @get("/audit/spof", summary="Single points of failure, with remedies")
+    async def spof() -> Audit:
+        return await what_if.audit()
+
+    return [ask, spof]
 
 
 def _logged(serial: int, event: Event) -> LoggedEvent:
@@ -273,13 +294,14 @@ def _on_expected(_: Request[Any, Any, Any], error: UnderstudyError) -> Response[
     return _answer(error.code, str(error), STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR))
 
 
-def _on_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
+def _on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
     """What the framework refused: an unknown path, a method, a document that isn't what it should be."""
     code = Code.NOT_FOUND if error.status_code == HTTPStatus.NOT_FOUND else Code.INVALID_ARGUMENT
     if isinstance(error.extra, list):
         # The body as a whole goes by the name of the handler's parameter.
         fields = [(str(each["key"]).removeprefix("data"), each["message"]) for each in error.extra]
-        problems = [explain(f"{message} - at `$.{field}`", AppRequest) for field, message in fields]
+        type_ = Question if request.url.path.endswith(ASKING_PATH) else AppRequest
+        problems = [explain(f"{message} - at `$.{field}`", type_) for field, message in fields]
         return _answer(code, "; ".join(problems), error.status_code)
     if isinstance(error.__cause__, SerializationException):
         return _answer(code, f"the body is not valid JSON: {error.detail}", error.status_code)

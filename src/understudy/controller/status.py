@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import msgspec
 
 from understudy.controller.traffic import Traffic
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.nodes import Node
 from understudy.core.controller.targets import ANSWERING_NODES
+from understudy.core.planning.objective import placements_by_app
 from understudy.wire.messages import ReplicaState
-from understudy.wire.records import AppVersion, Plan, Role
+from understudy.wire.records import AppVersion, Outcome, Placement, Plan, Role
+
+Observed = list[tuple[str, ReplicaState]]  # replicas of one app, by node
 
 OK, DEGRADED, DOWN = "ok", "degraded", "down"
 
@@ -107,7 +112,7 @@ def cluster_status(
         routes_revision=machine.table.revision if machine.table else 0,
         planning=machine.planning,
         store=store,
-        apps=[_app(app, plan, machine, traffic) for app in machine.apps.values()],
+        apps=_apps(plan, machine, traffic),
         nodes=[_node(node) for _, node in sorted(machine.nodes.by_name.items())],
         gateways=[
             GatewayStatus(
@@ -124,12 +129,43 @@ def cluster_status(
     )
 
 
-def _app(app: AppVersion, plan: Plan, machine: ControllerMachine, traffic: Traffic) -> AppStatus:
-    replicas = _replicas(app.app, machine.nodes.by_name)
-    serving = _serving(app, machine.nodes.by_name)
+def _apps(plan: Plan, machine: ControllerMachine, traffic: Traffic) -> list[AppStatus]:
+    placements = placements_by_app(plan)
+    outcomes: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in plan.outcomes:
+        outcomes[outcome.app].append(outcome)
+    observed: dict[str, Observed] = defaultdict(list)
+    for name, node in sorted(machine.nodes.by_name.items()):
+        for replica in _trusted(node):
+            observed[replica.app].append((name, replica))
+    return [
+        _app(
+            app,
+            placements.get(app.app, []),
+            outcomes.get(app.app, []),
+            observed.get(app.app, []),
+            plan,
+            machine,
+            traffic,
+        )
+        for app in machine.apps.values()
+    ]
+
+
+def _app(
+    app: AppVersion,
+    placements: list[Placement],
+    outcomes: list[Outcome],
+    observed: Observed,
+    plan: Plan,
+    machine: ControllerMachine,
+    traffic: Traffic,
+) -> AppStatus:
+    replicas = _replicas(observed)
+    serving = _serving(app, observed)
     seen = traffic.app(app.app)
-    primaries = [p for p in plan.placements if p.app == app.app and p.role is Role.PRIMARY]
-    standby = _standby(app.app, plan)
+    primaries = [p for p in placements if p.role is Role.PRIMARY]
+    standby = _standby(placements, outcomes)
     state = OK if serving == app.full_size.name else DEGRADED if serving else DOWN
     return AppStatus(
         name=app.app,
@@ -153,14 +189,12 @@ def _app(app: AppVersion, plan: Plan, machine: ControllerMachine, traffic: Traff
     )
 
 
-def _replicas(app: str, nodes: dict[str, Node]) -> list[ReplicaStatus]:
+def _replicas(observed: Observed) -> list[ReplicaStatus]:
     return [
         ReplicaStatus(
             r.id, r.version, r.variant, name, r.role.value, r.state, r.pid, r.memory_mb, r.restarts, r.detail
         )
-        for name, node in sorted(nodes.items())
-        for r in _trusted(node)
-        if r.app == app
+        for name, r in observed
     ]
 
 
@@ -169,9 +203,9 @@ def _trusted(node: Node) -> tuple[ReplicaState, ...]:
     return node.observed.replicas if node.observed and node.state in ANSWERING_NODES else ()
 
 
-def _serving(app: AppVersion, nodes: dict[str, Node]) -> str | None:
+def _serving(app: AppVersion, observed: Observed) -> str | None:
     """Best ready variant: of the current version if there is one, else of a former one."""
-    ready = [r for node in nodes.values() for r in _trusted(node) if r.app == app.app and r.state == "ready"]
+    ready = [replica for _, replica in observed if replica.state == "ready"]
     if ready:
         best = min(ready, key=lambda r: (r.version != app.version, app.rank(r.variant)))
         former = "" if best.version == app.version else f" (version {best.version})"
@@ -197,12 +231,20 @@ def _reason(app: AppVersion, plan: Plan, replicas: list[ReplicaStatus], planning
     return "its replicas are not ready"
 
 
-def _standby(app: str, plan: Plan) -> StandbyStatus:
-    """The plan's own proof for the loss of the primary's node; what is placed, where there is no proof."""
-    primaries = [p.node for p in plan.placements if p.app == app and p.role is Role.PRIMARY]
-    for outcome in plan.outcomes:
-        if primaries and outcome.app == app and outcome.failure == f"node:{primaries[0]}":
-            return StandbyStatus(outcome.how, outcome.node, outcome.variant)
+def _standby(placements: list[Placement], outcomes: list[Outcome]) -> StandbyStatus:
+    """The plan's proof for the loss of the primary's node, or else for whatever it survives that takes it.
+
+    What a failure doesn't affect has no proof. Without any, a standby is warm all the same.
+    """
+    primaries = [p.node for p in placements if p.role is Role.PRIMARY]
+    if not primaries:
+        return StandbyStatus("none")
+    nearest = [o for o in outcomes if o.failure == f"node:{primaries[0]}"] or outcomes
+    if nearest:
+        return StandbyStatus(nearest[0].how, nearest[0].node, nearest[0].variant)
+    for placed in placements:
+        if placed.role is Role.STANDBY:
+            return StandbyStatus("warm", placed.node, placed.variant)
     return StandbyStatus("none")
 
 

@@ -228,6 +228,18 @@ class ControllerMachine:
             cores=tuple(sorted((i.name, i.cores, i.devices) for i in infos if i.cores or i.devices)),
         )
 
+    def planning_input(self) -> PlanInput:
+        """What a plan would be made from now."""
+        facts = self._facts()
+        infos = [node.info for node in self.nodes.by_name.values() if node.plannable]
+        return PlanInput(
+            nodes=tuple(sorted(infos, key=lambda info: info.name)),
+            apps=tuple(self.apps.values()),
+            current=self.plan.plan if self.plan else None,
+            quarantined=frozenset(facts.quarantined),
+            settings=facts.settings,
+        )
+
     def _consider_planning(self, now: float) -> None:
         if self.planning or now < self._plan_after_s:
             return
@@ -239,19 +251,9 @@ class ControllerMachine:
         if not facts.nodes or (self.plan is None and not facts.apps):
             return
         reason = what_changed(self.plan.facts if self.plan else PlanFacts(settings=facts.settings), facts)
-        nodes = sorted(
-            (node.info for node in self.nodes.by_name.values() if node.plannable), key=lambda info: info.name
-        )
-        plan_input = PlanInput(
-            nodes=tuple(nodes),
-            apps=tuple(self.apps.values()),
-            current=self.plan.plan if self.plan else None,
-            quarantined=frozenset(facts.quarantined),
-            settings=facts.settings,
-        )
         self.planning = True
         revision = self.plan.plan.revision + 1 if self.plan else 1
-        self._effects.append(ev.MakePlan(plan_input, facts, revision, reason))
+        self._effects.append(ev.MakePlan(self.planning_input(), facts, revision, reason))
 
     def _take_plan(self, plan: Plan, facts: PlanFacts) -> None:
         self.planning = False
