@@ -104,6 +104,29 @@ def test_an_activation_is_released_when_the_primaries_have_been_ready_for_a_whil
     assert released == [("a/node:n1",)]
 
 
+def test_a_stand_in_that_gateways_want_back_is_released_later_each_time(world: World) -> None:
+    """Its primary is ready and fails its users, which only gateways see."""
+    a = app("a")
+    placed(world, primary(a, "n1"))
+    world.contingencies = (Contingency("a", 1, "node:n1", "n2", "small", "small"),)
+    world.deploy(a)
+    world.run(5)
+    kept_s = []
+    for _ in range(4):
+        world.nodes["n2"].start("a", 1, a.variants[1], Role.CONTINGENCY, "a/node:n1")
+        world.report("n2")
+        since_s = world.now
+        while world.nodes["n2"].running():
+            world.run(0.1)
+        kept_s.append(world.now - since_s)
+    assert kept_s == pytest.approx([1.0, 2.0, 4.0, 8.0], abs=0.35)
+    world.run(60)
+    world.nodes["n2"].start("a", 1, a.variants[1], Role.CONTINGENCY, "a/node:n1")
+    world.report("n2")
+    world.run(1.4)
+    assert world.nodes["n2"].running() == [], "that was long ago"
+
+
 def test_a_previous_version_that_was_called_back_stays_although_the_new_one_looks_ready(world: World) -> None:
     first, second, third = (app("a", version=version) for version in (1, 2, 3))
     for version in (first, second):

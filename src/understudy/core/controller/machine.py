@@ -30,6 +30,7 @@ from understudy.core.controller.stored import (
     StoredPlan,
 )
 from understudy.core.controller.targets import (
+    ReleaseWait,
     TargetFacts,
     What,
     activated_replicas,
@@ -67,6 +68,7 @@ class ControllerMachine:
         self._settled_since_s: dict[str, float] = {}
         self._stable: frozenset[str] = frozenset()
         self._activated: frozenset[tuple[str, str]] = frozenset()  # (app, replica), as reported last
+        self._waits: dict[str, ReleaseWait] = {}  # of apps that gateways had something loaded for
         self._lifted: dict[What, int] = {}  # -> revision of the first target without it
         self._effects: list[ev.Effect] = []
 
@@ -324,10 +326,17 @@ class ControllerMachine:
         self._settled_since_s = {
             app: now if app in doubtful else self._settled_since_s.get(app, now) for app in settled
         }
-        window_s = self._config.controller.release_after_s
+        for app in doubtful & self._stable:  # what was loaded before has been released
+            wait = self._waits.get(app, ReleaseWait())
+            self._waits[app] = wait.after(now, self._config.controller.release_after_s)
         self._stable = frozenset(
-            app for app, since_s in self._settled_since_s.items() if now - since_s >= window_s
+            app for app, since_s in self._settled_since_s.items() if now - since_s >= self._wait_s(app)
         )
+
+    def _wait_s(self, app: str) -> float:
+        """How long primaries of `app` have to be ready before what gateways had loaded for it is released."""
+        wait = self._waits.get(app)
+        return wait.wait_s if wait is not None else self._config.controller.release_after_s
 
     def _publish_table(self, published: Mapping[str, AppVersion], revision: int, reason: str) -> None:
         plan = self.plan.plan if self.plan else Plan(0)

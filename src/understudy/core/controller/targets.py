@@ -11,6 +11,7 @@ the only replica of an app goes without one for an app that nobody answers for a
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from understudy.wire.records import AppVersion, ArtifactRef, Criticality, Plan, 
 LIVE = ("starting", "loading", "ready", "failing")  # answers, or is about to
 ANSWERING_NODES = ("ready", "returning", "drained")  # a replica on any other may be gone already
 WORTH = {Criticality.BEST_EFFORT: 0, Criticality.STANDARD: 1, Criticality.CRITICAL: 2}
+
+RELEASE_WAIT_MAX_S = 60.0
+SOON = 5.0  # times the last wait
 
 What = tuple[str, int, str]  # (app, version, variant)
 
@@ -41,6 +45,23 @@ class TargetFacts(msgspec.Struct):
     def is_planned(self, app: str, version: int) -> bool:
         """False for what the plan says of an app that was removed, or removed and deployed anew, since."""
         return app in self.apps and self.apps[app].version == version
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseWait:
+    """How long to wait before a stand-in is released, longer each time that a gateway wants it back soon.
+
+    Gateways see what reports don't: a replica that is ready and fails its users. Without this its stand-in
+    would be released and loaded again for as long as they eject it.
+    """
+
+    wait_s: float = 0.0
+    since_s: float = -math.inf
+
+    def after(self, now: float, first_s: float) -> ReleaseWait:
+        """Something was loaded for the app at `now`."""
+        soon = now - self.since_s < SOON * max(self.wait_s, first_s)
+        return ReleaseWait(min(RELEASE_WAIT_MAX_S, 2 * self.wait_s) if soon else first_s, now)
 
 
 @dataclass(slots=True)
