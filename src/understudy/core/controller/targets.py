@@ -12,7 +12,7 @@ the only replica of an app goes without one for an app that nobody answers for a
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,7 +21,15 @@ import msgspec
 from understudy.core.controller.nodes import Node
 from understudy.core.planning.footprint import replica_mb
 from understudy.wire.messages import ReplicaState, Target, TargetReplica
-from understudy.wire.records import AppVersion, ArtifactRef, Criticality, Plan, Role
+from understudy.wire.records import (
+    AppVersion,
+    ArtifactRef,
+    Contingency,
+    Criticality,
+    Placement,
+    Plan,
+    Role,
+)
 
 LIVE = ("starting", "loading", "ready", "failing")  # answers, or is about to
 ANSWERING_NODES = ("ready", "returning", "drained")  # a replica on any other may be gone already
@@ -118,21 +126,29 @@ def activated_replicas(nodes: Mapping[str, Node]) -> frozenset[tuple[str, str]]:
 
 def make_targets(facts: TargetFacts) -> dict[str, Target]:
     """A target for each node that reported what it runs; all with revision 0."""
+    placements: dict[str, list[Placement]] = defaultdict(list)
+    for placed in facts.plan.placements:
+        if facts.is_planned(placed.app, placed.version):
+            placements[placed.node].append(placed)
     drafts = [
-        _draft(name, node, facts)
+        _draft(node, facts, placements[name])
         for name, node in sorted(facts.nodes.items())
         if node.connected and node.observed is not None and node.state != "dead"
     ]
     _make_room(drafts, facts)
-    return {draft.node.info.name: _target(draft, facts) for draft in drafts}
+    contingencies: dict[str, list[Contingency]] = defaultdict(list)
+    for c in facts.plan.contingencies:
+        if facts.is_planned(c.app, c.version):
+            contingencies[c.node].append(c)
+    names = [draft.node.info.name for draft in drafts]
+    return {
+        name: _target(draft, facts, tuple(contingencies[name]))
+        for name, draft in zip(names, drafts, strict=True)
+    }
 
 
-def _draft(name: str, node: Node, facts: TargetFacts) -> _Draft:
-    planned = [
-        TargetReplica(p.app, p.version, p.variant, p.role)
-        for p in facts.plan.placements
-        if p.node == name and facts.is_planned(p.app, p.version) and node.plannable
-    ]
+def _draft(node: Node, facts: TargetFacts, placements: list[Placement]) -> _Draft:
+    planned = [TargetReplica(p.app, p.version, p.variant, p.role) for p in placements if node.plannable]
     draft = _Draft(node, planned)
     missing = Counter(_what(replica) for replica in planned)
     # An activation that the plan wants too is re-labelled, but a replica of the plan's own comes first.
@@ -255,16 +271,12 @@ def _worth(app: AppVersion) -> tuple[int, float]:
 # The message
 
 
-def _target(draft: _Draft, facts: TargetFacts) -> Target:
-    name = draft.node.info.name
+def _target(draft: _Draft, facts: TargetFacts, contingencies: tuple[Contingency, ...]) -> Target:
     kept = [
         TargetReplica(r.app, r.version, r.variant, Role.STANDBY if r.role is Role.CONTINGENCY else r.role)
         for r in draft.kept
     ]
     replicas = (*draft.planned, *kept, *draft.bridges)
-    contingencies = tuple(
-        c for c in facts.plan.contingencies if c.node == name and facts.is_planned(c.app, c.version)
-    )
     # Former versions first: who looks an app up by its name alone finds the one that is planned.
     former = {_what(r)[:2] for r in replicas} | {_what(r)[:2] for r in draft.activated}
     former |= {(app.app, app.version) for app in facts.previous.values()}
