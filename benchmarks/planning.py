@@ -167,15 +167,19 @@ def table(content: dict[str, Any]) -> list[str]:
     ]
     for name in dict.fromkeys(figure.partition(":")[0] for figure in medians if " nodes, " in figure):
         nodes, apps, headroom, method = name.split(", ")
-        figures = [f"{medians[f'{name}: {column}']:.3g}" for column in columns]
+        values = [medians[f"{name}: {column}"] for column in columns]
+        figures = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values]
         size = f"{nodes.removesuffix(' nodes')} x {apps.removesuffix(' apps')}"
         lines.append(f"| {size} | {headroom.removesuffix(' headroom')} | {method} | {' | '.join(figures)} |")
     lines.append("")
     for figure, median in medians.items():
         if "exponent" in figure:
-            lines.append(f"- {figure[0].upper()}{figure[1:]}: {median:.2f}.")
+            lines.append(f"- {figure[0].upper()}{figure[1:]} with the number of apps: {median:.2f}.")
     met = {True: "met", False: "**not met**"}
-    lines += [f"- {a['name']}: {a['value']:g} (aim {a['aim']:g}): {met[a['met']]}." for a in content["aims"]]
+    lines += [
+        f"- {a['name'][0].upper()}{a['name'][1:]}: {a['value']:g} (aim {a['aim']:g}): {met[a['met']]}."
+        for a in content["aims"]
+    ]
     machine, date = content["environment"]["machine"], content["environment"]["date"]
     return [*lines, "", f"Medians; {machine['cpu']}, {machine['cores']} cores, {date}; `make bench-plan`."]
 
