@@ -272,7 +272,9 @@ def test_a_signal_drains(worker: WorkerProcess) -> None:
 
 def test_onnx_says_what_its_signature_is(blank: WorkerProcess, tmp_path: Path) -> None:
     write_onnx_model(tmp_path / "m.onnx")
-    loaded = blank.load(loading("onnx", tmp_path / "m.onnx", probe=PROBE, options={"threads": 2}))
+    loaded = blank.load(
+        loading("onnx", tmp_path / "m.onnx", probe=PROBE, options={"threads": 2, "optimization": "basic"})
+    )
     assert (loaded.inputs, loaded.outputs) == (INPUTS, OUTPUTS)
     assert blank.client.answer(GOOD)["outputs"][0]["data"] == [0.0, 0.0]
 

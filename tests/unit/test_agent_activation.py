@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent_world import World, app, contingency, crashed, loaded, of, variant, wanted
+from agent_world import World, app, contingency, crashed, load_failed, loaded, of, variant, wanted
 
 from understudy.core.agent import events as ev
 from understudy.wire.records import Role
@@ -32,6 +32,37 @@ def test_the_small_variant_answers_first_and_the_wanted_one_replaces_it() -> Non
     world.step(loaded(next(r.id for r in world.replicas if r.variant == "full")))
     assert world.states() == {"full": "ready"}
     assert ev.DrainWorker(small.id) in world.effects
+
+
+def test_larger_variants_wait_until_every_app_answers() -> None:
+    world = World().start()
+    world.loads = False
+    world.target(apps=(app("digits"), app("faces")))
+    world.stage()
+    world.activate(contingency("digits"))
+    world.activate(contingency("faces"))
+    digits, faces = (next(r.id for r in world.replicas if r.app == name) for name in ("digits", "faces"))
+    world.step(loaded(digits))
+    assert {(r.app, r.variant) for r in world.replicas} == {("digits", "small"), ("faces", "small")}
+    world.step(loaded(faces))
+    assert {r.app for r in world.replicas if r.variant == "full"} == {"digits", "faces"}
+    brief = {(e.app.app, e.variant.name): e.brief for e in of(ev.LoadWorker, world.effects)}
+    assert brief == {
+        (name, size): size == "small" for name in ("digits", "faces") for size in ("small", "full")
+    }
+
+
+def test_a_first_answer_that_fails_to_load_holds_nobody_up() -> None:
+    world = World().start()
+    world.loads = False
+    world.target(apps=(app("digits"), app("faces")))
+    world.stage()
+    world.activate(contingency("digits"))
+    world.activate(contingency("faces"))
+    digits, faces = (next(r.id for r in world.replicas if r.app == name) for name in ("digits", "faces"))
+    world.step(loaded(digits))
+    world.step(load_failed(faces))
+    assert ("digits", "full") in {(r.app, r.variant) for r in world.replicas}
 
 
 def test_the_load_is_the_first_effect() -> None:

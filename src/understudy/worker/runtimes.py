@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -82,6 +82,7 @@ _ONNX_DATATYPES = {
 class _OnnxOptions(msgspec.Struct, forbid_unknown_fields=True):
     threads: int | None = None  # of one inference; None: the worker's setting
     providers: tuple[str, ...] = ()  # in order of preference; empty: CUDA where present, then CPU
+    optimization: Literal["basic", "extended", "all"] = "all"  # of the graph: less of it loads faster
 
 
 class OnnxRuntime:
@@ -107,7 +108,8 @@ class OnnxRuntime:
         settings.intra_op_num_threads = wanted.threads or self._threads
         settings.inter_op_num_threads = 1
         settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        level = f"ORT_ENABLE_{wanted.optimization.upper()}"
+        settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         settings.log_severity_level = 3  # errors only, which are raised as well
         session = ort.InferenceSession(path, settings, providers=providers)

@@ -177,6 +177,7 @@ class LoadWorker:
     variant: Variant
     limit_mb: float
     measure: bool = False  # time it: for a profile
+    brief: bool = False  # rather soon than quick: it answers until a larger variant is ready
 
 
 @dataclass(frozen=True, slots=True)

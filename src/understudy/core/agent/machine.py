@@ -400,7 +400,7 @@ class AgentMachine:
         replica.advance("worker_started")
         limit = limit_mb(wish.variant, self._tuning, self._memory_mb)
         measure = replica.asker is not None
-        self._effects.append(ev.LoadWorker(blank.worker, wish.app, wish.variant, limit, measure))
+        self._effects.append(ev.LoadWorker(blank.worker, wish.app, wish.variant, limit, measure, wish.brief))
 
     def _check_deadlines(self) -> None:
         next_s = self._now + self._tuning.probe_interval_ms / 1000

@@ -28,12 +28,20 @@ class Activation(msgspec.Struct, frozen=True):
     def key(self) -> str:
         return self.contingency.key
 
-    def variants(self, states: Mapping[str, str]) -> tuple[str, ...]:
-        """Variants to run now, given the state of each variant of the app that exists here."""
+    def is_silent(self, states: Mapping[str, str]) -> bool:
+        """Is the first answer still being loaded?"""
+        loading = states.get(self.first) in ("starting", "loading")
+        return loading and not {"ready", "failing"} & set(states.values())
+
+    def variants(self, states: Mapping[str, str], *, hold: bool = False) -> tuple[str, ...]:
+        """Variants to run now, given the state of each variant of the app that exists here.
+
+        `hold` keeps the larger one back unless it is on its way already.
+        """
         first, last = self.first, self.contingency.variant
         if first == last or states.get(last) == "ready" or states.get(first) == "quarantined":
             return (last,)
-        if last in states or states.get(first) in ("ready", "failing"):
+        if last in states or (states.get(first) in ("ready", "failing") and not hold):
             return (first, last)
         return (first,)
 
@@ -88,10 +96,20 @@ def wanted_replicas(
         if app is not None and variant is not None:
             wanted.append(Wanted(app, variant, t.role))
     covered = {wish.key for wish in wanted}
+    states_of: dict[tuple[str, int], dict[str, str]] = {}
+    for replica in replicas:
+        states_of.setdefault(replica.key[:2], {})[replica.key[2]] = replica.state
+    # While one of the apps has no answer yet, nobody's larger variant takes the processor from it.
+    activations = tuple(activations)
+    hold = any(a.is_silent(states_of.get((a.app.app, a.app.version), {})) for a in activations)
     for activation in activations:
         app = activation.app
-        states = {r.key[2]: r.state for r in replicas if r.key[:2] == (app.app, app.version)}
-        variants = filter(None, map(app.variant, activation.variants(states)))
-        wishes = [Wanted(app, variant, Role.CONTINGENCY, activation.key) for variant in variants]
+        names = activation.variants(states_of.get((app.app, app.version), {}), hold=hold)
+        brief = activation.first != activation.contingency.variant
+        wishes = [
+            Wanted(app, variant, Role.CONTINGENCY, activation.key, brief and variant.name == activation.first)
+            for variant in map(app.variant, names)
+            if variant is not None
+        ]
         wanted += [wish for wish in wishes if wish.key not in covered]
     return wanted

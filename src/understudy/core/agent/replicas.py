@@ -30,6 +30,7 @@ class Wanted:
     variant: Variant
     role: Role
     activation: str = ""
+    brief: bool = False  # answers until a larger variant is ready: to be loaded quickly above all
 
     @property
     def key(self) -> Key:
