@@ -236,8 +236,8 @@ class _Packing:
     def _make_room(self, mb: float, busy: float) -> bool:
         """Move one replica out of the way, where that is enough."""
         room = self.room
-        fullest_first = np.argsort(-room.free_mb, kind="stable")[:MENDED_MAX]
-        for b in fullest_first.tolist():
+        emptiest_first = np.argsort(-room.free_mb, kind="stable")[:MENDED_MAX]
+        for b in emptiest_first.tolist():
             if room.memory_mb[b] < mb or room.cores[b] < busy:
                 continue
             needed_mb, needed_busy = mb - room.free_mb[b], busy - room.free_busy[b]
