@@ -25,7 +25,7 @@ from benchmarks.results import Aim, Row
 from understudy.core.planning.objective import place
 from understudy.core.planning.plan import PlanInput, Planner, problem_of, usable_nodes
 from understudy.core.planning.replay import replay
-from understudy.failures import PlanSettings
+from understudy.settings.plan import PlanSettings
 from understudy.wire.records import Plan
 
 SIZES = tuple((nodes, apps) for nodes in (10, 100, 1000) for apps in (50, 1000, 10_000))

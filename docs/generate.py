@@ -23,9 +23,13 @@ from benchmarks.evaluation import page as evaluation
 from benchmarks.evaluation import plots
 from benchmarks.recovery import page as recovery
 
-from understudy import config, registry, security
+from understudy import registry
 from understudy.core import lifecycle
 from understudy.gateway import answers, grpc_answers, openapi
+from understudy.settings.cluster import ClusterConfig
+from understudy.settings.gateway import GatewayTuning
+from understudy.settings.manifest import AppManifest
+from understudy.settings.security import KeyFile
 from understudy.wire import errors
 from understudy.worker import service
 
@@ -73,7 +77,7 @@ def pages() -> dict[Path, str]:
 
 def openapi_document() -> str:
     """The REST API with the default limits."""
-    return json.dumps(openapi.document(config.GatewayTuning()), indent=1) + "\n"
+    return json.dumps(openapi.document(GatewayTuning()), indent=1) + "\n"
 
 
 # Figures in hand-written pages
@@ -286,11 +290,11 @@ def settings_page() -> str:
         "## The cluster file",
         "",
     ]
-    lines += _tables(config.ClusterConfig, "")
+    lines += _tables(ClusterConfig, "")
     lines += ["## The file of API keys", ""]
-    lines += _tables(security.KeyFile, "")
+    lines += _tables(KeyFile, "")
     lines += ["## The manifest of an app", ""]
-    lines += _tables(config.AppManifest, "")
+    lines += _tables(AppManifest, "")
     return "\n".join(lines)
 
 

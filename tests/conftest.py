@@ -22,7 +22,13 @@ settings.register_profile("ci", deadline=None, print_blob=True)
 settings.load_profile("ci" if IN_CI else "local")
 
 # A test module that uses nothing above these is a test of decisions, unless it starts a cluster.
-PURE_PACKAGES = ("understudy.wire", "understudy.core", "understudy.config", "understudy.invariants")
+PURE_PACKAGES = (
+    "understudy.wire",
+    "understudy.core",
+    "understudy.config",
+    "understudy.settings",
+    "understudy.invariants",
+)
 CLUSTER_LEVELS = ("integration", "e2e")
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from benchmarks.evaluation.replayer import Protection, Room, Running, Way, by_rank, free_room
 from benchmarks.evaluation.workloads import Cluster, Failure
-from understudy.config import PlanSettings
 from understudy.core.planning.footprint import replica_mb
 from understudy.core.planning.plan import PlanInput, make_plan
+from understudy.settings.plan import PlanSettings
 from understudy.wire.records import AppVersion, Contingency, Criticality, Plan, Role, Variant
 
 UNDERSTUDY = "Understudy"

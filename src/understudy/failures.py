@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
-from understudy.settings import Fraction, NonNegative, Positive, Settings
 from understudy.wire.records import NodeInfo
 
 _NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"
@@ -22,18 +21,6 @@ Site = Annotated[str, Meta(pattern=rf"^{_NAME}(/{_NAME}){{0,7}}$")]
 _SURVIVABLE = re.compile(rf"node|site|any-[1-9]|{_DOMAIN}(\+{_DOMAIN})*")
 
 ANY = "any-"
-
-
-class PlanSettings(Settings, frozen=True):
-    # Each node, each site at every level, "any-2" nodes at once; or losses by name: "node:n1+site:eu/room-2".
-    survive: tuple[str, ...] = ("node", "site")
-    method: Literal["auto", "exact", "heuristic"] = "auto"  # auto: exact where the cluster is small
-    time_limit_s: Positive = 5.0  # for the exact method
-    gap: Fraction = 0.001
-    movement_cost: NonNegative = 0.01  # per replica moved, in units of weighted accuracy
-    memory_cost: NonNegative = 0.001  # per GB that replicas use
-    standby_memory_cost: NonNegative = 0.1  # of a full-size standby; a smaller one costs less, in accuracy
-    node_reserve_mb: NonNegative = 0.0  # kept free on each node
 
 
 def mistake_in(survive: Iterable[str], sites: dict[str, str]) -> str:

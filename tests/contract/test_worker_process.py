@@ -25,7 +25,7 @@ from worker_process import (
     worker_process,
 )
 
-from understudy.config import WorkerTuning
+from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import Code
 from understudy.wire.frames import encode_frame
 from understudy.wire.messages import (

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from understudy.adapters.links import parse_address
-from understudy.config import WorkerTuning
+from understudy.settings.worker import WorkerTuning
 from understudy.wire.frames import FrameDecoder
 from understudy.wire.messages import (
     Failure,

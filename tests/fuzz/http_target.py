@@ -18,11 +18,11 @@ import http_grammar
 from http_peer import Peer
 from mutations import cut
 
-from understudy.config import GatewayTuning, HttpLimits
 from understudy.gateway.api import Api
 from understudy.gateway.exchange import Exchange, Head
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.request_id import RequestIds
+from understudy.settings.gateway import GatewayTuning, HttpLimits
 from understudy.wire.frames import Buffer, Frame
 from understudy.wire.messages import Kind
 

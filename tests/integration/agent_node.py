@@ -23,7 +23,8 @@ from understudy.adapters.artifacts import DirectoryStore
 from understudy.adapters.links import FrameLink, dial, listen
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.process import cgroup_name
-from understudy.config import ClusterConfig, load_cluster
+from understudy.config import load_cluster
+from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (

@@ -20,7 +20,8 @@ import pytest
 
 from understudy.adapters.links import FrameLink, dial
 from understudy.adapters.ports import free_ports
-from understudy.config import ClusterConfig, load_cluster
+from understudy.config import load_cluster
+from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (

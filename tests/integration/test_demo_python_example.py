@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from understudy.config import VariantManifest, load_manifest
+from understudy.config import load_manifest
+from understudy.settings.manifest import VariantManifest
 from understudy.worker.runtimes import make_runtime
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "python-model"

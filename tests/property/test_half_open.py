@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tests.unit.gateway_world import World
 
-from understudy.config import BreakerSettings, GatewayTuning, HedgeSettings, RetrySettings
 from understudy.core.gateway import machine as core
+from understudy.settings.gateway import BreakerSettings, GatewayTuning, HedgeSettings, RetrySettings
 from understudy.wire.errors import Code
 from understudy.wire.records import Role
 

@@ -21,7 +21,8 @@ from understudy.core.planning.placement import PlacementProgram
 from understudy.core.planning.plan import PlanInput, devices_of, make_plan, problem_of
 from understudy.core.planning.replay import replay
 from understudy.core.planning.search import PLACEMENT_GAP
-from understudy.failures import PlanSettings, to_survive
+from understudy.failures import to_survive
+from understudy.settings.plan import PlanSettings
 from understudy.wire.records import (
     AppVersion,
     ArtifactRef,

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from understudy.settings import Settings
+
 PIN = re.compile(r"[a-z0-9-]+==[0-9][A-Za-z0-9.+!]*")
 # Where packages come from is the business of the machine that installs them.
 REGISTRY = re.compile(
@@ -40,7 +42,7 @@ def test_every_setting_is_documented(generator: ModuleType) -> None:
     page = generator.settings_page()
     undocumented = [
         name
-        for struct in generator.config.Settings.__subclasses__()
+        for struct in Settings.__subclasses__()
         for name in struct.__struct_fields__
         if f"`{name}`" not in page and f"{name}]" not in page
     ]

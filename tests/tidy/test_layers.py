@@ -8,7 +8,6 @@ LAYERS = {
     "wire": 0,
     "config": 0,
     "failures": 0,
-    "security": 0,
     "settings": 0,
     "invariants": 0,
     "registry": 0,

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from understudy import config
 from understudy.registry import EVENTS
+from understudy.settings import Settings
 from understudy.wire.errors import Code
 
 EVENT_NAME = re.compile(r"[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*")
@@ -31,7 +31,7 @@ UNITLESS = {
 }  # fmt: skip
 
 
-def _settings(type_: type[msgspec.Struct] = config.Settings) -> Iterator[type[msgspec.Struct]]:
+def _settings(type_: type[msgspec.Struct] = Settings) -> Iterator[type[msgspec.Struct]]:
     for child in type_.__subclasses__():
         yield child
         yield from _settings(child)

@@ -8,8 +8,27 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 FUNCTION_LINES_MAX = 70
-FILE_LINES_MAX = 500
-TEST_FILE_LINES_MAX = 800
+CLASS_MAX = (250, 20, 20)  # lines, methods, attributes
+RECORDS = {"Settings"}  # roots of tables, whose fields are what they are for
+# Classes beyond that, each with the reason why it is one thing.
+LARGE: dict[str, str] = {
+    "understudy.agent.process.AgentProcess": "",
+    "understudy.agent.workers.Workers": "",
+    "understudy.cli.supervisor.Cluster": "",
+    "understudy.core.agent.machine.AgentMachine": "",
+    "understudy.core.controller.machine.ControllerMachine": "",
+    "understudy.core.gateway.dispatch.Dispatcher": "",
+    "understudy.core.gateway.machine.Gateway": "",
+    "understudy.core.gateway.rotation.App": "",
+    "understudy.core.gateway.rotation.Replica": "",
+    "understudy.core.planning.contingencies._Answering": "",
+    "understudy.core.planning.heuristic._Packing": "",
+    "understudy.gateway.api.Api": "",
+    "understudy.gateway.grpc.GrpcServer": "",
+    "understudy.gateway.http.HttpConnection": "",
+    "understudy.gateway.process.GatewayProcess": "",
+    "understudy.sim.faults.Strike": "",
+}
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "base", "common", "misc"}
 UNFINISHED = re.compile(r"\b(" + "|".join(["FIX" + "ME", "TO" + "DO", "X" + "XX"]) + r")\b")
 
@@ -25,14 +44,34 @@ def test_functions_are_short(src: list[Any], around: list[Any]) -> None:
     assert not long, "\n".join(long)
 
 
-def test_files_are_short(src: list[Any], around: list[Any]) -> None:
-    long = []
-    for module in src + around:
-        lines_max = TEST_FILE_LINES_MAX if module.path.startswith("tests/") else FILE_LINES_MAX
-        lines = module.text.count("\n")
-        if lines > lines_max:
-            long.append(f"{module.path}: {lines} lines, {lines_max} at most")
-    assert not long, "\n".join(long)
+def test_classes_are_one_thing(src: list[Any]) -> None:
+    sizes = {f"{m.name}.{n.name}": _size(n) for m in src for n in m.nodes if isinstance(n, ast.ClassDef)}
+    large = {name: size for name, size in sizes.items() if any(map(int.__gt__, size, CLASS_MAX))}
+    untold = [f"{name}: (lines, methods, attributes) {large[name]}" for name in large.keys() - LARGE.keys()]
+    assert not untold, f"beyond {CLASS_MAX}, two things or a reason in LARGE:\n" + "\n".join(sorted(untold))
+    assert LARGE.keys() <= large.keys(), f"no longer large: {sorted(LARGE.keys() - large.keys())}"
+
+
+def _size(class_: ast.ClassDef) -> tuple[int, int, int]:
+    """Lines, methods that aren't properties, attributes of an instance."""
+    methods = [
+        node
+        for node in class_.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and not any(ast.unparse(d) == "property" for d in node.decorator_list)
+    ]
+    stored = {
+        node.attr
+        for node in ast.walk(class_)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name) and node.value.id == "self"
+    }  # fmt: skip
+    fields = {
+        n.target.id for n in class_.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+    }
+    is_record = any("Struct" in ast.unparse(base) or ast.unparse(base) in RECORDS for base in class_.bases)
+    attributes = 0 if is_record else len(stored | fields)
+    return (class_.end_lineno or 0) - class_.lineno + 1, len(methods), attributes
 
 
 def test_modules_have_telling_names(src: list[Any], around: list[Any]) -> None:

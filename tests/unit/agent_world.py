@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import TypeVar
 
-from understudy.config import AgentTuning
 from understudy.core.agent import events as ev
 from understudy.core.agent.machine import AgentMachine
+from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
 from understudy.wire.messages import Activate, Loaded, Measure, ReplicaState, Target, TargetReplica
 from understudy.wire.records import AppVersion, ArtifactRef, Contingency, Profile, Role, Variant

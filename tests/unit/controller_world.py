@@ -9,12 +9,13 @@ from typing import TypeVar
 
 import msgspec
 
-from understudy.config import ClusterConfig, ControllerTuning, NodeConfig
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.stored import Release, Save, encode, recall
 from understudy.core.planning.footprint import replica_mb
 from understudy.core.planning.plan import PlanInput
+from understudy.settings.cluster import ClusterConfig, NodeConfig
+from understudy.settings.controller import ControllerTuning
 from understudy.wire.messages import Heartbeat, Hello, NodeState, ReplicaState, Target
 from understudy.wire.records import (
     AppVersion,

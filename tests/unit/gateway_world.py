@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from understudy.config import GatewayTuning
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.rotation import Request, Source
+from understudy.settings.gateway import GatewayTuning
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame, FrameDecoder
 from understudy.wire.messages import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from agent_world import World, app, crashed, load_failed, loaded, of, variant, wanted
 
-from understudy.config import AgentTuning
 from understudy.core.agent import events as ev
+from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
 from understudy.wire.messages import WorkerStats
 from understudy.wire.records import Role

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from understudy.config import AgentTuning
 from understudy.core.agent.restarts import CrashHistory
+from understudy.settings.agent import AgentTuning
 
 KEY = ("digits", 1, "full")
 TUNING = AgentTuning(crash_loop_count=100, backoff_ms=50.0, backoff_ms_max=1000.0)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from understudy.config import BreakerSettings
 from understudy.core.gateway.breaker import Breaker
+from understudy.settings.gateway import BreakerSettings
 
 DEFAULTS = BreakerSettings()
 MIDDLE = 0.5  # jitter that changes nothing

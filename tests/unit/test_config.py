@@ -9,7 +9,9 @@ from typing import get_args
 import msgspec
 import pytest
 
-from understudy.config import ClusterConfig, Datatype, load_cluster, load_manifest
+from understudy.config import load_cluster, load_manifest
+from understudy.settings import Datatype
+from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, ConfigError
 from understudy.wire.records import Criticality
 from understudy.wire.tensors import DATATYPES

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 import pytest
 
 from understudy.adapters.store import MemoryStore
-from understudy.config import ControllerTuning
 from understudy.controller.bookkeeping import Bookkeeper
 from understudy.controller.profiling import Profiler
 from understudy.core.controller.stored import META, Meta, StoredNode, node_key
+from understudy.settings.controller import ControllerTuning
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Measure, Measured
 from understudy.wire.records import AppVersion, Event, NodeInfo, Profile

@@ -10,7 +10,7 @@ from understudy.core.controller import events as ev
 from understudy.core.controller.reasons import NAMED_MAX, moves, what_changed
 from understudy.core.controller.stored import PlanFacts, recall
 from understudy.core.planning.plan import PlanInput
-from understudy.failures import PlanSettings
+from understudy.settings.plan import PlanSettings
 from understudy.wire.messages import NodeState
 from understudy.wire.records import Placement, Plan, Role
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from controller_world import World, app
 
-from understudy.config import ControllerTuning
 from understudy.core.controller import events as ev
+from understudy.settings.controller import ControllerTuning
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 from controller_world import World, app, primary
 
-from understudy.config import GatewayConfig
 from understudy.controller.status import StoreStatus, cluster_status
 from understudy.controller.traffic import Traffic
 from understudy.controller.what_if import WhatIf
 from understudy.core.controller import events as ev
 from understudy.core.planning.questions import Question
+from understudy.settings.gateway import GatewayConfig
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Criticality, Outcome, Plan, Role
 

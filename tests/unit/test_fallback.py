@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from gateway_world import SMALL, FakeRequest, World
 
-from understudy.config import GatewayTuning, LastGoodSettings, PoisonSettings
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.last_good import LastGood
 from understudy.core.gateway.rotation import Source
+from understudy.settings.gateway import GatewayTuning, LastGoodSettings, PoisonSettings
 from understudy.wire.errors import Code
 from understudy.wire.messages import Activated, Result
 from understudy.wire.records import AppVersion, Role, fallback_mistake

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from understudy.gateway.auth import Authenticator, headers_of, identities
 from understudy.gateway.tokens import TokenVerifier
-from understudy.security import JwtGrant, JwtSettings, KeyEntry, KeyFile
+from understudy.settings.security import JwtGrant, JwtSettings, KeyEntry, KeyFile
 from understudy.wire.errors import Code, ConfigError, UnderstudyError
 
 SECRET = "4f1d7c9ab0e24c3e8a55d0f3b7c61e22"

@@ -13,10 +13,10 @@ import grpc
 import pytest
 from gateway_world import World
 
-from understudy.config import AdmissionSettings, GatewayTuning, GrpcLimits, HttpLimits
 from understudy.gateway.api import Api
 from understudy.gateway.grpc import GrpcServer
 from understudy.gateway.grpc_answers import address_of, error_metadata
+from understudy.settings.gateway import AdmissionSettings, GatewayTuning, GrpcLimits, HttpLimits
 from understudy.wire.errors import Code, ConfigError, UnderstudyError
 from understudy.wire.frames import ENCODING_PROTOBUF, Frame, FrameDecoder
 from understudy.wire.inference import SERVICE, ModelInferRequest, ModelInferResponse, message

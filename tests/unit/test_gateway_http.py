@@ -14,10 +14,10 @@ from gateway_world import RESULT, World
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.config import GatewayTuning, HttpLimits
 from understudy.gateway.api import Api
 from understudy.gateway.exchange import Head
 from understudy.gateway.http import KNOWN_HEADS_MAX, HttpConnection
+from understudy.settings.gateway import GatewayTuning, HttpLimits
 from understudy.wire.frames import Frame
 from understudy.wire.messages import Kind
 

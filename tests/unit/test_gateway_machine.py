@@ -6,8 +6,8 @@ import msgspec
 import pytest
 from gateway_world import World
 
-from understudy.config import GatewayTuning, HedgeSettings
 from understudy.core.gateway import machine as core
+from understudy.settings.gateway import GatewayTuning, HedgeSettings
 from understudy.wire.errors import Code, ProtocolError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import Activated, Kind, NodeState

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from gateway_world import World
 
-from understudy.config import BreakerSettings, GatewayTuning, HedgeSettings
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.pace import Pace
+from understudy.settings.gateway import BreakerSettings, GatewayTuning, HedgeSettings
 from understudy.wire.errors import Code
 from understudy.wire.records import Role
 

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from overload_world import Server, Simulation
 
-from understudy.config import AdmissionSettings, GatewayTuning
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.admission import Concurrency
 from understudy.core.gateway.budget import WINDOW_S, Budget
 from understudy.core.gateway.clients import ClientBuckets
+from understudy.settings.gateway import AdmissionSettings, GatewayTuning
 from understudy.wire.errors import Code
 from understudy.wire.records import ClientRate, Criticality, Role
 

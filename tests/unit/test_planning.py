@@ -9,7 +9,8 @@ import pytest
 
 from understudy.core.planning.plan import PlanInput, make_plan, overhead
 from understudy.core.planning.replay import replay
-from understudy.failures import PlanSettings, to_survive
+from understudy.failures import to_survive
+from understudy.settings.plan import PlanSettings
 from understudy.wire.errors import ConfigError
 from understudy.wire.records import (
     AppVersion,

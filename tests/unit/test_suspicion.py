@@ -1,7 +1,7 @@
 """Failure detection by heartbeats: on time, late, jittery, back again."""
 
-from understudy.config import SuspicionSettings
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
+from understudy.settings.gateway import SuspicionSettings
 
 INTERVAL = 0.05
 

@@ -11,7 +11,7 @@ from understudy.core.planning.losses import Stage, Standing
 from understudy.core.planning.plan import PlanInput, make_plan
 from understudy.core.planning.questions import Answer, Answered, Change, Loss, NewNode, Question
 from understudy.core.planning.what_if import answer
-from understudy.failures import PlanSettings
+from understudy.settings.plan import PlanSettings
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import (
     AppVersion,

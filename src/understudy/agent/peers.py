@@ -11,8 +11,8 @@ import msgspec
 import structlog
 
 from understudy.adapters.links import FrameLink, keep_connected, listen
-from understudy.config import ClusterConfig
 from understudy.core.agent import events as ev
+from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (

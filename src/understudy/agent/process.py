@@ -26,9 +26,9 @@ from understudy.agent.limits import MemoryLimits
 from understudy.agent.peers import Peers
 from understudy.agent.staging import Staging
 from understudy.agent.workers import Workers
-from understudy.config import ClusterConfig
 from understudy.core.agent import events as ev
 from understudy.core.agent.machine import AgentMachine
+from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import ConfigError, UnderstudyError
 from understudy.wire.messages import Hello
 from understudy.wire.records import Device, Event

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from understudy.agent.zygote import MESSAGE_BYTES_MAX, Answer, Exited, Fork, Forked, ForkFailed
-from understudy.config import AgentTuning
+from understudy.settings.agent import AgentTuning
 
 # Models in huge pages, read by glibc at its start. Loading a model is mostly touching fresh memory, and a
 # page of 4 KB costs as much as one of 2 MB. A heap has huge pages only if all threads share the main one

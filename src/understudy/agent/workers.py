@@ -26,8 +26,8 @@ from understudy.agent.limits import MemoryLimits
 from understudy.agent.spawner import Spawner
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
-from understudy.config import ClusterConfig, NodeConfig
 from understudy.core.agent import events as ev
+from understudy.settings.cluster import ClusterConfig, NodeConfig
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import Drain, Load, Loaded, Ping, Pong, Probe, Probed, Stats, WorkerStats

@@ -21,7 +21,7 @@ import sys
 import msgspec
 
 from understudy.adapters.parents import run_and_exit
-from understudy.config import WorkerTuning
+from understudy.settings.worker import WorkerTuning
 
 MESSAGE_BYTES_MAX = 65_536
 # Before a fork there must be one thread, and a worker's inference uses as many as it was told.

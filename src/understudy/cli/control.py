@@ -18,7 +18,9 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from understudy.cli.exits import CommandError
-from understudy.config import ClusterConfig, GatewayConfig, load_cluster, read_secret
+from understudy.config import load_cluster, read_secret
+from understudy.settings.cluster import ClusterConfig
+from understudy.settings.gateway import GatewayConfig
 from understudy.wire.errors import Code, UnderstudyError
 
 CONTROL_URL_DEFAULT = "http://127.0.0.1:8090"

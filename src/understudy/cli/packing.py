@@ -16,7 +16,8 @@ from typing import IO, Any, NamedTuple, Self
 import msgspec
 
 from understudy.cli.exits import CommandError
-from understudy.config import AppManifest, VariantManifest, load_manifest
+from understudy.config import load_manifest
+from understudy.settings.manifest import AppManifest, VariantManifest
 from understudy.wire.errors import Code, ConfigError
 from understudy.wire.records import ArtifactRef
 

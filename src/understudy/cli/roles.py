@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from understudy.adapters.parents import follow_parent
-from understudy.config import ClusterConfig, load_cluster
+from understudy.config import load_cluster
+from understudy.settings.cluster import ClusterConfig
 
 RoleName = Literal["controller", "gateway", "agent"]
 

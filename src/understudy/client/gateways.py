@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from understudy.client.connection import Address, Connection, Reply, connect
 from understudy.client.errors import InvalidInput
-from understudy.config import BreakerSettings
 from understudy.core.gateway.breaker import Breaker
 from understudy.core.gateway.budget import Budget
 from understudy.core.gateway.latency import LatencyDigest
+from understudy.settings.gateway import BreakerSettings
 from understudy.wire.errors import Code
 from understudy.wire.frames import Buffer
 

@@ -21,7 +21,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
-from understudy.config import ClusterConfig, explain
+from understudy.config import explain
 from understudy.controller.deployments import Deployment
 from understudy.controller.requests import AppRequest
 from understudy.controller.shell import Controller
@@ -31,6 +31,7 @@ from understudy.controller.what_if import WhatIf
 from understudy.core.planning.holdings import Holdings
 from understudy.core.planning.plan import overhead
 from understudy.core.planning.questions import Answer, Audit, Held, Question
+from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event, Plan
 

@@ -15,9 +15,9 @@ import msgspec
 import structlog
 
 from understudy.adapters.store import Store
-from understudy.config import ControllerTuning
 from understudy.controller.status import StoreStatus
 from understudy.core.controller.stored import META, encode
+from understudy.settings.controller import ControllerTuning
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event
 

@@ -14,7 +14,6 @@ import msgspec
 
 from understudy.adapters.artifacts import DirectoryStore
 from understudy.adapters.task_groups import ungrouped
-from understudy.config import ClusterConfig
 from understudy.controller.bookkeeping import Bookkeeper
 from understudy.controller.profiling import Profiler
 from understudy.controller.requests import (
@@ -30,6 +29,7 @@ from understudy.core.controller.profiles import without_disturbance
 from understudy.core.controller.signature import common_signature
 from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
+from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.messages import Measured
 from understudy.wire.records import AppVersion, Variant

@@ -18,11 +18,12 @@ from understudy.adapters.links import FrameLink, listen
 from understudy.adapters.sqlite_store import SqliteStore
 from understudy.adapters.store import Store
 from understudy.adapters.task_groups import ungrouped
-from understudy.config import ClusterConfig, ControllerConfig
 from understudy.controller.api import ApiServer, build_api
 from understudy.controller.shell import Controller
 from understudy.core.controller.stored import META, Memory, recall
 from understudy.invariants import InvariantBroken
+from understudy.settings.cluster import ClusterConfig
+from understudy.settings.controller import ControllerConfig
 from understudy.wire.errors import ConfigError, UnderstudyError
 
 STORE_FILE = "store.sqlite"

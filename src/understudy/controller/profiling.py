@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from understudy.config import ControllerTuning
+from understudy.settings.controller import ControllerTuning
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Measure, Measured
 from understudy.wire.records import AppVersion

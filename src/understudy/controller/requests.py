@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from understudy.config import ClusterConfig
 from understudy.settings import Count, FallbackLink, Fraction, Name, NonNegative, Positive
+from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import (
     DEFAULT_FALLBACK,

@@ -18,7 +18,6 @@ import structlog
 from understudy.adapters.artifacts import DirectoryStore
 from understudy.adapters.links import FrameLink
 from understudy.adapters.store import Store
-from understudy.config import ClusterConfig
 from understudy.controller.bookkeeping import Bookkeeper
 from understudy.controller.deployments import Deployments
 from understudy.controller.profiling import Profiler
@@ -30,6 +29,7 @@ from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.stored import Memory, Save
 from understudy.settings import Name
+from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, ProtocolError, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from understudy.adapters.artifacts import CHUNK_BYTES, DirectoryStore, Upload, check_digest
-from understudy.config import ControllerTuning
+from understudy.settings.controller import ControllerTuning
 from understudy.wire.errors import Code, UnderstudyError
 
 

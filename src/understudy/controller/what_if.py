@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from understudy.config import ClusterConfig
 from understudy.controller.solver import in_thread
 from understudy.controller.traffic import Traffic
 from understudy.core.controller.machine import ControllerMachine
@@ -16,6 +15,7 @@ from understudy.core.planning.losses import Standing
 from understudy.core.planning.questions import Answer, Audit, Question
 from understudy.core.planning.spof import GatewayFacts, Surroundings, audit
 from understudy.core.planning.what_if import answer
+from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, UnderstudyError
 
 T = TypeVar("T")

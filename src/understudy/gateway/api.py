@@ -16,7 +16,6 @@ from urllib.parse import unquote
 import msgspec
 
 import understudy
-from understudy.config import GatewayTuning
 from understudy.core.gateway.machine import Gateway
 from understudy.core.gateway.rotation import App, Request
 from understudy.gateway import answers, openapi, triton
@@ -25,6 +24,7 @@ from understudy.gateway.compression import Decompressor
 from understudy.gateway.exchange import Exchange, Head, InferRequest
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.request_id import RequestIds
+from understudy.settings.gateway import GatewayTuning
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer
 

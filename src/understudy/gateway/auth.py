@@ -20,7 +20,7 @@ from typing import Protocol
 import msgspec
 
 from understudy.gateway.tokens import TokenVerifier
-from understudy.security import KeyFile
+from understudy.settings.security import KeyFile
 from understudy.wire.errors import Code, ConfigError, UnderstudyError
 
 AUTHORIZATION = b"authorization"

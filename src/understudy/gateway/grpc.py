@@ -20,13 +20,13 @@ from typing import Any, NoReturn
 
 import grpc
 
-from understudy.config import GatewayTuning
 from understudy.core.gateway.rotation import App, Request, Source
 from understudy.gateway import grpc_answers as answers
 from understudy.gateway import triton
 from understudy.gateway.api import Api, model_metadata, server_metadata
 from understudy.gateway.auth import headers_of
 from understudy.gateway.tls import Certificate, ServerContext
+from understudy.settings.gateway import GatewayTuning
 from understudy.wire import inference
 from understudy.wire.errors import Code, ConfigError, UnderstudyError
 from understudy.wire.frames import ENCODING_PROTOBUF, Buffer

@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import socket
 
-from understudy.config import HttpLimits
 from understudy.gateway.api import Api
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.tls import ServerContext
+from understudy.settings.gateway import HttpLimits
 
 ACCEPTED_MAX = 64  # in one turn of the loop
 PAUSE_S = 0.1  # when no descriptor is left: the kernel would call us again at once

@@ -26,8 +26,9 @@ import structlog
 
 from understudy.adapters import descriptors, logs
 from understudy.adapters.parents import follow_parent, run_and_exit
-from understudy.config import ClusterConfig, GatewayConfig
 from understudy.gateway.process import PULSE, Seat, grpc_server, run_process
+from understudy.settings.cluster import ClusterConfig
+from understudy.settings.gateway import GatewayConfig
 from understudy.wire.errors import ConfigError
 
 BACKLOG = 1024

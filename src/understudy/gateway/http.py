@@ -16,11 +16,11 @@ import httptools
 
 from understudy.adapters.buffers import BUFFERS
 from understudy.adapters.filling import fill
-from understudy.config import HttpLimits
 from understudy.core.gateway.rotation import Request
 from understudy.gateway.auth import CREDENTIALS, Authenticator
 from understudy.gateway.exchange import Exchange, Head, HeadExchange
 from understudy.gateway.request_id import REQUEST_ID, RequestIds
+from understudy.settings.gateway import HttpLimits
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import LARGE_BYTES, Buffer
 

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-from understudy.security import JwtSettings
+from understudy.settings.security import JwtSettings
 from understudy.wire.errors import ConfigError
 
 BLOCK_BYTES = 64 * 1024

@@ -11,9 +11,9 @@ from http import HTTPStatus
 from typing import Any, get_args
 
 import understudy
-from understudy.config import GatewayTuning
 from understudy.gateway.answers import JSON_LENGTH, STATUS
 from understudy.settings import Datatype
+from understudy.settings.gateway import GatewayTuning
 
 Json = dict[str, Any]
 

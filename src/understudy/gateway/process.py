@@ -24,13 +24,13 @@ from understudy.adapters.heap import keep_freed_memory
 from understudy.adapters.links import FrameLink, dial, keep_connected
 from understudy.adapters.state_file import StateFile
 from understudy.adapters.task_groups import ungrouped
-from understudy.config import ClusterConfig
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.rotation import Replica
 from understudy.gateway.api import Api
 from understudy.gateway.handshakes import TlsListener
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.secured import Secured
+from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import ConfigError, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (

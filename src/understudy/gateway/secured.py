@@ -17,11 +17,12 @@ from typing import Any
 
 import msgspec
 
-from understudy.config import ClusterConfig, parse_toml, read_secret
+from understudy.config import parse_toml, read_secret
 from understudy.gateway import jwks, tls
 from understudy.gateway.auth import Authenticator, Identity, identities
 from understudy.gateway.tokens import TokenVerifier
-from understudy.security import AuthSettings, JwtSettings, KeyFile
+from understudy.settings.cluster import ClusterConfig
+from understudy.settings.security import AuthSettings, JwtSettings, KeyFile
 from understudy.wire.errors import ConfigError
 
 Note = Callable[[str, str], None]  # kind of event, message

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from understudy.security import TlsSettings
+from understudy.settings.security import TlsSettings
 from understudy.wire.errors import ConfigError
 
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}

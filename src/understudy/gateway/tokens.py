@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from understudy.core.gateway.clients import ClientBuckets
-from understudy.security import JwtSettings
+from understudy.settings.security import JwtSettings
 from understudy.wire.errors import Code, ConfigError, UnderstudyError
 from understudy.wire.records import ClientRate
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
-from understudy.config import GatewayTuning
 from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Replica
 from understudy.core.planning.footprint import replica_mb
+from understudy.settings.gateway import GatewayTuning
 from understudy.sim.clock import Process
 
 if TYPE_CHECKING:

@@ -11,15 +11,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from random import Random
 
-from understudy.config import (
-    AdmissionSettings,
-    ClusterConfig,
-    ControllerTuning,
-    GatewayTuning,
-    NodeConfig,
-    RetrySettings,
-)
-from understudy.failures import PlanSettings
+from understudy.settings.cluster import ClusterConfig, NodeConfig
+from understudy.settings.controller import ControllerTuning
+from understudy.settings.gateway import AdmissionSettings, GatewayTuning, RetrySettings
+from understudy.settings.plan import PlanSettings
 from understudy.wire.records import AppVersion, ArtifactRef, Criticality, Profile, Variant
 
 KIND_CHANCE = 0.35  # that a run has faults of a kind at all

@@ -20,7 +20,8 @@ from understudy.wire.messages import Load, Loaded
 from understudy.wire.tensors import Array
 from understudy.worker.guard import Guard
 from understudy.worker.oip import Request, encode_probe
-from understudy.worker.runtimes import Runtime, load_failed, make_runtime
+from understudy.worker.runtimes import make_runtime
+from understudy.worker.runtimes.contract import Runtime, load_failed
 from understudy.worker.signature import Signature, agree
 
 try:

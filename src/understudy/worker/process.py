@@ -17,8 +17,8 @@ import uvloop
 from understudy.adapters.links import listen
 from understudy.adapters.logs import configure
 from understudy.adapters.task_groups import ungrouped
-from understudy.config import WorkerTuning
 from understudy.invariants import InvariantBroken
+from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import ConfigError
 from understudy.worker.service import Worker
 

@@ -16,8 +16,8 @@ import structlog
 
 from understudy.adapters.links import FrameLink
 from understudy.adapters.memory import pss_mb
-from understudy.config import WorkerTuning
 from understudy.core.lifecycle import Table, advance
+from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from understudy.wire.messages import Load
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import DATATYPES, RANK_MAX, show_shape
-from understudy.worker.runtimes import Runtime, load_failed
+from understudy.worker.runtimes.contract import Runtime, load_failed
 
 
 class Signature(NamedTuple):

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from understudy.config import AgentTuning
 from understudy.core.agent.events import CheckBlank, ForkWorker
+from understudy.settings.agent import AgentTuning
 
 
 @dataclass(slots=True)

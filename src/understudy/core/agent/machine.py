@@ -14,13 +14,13 @@ import math
 from collections import deque
 from typing import assert_never
 
-from understudy.config import AgentTuning
 from understudy.core.agent import events as ev
 from understudy.core.agent.blanks import BlankPool
 from understudy.core.agent.progressive import plan_activation, wanted_replicas
 from understudy.core.agent.replicas import LIVE, Replica, Wanted, limit_mb, match, still_needed
 from understudy.core.agent.restarts import CrashHistory
 from understudy.core.planning.footprint import replica_mb
+from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
 from understudy.wire.messages import Activated, Loaded, Measured, NodeState, Target
 from understudy.wire.records import AppVersion, Profile, Role

@@ -10,9 +10,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from understudy.config import AgentTuning
 from understudy.core.agent.restarts import Key
 from understudy.core.lifecycle import REPLICA, advance
+from understudy.settings.agent import AgentTuning
 from understudy.wire.messages import ReplicaState
 from understudy.wire.records import AppVersion, Role, Variant
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from understudy.config import AgentTuning
+from understudy.settings.agent import AgentTuning
 
 Key = tuple[str, int, str]  # app, version, variant
 

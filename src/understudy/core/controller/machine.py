@@ -15,7 +15,6 @@ from typing import Any, assert_never
 
 import msgspec
 
-from understudy.config import ClusterConfig
 from understudy.core.controller import events as ev
 from understudy.core.controller import stored
 from understudy.core.controller.nodes import Nodes, Transition
@@ -38,6 +37,7 @@ from understudy.core.controller.targets import (
     settled_apps,
 )
 from understudy.core.planning.plan import PlanInput
+from understudy.settings.cluster import ClusterConfig
 from understudy.wire.messages import NodeState, Target
 from understudy.wire.records import AppVersion, Plan, RouteTable
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from understudy.config import ControllerTuning
 from understudy.core.controller.stored import StoredNode
 from understudy.core.lifecycle import NODE, advance, permits
+from understudy.settings.controller import ControllerTuning
 from understudy.wire.messages import Heartbeat, Hello, NodeState
 from understudy.wire.records import NodeInfo
 

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from understudy.failures import PlanSettings
+from understudy.settings.plan import PlanSettings
 from understudy.wire.messages import Measured
 from understudy.wire.records import AppVersion, Device, NodeInfo, Plan
 

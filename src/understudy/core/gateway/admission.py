@@ -18,7 +18,7 @@ Apart from the limit, nobody is let in to miss a deadline: see `spacing_s`.
 
 from __future__ import annotations
 
-from understudy.config import AdmissionSettings
+from understudy.settings.gateway import AdmissionSettings
 
 ANSWERS_MIN = 16  # in a window; fewer say little
 WINDOW_S_MAX = 1.0  # a slow model's window ends here, with one answer at least

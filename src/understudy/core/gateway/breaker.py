@@ -7,7 +7,7 @@ what was sent before the breaker opened can neither end a probe nor pass for one
 
 from __future__ import annotations
 
-from understudy.config import BreakerSettings
+from understudy.settings.gateway import BreakerSettings
 
 PROBE_TOLERANCE = 1.25  # each slow probe raises the limit by this: a lasting change becomes the new normal
 

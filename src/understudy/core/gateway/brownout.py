@@ -7,8 +7,8 @@ overflows, up to a limit of its own. Nothing is loaded for it: that memory is re
 
 from __future__ import annotations
 
-from understudy.config import AdmissionSettings
 from understudy.core.gateway.admission import Concurrency
+from understudy.settings.gateway import AdmissionSettings
 
 GAP_S = 0.5  # refusals less far apart than this are one overload
 

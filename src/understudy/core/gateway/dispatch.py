@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from understudy.config import GatewayTuning
 from understudy.core.gateway.balancing import pick
 from understudy.core.gateway.fallback import Fallback
 from understudy.core.gateway.hedging import hedge_due, may_hedge
@@ -22,6 +21,7 @@ from understudy.core.gateway.pace import SAMPLE_MASK
 from understudy.core.gateway.poison import Poison
 from understudy.core.gateway.pressure import Gate
 from understudy.core.gateway.rotation import App, Flight, Replica, Request, load_of
+from understudy.settings.gateway import GatewayTuning
 from understudy.wire.errors import TRAITS, Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame
 from understudy.wire.messages import Cancel, Result, decode_answer, encode_infer, encode_message

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from understudy.config import HedgeSettings
 from understudy.core.gateway.rotation import Replica, Request
+from understudy.settings.gateway import HedgeSettings
 
 HEDGE_DEGRADED_FACTOR = 1.5  # patience before a smaller variant may answer in place of a slow full-size one
 

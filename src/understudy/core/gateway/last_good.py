@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from understudy.config import LastGoodSettings
 from understudy.core.gateway.rotation import Request, Source
+from understudy.settings.gateway import LastGoodSettings
 from understudy.wire.frames import Buffer
 from understudy.wire.messages import Result
 

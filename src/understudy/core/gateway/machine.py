@@ -11,13 +11,13 @@ from typing import assert_never
 
 import msgspec
 
-from understudy.config import GatewayTuning
 from understudy.core.gateway import outliers
 from understudy.core.gateway.activation import Activation, choose, gives_way
 from understudy.core.gateway.dispatch import Dispatcher
 from understudy.core.gateway.nodes import Node
 from understudy.core.gateway.rotation import App, Replica, Request
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
+from understudy.settings.gateway import GatewayTuning
 from understudy.wire.messages import Activated, Heartbeat, NodeState
 from understudy.wire.records import Contingency, NodeInfo, Role, RouteTable
 

@@ -23,9 +23,9 @@ from math import sqrt
 from statistics import median
 from typing import NamedTuple
 
-from understudy.config import BreakerSettings
 from understudy.core.gateway.pace import SAMPLES_MIN
 from understudy.core.gateway.rotation import App, Replica
+from understudy.settings.gateway import BreakerSettings
 
 SIGNIFICANT_Z = 3.0
 HISTORY_WEIGHT = 0.01  # of the present, per evaluation (0.1 s) with answers: a memory of about 10 s

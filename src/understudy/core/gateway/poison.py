@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from understudy.config import PoisonSettings
 from understudy.core.gateway.rotation import Request
+from understudy.settings.gateway import PoisonSettings
 
 
 class Poison:

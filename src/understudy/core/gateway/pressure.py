@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from understudy.config import AdmissionSettings
 from understudy.core.gateway.clients import ClientBuckets
+from understudy.settings.gateway import AdmissionSettings
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Criticality
 

@@ -11,7 +11,6 @@ import hashlib
 from collections import deque
 from typing import Any, Protocol
 
-from understudy.config import BreakerSettings, GatewayTuning
 from understudy.core.gateway.activation import Activation
 from understudy.core.gateway.admission import Concurrency, target_latency_s
 from understudy.core.gateway.breaker import Breaker
@@ -21,6 +20,7 @@ from understudy.core.gateway.clients import ClientBuckets
 from understudy.core.gateway.latency import LatencyDigest
 from understudy.core.gateway.pace import Pace
 from understudy.core.gateway.recall import Recall
+from understudy.settings.gateway import BreakerSettings, GatewayTuning
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.messages import AppStats, Ping, ReplicaState, Result, encode_message

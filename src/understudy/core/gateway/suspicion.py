@@ -8,7 +8,7 @@ blames itself and doubles its patience.
 
 from __future__ import annotations
 
-from understudy.config import SuspicionSettings
+from understudy.settings.gateway import SuspicionSettings
 
 JITTER_WEIGHT = 0.1  # of the newest arrival in the moving averages
 SELF_DOUBT_S = 1.0  # how long one late tick doubles all patience

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from understudy.core.planning import objective
 from understudy.core.planning.footprint import busy, replica_mb
 from understudy.core.planning.objective import Problem, Way
-from understudy.failures import PlanSettings
+from understudy.settings.plan import PlanSettings
 from understudy.wire.records import AppVersion, Criticality
 
 

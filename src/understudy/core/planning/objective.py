@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 from understudy.core.planning.footprint import busy, load_ms, replica_mb
 from understudy.core.planning.replay import COLD_MS, WARM_MS
-from understudy.failures import PlanSettings, kind_of
+from understudy.failures import kind_of
 from understudy.invariants import check
+from understudy.settings.plan import PlanSettings
 from understudy.wire.records import (
     AppVersion,
     Contingency,

@@ -20,8 +20,9 @@ from understudy.core.planning.objective import Bin, Place, Problem, Scenario, pl
 from understudy.core.planning.replay import replay
 from understudy.core.planning.search import find_plan
 from understudy.core.planning.weaknesses import unplaced_reasons, weaknesses
-from understudy.failures import PlanSettings, any_count, any_of, lost_nodes, sites_of, to_survive
+from understudy.failures import any_count, any_of, lost_nodes, sites_of, to_survive
 from understudy.invariants import check
+from understudy.settings.plan import PlanSettings
 from understudy.wire.records import AppVersion, Device, NodeInfo, Plan, Role, Variant
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from understudy.core.planning.footprint import replica_mb
 from understudy.core.planning.objective import placements_by_app
-from understudy.failures import PlanSettings, lost_nodes
+from understudy.failures import lost_nodes
+from understudy.settings.plan import PlanSettings
 from understudy.wire.records import (
     AppVersion,
     Contingency,

@@ -1,62 +1,16 @@
-"""What runs a model: ONNX Runtime, or a class that the user wrote.
-
-A runtime says what the model's own signature is and maps named arrays to named arrays. Checks of what goes
-in and comes out, batching and threads are not its business. Its exceptions are the model's failures.
-"""
+"""ONNX files in ONNX Runtime."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
-from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
+from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
-
-T = TypeVar("T")
-
-
-class Runtime(Protocol):
-    """`inputs` and `outputs` are what the model says of itself; empty where it says nothing.
-
-    `load` may raise anything. `predict` may keep or change the arrays it is given, returns at least the
-    declared outputs, and may be called from any thread, but by one at a time.
-    """
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-
-    def load(self, path: str, options: dict[str, Any]) -> None: ...
-
-    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]: ...
-
-
-def make_runtime(name: str, threads: int) -> Runtime:
-    """A runtime with nothing loaded. `threads` is for one inference. Raises LOAD_FAILED."""
-    match name:
-        case "onnx":
-            return OnnxRuntime(threads)
-        case "python":
-            return PythonRuntime()
-    raise load_failed(f"unknown runtime {name!r}; known: onnx, python")
-
-
-def load_failed(what: str) -> UnderstudyError:
-    return UnderstudyError(Code.LOAD_FAILED, what)
-
-
-def _options(options: dict[str, Any], type_: type[T], runtime: str) -> T:
-    try:
-        return msgspec.convert(options, type_)
-    except msgspec.ValidationError as error:
-        raise load_failed(f"options of the {runtime} runtime: {error}") from error
-
+from understudy.worker.runtimes.contract import load_failed, options_as
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -102,7 +56,7 @@ class OnnxRuntime:
         except ImportError as error:
             raise load_failed(f"the onnx runtime needs 'understudy[onnx]' installed: {error}") from error
 
-        wanted = _options(options, _OnnxOptions, "onnx")
+        wanted = options_as(options, _OnnxOptions, "onnx")
         providers = _providers(wanted.providers, ort.get_available_providers())
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = wanted.threads or self._threads
@@ -151,59 +105,3 @@ def _onnx_spec(value: Any, what: str) -> TensorSpec:
     # A dimension without a fixed length is a name or None.
     shape = tuple(length if isinstance(length, int) and length >= 0 else -1 for length in value.shape)
     return TensorSpec(value.name, datatype, shape)
-
-
-_MODULE = "_understudy_model"
-
-
-class _PythonOptions(msgspec.Struct, forbid_unknown_fields=True):
-    class_: str = msgspec.field(default="Model", name="class")
-
-
-class PythonRuntime:
-    """A class with `load(path)` and `predict(inputs) -> outputs`, from a file or a directory's model.py.
-
-    `load` is called once with the path of the artifact. The file's directory is importable, so a
-    directory may hold further modules and data. One model per process: the module name is fixed.
-    """
-
-    def __init__(self) -> None:
-        self.inputs: tuple[TensorSpec, ...] = ()
-        self.outputs: tuple[TensorSpec, ...] = ()
-        self._predict: Callable[[dict[str, Array]], dict[str, Array]]
-
-    def load(self, path: str, options: dict[str, Any]) -> None:
-        wanted = _options(options, _PythonOptions, "python")
-        artifact = Path(path)
-        source = artifact / "model.py" if artifact.is_dir() else artifact
-        if not source.is_file():
-            raise load_failed(f"{source}: no such file; the python runtime needs model.py or one .py file")
-        module = _import_file(source)
-        class_ = getattr(module, wanted.class_, None)
-        if not isinstance(class_, type):
-            raise load_failed(f"{source.name} has no class {wanted.class_!r}")
-        for method in ("load", "predict"):
-            if not callable(getattr(class_, method, None)):
-                raise load_failed(f"class {wanted.class_!r} in {source.name} has no method {method!r}")
-        model: Any = class_()
-        model.load(path)
-        self._predict = model.predict
-
-    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        return self._predict(inputs)
-
-
-def _import_file(source: Path) -> Any:
-    # Artifacts are verified by digest: bytecode must not be written beside them.
-    sys.dont_write_bytecode = True
-    folder = str(source.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    loader = SourceFileLoader(_MODULE, str(source))
-    spec = importlib.util.spec_from_loader(_MODULE, loader)
-    if spec is None:
-        raise load_failed(f"{source} can't be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[_MODULE] = module  # before it runs, as dataclasses and pickle expect
-    loader.exec_module(module)
-    return module

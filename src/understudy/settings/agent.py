@@ -1,0 +1,26 @@
+"""Settings of an agent."""
+
+from __future__ import annotations
+
+from understudy.settings import Count, Fraction, NonNegative, Positive, Settings
+
+
+class AgentTuning(Settings, frozen=True):
+    blank_workers: Count = 2
+    heartbeat_interval_ms: Positive = 50.0
+    probe_interval_ms: Positive = 500.0
+    probe_timeout_ms: Positive = 400.0
+    probe_failures_restart: Count = 3  # in a row: kill and replace
+    load_timeout_s: Positive = 120.0
+    drain_timeout_ms: Positive = 5000.0
+    backoff_ms: Positive = 50.0  # first restart is at once, then this, doubling
+    backoff_ms_max: Positive = 10_000.0
+    backoff_jitter_fraction: Fraction = 0.2
+    crash_loop_count: Count = 5  # crashes within the window: quarantine
+    crash_loop_window_s: Positive = 60.0
+    memory_limit_factor: Positive = 2.0  # times the profile, where a variant declares no limit
+    memory_limit_mb_min: Positive = 256.0
+    progressive_skip_ms: NonNegative = 15.0  # load the target at once if it takes only this much longer
+    waiting_max: Count = 64  # measurements asked for and not begun
+    stage_bytes_max: Count = 64 * 1024**3
+    events_max: Count = 1000

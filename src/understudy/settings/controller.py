@@ -1,0 +1,32 @@
+"""Settings of a controller."""
+
+from __future__ import annotations
+
+from understudy.settings import Count, Name, NonNegative, Positive, Settings
+
+
+class ControllerTuning(Settings, frozen=True):
+    lease_ms: Positive = 1500.0  # no heartbeat for this long: the node is dead
+    suspect_ms: Positive = 500.0  # no heartbeat for this long: the node is suspect
+    start_grace_ms: Positive = 3000.0  # after a start, nobody is declared dead before this
+    stability_window_s: Positive = 5.0  # a returned node waits this long, doubling with each flap
+    stability_window_s_max: Positive = 300.0
+    flap_memory_s: Positive = 600.0
+    reconcile_interval_ms: Positive = 100.0
+    events_max: Count = 50_000  # rows kept in the event log
+    versions_max: Count = 20  # per app, kept in the store
+    upload_bytes_max: Count = 8 * 1024**3
+    uploads_max: Count = 8  # at once
+    release_after_s: NonNegative = 1.0  # primaries ready for this long before anything is taken away
+    store_timeout_s: Positive = 1.0  # publishing waits no longer than this for the store
+    events_pending_max: Count = 5000  # kept in memory while the store is away
+    deployments_max: Count = 100  # remembered by the controller, the running ones among them
+    profile_timeout_s: Positive = 120.0  # of one variant
+    profile_attempts_max: Count = 3  # of one variant, each on another node if there is one
+    placing_timeout_s: Positive = 120.0  # plan committed -> primary ready
+
+
+class ControllerConfig(Settings, frozen=True):
+    name: Name = "c1"
+    http: str = "127.0.0.1:8090"
+    listen: str = ""

@@ -1,0 +1,43 @@
+"""What a runtime is to the worker, and what runtimes share.
+
+A runtime says what the model's own signature is and maps named arrays to named arrays. Checks of what goes
+in and comes out, batching and threads are not its business. Its exceptions are the model's failures.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.records import TensorSpec
+from understudy.wire.tensors import Array
+
+T = TypeVar("T")
+
+
+class Runtime(Protocol):
+    """`inputs` and `outputs` are what the model says of itself; empty where it says nothing.
+
+    `load` may raise anything. `predict` may keep or change the arrays it is given, returns at least the
+    declared outputs, and may be called from any thread, but by one at a time.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def load(self, path: str, options: dict[str, Any]) -> None: ...
+
+    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]: ...
+
+
+def load_failed(what: str) -> UnderstudyError:
+    return UnderstudyError(Code.LOAD_FAILED, what)
+
+
+def options_as(options: dict[str, Any], type_: type[T], runtime: str) -> T:
+    try:
+        return msgspec.convert(options, type_)
+    except msgspec.ValidationError as error:
+        raise load_failed(f"options of the {runtime} runtime: {error}") from error
