@@ -174,7 +174,7 @@ class FrameLink(asyncio.Protocol):
         self.write(encode_message(message, stream, payload))
 
     def fail(self, stream: int, error: UnderstudyError) -> None:
-        self.send(Failure(error.code, error.message, error.context), stream)
+        self.send(Failure(error.code, error.message, error.context, error.traceback), stream)
 
     async def call(self, message: Message, reply: type[M], timeout_s: float, payload: bytes = b"") -> M:
         """Send `message` and wait for its `reply`.

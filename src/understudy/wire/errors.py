@@ -83,7 +83,8 @@ class UnderstudyError(Exception):
     """Root of every expected failure.
 
     `code` is stable, `message` is for a person and says how to mend it, `context` holds facts whose
-    names end in their unit.
+    names end in their unit. `traceback` is that of a model's code, bounded by who sets it: for logs, failure
+    records and operators, never for clients.
     """
 
     def __init__(self, code: Code, message: str, /, **context: Any) -> None:
@@ -91,6 +92,7 @@ class UnderstudyError(Exception):
         self.code = code
         self.message = message
         self.context = context
+        self.traceback = ""
 
     @property
     def retryable(self) -> bool:

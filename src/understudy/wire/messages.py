@@ -87,9 +87,12 @@ class Failure(msgspec.Struct):
     code: Code
     message: str
     context: dict[str, Any] = {}
+    traceback: str = ""  # of the model's own code
 
     def error(self) -> UnderstudyError:
-        return UnderstudyError(self.code, self.message, **self.context)
+        error = UnderstudyError(self.code, self.message, **self.context)
+        error.traceback = self.traceback
+        return error
 
 
 class Cancel(msgspec.Struct, array_like=True):
