@@ -23,14 +23,14 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from understudy.config import explain
 from understudy.controller.deployments import Deployment
+from understudy.controller.questions import Questions
 from understudy.controller.requests import AppRequest
 from understudy.controller.shell import Controller
 from understudy.controller.status import ClusterStatus, StoreStatus
 from understudy.controller.uploads import Uploads
-from understudy.controller.what_if import WhatIf
-from understudy.core.planning.holdings import Holdings
 from understudy.core.planning.plan import overhead
-from understudy.core.planning.questions import Answer, Audit, Held, Question
+from understudy.core.questions.holdings import Holdings
+from understudy.core.questions.records import Answer, Audit, Held, Question
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event, Plan
@@ -140,7 +140,7 @@ def build_api(controller: Controller, config: ClusterConfig) -> Litestar:
                     *_app_routes(controller),
                     *_operator_routes(controller),
                     *_reading_routes(controller),
-                    *_asking_routes(controller.what_if),
+                    *_asking_routes(controller.questions),
                 ],
             )
         ],
@@ -258,14 +258,14 @@ def _reading_routes(controller: Controller) -> list[Any]:
     return [status, plan, events, health]
 
 
-def _asking_routes(what_if: WhatIf) -> list[Any]:
+def _asking_routes(questions: Questions) -> list[Any]:
     @post(ASKING_PATH, status_code=HTTPStatus.OK, summary="What a loss or another node would do, and why")
     async def ask(data: JSONBody[Question]) -> Answer:
-        return await what_if.ask(data)
+        return await questions.ask(data)
 
     @get("/audit/spof", summary="Single points of failure, with remedies")
     async def spof() -> Audit:
-        return await what_if.audit()
+        return await questions.audit()
 
     return [ask, spof]
 
