@@ -24,13 +24,13 @@ from understudy.adapters.state_file import StateFile
 from understudy.adapters.task_groups import ungrouped
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.peers import Peers
-from understudy.agent.staging import Staging
+from understudy.agent.staging import AnswerPart, Staging
 from understudy.agent.workers import Workers
 from understudy.core.agent import events as ev
 from understudy.core.agent.machine import AgentMachine
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import ConfigError, UnderstudyError
-from understudy.wire.messages import Hello
+from understudy.wire.messages import Hello, ReadArtifact
 from understudy.wire.records import Device, Event
 
 STOP_GRACE_S = 1.0  # beyond the drain timeout, before workers are left to SIGKILL
@@ -78,7 +78,7 @@ class AgentProcess:
             devices=tuple(Device(d.name, d.memory_mb, d.cores) for d in self._node.devices),
             revision=revision,
         )
-        self._peers = Peers(config, hello, self.step)
+        self._peers = Peers(config, hello, self.step, lambda: self._saved.target, self._read_artifact)
         self._limits = MemoryLimits(cgroup_name(self._state_dir, name))
         store = DirectoryStore(Path(config.artifacts_dir))
         artifacts = LocalArtifacts(self._state_dir / "artifacts", store, config.agent.stage_bytes_max)
@@ -199,6 +199,9 @@ class AgentProcess:
             data=data or {},
         )
         self._peers.report(event)
+
+    def _read_artifact(self, asked: ReadArtifact, answer: AnswerPart) -> None:
+        self._spawn(self._staging.read(asked, answer))
 
     async def _save(self) -> None:
         """Write the newest state whenever it changed. Ends when cancelled."""

@@ -25,6 +25,7 @@ from understudy.controller.requests import (
 )
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
+from understudy.core.controller.manifests import is_behind, noted
 from understudy.core.controller.profiles import without_disturbance
 from understudy.core.controller.signature import common_signature
 from understudy.core.controller.stand_ins import check_known, check_signatures
@@ -36,7 +37,7 @@ from understudy.wire.records import AppVersion, Variant
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 Note = Callable[[ev.Note], None]
-FINISHED = ("ready", "failed")
+FINISHED = ("ready", "failed", "kept")
 LOST = "the controller restarted; deploy again"
 
 
@@ -46,7 +47,7 @@ class Deployment(msgspec.Struct):
     deployment: str
     app: str
     version: int = 0
-    state: str = "staging"  # staging | profiling | placing | ready | failed
+    state: str = "staging"  # staging | profiling | placing | ready | failed | kept
     done: int = 0
     total: int = 0
     message: str = ""
@@ -112,8 +113,12 @@ class Deployments:
     def running(self, app: str) -> Deployment | None:
         return next((d for d in self._known.values() if d.app == app and d.state not in FINISHED), None)
 
-    def start(self, request: AppRequest) -> Deployment:
-        """Begin. Raises `InvalidArgument` naming the field, CONFLICT, BUSY or STORE_UNAVAILABLE."""
+    def start(self, request: AppRequest, manifest: str = "", *, if_changed: bool = False) -> Deployment:
+        """Begin. `manifest`: the path of the file, if there is one. `if_changed`: only if that file changed
+        since it was deployed last.
+
+        Raises `InvalidArgument` naming the field, CONFLICT, BUSY or STORE_UNAVAILABLE.
+        """
         check_request(request, self._config)
         self._check_artifacts(request)
         app = draft(request, self._machine.next_version(request.name))
@@ -128,12 +133,22 @@ class Deployments:
         deployment = Deployment(f"d{self._machine.epoch}-{self._next}", request.name)
         deployment.total = len(request.variants)
         content = content_digest(request)
+        books = self._machine.currents.get(request.name)
+        app = msgspec.structs.replace(
+            app, content=content, manifests=noted(books, manifest, content, self._tuning.manifests_max)
+        )
         current = self._machine.apps.get(request.name)
         if current and self._machine.releases[(current.app, current.version)].content == content:
+            self._step(ev.ManifestNoted(app.app, app.manifests))
             deployment.version = current.version
             deployment.done = deployment.total
             deployment.state = "ready"
             deployment.message = f"unchanged: this is version {current.version}, the current one"
+        elif if_changed and is_behind(manifest, content, books, current):
+            deployment.version = current.version if current else 0
+            deployment.state = "kept"
+            what = f"version {current.version}, deployed since" if current else "removed"
+            deployment.message = f"left as it is: {what}; `understudy deploy` brings the manifest's"
         elif not self._bookkeeper.status.ok:
             raise UnderstudyError(
                 Code.STORE_UNAVAILABLE, f"nothing can be deployed now: {self._bookkeeper.status.error}"
@@ -142,7 +157,7 @@ class Deployments:
             stored = StoredDeployment(deployment.deployment, request.name, content)
             self._bookkeeper.save({deployment_key(stored.id): stored}, ())
             self._coming[app.app] = Coming(app.stand_ins, asyncio.Event())
-            self._spawn(self._run(deployment, app, content))
+            self._spawn(self._run(deployment, app))
         self._next += 1
         self._known[deployment.deployment] = deployment
         return deployment
@@ -181,7 +196,7 @@ class Deployments:
         nodes = self._machine.nodes.by_name
         return all(c.name in nodes and nodes[c.name].state == "ready" for c in self._config.nodes)
 
-    async def _run(self, deployment: Deployment, draft_app: AppVersion, content: str) -> None:
+    async def _run(self, deployment: Deployment, draft_app: AppVersion) -> None:
         try:
             deployment.state = "profiling"
             measured = await self._measure_all(deployment, draft_app)
@@ -190,8 +205,10 @@ class Deployments:
                     await self._coming[name].decided.wait()
             app = _assembled(draft_app, measured)
             check_signatures(app, self._machine.apps)
+            # A peer may have told of later versions meanwhile.
+            app = msgspec.structs.replace(app, version=self._machine.next_version(app.app))
             deployment.version = app.version
-            release = Release(app, content)
+            release = Release(app, app.content)
             await self._bookkeeper.commit(*self._machine.release_records(release))
         except UnderstudyError as error:
             self._fail(deployment, error.message)

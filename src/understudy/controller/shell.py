@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import assert_never
 
@@ -22,6 +23,7 @@ from understudy.controller.bookkeeping import Bookkeeper
 from understudy.controller.deployments import Deployments
 from understudy.controller.profiling import Profiler
 from understudy.controller.questions import Questions
+from understudy.controller.recovery import Recovery, informed
 from understudy.controller.solver import Solver
 from understudy.controller.status import ClusterStatus, cluster_status
 from understudy.controller.traffic import Traffic
@@ -34,16 +36,19 @@ from understudy.wire.errors import Code, ProtocolError, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (
     PROTOCOL,
+    ArtifactPart,
     GatewayStats,
     Heartbeat,
     Hello,
     Measure,
     Measured,
     NodeState,
+    ReadArtifact,
     Report,
+    Target,
     decode_message,
 )
-from understudy.wire.records import Event
+from understudy.wire.records import Event, RouteTable
 
 Peer = tuple[str, str]  # (role, name)
 
@@ -75,8 +80,12 @@ class Controller:
         self.store = store
         self.artifacts = DirectoryStore(Path(config.artifacts_dir))
         self.traffic = Traffic()
+        self.problems: tuple[str, ...] = ()  # what `up` could not do, in its words
         self.machine = ControllerMachine(config, memory, self._loop.time())
         self.bookkeeper = Bookkeeper(store, meta_revision, config.controller)
+        self.recovery = Recovery(
+            self.machine, self.artifacts, self._read_on, self._note, config.controller.artifacts_check_s
+        )
         self._profiler = Profiler(self._measuring_nodes, self._measure_on, config.controller)
         self.deployments = Deployments(
             config,
@@ -98,6 +107,7 @@ class Controller:
             tasks.create_task(self.bookkeeper.run())
             tasks.create_task(self._publish())
             tasks.create_task(self._tick())
+            tasks.create_task(self.recovery.run())
 
     def accept(self) -> FrameLink:
         """A link for a peer that just connected."""
@@ -108,12 +118,13 @@ class Controller:
             link.close()
 
     def status(self) -> ClusterStatus:
-        return cluster_status(
-            self.machine, self.traffic, self.bookkeeper.status, self._config.name, self._name
-        )
+        remarks = [*self.problems, *self.recovery.missing.values()]
+        names = self._config.name, self._name
+        return cluster_status(self.machine, self.traffic, self.bookkeeper.status, *names, remarks)
 
     async def remove(self, app: str) -> None:
         """Raises NOT_FOUND, CONFLICT while it is being deployed, STORE_UNAVAILABLE."""
+        await informed(self.machine)
         if app not in self.machine.apps:
             raise UnderstudyError(Code.NOT_FOUND, f"no app {app!r}")
         if self.deployments.running(app) is not None:
@@ -188,7 +199,8 @@ class Controller:
                     log.info("target.sent", node=node, revision=order.target.revision, reason=order.reason)
             for gateway, sending in routes.items():
                 for (role, name), link in self._links.items():
-                    if role == "gateway" and gateway in ("", name):
+                    unheard = self.machine.hearing.waits_for((role, name))
+                    if role == "gateway" and gateway in ("", name) and not unheard:
                         link.send(sending.table)
                 log.info(
                     "routes.sent",
@@ -215,10 +227,12 @@ class Controller:
         ]
 
     async def _measure_on(self, node: str, measure: Measure) -> Measured:
-        link = self._links.get(("agent", node))
-        if link is None:
-            raise UnderstudyError(Code.UNAVAILABLE, f"node {node} is not connected")
-        return await link.call(measure, Measured, self._config.controller.profile_timeout_s)
+        timeout_s = self._config.controller.profile_timeout_s
+        return await _connected(self._links, node).call(measure, Measured, timeout_s)
+
+    async def _read_on(self, node: str, asked: ReadArtifact) -> ArtifactPart:
+        timeout_s = self._config.controller.artifacts_check_s
+        return await _connected(self._links, node).call(asked, ArtifactPart, timeout_s)
 
     # Links
 
@@ -236,6 +250,10 @@ class Controller:
             case NodeState() if role == "agent" and message.node == name:
                 self.step(ev.StateReported(message))
                 self._profiler.notice()
+            case RouteTable() if role == "gateway":
+                self.step(ev.HeldTold(role, name, message))
+            case Target() if role == "agent":
+                self.step(ev.HeldTold(role, name, message))
             case GatewayStats() if role == "gateway":
                 self.traffic.reported(name, message)
             case Report():
@@ -287,6 +305,13 @@ class Controller:
             self.step(ev.AgentLost(name))
         else:
             self.traffic.disconnected(name)
+
+
+def _connected(links: Mapping[Peer, FrameLink], node: str) -> FrameLink:
+    link = links.get(("agent", node))
+    if link is None:
+        raise UnderstudyError(Code.UNAVAILABLE, f"node {node} is not connected")
+    return link
 
 
 def _check_hello(hello: Hello) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 
 import msgspec
 
@@ -16,6 +17,7 @@ from understudy.wire.records import AppVersion, Outcome, Placement, Plan, Role
 
 Observed = list[tuple[str, ReplicaState]]  # replicas of one app, by node
 
+RECOVERED_SHOWN_MAX = 10
 OK, DEGRADED, DOWN = "ok", "degraded", "down"
 
 
@@ -102,7 +104,12 @@ class ClusterStatus(msgspec.Struct):
 
 
 def cluster_status(
-    machine: ControllerMachine, traffic: Traffic, store: StoreStatus, cluster: str, leader: str
+    machine: ControllerMachine,
+    traffic: Traffic,
+    store: StoreStatus,
+    cluster: str,
+    leader: str,
+    remarks: Iterable[str] = (),
 ) -> ClusterStatus:
     plan = machine.plan.plan if machine.plan else Plan(0)
     return ClusterStatus(
@@ -125,7 +132,7 @@ def cluster_status(
             for _, view in sorted(traffic.gateways.items())
         ],
         quarantined=sorted(machine.quarantined),
-        warnings=_warnings(machine, plan, store),
+        warnings=[*remarks, *_warnings(machine, plan, store)],
     )
 
 
@@ -272,6 +279,14 @@ def _node(node: Node) -> NodeStatus:
 
 def _warnings(machine: ControllerMachine, plan: Plan, store: StoreStatus) -> list[str]:
     warnings = list(plan.warnings)
+    if not machine.hearing.over:
+        warnings.append("just started: nothing is published before gateways and agents told what they hold")
+    if machine.recovered:
+        apps = ", ".join(sorted(machine.recovered)[:RECOVERED_SHOWN_MAX])
+        more = len(machine.recovered) - RECOVERED_SHOWN_MAX
+        apps += f" and {more} more" if more > 0 else ""
+        warnings.append(f"the store had lost what became of {apps}: taken over from gateways and agents")
+    warnings += [f"stored record {key} makes no sense: {why}" for key, why in machine.unreadable.items()]
     warnings += [f"{app} has no primary: {why}" for app, why in sorted(plan.unplaced.items())]
     if machine.planning_error:
         warnings.append(f"planning failed: {machine.planning_error}")

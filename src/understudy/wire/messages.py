@@ -5,11 +5,14 @@ Who speaks to whom (the right-hand side listens):
     gateway -> worker       Infer, Cancel                          Result, Failure
     agent   -> worker       Load, Probe, Stats, Drain              Loaded, Probed, WorkerStats, Drained
     gateway -> agent        Hello, Activate                        Hello, NodeState, Heartbeat, Activated
-    agent   -> controller   Hello, NodeState, Heartbeat, Report    Hello, Target, Measure (agent: Measured)
+    agent   -> controller   Hello, NodeState, Heartbeat, Report    Hello, Target, Measure, ReadArtifact
+                            Measured, ArtifactPart
     gateway -> controller   Hello, Report, GatewayStats            Hello, RouteTable
 
-A reply carries the stream of its request. Messages nobody asked for use stream 0. `Failure` answers any
-request. Unknown kinds and unknown fields are ignored, so that versions can be mixed during an upgrade.
+What an agent or gateway holds of a controller (target, route table) it sends back to each that it meets:
+that one may know less. A reply carries the stream of its request. Messages nobody asked for use stream 0.
+`Failure` answers any request. Unknown kinds and unknown fields are ignored, so that versions can be mixed
+during an upgrade.
 """
 
 from __future__ import annotations
@@ -31,12 +34,14 @@ from understudy.wire.records import (
     Device,
     Event,
     Profile,
+    Removal,
     Role,
     RouteTable,
     TensorSpec,
 )
 
 PROTOCOL = 1
+ARTIFACT_PART_BYTES = 1024 * 1024
 
 
 class Kind(IntEnum):
@@ -62,6 +67,8 @@ class Kind(IntEnum):
     TARGET = 34
     MEASURE = 35
     MEASURED = 36
+    READ_ARTIFACT = 37
+    ARTIFACT_PART = 38
     ROUTES = 40
     REPORT = 41
     GATEWAY_STATS = 42
@@ -259,6 +266,7 @@ class Target(msgspec.Struct):
     stage: tuple[ArtifactRef, ...] = ()
     released: tuple[str, ...] = ()  # activation keys that are no longer needed
     quarantined: tuple[tuple[str, int, str], ...] = ()
+    removed: tuple[Removal, ...] = ()  # as in a route table, to be remembered
 
 
 class Measure(msgspec.Struct):
@@ -272,6 +280,19 @@ class Measured(msgspec.Struct):
     profile: Profile
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+class ReadArtifact(msgspec.Struct):
+    """Read a staged copy from `offset` on, for a controller whose artifact store lost the file."""
+
+    digest: str
+    offset: int
+
+
+class ArtifactPart(msgspec.Struct):
+    """The next bytes, ARTIFACT_PART_BYTES at most; fewer at the end."""
+
+    content: bytes
 
 
 class Report(msgspec.Struct):
@@ -307,7 +328,7 @@ class GatewayStats(msgspec.Struct):
 Message = (
     Infer | Result | Failure | Cancel | Ping | Pong | Hello | Load | Loaded | Probe | Probed | Stats
     | WorkerStats | Drain | Drained | NodeState | Heartbeat | Activate | Activated | Target | Measure
-    | Measured | RouteTable | Report | GatewayStats
+    | Measured | ReadArtifact | ArtifactPart | RouteTable | Report | GatewayStats
 )  # fmt: skip
 
 TYPES: dict[Kind, type] = {
@@ -333,6 +354,8 @@ TYPES: dict[Kind, type] = {
     Kind.TARGET: Target,
     Kind.MEASURE: Measure,
     Kind.MEASURED: Measured,
+    Kind.READ_ARTIFACT: ReadArtifact,
+    Kind.ARTIFACT_PART: ArtifactPart,
     Kind.ROUTES: RouteTable,
     Kind.REPORT: Report,
     Kind.GATEWAY_STATS: GatewayStats,
@@ -347,6 +370,7 @@ _AS_PAYLOAD = frozenset(
         Kind.NODE_STATE,
         Kind.TARGET,
         Kind.MEASURE,
+        Kind.ARTIFACT_PART,
         Kind.ROUTES,
         Kind.REPORT,
         Kind.GATEWAY_STATS,

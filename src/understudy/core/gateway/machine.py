@@ -17,6 +17,7 @@ from understudy.core.gateway.dispatch import Dispatcher
 from understudy.core.gateway.nodes import Node
 from understudy.core.gateway.rotation import App, Replica, Request
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
+from understudy.core.gateway.tables import completed
 from understudy.settings.gateway import GatewayTuning
 from understudy.wire.messages import Activated, Heartbeat, NodeState
 from understudy.wire.records import Contingency, NodeInfo, Role, RouteTable
@@ -179,6 +180,10 @@ class Gateway:
     def _take_table(self, table: RouteTable, now: float) -> None:
         if table.revision < self.table.revision:
             return
+        table, sent = completed(table, self.table), table
+        if table is not sent:
+            kept = ", ".join(app.app for app in table.apps[len(sent.apps) :])
+            self._note("table.incomplete", f"it lacks {kept}, which nobody removed: served on")
         changed = table != self.table
         self.table = table
         specs = {spec.app: spec for spec in table.apps}
