@@ -7,6 +7,7 @@ from gateway_world import World
 
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.tables import completed
+from understudy.wire.errors import Code
 from understudy.wire.records import (
     AppVersion,
     ArtifactRef,
@@ -73,3 +74,11 @@ def test_a_gateway_serves_on_what_a_table_lacks_and_keeps_it_on_disk() -> None:
     gone = RouteTable(held.revision + 2, nodes=held.nodes, removed=(Removal(served.app, served.version),))
     world.step(core.RoutesReceived(gone))
     assert not world.gateway.apps
+
+
+def test_a_request_in_flight_to_an_app_that_is_removed_ends_at_once() -> None:
+    world = World(standby=False)
+    request = world.request()
+    removed = (Removal("digits", 1),)
+    world.step(core.RoutesReceived(RouteTable(2, nodes=world.gateway.table.nodes, removed=removed)))
+    assert request.outcome is Code.UNAVAILABLE

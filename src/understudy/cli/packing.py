@@ -39,6 +39,7 @@ class Package:
     description: dict[str, Any]  # the manifest's fields; each variant's artifact is an ArtifactRef
     artifacts: tuple[Artifact, ...]  # each digest once
     opened: contextlib.ExitStack
+    source: str = ""  # path of the manifest
 
     @property
     def name(self) -> str:
@@ -82,7 +83,8 @@ def pack(manifest_path: Path) -> Package:
             artifacts.setdefault(ref.digest, Artifact(ref, content))
             variants.append({**_plain(variant), "artifact": msgspec.to_builtins(ref)})
         description = {**_plain(manifest), "variants": variants}
-        return Package(description, tuple(artifacts.values()), opened.pop_all())
+        source = str(manifest_path.resolve())
+        return Package(description, tuple(artifacts.values()), opened.pop_all(), source)
 
 
 def _plain(settings: AppManifest | VariantManifest) -> dict[str, Any]:

@@ -81,8 +81,13 @@ class StatusView(msgspec.Struct):
 
     @property
     def met(self) -> bool:
-        """Every app is served by its full-size variant."""
-        return all(app.state == OK for app in self.apps)
+        """Every app is served by its full-size variant, as far as anybody knows of apps."""
+        return self.has_table and all(app.state == OK for app in self.apps)
+
+    @property
+    def has_table(self) -> bool:
+        """A gateway without one knows nothing."""
+        return self.revision >= 0
 
 
 def from_controller(document: dict[str, Any], address: str) -> StatusView:

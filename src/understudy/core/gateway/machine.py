@@ -190,9 +190,9 @@ class Gateway:
         previous = {spec.app: spec for spec in table.previous}
         for name in [n for n in self.apps if n not in specs]:
             app = self.apps.pop(name)
-            self.dispatcher.give_up_waiting(app)
             for replica in list(app.replicas.values()):
                 self._forget(replica, now)
+            self.dispatcher.give_up_waiting(app)  # those too that a replica was working on
         for name, spec in specs.items():
             app = self.apps.get(name) or App(spec, self.settings, now)
             app.describe(spec)
