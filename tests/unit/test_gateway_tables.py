@@ -82,3 +82,13 @@ def test_a_request_in_flight_to_an_app_that_is_removed_ends_at_once() -> None:
     removed = (Removal("digits", 1),)
     world.step(core.RoutesReceived(RouteTable(2, nodes=world.gateway.table.nodes, removed=removed)))
     assert request.outcome is Code.UNAVAILABLE
+
+
+def test_what_an_agent_told_of_an_app_before_the_controller_did_is_not_forgotten() -> None:
+    world = World(standby=False)
+    whole = world.gateway.table
+    removed = (Removal("digits", 1),)
+    world.step(core.RoutesReceived(RouteTable(2, nodes=whole.nodes, removed=removed)))
+    world.report("n1", world.replica("r9", "big"))
+    world.step(core.RoutesReceived(msgspec.structs.replace(whole, revision=3)))
+    assert set(world.gateway.apps["digits"].replicas) == {"r9"}

@@ -270,4 +270,5 @@ class Gateway:
     def _heard_controller(self, message: object) -> None:
         if isinstance(message, RouteTable):
             self.world.checks.order(self.name, self.machine.table.revision, message.revision)
+            self.world.checks.whole(self.name, self.machine.table, message)
             self.step(core.RoutesReceived(message))

@@ -19,7 +19,7 @@ from understudy.core.gateway.rotation import App, Replica, Request
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
 from understudy.core.gateway.tables import completed
 from understudy.settings.gateway import GatewayTuning
-from understudy.wire.messages import Activated, Heartbeat, NodeState
+from understudy.wire.messages import Activated, Heartbeat, NodeState, ReplicaState
 from understudy.wire.records import Contingency, NodeInfo, Role, RouteTable
 
 HEARTBEAT_S_DEFAULT = 0.05  # until the first heartbeat tells
@@ -193,6 +193,7 @@ class Gateway:
             for replica in list(app.replicas.values()):
                 self._forget(replica, now)
             self.dispatcher.give_up_waiting(app)  # those too that a replica was working on
+        new = specs.keys() - self.apps.keys()
         for name, spec in specs.items():
             app = self.apps.get(name) or App(spec, self.settings, now)
             app.describe(spec)
@@ -211,6 +212,10 @@ class Gateway:
             else:
                 detector = HeartbeatDetector(self.settings.suspicion, HEARTBEAT_S_DEFAULT, now)
                 self.nodes[name] = Node(info, detector)
+        for node in self.nodes.values():  # an agent may have told of an app before the controller did
+            for report in node.reported if node.connected else ():
+                if report.app in new and report.id not in self.replicas:
+                    self._take_replica(report, self.apps[report.app], node, now)
         for app in self.apps.values():
             self._refresh(app, now)
         self._effects.append(FollowNodes(table.nodes))
@@ -235,21 +240,13 @@ class Gateway:
         node.incarnation, node.serial = state.incarnation, state.serial
         touched: dict[str, App] = {}
         seen: set[str] = set()
+        node.reported = state.replicas
         for report in state.replicas:
             app = self.apps.get(report.app)
             if app is None:
                 continue
             seen.add(report.id)
-            replica = self.replicas.get(report.id)
-            if replica is None:
-                replica = Replica(report, app, state.node, now, self.settings.breaker)
-                replica.node_suspect = node.detector.suspect
-                self.replicas[report.id] = app.replicas[report.id] = replica
-                node.replicas.add(report.id)
-            replica.state, replica.role, replica.pid = report.state, report.role, report.pid
-            replica.address = report.address
-            if replica.link is None and replica.state in ("ready", "failing") and replica.address:
-                self._effects.append(ConnectWorker(replica))
+            self._take_replica(report, app, node, now)
             touched[app.name] = app
         for id_ in sorted(node.replicas - seen):
             replica = self.replicas[id_]
@@ -257,6 +254,18 @@ class Gateway:
             self._forget(replica, now)
         for app in touched.values():
             self._refresh(app, now)
+
+    def _take_replica(self, report: ReplicaState, app: App, node: Node, now: float) -> None:
+        replica = self.replicas.get(report.id)
+        if replica is None:
+            replica = Replica(report, app, node.info.name, now, self.settings.breaker)
+            replica.node_suspect = node.detector.suspect
+            self.replicas[report.id] = app.replicas[report.id] = replica
+            node.replicas.add(report.id)
+        replica.state, replica.role, replica.pid = report.state, report.role, report.pid
+        replica.address = report.address
+        if replica.link is None and replica.state in ("ready", "failing") and replica.address:
+            self._effects.append(ConnectWorker(replica))
 
     def _forget(self, replica: Replica, now: float) -> None:
         self.replicas.pop(replica.id, None)
