@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 CONTENT_ENCODING = b"content-encoding"
 JSON_LENGTH = answers.JSON_LENGTH.lower()
 LENGTH_DIGITS_MAX = 10
+PLATFORMS = {"onnx": "onnx_onnxv1"}  # as the protocol lists them; Triton's configuration has names of its own
 
 Answer = tuple[int, Any]
 
@@ -333,7 +334,7 @@ def model_metadata(spec: AppVersion) -> dict[str, Any]:
     return {
         "name": spec.app,
         "versions": [str(spec.version)],
-        "platform": triton.platform(spec),
+        "platform": PLATFORMS.get(spec.full_size.runtime, spec.full_size.runtime),
         "inputs": [msgspec.to_builtins(tensor) for tensor in spec.inputs],
         "outputs": [msgspec.to_builtins(tensor) for tensor in spec.outputs],
     }
