@@ -13,7 +13,7 @@ next one.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -94,7 +94,7 @@ def learn(
 ) -> Learned:
     """What `source` knows better than we."""
     learned = Learned()
-    for app, versions in sorted(_versions(held).items()):
+    for app, versions in sorted(_versions(held, currents).items()):
         _learn_app(learned, app, versions, currents.get(app), releases, source)
     for removal in held.removed or ():
         if _is_name(removal.app) and 0 < removal.newest <= NUMBER_MAX:
@@ -115,7 +115,7 @@ def taken_over(held: Held) -> StoredPlan | None:
 def known_as_removed(held: Held, currents: Mapping[str, CurrentVersion]) -> list[str]:
     """Apps that a peer holds and that were removed, as we know and it doesn't."""
     found = []
-    for app, versions in _versions(held).items():
+    for app, versions in _versions(held, currents).items():
         current = currents.get(app)
         if current is not None and not current.version and max(versions) <= current.newest:
             found.append(app)
@@ -176,12 +176,13 @@ def _learn_removal(
         learned.notes.append(("app.removed", f"it was removed, as {source} knows", removal.app))
 
 
-def _versions(held: Held) -> dict[str, dict[int, AppVersion]]:
+def _versions(held: Held, known: Collection[str]) -> dict[str, dict[int, AppVersion]]:
     """What could be believed, of all that a peer says."""
     found: dict[str, dict[int, AppVersion]] = defaultdict(dict)
     previous: Iterable[AppVersion] = held.previous if isinstance(held, RouteTable) else ()
     for spec in (*previous, *held.apps):
-        if _is_name(spec.app) and spec.variants and 0 < spec.version <= NUMBER_MAX:
+        is_name = spec.app in known or _is_name(spec.app)
+        if is_name and spec.variants and 0 < spec.version <= NUMBER_MAX:
             found[spec.app][spec.version] = spec
     return dict(found)
 

@@ -402,8 +402,9 @@ class ControllerMachine:
             quarantined=frozenset(self.quarantined),
             previous=self._previous(published),
         )
+        removed = self._removals()
         for node, target in make_targets(facts).items():
-            target.removed = self._removals()
+            target.removed = removed
             if self._sent.get(node) == target or self.hearing.waits_for(("agent", node)):
                 continue
             self._sent[node] = target
