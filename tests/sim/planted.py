@@ -109,8 +109,8 @@ BUGS = (
     Bug(
         "a restarted controller begins its revisions anew",
         f"{CORE}/controller/machine.py",
-        "        self.revision = self.epoch * REVISIONS_PER_EPOCH\n",
-        "        self.revision = REVISIONS_PER_EPOCH\n",
+        "        self.revision = self.epoch * REVISIONS_PER_EPOCH\n        self.table",
+        "        self.revision = REVISIONS_PER_EPOCH\n        self.table",
     ),
     Bug(
         "two agents that start at the same time give their workers the same names",
