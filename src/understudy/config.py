@@ -6,6 +6,7 @@ with the nearest known name.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import hashlib
 import os
@@ -19,12 +20,12 @@ import msgspec
 from understudy.failures import mistake_in
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
-from understudy.settings.manifest import AppManifest
+from understudy.settings.manifest import AppManifest, check_manifest
 from understudy.settings.security import AuthSettings
-from understudy.wire.errors import ConfigError
-from understudy.wire.records import fallback_mistake
+from understudy.wire.errors import ConfigError, InvalidArgument
 
 T = TypeVar("T")
+MESSAGE_CHARS_MAX = 1000  # a mistake may quote what it is about, however long that is
 
 
 def load_cluster(path: Path) -> ClusterConfig:
@@ -115,15 +116,15 @@ def _default_run_dir(data_dir: Path) -> str:
 
 def load_manifest(path: Path) -> AppManifest:
     """Read and check APP.toml. Raises `ConfigError`; artifacts are not opened here."""
-    manifest = read_toml(path, AppManifest)
-    names = [v.name for v in manifest.variants]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{path}: variants: the name {name!r} is used twice")
-    if manifest.fallback is not None:
-        mistake = fallback_mistake(manifest.fallback, manifest.static is not None)
-        if mistake:
-            raise ConfigError(f"{path}: fallback: {mistake}")
+    return checked_manifest(read_toml(path, AppManifest), str(path))
+
+
+def checked_manifest(manifest: AppManifest, source: str) -> AppManifest:
+    """`manifest`, if it holds together as far as it can be told without a cluster. Raises `ConfigError`."""
+    try:
+        check_manifest(manifest)
+    except InvalidArgument as error:
+        raise ConfigError(f"{source}: {error.message}") from error
     return manifest
 
 
@@ -138,14 +139,24 @@ def read_toml(path: Path, type_: type[T]) -> T:
 
 def parse_toml(text: bytes, source: str, type_: type[T]) -> T:
     """As `read_toml`, of a text that was read from `source`."""
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ConfigError(f"{source}: is UTF-16 text; save it as UTF-8")
     try:
-        raw = tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: not valid TOML: {error}") from error
+        raw = tomllib.loads(text.decode("utf-8-sig"))  # editors on Windows put a mark in front
+    except RecursionError as error:
+        raise ConfigError(f"{source}: not valid TOML: nested too deep") from error
+    except ValueError as error:  # of a number with thousands of digits, say; the others are subclasses
+        raise ConfigError(f"{source}: not valid TOML: {_cut(str(error))}") from error
     try:
         return msgspec.convert(raw, type_)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {explain(str(error), type_)}") from error
+        raise ConfigError(f"{source}: {_cut(explain(str(error), type_))}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: nested too deep") from error
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= MESSAGE_CHARS_MAX else message[:MESSAGE_CHARS_MAX] + "…"
 
 
 _UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]*)`")

@@ -107,7 +107,7 @@ def test_variants_of_one_file_are_uploaded_once(app: Path) -> None:
         (('artifact = "large.onnx"', 'artifact = "code"'), "is a directory; onnx takes a file"),
         (("accuracy = 0.9", "acuracy = 0.9"), "did you mean 'accuracy'?"),
         (('"python"', '"pyton"'), "variants[1].runtime: invalid enum value"),
-        (('name = "code"', 'name = "large"'), "the name 'large' is used twice"),
+        (('name = "code"', 'name = "large"'), "'large' is used twice"),
     ],
 )
 def test_mistakes_are_named(app: Path, edit: tuple[str, str], message: str) -> None:

@@ -174,7 +174,7 @@ def test_a_bad_cluster_file_is_refused(text: str, says: str, write: Write) -> No
 MANIFEST_REFUSALS = [
     pytest.param('name = "digits"\nvariants = []', "variants: ", id="no-variants"),
     pytest.param(
-        f'name = "digits"\n{VARIANT}{VARIANT}', "variants: the name 'small' is used twice", id="variant-twice"
+        f'name = "digits"\n{VARIANT}{VARIANT}', "variants[1].name: 'small' is used twice", id="variant-twice"
     ),
     pytest.param(
         f'name = "digits"\n{VARIANT}acuracy = 1\n',

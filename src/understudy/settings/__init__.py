@@ -7,15 +7,19 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")]
-Positive = Annotated[float, Meta(gt=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
+# `$` alone would let a newline follow.
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$(?!\n)")]
+# Finite, so that sums and products of a few of them still are.
+Positive = Annotated[float, Meta(gt=0, le=1e15)]
+NonNegative = Annotated[float, Meta(ge=0, le=1e15)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=2**53)]
+Length = Annotated[int, Meta(ge=-1, le=2**31 - 1)]  # of one dimension; -1: any
 FallbackLink = Annotated[
     str,
     Meta(
-        pattern=r"^(smaller-variant|previous-version|last-good|static|app:[A-Za-z0-9][A-Za-z0-9._-]{0,63})$"
+        pattern=r"^(smaller-variant|previous-version|last-good|static|app:[A-Za-z0-9][A-Za-z0-9._-]{0,63})"
+        r"$(?!\n)"
     ),
 ]
 Datatype = Literal[
