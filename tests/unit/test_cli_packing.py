@@ -106,7 +106,10 @@ def test_variants_of_one_file_are_uploaded_once(app: Path) -> None:
         (("large.onnx", "lost.onnx"), "variants[0].artifact"),
         (('artifact = "large.onnx"', 'artifact = "code"'), "is a directory; onnx takes a file"),
         (("accuracy = 0.9", "acuracy = 0.9"), "did you mean 'accuracy'?"),
-        (('"python"', '"pyton"'), "variants[1].runtime: invalid enum value"),
+        (
+            ('"python"', '"pyton"'),
+            "variants[1].runtime: 'pyton' is not known; valid: onnx, python; did you mean 'python'?",
+        ),
         (('name = "code"', 'name = "large"'), "'large' is used twice"),
     ],
 )

@@ -149,7 +149,7 @@ CLUSTER_REFUSALS = [
         '[[nodes]]\nname = "n1"\nmemory_mb = 0\n', "nodes[0].memory_mb: expected `float` > 0.0", id="limit"
     ),
     pytest.param(
-        '[[nodes]]\nname = "a b"\nmemory_mb = 1\n', "nodes[0].name: expected `str` matching regex", id="name"
+        '[[nodes]]\nname = "a b"\nmemory_mb = 1\n', "nodes[0].name: a name is 1 to 64 letters", id="name"
     ),
     pytest.param(
         NODE + '[[nodes]]\nname = "n2"\n', "nodes[1]: missing required field `memory_mb`", id="second-node"
@@ -188,12 +188,12 @@ MANIFEST_REFUSALS = [
     ),
     pytest.param(
         f'name = "digits"\n{VARIANT.replace("onnx", "tensorflow", 1)}',
-        "variants[0].runtime: invalid enum value 'tensorflow'",
+        "variants[0].runtime: 'tensorflow' is not known; valid: onnx, python",
         id="runtime",
     ),
     pytest.param(
         f'name = "digits"\ncriticality = "high"\n{VARIANT}',
-        "criticality: invalid enum value 'high'",
+        "criticality: 'high' is not known; valid: critical, standard, best-effort",
         id="enum",
     ),
     pytest.param(
@@ -208,7 +208,7 @@ MANIFEST_REFUSALS = [
     ),
     pytest.param(
         f'name = "digits"\n{VARIANT}[[inputs]]\nname = "x"\ndatatype = "float32"\nshape = [-1, 64]\n',
-        "inputs[0].datatype: invalid enum value 'float32'",
+        "inputs[0].datatype: 'float32' is not known; valid: BOOL, UINT8",
         id="datatype",
     ),
     pytest.param(
