@@ -145,6 +145,8 @@ def peers_figures(result: dict[str, Any]) -> Iterator[str]:
     environment = result["environment"]
     for what, why in environment["missing"].items():
         yield f"Not measured: {what} ({why})."
+    for what, share in environment.get("disturbed", {}).items():
+        yield f"Disturbed: {what} (others used {share:.0%} of the machine)."
     yield f"By `make bench`, medians of {environment['rounds']} rounds. {_machine(environment)}"
 
 
@@ -154,6 +156,8 @@ def _aims(result: dict[str, Any], what: str) -> Iterator[str]:
     for aim in result["aims"]:
         sign = "≥" if aim["better"] == "higher" else "≤"
         met = "met" if aim["met"] else "**not met**"
+        rounds, wanted = aim.get("rounds", 0), result["environment"].get("rounds", 0)
+        met += f", from {rounds} of {wanted} rounds" if 0 < rounds < wanted else ""
         yield f"| {aim['name']} | {aim['value']:.2f} | {sign} {aim['aim']} | {met} |"
 
 
