@@ -179,7 +179,7 @@ def _explain(message: str, type_: type) -> str:
     unknown, no_value = _UNKNOWN.search(what), _NO_VALUE.search(what)
     if unknown:
         field = unknown["field"]
-        hint = _nearest(field, getattr(_type_at(type_, path), "__struct_fields__", ()))
+        hint = _nearest(field, getattr(_type_at(type_, path), "__struct_encode_fields__", ()))
         return f"{path + '.' if path else ''}{field}: unknown field; {hint}"
     if no_value:
         value = no_value["value"].strip("'")
