@@ -24,6 +24,7 @@ from benchmarks.evaluation import plots
 from benchmarks.recovery import page as recovery
 
 from understudy import registry
+from understudy.cli.exits import exit_of
 from understudy.core import lifecycle
 from understudy.gateway import answers, grpc_answers, openapi
 from understudy.settings.cluster import ClusterConfig
@@ -441,12 +442,14 @@ def errors_page() -> str:
         "",
         "Codes are stable, messages may change. Retryable: the same request may succeed elsewhere or later.",
         "",
-        "| code | retryable | who has to act | HTTP | gRPC |",
-        "|---|---|---|---|---|",
+        "| code | retryable | who has to act | HTTP | gRPC | exit status of a command |",
+        "|---|---|---|---|---|---|",
     ]
     for code, (retryable, origin) in errors.TRAITS.items():
         error = errors.UnderstudyError(code, "")
-        statuses = f"{answers.status_of(error)} | {grpc_answers.status_of(error).name}"
+        statuses = (
+            f"{answers.status_of(error)} | {grpc_answers.status_of(error).name} | {exit_of(code).value}"
+        )
         lines.append(f"| `{code.value}` | {'yes' if retryable else 'no'} | {origin.value} | {statuses} |")
     return "\n".join(lines)
 
