@@ -118,6 +118,7 @@ async def test_what_was_measured_is_held_against_what_is_promised() -> None:
             assert done["state"] == "failed"
             assert says in done["message"]
         assert controller.get("/v1/status")["apps"] == []
+        assert len(agents["n1"].measured) == 4, "the node may have been disturbed: it is asked again"
         done = await controller.deploy(controller.manifest(objective_ms=5000.0))
         assert done["state"] == "ready"
         assert done["warnings"] == ["objective_ms is 5000, but deadline_ms is 1000, which counts"]

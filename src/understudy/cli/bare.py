@@ -138,7 +138,7 @@ def _model(path: Path) -> tuple[Path, str, int]:
         size_bytes = path.stat().st_size
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
-    if path.suffix == ".py" and kind in ("text", "a JSON document"):
+    if path.suffix == ".py" and kind in ("", "text", "a JSON document"):
         return path, "python", size_bytes
     if path.suffix in (".onnx", ".ort") and not kind:
         return path, "onnx", size_bytes

@@ -61,6 +61,7 @@ def submit(control: Servers, package: Package, progress: Progress) -> Deployment
     for artifact in package.artifacts:
         path = f"/v1/artifacts/{artifact.ref.digest}"
         if control.call("HEAD", path).status != 200:
+            artifact.content.seek(0)  # it may have been tried before
             source = _Metered(artifact, progress)
             upload = (source, artifact.ref.size_bytes)
             reply = control.call("PUT", path, upload=upload, timeout_s=UPLOAD_TIMEOUT_S)
@@ -74,10 +75,17 @@ def submit(control: Servers, package: Package, progress: Progress) -> Deployment
 
 
 def follow(
-    control: Servers, begun: Iterable[Deployment], progress: Progress, timeout_s: float
+    control: Servers,
+    begun: Iterable[Deployment],
+    progress: Progress,
+    timeout_s: float,
+    since_s: float | None = None,
 ) -> list[Deployment]:
-    """Poll until each is ready or failed. Raises TIMEOUT; a controller that is away is waited for."""
-    deadline_s = time.monotonic() + timeout_s
+    """Poll until each is ready or failed. Raises TIMEOUT; a controller that is away is waited for.
+
+    `since_s`: from when on the time counts, by the monotonic clock; from now by default.
+    """
+    deadline_s = (time.monotonic() if since_s is None else since_s) + timeout_s
     current = list(begun)
     while not all(d.finished for d in current):
         if time.monotonic() > deadline_s:
@@ -111,7 +119,8 @@ def deploy(
     sources = [Source.of(each) for each in find_manifests(path)] if isinstance(path, Path) else path
     for source in sources:
         source.check()
-    deadline_s = time.monotonic() + (wait_s or BUSY_WAIT_S)
+    began_s = time.monotonic()
+    deadline_s = began_s + (BUSY_WAIT_S if wait_s is None else wait_s)
     current: list[Deployment] = []
     for source in _stand_ins_first(sources):
         with source.pack() as package:
@@ -128,7 +137,7 @@ def deploy(
                     refused = Deployment("failed", app=package.name, message=error.message)
                     current.append(refused)
                 break
-    return current if wait_s is None else follow(control, current, progress, deadline_s - time.monotonic())
+    return current if wait_s is None else follow(control, current, progress, wait_s, began_s)
 
 
 def _late(current: Sequence[Deployment], timeout_s: float) -> CommandError:

@@ -139,7 +139,7 @@ def _check_file(where: str, variant: VariantManifest, path: Path) -> None:
     if kind == "an empty file":
         raise ConfigError(f"{where}: {path} is empty")
     odd = not path.is_file() or (variant.runtime == "onnx" and kind not in ("", "text"))
-    if variant.runtime == "python" and path.suffix != ".py":
+    if variant.runtime == "python" and path.suffix != ".py" and kind != "text":
         odd, kind = True, kind or "no Python source"
     if odd:
         raise CommandError(Code.CONFIG, f"{where}: {path} is {kind}", kinds.ADVICE)

@@ -196,7 +196,11 @@ class Deployments:
                 if name in self._coming:
                     await self._coming[name].decided.wait()
             app = _assembled(draft_app, measured)
-            deployment.warnings = check_promises(app)
+            try:
+                deployment.warnings = check_promises(app)
+            except InvalidArgument:
+                self._forget_profiles(draft_app)  # the node may have been disturbed: measured anew next time
+                raise
             check_signatures(app, self._machine.apps)
             deployment.version = app.version
             release = Release(app, content)
@@ -242,6 +246,12 @@ class Deployments:
             self._profiles[key] = measured
             self._bookkeeper.save({key: measured}, ())
         return self._profiles[key]
+
+    def _forget_profiles(self, app: AppVersion) -> None:
+        keys = [profile_key(v.artifact.digest, measuring_method(app, v)) for v in app.variants]
+        for key in keys:
+            self._profiles.pop(key, None)
+        self._bookkeeper.save({}, keys)
 
     def _check_artifacts(self, request: AppRequest) -> None:
         for index, variant in enumerate(request.variants):
