@@ -246,3 +246,30 @@ def test_every_default_keeps_its_own_limits() -> None:
 
 def test_datatypes_are_those_that_travel() -> None:
     assert set(get_args(Datatype)) == set(DATATYPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted"), [("a", True), ("a" * 64, True), ("a\\n", False), ("a" * 65, False), ("-a", False)]
+)
+def test_a_name_ends_where_it_ends(name: str, accepted: bool, write: Write) -> None:
+    """A newline after it would split headers and logs."""
+    path = write(f'name = "{name}"\n{VARIANT}')
+    if accepted:
+        load_manifest(path)
+    else:
+        assert "name: a name is 1 to 64 letters" in refusal(load_manifest, path)
+
+
+def test_text_that_windows_writes_is_read_or_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "APP.toml"
+    text = f'name = "digits"\n{VARIANT}'.replace("\n", "\r\n")
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load_manifest(path).name == "digits"
+    path.write_bytes(text.encode("utf-16"))
+    assert "is UTF-16 text; save it as UTF-8" in refusal(load_manifest, path)
+
+
+@pytest.mark.parametrize("value", ["1979-05-27", "07:32:00", "inf", "nan", "9" * 40, "[" * 60 + "]" * 60])
+def test_options_that_cant_be_sent_are_refused_with_their_place(value: str, write: Write) -> None:
+    path = write(f'name = "digits"\n{VARIANT}options = {{ a = {value} }}\n')
+    assert ": variants[0].options" in refusal(load_manifest, path)
