@@ -202,7 +202,7 @@ class Workers:
             if error.code is Code.LINK_LOST:
                 _kill(handle)  # its exit says more than this
             else:
-                self._step(ev.LoadFailed(worker, error.code, str(error), _jitter()))
+                self._step(ev.LoadFailed(worker, error.code, str(error), _jitter(), error.traceback))
         except OSError as error:
             self._step(ev.LoadFailed(worker, Code.UNAVAILABLE, f"memory limit: {error}", _jitter()))
         else:

@@ -48,15 +48,19 @@ class Profiler:
                 self._changed.set()
 
     async def _free_node(self, tried: list[str]) -> str:
-        try:
-            async with asyncio.timeout(self._tuning.profile_timeout_s):
-                while True:
-                    free = [node for node in self._nodes() if node not in self._busy]
-                    if free:
-                        return min(free, key=lambda node: (tried.count(node), node))
-                    self._changed.clear()
+        """Waits its turn for as long as there is a node; without one, profile_timeout_s."""
+        while True:
+            free = [node for node in self._nodes() if node not in self._busy]
+            if free:
+                return min(free, key=lambda node: (tried.count(node), node))
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(self._tuning.profile_timeout_s):
                     await self._changed.wait()
-        except TimeoutError:
-            raise UnderstudyError(
-                Code.UNAVAILABLE, "no node is there to measure it on", waited_s=self._tuning.profile_timeout_s
-            ) from None
+            except TimeoutError:
+                if not self._nodes():
+                    raise UnderstudyError(
+                        Code.UNAVAILABLE,
+                        "no node is there to measure it on",
+                        waited_s=self._tuning.profile_timeout_s,
+                    ) from None

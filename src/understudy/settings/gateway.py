@@ -56,7 +56,9 @@ class AdmissionSettings(Settings, frozen=True):
     waiting_max: Count = 1024  # per app, parked until a replica is ready
     inflight_total_max: Count = 8192  # over all apps; beyond half of it each has its fair share only
     lag_ms_max: Positive = 30.0  # own loop later than this on average: shed by criticality
-    lag_inflight_min: Annotated[int, Meta(ge=0)] = 64  # with fewer over all apps, others make it late
+    lag_inflight_min: Annotated[int, Meta(ge=0, le=2**53)] = (
+        64  # with fewer over all apps, others make it late
+    )
     deadline_ms_max: Positive = 300_000.0
     retry_after_s: Count = 1
     clients_max: Count = 10_000  # per app with a rate limit, remembered at once

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.rotation import App, Replica, Request, Source
@@ -25,6 +25,7 @@ from understudy.wire.messages import (
     encode_message,
 )
 from understudy.wire.records import NodeInfo, RouteTable
+from understudy.wire.statics import StaticTensor
 
 if TYPE_CHECKING:
     from understudy.sim.world import World
@@ -51,7 +52,7 @@ class ClientRequest(Request):
     def failed(self, error: UnderstudyError) -> None:
         self._end(str(error.code))
 
-    def answered_static(self, static: dict[str, Any]) -> None:
+    def answered_static(self, static: tuple[StaticTensor, ...]) -> None:
         self._end("static")
 
     def _end(self, outcome: str) -> None:

@@ -249,8 +249,9 @@ class AgentMachine:
         self._kill(event.worker)
         kind = "worker.out_of_memory" if event.code is Code.OUT_OF_MEMORY else "load.failed"
         message = f"{replica.key[2]}: {event.message}"
-        self._tell(kind, message, replica.key[0], event.worker, code=event.code.value)
-        self._crash(replica, "load_failed", event.message, event.jitter, event.code)
+        trace = {"traceback": event.traceback} if event.traceback else {}
+        self._tell(kind, message, replica.key[0], event.worker, code=event.code.value, **trace)
+        self._crash(replica, "load_failed", event.message, event.jitter, event.code, event.traceback)
 
     def _probe_passed(self, worker: str) -> None:
         self._pool.passed(worker)
@@ -304,7 +305,13 @@ class AgentMachine:
             self._tell("replica.failed", f"{replica.key[2]}: {reason}", replica.key[0], replica.worker)
 
     def _crash(
-        self, replica: Replica, how: str, reason: str, jitter: float, code: Code = Code.INTERNAL
+        self,
+        replica: Replica,
+        how: str,
+        reason: str,
+        jitter: float,
+        code: Code = Code.INTERNAL,
+        traceback: str = "",
     ) -> None:
         """The replica lost its worker: plan its next start, or give its variant up."""
         replica.advance(how)
@@ -314,7 +321,7 @@ class AgentMachine:
             self._replicas.remove(replica)
             return
         if replica.asker is not None:
-            self._effects.append(ev.RefuseMeasure(replica.asker, Code.LOAD_FAILED, reason))
+            self._effects.append(ev.RefuseMeasure(replica.asker, Code.LOAD_FAILED, reason, traceback))
             self._replicas.remove(replica)
             return
         replica.restarts += 1

@@ -16,6 +16,7 @@ from understudy.core.gateway.activation import Activation, choose, gives_way
 from understudy.core.gateway.dispatch import Dispatcher
 from understudy.core.gateway.nodes import Node
 from understudy.core.gateway.rotation import App, Replica, Request
+from understudy.core.gateway.statics import usable
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
 from understudy.settings.gateway import GatewayTuning
 from understudy.wire.messages import Activated, Heartbeat, NodeState
@@ -180,8 +181,9 @@ class Gateway:
         if table.revision < self.table.revision:
             return
         changed = table != self.table
+        apps, mistakes = usable(table, self.table)
         self.table = table
-        specs = {spec.app: spec for spec in table.apps}
+        specs = {spec.app: spec for spec in apps}
         previous = {spec.app: spec for spec in table.previous}
         for name in [n for n in self.apps if n not in specs]:
             app = self.apps.pop(name)
@@ -209,6 +211,8 @@ class Gateway:
         for app in self.apps.values():
             self._refresh(app, now)
         self._effects.append(FollowNodes(table.nodes))
+        for name, why in mistakes.items():
+            self._note("static.discarded", f"version {specs[name].version}: {why}", app=name)
         if changed:
             self._effects.append(SaveTable(table))
 

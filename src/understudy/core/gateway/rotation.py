@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from typing import Any, Protocol
+from typing import Protocol
 
 from understudy.core.gateway.activation import Activation
 from understudy.core.gateway.admission import Concurrency, target_latency_s
@@ -25,6 +25,7 @@ from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.messages import AppStats, Ping, ReplicaState, Result, encode_message
 from understudy.wire.records import AppVersion, Contingency
+from understudy.wire.statics import StaticTensor
 
 OLD_VERSION_PENALTY = 1000  # any variant of the current version comes before any of another one
 RAMP_SHARE_MIN = 0.1  # of a full share, for a replica that was (re-)admitted just now (Envoy's slow start)
@@ -494,5 +495,5 @@ class Request:
     def failed(self, error: UnderstudyError) -> None:
         raise NotImplementedError
 
-    def answered_static(self, static: dict[str, Any]) -> None:
+    def answered_static(self, static: tuple[StaticTensor, ...]) -> None:
         raise NotImplementedError
