@@ -31,21 +31,26 @@ if TYPE_CHECKING:
 
 IDLE_TICK_S = 0.02
 RESTART_S = 0.1
+LESS = 0.1
 REFUSED = frozenset({Code.BUSY, Code.DRAINING, Code.UNAVAILABLE, Code.TIMEOUT})  # nothing ran
 
 
 class ClientRequest(Request):
     """Knows how it ended, and that it did so once."""
 
-    __slots__ = ("outcome", "phase", "world")
+    __slots__ = ("failed_at", "outcome", "phase", "world")
 
     def __init__(self, world: World, app: App, arrived: float, deadline: float) -> None:
         super().__init__(app, b"%r" % arrived, arrived, deadline)
         self.world = world
         self.phase = world.phase  # of the run, when it was asked
         self.outcome = ""
+        self.failed_at: list[Replica] = []
 
     def answered(self, source: Source, result: Result, body: Buffer) -> None:
+        for replica in self.failed_at:
+            if isinstance(source, Replica) and isinstance(replica.link, WorkerLink):
+                replica.link.put_to_shame(replica.equals(source))
         self._end("degraded" if source.degraded else "ok")
 
     def failed(self, error: UnderstudyError) -> None:
@@ -65,7 +70,7 @@ class WorkerLink:
     def __init__(self, gateway: Gateway, replica: Replica, end: End) -> None:
         self.end = end
         self.last_heard_s = gateway.process.now
-        self.failures = 0  # in a row, by what it answered
+        self.failures = 0.0  # in a row, of requests that another replica answered
         self.failed_s = 0.0  # when it did so last
         self._gateway, self._replica = gateway, replica
 
@@ -84,8 +89,14 @@ class WorkerLink:
             return
         answer = decode_answer(frame)
         if isinstance(answer, Failure) and answer.code not in REFUSED:
-            self.failures += 1
             self.failed_s = now
+            request = self._replica.outstanding[frame.stream].request
+            assert isinstance(request, ClientRequest)
+            request.failed_at.append(self._replica)
+
+    def put_to_shame(self, by_equal: bool) -> None:
+        """Another replica answered what this one failed; by another variant it says less."""
+        self.failures += 1 if by_equal else LESS
 
 
 class GatewayHost:
@@ -194,9 +205,10 @@ class Gateway:
             now = self.process.now
             for frame in decoder.feed(data):
                 link.heard(frame, now)
-                app, retried, ejections = replica.app, replica.app.stats.retried, replica.breaker.ejections
+                app, retried = replica.app, replica.app.stats.retried
+                probing = frame.stream == replica.breaker.probe
                 self.machine.dispatcher.frame_received(replica, frame, now)
-                if app.stats.retried > retried and replica.breaker.ejections == ejections:
+                if app.stats.retried > retried and not probing:
                     self.world.checks.retried(app, now)
 
         def lost() -> None:
