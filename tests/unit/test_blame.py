@@ -1,4 +1,4 @@
-"""Whose fault a failed request is: bad data changes nobody else's answers; what fails everybody goes at once."""
+"""Whose fault a failed request is: bad data harms nobody else, and what fails everybody goes at once."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Health:
         return untold
 
     def judge(self, app: App, now: float) -> str:
-        """Look again, some times a second: "failing" or "recovered" if that changed, else nothing."""
+        """Look again, some times a second: the event if that changed, else nothing."""
         asked = app.stats_total.requests + app.stats.requests
         settings = self._settings
         if now >= self._rotate_at:
@@ -110,7 +110,7 @@ class Health:
             self.failing = ""
         if was == bool(self.failing):
             return ""
-        return "recovered" if was else "failing"
+        return "app.recovered" if was else "app.failing"
 
 
 def _is_callers(request: Request, error: UnderstudyError) -> bool:

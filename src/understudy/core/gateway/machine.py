@@ -475,9 +475,9 @@ class Gateway:
             self._note("brownout.ended", "the full-size variant answers alone again", app=app.name)
 
     def _tell_health(self, app: App, now: float) -> None:
-        turn = app.health.judge(app, now)
-        if turn:
-            self._note(f"app.{turn}", app.health.failing or "its users are answered again", app=app.name)
+        event = app.health.judge(app, now)
+        if event:
+            self._note(event, app.health.failing or "its users are answered again", app=app.name)
         for failure in app.health.news():
             message = f"{failure.code}: {failure.message}"
             data = {"client": failure.client, "traceback": failure.traceback}
