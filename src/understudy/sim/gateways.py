@@ -9,6 +9,7 @@ from understudy.core.gateway.rotation import App, Replica, Request, Source
 from understudy.sim.clock import Host, Process
 from understudy.sim.disks import Disk, StateFile
 from understudy.sim.network import RECONNECT_S, End
+from understudy.sim.scenario import BAD_CLIENT, BAD_DATA
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame, FrameDecoder
 from understudy.wire.messages import (
@@ -40,8 +41,9 @@ class ClientRequest(Request):
 
     __slots__ = ("failed_at", "outcome", "phase", "world")
 
-    def __init__(self, world: World, app: App, arrived: float, deadline: float) -> None:
-        super().__init__(app, b"%r" % arrived, arrived, deadline)
+    def __init__(self, world: World, app: App, arrived: float, deadline: float, bad: bool) -> None:
+        client = BAD_CLIENT if bad else "good"
+        super().__init__(app, (BAD_DATA if bad else b"") + b"%r" % arrived, arrived, deadline, client=client)
         self.world = world
         self.phase = world.phase  # of the run, when it was asked
         self.outcome = ""
@@ -143,13 +145,13 @@ class Gateway:
         busy = self.machine.dispatcher.inflight
         return self.world.config.gateway.tick_ms / 1000 if busy else IDLE_TICK_S
 
-    def submit(self, app: str) -> ClientRequest | None:
+    def submit(self, app: str, *, bad: bool = False) -> ClientRequest | None:
         """A client asks. None: nobody takes its connection, or the app isn't known yet."""
         now = self.process.now
         known = self.machine.apps.get(app)
         if known is None or not self.process.alive or self.process.paused:
             return None
-        request = ClientRequest(self.world, known, now, now + known.spec.deadline_ms / 1000)
+        request = ClientRequest(self.world, known, now, now + known.spec.deadline_ms / 1000, bad)
         self.world.checks.asked(request, self.process)
         self.machine.dispatcher.submit(request, now)
         self.world.checks.queues(known)
