@@ -23,6 +23,8 @@ EVENTS: dict[str, str] = {
     "node.cleared": "A suspect node is heard on time again.",
     "replica.lost": "The connection to a ready replica broke.",
     "replica.ejected": "A replica answers much worse than its equals; its breaker was opened.",
+    "app.failing": "Too large a share of an app's users got an error of ours lately; the message says which.",
+    "app.recovered": "An app no longer fails its users.",
     "version.recalled": "The current version fails wherever it runs; a node is to load the previous one.",
     "contingency.activated": "An app had no ready replica; a gateway asked a node to load one.",
     "contingency.refused": "A node could not carry out a contingency; the next one is asked.",
@@ -103,6 +105,7 @@ EVENTS: dict[str, str] = {
     "store.write_failed": "The store is away; records and events wait in memory.",
     "store.write_delayed": "The store is slow; what was to be published did not wait for it.",
     "store.recovered": "The store is back and has everything that waited.",
-    "request.failed": "The control API met something unexpected; the caller got a 500.",
+    "request.failed": "A request got an error of ours; the data has its id and the model's traceback. From a \
+gateway once per app, code and `health.event_interval_s` at most.",
     # cli
 }

@@ -53,6 +53,12 @@ BUGS = (
         "        if not too_many or too_many:\n",
     ),
     Bug(
+        "one client's bad data is held against a variant",
+        f"{CORE}/gateway/conduct.py",
+        "        if not alone or len(by_client) > 1:\n",
+        "        if not by_client:\n",
+    ),
+    Bug(
         "the queue of waiting requests has no bound",
         f"{CORE}/gateway/dispatch.py",
         "elif len(app.waiting) >= self._settings.admission.waiting_max:",

@@ -280,6 +280,28 @@ def test_an_event_is_one_line() -> None:
     assert text.endswith("n2            no heartbeat for 150 ms [not markup]")
 
 
+def test_without_any_gateway_nothing_is_ok() -> None:
+    gone = msgspec.structs.replace(CLUSTER.gateways[0], connected=False)
+    with serving() as api:
+        runner = CliRunner(env={"UNDERSTUDY_URL": api.url})
+        for gateways in ([], [gone]):
+            api.states = [
+                msgspec.to_builtins(msgspec.structs.replace(CLUSTER, apps=[APP], gateways=gateways))
+            ]
+            assert runner.invoke(app, ["status", "--check"]).exit_code == Exit.UNMET
+
+
+def test_an_app_that_fails_its_users_is_not_ok_whoever_tells_so() -> None:
+    why = "201 of 201 requests failed in the last 60 s: model-failed: too old"
+    failing = msgspec.structs.replace(APP, state="failing", reason=why)
+    view = from_controller(msgspec.to_builtins(msgspec.structs.replace(CLUSTER, apps=[failing])), "")
+    assert not view.met
+    assert f"digits: {why}" in shown(status.render(view))
+    told = {**GATEWAY["apps"][0], "degraded": "", "failing": why}
+    view = from_gateway({**GATEWAY, "apps": [told]}, "")
+    assert (view.apps[0].state, view.apps[0].reason, view.met) == ("failing", why, False)
+
+
 @pytest.mark.parametrize(
     ("apps", "expected"), [([APP], Exit.OK), ([APP, FALLEN], Exit.UNMET), ([GONE], Exit.UNMET), ([], Exit.OK)]
 )

@@ -312,7 +312,10 @@ def quarantine_clear(
 def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it until Ctrl-C.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit with 6 unless every app is served by its full-size variant.")
+        bool,
+        typer.Option(
+            "--check", help="Exit with 6 unless every app is served in full and its users get answers."
+        ),
     ] = False,
     url: Url = None,
     gateway: Gateway = None,
@@ -412,6 +415,29 @@ def events(
             _controllers(url, cluster), output, app=name, node=node, limit=limit, follow=follow
         ),
     )
+
+
+@app.command(rich_help_panel=LOOK)
+def failures(
+    name: Annotated[str, typer.Argument(metavar="[APP]", help="Only of this app.")] = "",
+    request_id: Annotated[str, typer.Option("--id", help="Only of the request with this X-Request-Id.")] = "",
+    gateway: Gateway = None,
+    api_key_file: ApiKeyFile = None,
+    ca: CaFile = None,
+    cluster: ClusterFile = None,
+    json: Json = False,
+) -> None:
+    """Show requests that a gateway failed lately, oldest first, with tracebacks of models."""
+    from understudy.cli.control import gateway_access, gateways
+    from understudy.cli.failed_requests import run_failures
+
+    output = Output(as_json=json)
+
+    def show() -> None:
+        servers = gateways(gateway, cluster, gateway_access(api_key_file, ca))
+        run_failures(servers, output, app=name, request_id=request_id)
+
+    _attempt(output, show)
 
 
 @app.command(rich_help_panel=LOOK)

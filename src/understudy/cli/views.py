@@ -12,7 +12,7 @@ import msgspec
 
 from understudy.wire.errors import ProtocolError
 
-OK, DEGRADED, DOWN = "ok", "degraded", "down"
+OK, DEGRADED, FAILING, DOWN = "ok", "degraded", "failing", "down"
 
 
 class ReplicaView(msgspec.Struct):
@@ -32,7 +32,7 @@ class AppView(msgspec.Struct):
     name: str
     version: int
     criticality: str
-    state: str  # ok | degraded | down
+    state: str  # ok | degraded | failing | down
     serving: str | None  # best variant that is ready; "static" for the declared answer
     full_size: str
     reason: str | None  # why it isn't ok
@@ -81,8 +81,8 @@ class StatusView(msgspec.Struct):
 
     @property
     def met(self) -> bool:
-        """Every app is served by its full-size variant."""
-        return all(app.state == OK for app in self.apps)
+        """Every app is served by its full-size variant, users get answers, and there is whom to ask."""
+        return all(app.state == OK for app in self.apps) and any(g.connected for g in self.gateways)
 
 
 def from_controller(document: dict[str, Any], address: str) -> StatusView:
@@ -126,10 +126,13 @@ def _gateway_app(app: dict[str, Any]) -> dict[str, Any]:
         state = DEGRADED if app["degraded"] else OK
     else:
         state = DEGRADED if app["serving"] == "static" else DOWN
+    failing = app.get("failing", "") if state != DOWN else ""
+    if failing:
+        state = FAILING
     return {
         **app,
         "state": state,
-        "reason": None if state == OK else app["degraded"] or "no replica is ready",
+        "reason": None if state == OK else failing or app["degraded"] or "no replica is ready",
         "protection": None,
         "p50_ms": app["p50_ms"] or None,
         "p99_ms": app["p99_ms"] or None,

@@ -16,7 +16,7 @@ from understudy.wire.records import AppVersion, Outcome, Placement, Plan, Role
 
 Observed = list[tuple[str, ReplicaState]]  # replicas of one app, by node
 
-OK, DEGRADED, DOWN = "ok", "degraded", "down"
+OK, DEGRADED, FAILING, DOWN = "ok", "degraded", "failing", "down"
 
 
 class StoreStatus(msgspec.Struct):
@@ -51,7 +51,9 @@ class AppStatus(msgspec.Struct):
     version: int
     criticality: str
     weight: float
-    state: str  # ok: full-size variant ready; degraded: something else answers; down: nothing does
+    # ok: full-size variant ready; degraded: something else answers; down: nobody does
+    # failing: too many users get errors of ours, whatever is ready
+    state: str
     serving: str | None  # best variant that is ready; "static" for the declared answer; None: nobody
     full_size: str
     reason: str | None  # why it is not ok
@@ -125,7 +127,7 @@ def cluster_status(
             for _, view in sorted(traffic.gateways.items())
         ],
         quarantined=sorted(machine.quarantined),
-        warnings=_warnings(machine, plan, store),
+        warnings=_warnings(machine, plan, store, traffic),
     )
 
 
@@ -167,6 +169,9 @@ def _app(
     primaries = [p for p in placements if p.role is Role.PRIMARY]
     standby = _standby(placements, outcomes)
     state = OK if serving == app.full_size.name else DEGRADED if serving else DOWN
+    failing = traffic.failing(app.app) if serving else ""
+    if failing:
+        state = FAILING
     return AppStatus(
         name=app.app,
         version=app.version,
@@ -175,7 +180,7 @@ def _app(
         state=state,
         serving=serving,
         full_size=app.full_size.name,
-        reason=None if state == OK else _reason(app, plan, replicas, machine.planning),
+        reason=None if state == OK else failing or _reason(app, plan, replicas, machine.planning),
         primary_nodes=[p.node for p in primaries],
         primary_variant=primaries[0].variant if primaries else None,
         standby=standby,
@@ -270,8 +275,10 @@ def _node(node: Node) -> NodeStatus:
     )
 
 
-def _warnings(machine: ControllerMachine, plan: Plan, store: StoreStatus) -> list[str]:
+def _warnings(machine: ControllerMachine, plan: Plan, store: StoreStatus, traffic: Traffic) -> list[str]:
     warnings = list(plan.warnings)
+    if not traffic.served:
+        warnings.append("no gateway is connected: nobody is answered")
     warnings += [f"{app} has no primary: {why}" for app, why in sorted(plan.unplaced.items())]
     if machine.planning_error:
         warnings.append(f"planning failed: {machine.planning_error}")

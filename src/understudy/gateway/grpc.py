@@ -210,8 +210,7 @@ class GrpcServer:
         request = GrpcRequest(app, message, now, now + self._patience_s(app, context.time_remaining()))
         request.ended = self._loop.create_future()
         request.id_bytes = head.id
-        if app.clients is not None:
-            request.client = client or peer.address
+        request.client = client or peer.address
         api.body_bytes_held += len(message)
         self._gateway.dispatcher.submit(request, now)
         return request
@@ -272,7 +271,7 @@ class GrpcServer:
     def _model_ready(self, asked: Any) -> Any:
         """An unknown model is not ready, and no error: clients poll this until it is there."""
         app = self._gateway.apps.get(asked.name)
-        ready = app is not None and asked.version in ("", str(app.spec.version)) and app.ready
+        ready = app is not None and asked.version in ("", str(app.spec.version)) and app.fit
         return answers.described("ModelReadyResponse", {"ready": ready})
 
     def _model_metadata(self, asked: Any) -> Any:

@@ -51,6 +51,7 @@ from understudy.wire.records import Event, NodeInfo, RouteTable
 if TYPE_CHECKING:
     from understudy.gateway.grpc import GrpcServer
 
+COUNTERS = ("requests", "failed", "rejected", "degraded", "shed", "limited", "retried", "hedged")
 IDLE_TICK_S = 0.01  # while nothing is in flight
 SWEEP_S = 0.5
 CONNECT_RETRY_S = 0.02
@@ -230,7 +231,7 @@ class GatewayProcess:
     def _note(self, note: core.Note) -> None:
         at = time.time_ns() // 1_000_000
         source = f"gateway:{self.name}"
-        data = {"request_id": note.request_id} if note.request_id else {}
+        data = {"request_id": note.request_id, **note.data} if note.request_id else note.data
         event = Event(note.kind, at, source, note.message, note.app, note.node, note.replica, data)
         self.log.info(note.kind, message=note.message, app=note.app, node=note.node, **data)
         self.events.append(event)
@@ -393,7 +394,7 @@ class GatewayProcess:
         app = self.gateway.apps[name]
         stats, app.stats = app.stats, AppStats()
         total = app.stats_total
-        for field in ("requests", "failed", "degraded", "shed", "limited", "retried", "hedged"):
+        for field in COUNTERS:
             setattr(total, field, getattr(total, field) + getattr(stats, field))
         p50_s, p99_s = app.digest.quantile(0.5), app.digest.quantile(0.99)
         return msgspec.structs.replace(
@@ -402,6 +403,7 @@ class GatewayProcess:
             p99_ms=(p99_s or 0.0) * 1000,
             serving=app.ranked[0].variant if app.ranked else "",
             ready=app.ready,
+            failing=app.health.failing,
         )
 
 

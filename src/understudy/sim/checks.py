@@ -12,6 +12,7 @@ from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Replica
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.gateway import GatewayTuning
 from understudy.sim.clock import Process
+from understudy.sim.scenario import BAD_CLIENT
 
 if TYPE_CHECKING:
     from understudy.sim.gateways import ClientRequest, WorkerLink
@@ -72,8 +73,17 @@ class Checks:
     def ended(self, request: ClientRequest, outcome: str) -> None:
         self.that(not request.outcome, f"a request ended twice: {request.outcome}, then {outcome}")
         self._world.outcomes[f"{request.phase}: {outcome}"] += 1
+        if request.client == BAD_CLIENT:
+            return
         answered = outcome in ("ok", "degraded", "shed")  # limits that follow latency open again by and by
         self.that(answered or request.phase != "settled", f"{outcome} from a cluster that is whole")
+
+    def harmless(self) -> None:
+        """Before the first fault: whatever one client sent, nobody is avoided for it."""
+        for gateway in self._world.gateways:
+            for replica in gateway.machine.replicas.values():
+                what = f"{replica.id} is avoided for what one client sent it"
+                self.that(replica.breaker.closed or not replica.breaker.failures_alike, what)
 
     def queues(self, app: App) -> None:
         parked = sum(request.attempts == 0 and not request.done for request in app.waiting)

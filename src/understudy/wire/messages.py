@@ -294,6 +294,8 @@ class AppStats(msgspec.Struct):
     serving: str = ""  # variant of the newest answer
     ready: bool = False
     limited: int = 0  # refused because of their client's rate
+    rejected: int = 0  # by their own fault: not counted as `failed`
+    failing: str = ""  # what users meet in too large a share of requests, as a phrase
 
 
 class GatewayStats(msgspec.Struct):

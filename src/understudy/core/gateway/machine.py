@@ -7,7 +7,7 @@ controller, no store and no majority: route table, heartbeats and broken connect
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import assert_never
+from typing import Any, assert_never
 
 import msgspec
 
@@ -116,6 +116,7 @@ class Note(msgspec.Struct, frozen=True):
     node: str = ""
     replica: str = ""
     request_id: str = ""
+    data: dict[str, Any] = {}
 
 
 GatewayEffect = SaveTable | FollowNodes | ConnectWorker | DropWorker | SendActivate | PingWorker | Note
@@ -450,6 +451,7 @@ class Gateway:
             for app in self.apps.values():
                 app.retune(self.settings, now)
                 self._retune_admission(app, now)
+                self._tell_health(app, now)
                 if app.asked_lately:
                     self._eject_outlier(app, now)
                 if not app.ready or app.ramping or any(not r.breaker.closed for r in app.replicas.values()):
@@ -475,6 +477,25 @@ class Gateway:
             self._note("brownout.started", f"overloaded: {names} answers what is too much", app=app.name)
         else:
             self._note("brownout.ended", "the full-size variant answers alone again", app=app.name)
+
+    def _tell_health(self, app: App, now: float) -> None:
+        event = app.health.judge(app, now)
+        if event:
+            self._note(event, app.health.failing or "its users are answered again", app=app.name)
+        for failure in app.health.news():
+            message = f"{failure.code}: {failure.message}"
+            data = {"client": failure.client, "traceback": failure.traceback}
+            self._effects.append(
+                Note(
+                    "request.failed",
+                    message,
+                    app.name,
+                    failure.node,
+                    failure.replica,
+                    failure.request_id,
+                    {name: value for name, value in data.items() if value},
+                )
+            )
 
     def _note_poison(self, request: Request) -> None:
         message = f"took down workers on {', '.join(request.kills)}"
