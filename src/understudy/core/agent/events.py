@@ -84,6 +84,7 @@ class WorkerExited:
     reason: str
     out_of_memory: bool = False
     jitter: float = 0.0
+    trouble: str = ""  # of the node, which ended it
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,13 @@ class ArtifactDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceChanged:
+    """The node's disk: what is wrong with it; empty if nothing is any more."""
+
+    trouble: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """`due_s` has come."""
 
@@ -154,7 +162,7 @@ class StopAsked:
 Event = (
     Started | TargetReceived | ActivateAsked | MeasureAsked | WorkerBlank | WorkerFound | WorkerExited
     | LoadDone | LoadFailed | ProbePassed | ProbeUnanswered | ProbeFailed | LinkLost | ArtifactStaged
-    | ArtifactDropped | Tick | StopAsked
+    | ArtifactDropped | PlaceChanged | Tick | StopAsked
 )  # fmt: skip
 
 
