@@ -96,7 +96,7 @@ EVENTS: dict[str, str] = {
     "target.sent": "A node was told what to run.",
     "routes.sent": "Gateways were given a new route table.",
     "variant.doubted": "A variant crashes again and again on one node only; another one is to try it.",
-    "quarantine.recorded": "A variant crashed on different nodes that were well; it is placed nowhere for now.",
+    "quarantine.recorded": "A variant crashed on nodes that were well: placed nowhere until a trial passes.",
     "quarantine.tried": "A quarantined variant is tried on one node.",
     "quarantine.ended": "A quarantined variant stayed ready on trial; it may be placed again.",
     "quarantine.cleared": "An operator let a quarantined variant run again.",

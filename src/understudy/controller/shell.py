@@ -109,7 +109,12 @@ class Controller:
 
     def status(self) -> ClusterStatus:
         return cluster_status(
-            self.machine, self.traffic, self.bookkeeper.status, self._config.name, self._name
+            self.machine,
+            self.traffic,
+            self.bookkeeper.status,
+            self._config.name,
+            self._name,
+            self._loop.time(),
         )
 
     async def remove(self, app: str) -> None:

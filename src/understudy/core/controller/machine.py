@@ -38,7 +38,7 @@ from understudy.core.controller.targets import (
 )
 from understudy.core.planning.plan import PlanInput
 from understudy.settings.cluster import ClusterConfig
-from understudy.wire.messages import NodeState, Target
+from understudy.wire.messages import Target
 from understudy.wire.records import AppVersion, Plan, RouteTable
 
 REVISIONS_PER_EPOCH = 1_000_000

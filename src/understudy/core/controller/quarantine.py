@@ -1,7 +1,7 @@
 """Which variants are kept off all nodes: by evidence from different nodes, and never for good.
 
-A node that reports a crash loop is a witness if it is well otherwise. Two witnesses convict a variant; so does
-one if no other node could be asked. While there is only one, the variant is started on another node: it
+A node that reports a crash loop is a witness if it is well otherwise. Two witnesses convict a variant; one
+does if no other node could be asked. While there is only one, the variant is started on another node: it
 serves there, or there is the second witness. A convicted variant is tried again after a pause, on one node,
 which ends the quarantine if it stays ready, and doubles the pause if it crashes. Pure; table: `CASE`.
 
