@@ -302,6 +302,12 @@ def _quarantine(case: Case, now: float) -> QuarantineStatus:
 
 def _warnings(machine: ControllerMachine, plan: Plan, store: StoreStatus) -> list[str]:
     warnings = list(plan.warnings)
+    observed = [node.observed for _, node in sorted(machine.nodes.by_name.items()) if node.connected]
+    warnings += [
+        f"{state.node}: {state.warning}"
+        for state in observed
+        if state is not None and state.warning and state.warning not in state.trouble
+    ]
     warnings += [f"{app} has no primary: {why}" for app, why in sorted(plan.unplaced.items())]
     if machine.planning_error:
         warnings.append(f"planning failed: {machine.planning_error}")

@@ -220,6 +220,7 @@ class NodeState(msgspec.Struct):
     memory_used_mb: float = 0.0
     blank_workers: int = 0
     trouble: tuple[str, ...] = ()  # of the node itself, a sentence each
+    warning: str = ""  # of what will be trouble
 
 
 class Heartbeat(msgspec.Struct, array_like=True):

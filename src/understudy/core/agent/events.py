@@ -144,9 +144,10 @@ class ArtifactDropped:
 
 @dataclass(frozen=True, slots=True)
 class PlaceChanged:
-    """The node's disk: what is wrong with it; empty if nothing is any more."""
+    """The node's disk: what is wrong with it, and what will be; empty where nothing is any more."""
 
     trouble: str
+    warning: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,8 +103,9 @@ class AgentMachine:
             case ev.WorkerBlank(worker, pid, address):
                 self._pool.add(worker, pid, address, self._now)
                 self._notice(Place.FORKING)
-            case ev.PlaceChanged(trouble):
+            case ev.PlaceChanged(trouble, warning):
                 self._notice(Place.DISK, trouble)
+                self._place.warning = warning
             case ev.WorkerFound():
                 self._adopt(event)
             case ev.ArtifactStaged(digest):
@@ -326,7 +327,8 @@ class AgentMachine:
             self._replicas.remove(replica)
             return
         if replica.asker is not None:
-            self._effects.append(ev.RefuseMeasure(replica.asker, Code.LOAD_FAILED, reason))
+            code = Code.UNAVAILABLE if whose is Blame.PLACE else Code.LOAD_FAILED
+            self._effects.append(ev.RefuseMeasure(replica.asker, code, reason))
             self._replicas.remove(replica)
             return
         replica.restarts += 1
@@ -509,6 +511,7 @@ class AgentMachine:
             staged=tuple(sorted(self._staged)),
             quarantined=self._history.looping,
             trouble=self._place.troubles,
+            warning=self._place.warning,
             memory_used_mb=self._used_mb(),
             blank_workers=len(self._pool),
         )

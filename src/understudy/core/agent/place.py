@@ -10,6 +10,7 @@ class Place:
 
     def __init__(self) -> None:
         self._troubles: dict[str, str] = {}
+        self.warning = ""  # of what will be trouble if nobody sees to it
 
     @property
     def troubles(self) -> tuple[str, ...]:
