@@ -131,7 +131,6 @@ class DirectoryStore:
 
     def free_bytes(self) -> int:
         """Of the disk."""
-        self._root.mkdir(parents=True, exist_ok=True)
         return Room.of(self._root).free_bytes
 
     def collect(self, needed: Collection[str], oldest_s: float) -> Collected:

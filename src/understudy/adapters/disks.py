@@ -30,7 +30,7 @@ def is_place_trouble(error: BaseException | None) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Of the disk that holds `path`."""
+    """Of the disk that holds `path`, or is to."""
 
     path: str
     size_bytes: int
@@ -39,7 +39,8 @@ class Room:
     @classmethod
     def of(cls, path: Path) -> Room:
         """Raises `OSError`."""
-        found = os.statvfs(path)
+        there = next((folder for folder in (path, *path.parents) if folder.exists()), path)
+        found = os.statvfs(there)
         return cls(str(path), found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
 
     def lacks_bytes(self, settings: DiskSettings, bytes_more: int = 0) -> int:

@@ -36,7 +36,7 @@ class Uploads:
             raise UnderstudyError(Code.BUSY, "too many uploads at once; try again", uploads=self._running)
         self._running += 1
         try:
-            await asyncio.to_thread(self._check_room, declared_bytes or 0)
+            await asyncio.to_thread(self.check_room, declared_bytes or 0)
             with await asyncio.to_thread(self._artifacts.upload, digest) as upload:
                 await self._copy(upload, chunks)
                 await asyncio.to_thread(upload.commit)
@@ -60,7 +60,8 @@ class Uploads:
         self._check_size(upload.size_bytes + len(waiting))
         await asyncio.to_thread(upload.write, bytes(waiting))
 
-    def _check_room(self, size_bytes: int) -> None:
+    def check_room(self, size_bytes: int) -> None:
+        """Raises TOO_LARGE or UNAVAILABLE; blocks."""
         used_bytes, quota_bytes = self._artifacts.size_bytes(), self._quota_bytes
         if used_bytes + size_bytes > quota_bytes:
             raise UnderstudyError(
