@@ -109,13 +109,9 @@ def test_much_room_is_enough_however_large_the_disk() -> None:
 def test_which_errors_are_the_places(number: int, place: bool) -> None:
     error = OSError(number, os.strerror(number))
     assert is_place_trouble(error) is place
-    try:
-        try:
-            raise error
-        except OSError as cause:
-            raise UnderstudyError(Code.LOAD_FAILED, "the model raised") from cause
-    except UnderstudyError as wrapped:
-        assert is_place_trouble(wrapped) is place, "also where a model wrapped it"
+    wrapped = UnderstudyError(Code.LOAD_FAILED, "the model raised")
+    wrapped.__cause__ = error
+    assert is_place_trouble(wrapped) is place, "also where a model wrapped it"
 
 
 def test_what_nothing_needs_is_collected_after_a_while(tmp_path: Path) -> None:

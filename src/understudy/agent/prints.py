@@ -71,11 +71,15 @@ class Prints:
         """Until cancelled."""
         while True:
             await asyncio.sleep(READ_INTERVAL_S)
-            for reader in self._readers.values():
-                refill = self._settings.print_lines_per_s * READ_INTERVAL_S
-                reader.lines_left = min(reader.lines_left + refill, self._burst)
-                self._read(reader)
-                self._tell_dropped(reader)
+            self.read_all()
+
+    def read_all(self) -> None:
+        """To be called every `READ_INTERVAL_S`."""
+        for reader in self._readers.values():
+            refill = self._settings.print_lines_per_s * READ_INTERVAL_S
+            reader.lines_left = min(reader.lines_left + refill, self._burst)
+            self._read(reader)
+            self._tell_dropped(reader)
 
     @property
     def _burst(self) -> float:
