@@ -34,19 +34,8 @@ from understudy.core.questions.records import Answer, Audit, Held, Question
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event, Plan
+from understudy.wire.statuses import STATUSES
 
-STATUS: dict[Code, HTTPStatus] = {
-    Code.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
-    Code.ARTIFACT_CORRUPT: HTTPStatus.BAD_REQUEST,
-    Code.NOT_FOUND: HTTPStatus.NOT_FOUND,
-    Code.ARTIFACT_MISSING: HTTPStatus.NOT_FOUND,
-    Code.CONFLICT: HTTPStatus.CONFLICT,
-    Code.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    Code.BUSY: HTTPStatus.SERVICE_UNAVAILABLE,
-    Code.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
-    Code.STORE_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
-    Code.TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
-}
 REQUEST_BYTES_MAX = 16 * 1024 * 1024  # of everything but artifacts
 EVENTS_PER_ANSWER_MAX = 1000
 STOP_TIMEOUT_S = 2
@@ -292,7 +281,7 @@ def _answer(code: Code, message: str, status: int) -> Response[Any]:
 
 
 def _on_expected(_: Request[Any, Any, Any], error: UnderstudyError) -> Response[Any]:
-    return _answer(error.code, str(error), STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR))
+    return _answer(error.code, str(error), STATUSES[error.code].http)
 
 
 def _on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:
