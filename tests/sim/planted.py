@@ -77,6 +77,12 @@ BUGS = (
         "            kept = list(queue)\n",
     ),
     Bug(
+        "a full disk is held against the variants that can't be loaded from it",
+        f"{CORE}/agent/restarts.py",
+        "Code.TOO_LARGE, Code.UNAVAILABLE})",
+        "Code.TOO_LARGE})",
+    ),
+    Bug(
         "an agent forgets what its draining replicas still hold",
         f"{CORE}/agent/replicas.py",
         '"failing", "draining"})  # these occupy memory',

@@ -20,6 +20,7 @@ from understudy.controller.status import (
     ClusterStatus,
     GatewayStatus,
     NodeStatus,
+    QuarantineStatus,
     ReplicaStatus,
     StandbyStatus,
     StoreStatus,
@@ -74,6 +75,9 @@ CLUSTER = ClusterStatus(
     nodes=[NODE, DEAD],
     gateways=[GatewayStatus("g1", True, "127.0.0.1:8080", 12, [])],
     quarantined=[("digits", 3, "forest")],
+    quarantines=[
+        QuarantineStatus("digits", 3, "forest", "quarantined", "crashed on n1 and n2", ["n1", "n2"], "", 60.0)
+    ],
     warnings=["losing n3 leaves wine without an answer"],
 )
 GATEWAY: dict[str, Any] = {
@@ -173,7 +177,7 @@ def test_what_needs_attention_is_said_once_below() -> None:
 
 
 def test_an_empty_cluster_says_what_to_do() -> None:
-    empty = msgspec.structs.replace(CLUSTER, apps=[], quarantined=[], warnings=[])
+    empty = msgspec.structs.replace(CLUSTER, apps=[], quarantined=[], quarantines=[], warnings=[])
     text = shown(status.render(from_controller(msgspec.to_builtins(empty), "")))
     assert "understudy deploy" in text
 

@@ -118,7 +118,7 @@ def _remarks(view: StatusView) -> list[str]:
     """What a person should know beyond the tables."""
     remarks = [f"{app.name}: {app.reason}" for app in view.apps if app.reason]
     remarks += [f"{node.name}: {node.reason}" for node in view.nodes if node.reason]
-    remarks += [f"{app}/{variant}: in quarantine" for app, _version, variant in view.quarantined or []]
+    remarks += [quarantine.sentence for quarantine in view.quarantines]
     return remarks + view.warnings
 
 

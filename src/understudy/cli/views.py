@@ -66,6 +66,26 @@ class StoreView(msgspec.Struct):
     error: str = ""
 
 
+class QuarantineView(msgspec.Struct):
+    app: str
+    version: int
+    variant: str
+    state: str = "quarantined"  # doubted | quarantined | on trial
+    why: str = ""
+    nodes: list[str] = []
+    node: str = ""
+    retry_s: float | None = None
+
+    @property
+    def sentence(self) -> str:
+        what = f"{self.app}/{self.variant}"
+        if self.state == "doubted":
+            return f"{what}: {self.why}" + (f"; tried on {self.node} meanwhile" if self.node else "")
+        then = f"; on trial on {self.node}" if self.node else ""
+        then = f"; tried again in {self.retry_s:.0f} s" if self.retry_s is not None else then
+        return f"{what}: in quarantine: {self.why}{then}" if self.why else f"{what}: in quarantine{then}"
+
+
 class StatusView(msgspec.Struct):
     apps: list[AppView]
     nodes: list[NodeView]
@@ -77,6 +97,7 @@ class StatusView(msgspec.Struct):
     leader: str | None = None
     store: StoreView | None = None
     quarantined: list[tuple[str, int, str]] | None = None  # (app, version, variant)
+    quarantines: list[QuarantineView] = []
     warnings: list[str] = []
 
     @property

@@ -62,6 +62,7 @@ class Coming(NamedTuple):
 
     stand_ins: tuple[str, ...]
     decided: asyncio.Event
+    digests: frozenset[str]
 
 
 class Deployments:
@@ -148,11 +149,17 @@ class Deployments:
         else:
             stored = StoredDeployment(deployment.deployment, request.name, content)
             self._bookkeeper.save({deployment_key(stored.id): stored}, ())
-            self._coming[app.app] = Coming(app.stand_ins, asyncio.Event())
+            digests = frozenset(variant.artifact.digest for variant in app.variants)
+            self._coming[app.app] = Coming(app.stand_ins, asyncio.Event(), digests)
             self._spawn(self._run(deployment, app, content))
         self._next += 1
         self._known[deployment.deployment] = deployment
         return deployment
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """Of artifacts of versions that are being measured."""
+        return frozenset().union(*(coming.digests for coming in self._coming.values()))
 
     def observe(self, now: float) -> None:
         """Finish what is placed. To be called after each step of the machine."""
@@ -257,6 +264,7 @@ class Deployments:
         for index, variant in enumerate(request.variants):
             artifact = variant.artifact
             field = f"variants[{index}].artifact"
+            self._artifacts.touch(artifact.digest)
             try:
                 size_bytes = self._artifacts.path(artifact.digest).stat().st_size
             except OSError:

@@ -12,6 +12,7 @@ from understudy.wire.records import AppVersion
 
 OnNode = Callable[[str, Measure], Awaitable[Measured]]
 # The node's trouble, not the variant's: another node may do.
+PAUSE_S = 2.0
 ELSEWHERE = frozenset(
     {Code.LINK_LOST, Code.UNAVAILABLE, Code.BUSY, Code.DRAINING, Code.ARTIFACT_CORRUPT, Code.INTERNAL}
 )
@@ -36,6 +37,8 @@ class Profiler:
         tried: list[str] = []
         while True:
             node = await self._free_node(tried)
+            if node in tried:  # it had trouble of its own, which may end: old copies go from its disk
+                await asyncio.sleep(PAUSE_S)
             tried.append(node)
             self._busy.add(node)
             try:

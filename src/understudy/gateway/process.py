@@ -60,6 +60,7 @@ PULSE = b"."  # a process that accepts connections says so; before that it says 
 START = b"s"
 TAKEOVER_WAIT_S = 3.0  # for replicas, before it accepts connections in the place of a gateway that serves
 DRAIN_IDLE_S = 0.5  # a draining gateway closes a connection when its client sent nothing for this long
+SAVE_RETRY_S = 2.0  # after the table could not be written
 GC_THRESHOLD = 50_000  # requests leave no cycles behind, so collections find little; have few of them
 
 
@@ -366,6 +367,7 @@ class GatewayProcess:
                 connection.sweep(now)
 
     async def _save_tables(self) -> None:
+        failed = False
         while True:
             await self._unsaved_set.wait()
             self._unsaved_set.clear()
@@ -376,7 +378,13 @@ class GatewayProcess:
                 await asyncio.to_thread(self.table_file.save, table)
             except OSError as error:
                 # Serving goes on; only a restart without a controller would miss this revision.
-                self.log.warning("table.save_failed", path=str(self.table_file.path), error=str(error))
+                if not failed:
+                    self.log.warning("table.save_failed", path=str(self.table_file.path), error=str(error))
+                failed = True
+                self._unsaved_set.set()
+                await asyncio.sleep(SAVE_RETRY_S)
+            else:
+                failed = False
 
     async def _report(self) -> None:
         while True:

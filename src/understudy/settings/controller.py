@@ -17,6 +17,9 @@ class ControllerTuning(Settings, frozen=True):
     versions_max: Count = 20  # per app, kept in the store
     upload_bytes_max: Count = 8 * 1024**3
     uploads_max: Count = 8  # at once
+    artifacts_bytes_max: Count = 1024**4  # of all that is stored
+    artifact_grace_s: Positive = 3600.0  # no version needs it, nobody asked for it: it is deleted
+    collect_interval_s: Positive = 60.0
     release_after_s: NonNegative = 1.0  # primaries ready for this long before anything is taken away
     store_timeout_s: Positive = 1.0  # publishing waits no longer than this for the store
     events_pending_max: Count = 5000  # kept in memory while the store is away
@@ -28,6 +31,10 @@ class ControllerTuning(Settings, frozen=True):
     options_bytes_max: Count = 64 * 1024  # of one variant
     profile_timeout_s: Positive = 120.0  # of one variant
     profile_attempts_max: Count = 3  # of one variant, each on another node if there is one
+    quarantine_pause_s: Positive = 60.0  # then one node tries the variant; doubles each time that it fails
+    quarantine_pause_s_max: Positive = 3600.0
+    trial_s: Positive = 10.0  # ready for so long on trial, and not crashing: it is well
+    trial_timeout_s: Positive = 180.0  # for the node that tries it
     placing_timeout_s: Positive = 120.0  # plan committed -> primary ready
 
 

@@ -39,6 +39,7 @@ class Checks:
         self._world = world
         self._settings: GatewayTuning = world.config.gateway
         self._asked: dict[App, deque[float]] = {}  # when, in the gateway's time
+        self._deaths: Counter[tuple[tuple[str, int, str], str]] = Counter()
         self._retried: dict[App, deque[float]] = {}
 
     def that(self, holds: bool, what: str) -> None:
@@ -56,6 +57,17 @@ class Checks:
     def order(self, receiver: str, held: int, revision: int) -> None:
         """Of a target or a route table that a process gets from the controller."""
         self.that(revision >= held, f"{receiver} holds revision {held} and is sent {revision}")
+
+    def died(self, node: Node, what: tuple[str, int, str]) -> None:
+        """A worker that was loading or had loaded `what`."""
+        self._deaths[(what, node.name)] += 1
+
+    def quarantined(self, what: tuple[str, int, str], nodes: int) -> None:
+        """By a controller that sees `nodes` of them. A full disk is no evidence."""
+        count = self._world.config.agent.crash_loop_count
+        witnesses = [node for (of, node), deaths in self._deaths.items() if of == what and deaths >= count]
+        enough = len(witnesses) >= min(2, nodes)
+        self.that(enough, f"{what} is quarantined, and crashed again and again on {witnesses} only")
 
     # requests
 

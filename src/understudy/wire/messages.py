@@ -216,9 +216,11 @@ class NodeState(msgspec.Struct):
     target_revision: int
     replicas: tuple[ReplicaState, ...] = ()
     staged: tuple[str, ...] = ()  # digests
-    quarantined: tuple[tuple[str, int, str], ...] = ()
+    quarantined: tuple[tuple[str, int, str], ...] = ()  # what crashes again and again here
     memory_used_mb: float = 0.0
     blank_workers: int = 0
+    trouble: tuple[str, ...] = ()  # of the node itself, a sentence each
+    warning: str = ""  # of what will be trouble
 
 
 class Heartbeat(msgspec.Struct, array_like=True):
