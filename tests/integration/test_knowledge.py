@@ -213,7 +213,7 @@ def test_an_emptied_store_takes_nothing_away(known: Known) -> None:
     eventually(lambda: known.ask("gone")[0] == 404, "the removal")
     known.restart_controller(known.empty_store)
     assert known.versions() == {"a": 1, "b": 2}
-    assert "app.recovered" in known.events()
+    assert "app.taken_over" in known.events()
     assert any("the store had lost" in warning for warning in known.status()["warnings"])
     known.deploy(write_app(apps, "c", 5))
     assert [known.ask(app) for app in ("a", "b", "c")] == [(200, (1, 2.0)), (200, (2, 3.0)), (200, (1, 5.0))]

@@ -119,14 +119,14 @@ async def _submit(
                 deploy.submit, cluster.control, package, progress, if_changed=True
             )
         except UnderstudyError as error:
-            problems.add(package.source, f"{package.source}: {error}")
+            problems.add(package.path, f"{package.path}: {error}")
             if error.code not in LATER:
                 return None
             await asyncio.sleep(SUBMIT_RETRY_S)
             for artifact in package.artifacts:
                 artifact.content.seek(0)
         else:
-            problems.mended(package.source)
+            problems.mended(package.path)
             return begun
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+import structlog
 
 from understudy.adapters.artifacts import DirectoryStore
 from understudy.adapters.task_groups import ungrouped
@@ -25,8 +26,9 @@ from understudy.controller.requests import (
 )
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
-from understudy.core.controller.manifests import is_behind, noted
+from understudy.core.controller.manifests import is_behind, left_alone, noted
 from understudy.core.controller.profiles import without_disturbance
+from understudy.core.controller.promises import check_promises
 from understudy.core.controller.signature import common_signature
 from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
@@ -38,6 +40,7 @@ from understudy.wire.records import AppVersion, Variant
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 Note = Callable[[ev.Note], None]
 FINISHED = ("ready", "failed", "kept")
+log = structlog.get_logger()
 LOST = "the controller restarted; deploy again"
 
 
@@ -51,6 +54,8 @@ class Deployment(msgspec.Struct):
     done: int = 0
     total: int = 0
     message: str = ""
+    warnings: tuple[str, ...] = ()  # of one that goes on all the same
+    traceback: str = ""  # of the model's own code, where that is what failed
 
 
 class Coming(NamedTuple):
@@ -58,6 +63,7 @@ class Coming(NamedTuple):
 
     stand_ins: tuple[str, ...]
     decided: asyncio.Event
+    digests: frozenset[str]
 
 
 class Deployments:
@@ -83,6 +89,7 @@ class Deployments:
         self._spawn = spawn
         self._profiles: dict[str, Measured] = {}
         self._known: dict[str, Deployment] = {}
+        self._unread_s: dict[str, float] = {}  # deployment -> loop time of its end, until somebody asks
         self._give_up_s: dict[str, float] = {}  # deployment -> loop time; while placing
         self._coming: dict[str, Coming] = {}  # by app; until their version is committed, or never will be
         self._next = 1
@@ -108,14 +115,14 @@ class Deployments:
             raise UnderstudyError(
                 Code.NOT_FOUND, f"no deployment {id!r}; finished ones are forgotten in time or at a restart"
             )
+        self._unread_s.pop(id, None)
         return self._known[id]
 
     def running(self, app: str) -> Deployment | None:
         return next((d for d in self._known.values() if d.app == app and d.state not in FINISHED), None)
 
     def start(self, request: AppRequest, manifest: str = "", *, if_changed: bool = False) -> Deployment:
-        """Begin. `manifest`: the path of the file, if there is one. `if_changed`: only if that file changed
-        since it was deployed last.
+        """Begin; `if_changed`: only if the file at the path `manifest` changed since it was deployed last.
 
         Raises `InvalidArgument` naming the field, CONFLICT, BUSY or STORE_UNAVAILABLE.
         """
@@ -126,17 +133,15 @@ class Deployments:
         check_known(app, links | {name: coming.stand_ins for name, coming in self._coming.items()})
         other = self.running(request.name)
         if other is not None:
-            raise UnderstudyError(
-                Code.CONFLICT, f"{request.name} is being deployed already ({other.deployment})"
-            )
+            what = f"{request.name} is being deployed already ({other.deployment})"
+            raise UnderstudyError(Code.CONFLICT, what)
         self._forget_oldest()
         deployment = Deployment(f"d{self._machine.epoch}-{self._next}", request.name)
         deployment.total = len(request.variants)
         content = content_digest(request)
         books = self._machine.currents.get(request.name)
-        app = msgspec.structs.replace(
-            app, content=content, manifests=noted(books, manifest, content, self._tuning.manifests_max)
-        )
+        manifests = noted(books, manifest, content, self._tuning.manifests_max)
+        app = msgspec.structs.replace(app, content=content, manifests=manifests)
         current = self._machine.apps.get(request.name)
         if current and self._machine.releases[(current.app, current.version)].content == content:
             self._step(ev.ManifestNoted(app.app, app.manifests))
@@ -145,22 +150,25 @@ class Deployments:
             deployment.state = "ready"
             deployment.message = f"unchanged: this is version {current.version}, the current one"
         elif if_changed and is_behind(manifest, content, books, current):
-            deployment.version = current.version if current else 0
-            deployment.state = "kept"
-            what = f"version {current.version}, deployed since" if current else "removed"
-            deployment.message = f"left as it is: {what}; `understudy deploy` brings the manifest's"
+            deployment.version, deployment.state = (current.version if current else 0), "kept"
+            deployment.message = left_alone(current)
         elif not self._bookkeeper.status.ok:
-            raise UnderstudyError(
-                Code.STORE_UNAVAILABLE, f"nothing can be deployed now: {self._bookkeeper.status.error}"
-            )
+            what = f"nothing can be deployed now: {self._bookkeeper.status.error}"
+            raise UnderstudyError(Code.STORE_UNAVAILABLE, what)
         else:
             stored = StoredDeployment(deployment.deployment, request.name, content)
             self._bookkeeper.save({deployment_key(stored.id): stored}, ())
-            self._coming[app.app] = Coming(app.stand_ins, asyncio.Event())
+            digests = frozenset(variant.artifact.digest for variant in app.variants)
+            self._coming[app.app] = Coming(app.stand_ins, asyncio.Event(), digests)
             self._spawn(self._run(deployment, app))
         self._next += 1
         self._known[deployment.deployment] = deployment
         return deployment
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """Of artifacts of versions that are being measured."""
+        return frozenset().union(*(coming.digests for coming in self._coming.values()))
 
     def observe(self, now: float) -> None:
         """Finish what is placed. To be called after each step of the machine."""
@@ -204,6 +212,11 @@ class Deployments:
                 if name in self._coming:
                     await self._coming[name].decided.wait()
             app = _assembled(draft_app, measured)
+            try:
+                deployment.warnings = check_promises(app)
+            except InvalidArgument:
+                self._forget_profiles(draft_app)  # the node may have been disturbed: measured anew next time
+                raise
             check_signatures(app, self._machine.apps)
             # A peer may have told of later versions meanwhile.
             app = msgspec.structs.replace(app, version=self._machine.next_version(app.app))
@@ -211,7 +224,12 @@ class Deployments:
             release = Release(app, app.content)
             await self._bookkeeper.commit(*self._machine.release_records(release))
         except UnderstudyError as error:
+            deployment.traceback = error.traceback[-self._tuning.deployment_traceback_bytes_max :]
             self._fail(deployment, error.message)
+            return
+        except Exception as error:  # of ours: it ends this deployment, and nothing else
+            log.exception("deployment.broke", deployment=deployment.deployment, app=deployment.app)
+            self._fail(deployment, f"{type(error).__name__}; the controller's log has the details")
             return
         else:
             self._place(deployment, asyncio.get_running_loop().time())
@@ -238,15 +256,26 @@ class Deployments:
             try:
                 measured = await self._profiler.measure(app, variant.name)
             except UnderstudyError as error:
-                raise UnderstudyError(error.code, f"variant {variant.name!r}: {error.message}") from error
+                limit_mb = variant.memory_limit_mb
+                hint = f" (memory_limit_mb = {limit_mb:g})" if limit_mb and "memory" in error.message else ""
+                told = UnderstudyError(error.code, f"variant {variant.name!r}: {error.message}{hint}")
+                told.traceback = error.traceback
+                raise told from error
             self._profiles[key] = measured
             self._bookkeeper.save({key: measured}, ())
         return self._profiles[key]
+
+    def _forget_profiles(self, app: AppVersion) -> None:
+        keys = [profile_key(v.artifact.digest, measuring_method(app, v)) for v in app.variants]
+        for key in keys:
+            self._profiles.pop(key, None)
+        self._bookkeeper.save({}, keys)
 
     def _check_artifacts(self, request: AppRequest) -> None:
         for index, variant in enumerate(request.variants):
             artifact = variant.artifact
             field = f"variants[{index}].artifact"
+            self._artifacts.touch(artifact.digest)
             try:
                 size_bytes = self._artifacts.path(artifact.digest).stat().st_size
             except OSError:
@@ -265,20 +294,28 @@ class Deployments:
     def _fail(self, deployment: Deployment, reason: str) -> None:
         deployment.message = reason
         self._finish(deployment, "failed")
-        self._note(ev.Note("deployment.failed", f"{deployment.deployment}: {reason}", app=deployment.app))
+        data = {"traceback": deployment.traceback} if deployment.traceback else {}
+        message = f"{deployment.deployment}: {reason}"
+        self._note(ev.Note("deployment.failed", message, app=deployment.app, data=data))
 
     def _finish(self, deployment: Deployment, state: str) -> None:
         deployment.state = state
+        self._unread_s[deployment.deployment] = asyncio.get_running_loop().time()
         self._give_up_s.pop(deployment.deployment, None)
         self._bookkeeper.save({}, (deployment_key(deployment.deployment),))
 
     def _forget_oldest(self) -> None:
+        """Make room for one more: of those that ended, first what was read, then what nobody asked for."""
         if len(self._known) < self._tuning.deployments_max:
             return
-        oldest = next((id for id, d in self._known.items() if d.state in FINISHED), None)
-        if oldest is None:
+        ended = [id for id, d in self._known.items() if d.state in FINISHED]
+        oldest = next((id for id in ended if id not in self._unread_s), ended[0] if ended else None)
+        patience_s = self._tuning.deployment_memory_s
+        now = asyncio.get_running_loop().time()
+        if oldest is None or now - self._unread_s.get(oldest, now - patience_s) < patience_s:
             raise UnderstudyError(Code.BUSY, "too many deployments are in progress; try again later")
         del self._known[oldest]
+        self._unread_s.pop(oldest, None)
 
 
 def _assembled(app: AppVersion, measured: Mapping[str, Measured]) -> AppVersion:

@@ -20,10 +20,11 @@ from understudy.adapters.artifacts import DirectoryStore
 from understudy.adapters.links import FrameLink
 from understudy.adapters.store import Store
 from understudy.controller.bookkeeping import Bookkeeper
+from understudy.controller.collecting import Collector
 from understudy.controller.deployments import Deployments
 from understudy.controller.profiling import Profiler
 from understudy.controller.questions import Questions
-from understudy.controller.recovery import Recovery, informed
+from understudy.controller.recovery import informed
 from understudy.controller.solver import Solver
 from understudy.controller.status import ClusterStatus, cluster_status
 from understudy.controller.traffic import Traffic
@@ -83,9 +84,6 @@ class Controller:
         self.problems: tuple[str, ...] = ()  # what `up` could not do, in its words
         self.machine = ControllerMachine(config, memory, self._loop.time())
         self.bookkeeper = Bookkeeper(store, meta_revision, config.controller)
-        self.recovery = Recovery(
-            self.machine, self.artifacts, self._read_on, self._note, config.controller.artifacts_check_s
-        )
         self._profiler = Profiler(self._measuring_nodes, self._measure_on, config.controller)
         self.deployments = Deployments(
             config,
@@ -98,6 +96,8 @@ class Controller:
             tasks.create_task,
         )
         self.questions = Questions(config, name, self.machine, self.traffic)
+        notes = self._note, self._read_on
+        self._collector = Collector(config, self.machine, self.deployments, self.artifacts, *notes)
         self.step(ev.Started())
         self.deployments.recall(memory, self._loop.time())
 
@@ -107,7 +107,7 @@ class Controller:
             tasks.create_task(self.bookkeeper.run())
             tasks.create_task(self._publish())
             tasks.create_task(self._tick())
-            tasks.create_task(self.recovery.run())
+            tasks.create_task(self._collector.run())
 
     def accept(self) -> FrameLink:
         """A link for a peer that just connected."""
@@ -118,9 +118,10 @@ class Controller:
             link.close()
 
     def status(self) -> ClusterStatus:
-        remarks = [*self.problems, *self.recovery.missing.values()]
-        names = self._config.name, self._name
-        return cluster_status(self.machine, self.traffic, self.bookkeeper.status, *names, remarks)
+        whose = self._config.name, self._name, self._loop.time()
+        status = cluster_status(self.machine, self.traffic, self.bookkeeper.status, *whose)
+        status.warnings += [*self.problems, *self._collector.problems]
+        return status
 
     async def remove(self, app: str) -> None:
         """Raises NOT_FOUND, CONFLICT while it is being deployed, STORE_UNAVAILABLE."""

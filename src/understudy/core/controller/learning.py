@@ -145,7 +145,7 @@ def _learn_app(
         learned.releases |= {key: release for key, release in taken.items() if key not in releases}
         learned.currents[app] = CurrentVersion(top, top, manifests=versions[top].manifests)
         knew = f"the newest known here was {newest}" if newest else "it was not known here"
-        learned.notes.append(("app.recovered", f"version {top} is taken over from {source}; {knew}", app))
+        learned.notes.append(("app.taken_over", f"version {top} is taken over from {source}; {knew}", app))
     if current is None or not current.version:
         return
     key = (app, current.version)
@@ -153,7 +153,7 @@ def _learn_app(
         return
     if key not in releases:
         learned.releases[key] = taken[key]
-        learned.notes.append(("app.recovered", f"the record of version {key[1]} is back, by {source}", app))
+        learned.notes.append(("app.taken_over", f"the record of version {key[1]} is back, by {source}", app))
     elif not _same(releases[key].app, taken[key].app):
         ours, number = releases[key], max(newest, top) + 1
         learned.releases[key] = taken[key]

@@ -18,6 +18,7 @@ import msgspec
 from understudy.core.controller import events as ev
 from understudy.core.controller import learning, stored
 from understudy.core.controller.nodes import Nodes, Transition
+from understudy.core.controller.quarantine import Facts, Quarantine
 from understudy.core.controller.reasons import moves, what_changed, why
 from understudy.core.controller.stand_ins import mismatch
 from understudy.core.controller.stored import (
@@ -38,7 +39,7 @@ from understudy.core.controller.targets import (
 )
 from understudy.core.planning.plan import PlanInput
 from understudy.settings.cluster import ClusterConfig
-from understudy.wire.messages import NodeState, Target
+from understudy.wire.messages import Target
 from understudy.wire.records import AppVersion, Plan, Removal, RouteTable
 
 REVISIONS_PER_EPOCH = 1_000_000
@@ -60,7 +61,9 @@ class ControllerMachine:
         self.currents = memory.currents
         self.releases = memory.releases
         self.plan = memory.plan
-        self.quarantined = {key for key in memory.quarantined if self._is_current(*key[:2])}
+        self.quarantine = Quarantine(config.controller)
+        known = [record for key, record in memory.quarantined.items() if self._is_current(*key[:2])]
+        self.quarantine.recall(known, now)
         self.planning = False
         self.planning_error = ""
         self._plan_after_s = now
@@ -72,7 +75,6 @@ class ControllerMachine:
         self._stable: frozenset[str] = frozenset()
         self._activated: frozenset[tuple[str, str]] = frozenset()  # (app, replica), as reported last
         self._waits: dict[str, ReleaseWait] = {}  # of apps that gateways had something loaded for
-        self._lifted: dict[What, int] = {}  # -> revision of the first target without it
         self._effects: list[ev.Effect] = []
 
     def step(self, event: ev.Event, now: float) -> list[ev.Effect]:
@@ -91,11 +93,14 @@ class ControllerMachine:
                 for peer in self.hearing.tick(now):
                     self._welcome(peer)
                 self._node_changes(self.nodes.tick(now))
+                if self.quarantine.cases:
+                    self._judge(now)
                 self._consider_planning(now)
             case ev.StateReported(state):
                 self._node_changes(self.nodes.reported(state, now))
                 self._jump_ahead(state.target_revision)
-                self._take_quarantine(state)
+                if state.quarantined or self.quarantine.cases:
+                    self._judge(now)
             case ev.AgentHello(hello):
                 self._node_changes(self.nodes.hello(hello, now))
                 self.hearing.hello(("agent", hello.name), hello.revision, now)
@@ -108,7 +113,7 @@ class ControllerMachine:
                 self._jump_ahead(revision)
                 self._welcome(("gateway", name))
             case ev.HeldTold(role, name, held):
-                self._take_held(held, name)
+                self._take_held(held, name, now)
                 self.hearing.told((role, name))
                 self._welcome((role, name))
             case ev.Deployed(release):
@@ -152,6 +157,11 @@ class ControllerMachine:
         }
 
     @property
+    def quarantined(self) -> frozenset[What]:
+        """Variants of current versions that are kept off all nodes."""
+        return self.quarantine.keys
+
+    @property
     def settled(self) -> frozenset[str]:
         """Apps whose planned primaries are all ready; an app with a newer version than planned is not."""
         planned = dict(self.plan.facts.apps) if self.plan else {}
@@ -190,22 +200,21 @@ class ControllerMachine:
             self._note(change.kind, change.reason, node=change.node)
         return bool(changes)
 
-    def _take_quarantine(self, state: NodeState) -> None:
-        for key in state.quarantined:
-            app, version, variant = key
-            outdated = state.target_revision < self._lifted.get(key, 0)  # lifted, and it doesn't know yet
-            if key in self.quarantined or outdated or not self._is_current(app, version):
-                continue
-            self.quarantined.add(key)
-            self._save({stored.quarantine_key(*key): Quarantined(*key)}, reason="quarantine reported")
-            message = f"{variant} of version {version} crash-looped on {state.node}: not placed anywhere"
-            self._note("quarantine.recorded", message, app=app, node=state.node)
+    def _judge(self, now: float) -> None:
+        """Take in what crashes on the nodes."""
+        versions = {(app.app, app.version): app for app in self.apps.values()}
+        facts = Facts(self.nodes.by_name, versions, self.revision + 1)
+        for change in self.quarantine.look(facts, now):
+            self._note(change.kind, change.message, app=change.key[0])
+            key = stored.quarantine_key(*change.key)
+            if change.record is not None:
+                self._save({key: change.record}, reason=change.message)
+            elif change.kind == "quarantine.ended":
+                self._save({}, (key,), change.message)
 
     def _lift_quarantine(self, app: str, variant: str) -> None:
-        lifted = [key for key in self.quarantined if key[0] == app and key[2] == variant]
-        for key in lifted:
-            self.quarantined.remove(key)
-            self._lifted[key] = self.revision + 1
+        for key in sorted(key for key in self.quarantined if key[0] == app and key[2] == variant):
+            self.quarantine.lift(key, self.revision + 1)
             self._save({}, (stored.quarantine_key(*key),), "quarantine lifted by an operator")
             self._note("quarantine.cleared", f"{variant} may be placed again", app=app)
 
@@ -221,7 +230,7 @@ class ControllerMachine:
         self.currents[app.app] = CurrentVersion(app.version, app.version, manifests=app.manifests)
         for key in self._outdated(app.app, app.version):
             del self.releases[key]
-        self.quarantined = {key for key in self.quarantined if key[0] != app.app}
+        self.quarantine.forget(app.app)
         names = ", ".join(variant.name for variant in app.variants)
         self._note("app.deployed", f"version {app.version}: {names}", app=app.app)
 
@@ -234,7 +243,7 @@ class ControllerMachine:
     def _remove(self, app: str) -> None:
         self.currents[app] = self._removal(app)
         self.releases = {key: release for key, release in self.releases.items() if key[0] != app}
-        self.quarantined = {key for key in self.quarantined if key[0] != app}
+        self.quarantine.forget(app)
         self._note("app.removed", "removed by an operator", app=app)
 
     # Planning
@@ -399,7 +408,8 @@ class ControllerMachine:
             versions={key: release.app for key, release in self.releases.items()},
             nodes=self.nodes.by_name,
             stable=self._stable,
-            quarantined=frozenset(self.quarantined),
+            quarantined=self.quarantined,
+            asked=self.quarantine.asked,
             previous=self._previous(published),
         )
         removed = self._removals()
@@ -432,7 +442,7 @@ class ControllerMachine:
             self.table = msgspec.structs.replace(self.table, revision=self.revision)
         self._effects.append(ev.SendRoutes(self.table, name, f"gateway {name} connected"))
 
-    def _take_held(self, held: learning.Held, source: str) -> None:
+    def _take_held(self, held: learning.Held, source: str, now: float) -> None:
         self._jump_ahead(held.revision)
         learned = learning.learn(self.currents, self.releases, held, source)
         self.currents |= learned.currents
@@ -447,8 +457,9 @@ class ControllerMachine:
             self.currents[app] = learned.currents[app] = newest
         for what in held.quarantined:
             if what[0] in learned.currents and self._is_current(*what[:2]):
-                self.quarantined.add(what)
-                self._save({stored.quarantine_key(*what): Quarantined(*what)}, reason=f"as {source} knows")
+                record = Quarantined(*what, why=f"as {source} knows")
+                self.quarantine.recall([record], now)
+                self._save({stored.quarantine_key(*what): record}, reason=record.why)
         if self.plan is None:
             self.plan = learning.taken_over(held)
         for kind, message, app in learned.notes:
@@ -456,8 +467,8 @@ class ControllerMachine:
         records = learned.records()
         if records or gone:
             self._save(records, tuple(stored.release_key(*key) for key in gone), f"as {source} knows")
-        for record in records:
-            self.unreadable.pop(record, None)
+        for name in records:
+            self.unreadable.pop(name, None)
 
     def _jump_ahead(self, revision: int) -> None:
         """Go on behind the numbers of a life that we don't remember, deployments' numbers too."""

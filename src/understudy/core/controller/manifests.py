@@ -33,5 +33,11 @@ def is_behind(path: str, content: str, books: CurrentVersion | None, app: AppVer
     return app is None or not app.content
 
 
+def left_alone(app: AppVersion | None) -> str:
+    """What to tell of a manifest that is behind."""
+    what = f"version {app.version}, deployed since" if app else "removed"
+    return f"left as it is: {what}; `understudy deploy` brings the manifest's"
+
+
 def _key(path: str) -> str:
     return hashlib.sha256(path.encode()).hexdigest()[:16]

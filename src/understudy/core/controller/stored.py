@@ -72,6 +72,9 @@ class Quarantined(msgspec.Struct, frozen=True):
     app: str
     version: int
     variant: str
+    nodes: tuple[str, ...] = ()  # where it crashed again and again
+    why: str = ""
+    pauses: int = 0  # so far
 
 
 class StoredDeployment(msgspec.Struct, frozen=True):
@@ -88,7 +91,7 @@ class Memory(msgspec.Struct):
     currents: dict[str, CurrentVersion] = {}
     releases: dict[tuple[str, int], Release] = {}
     nodes: dict[str, StoredNode] = {}
-    quarantined: set[tuple[str, int, str]] = set()
+    quarantined: dict[tuple[str, int, str], Quarantined] = {}
     profiles: dict[str, Measured] = {}  # by key
     deployments: dict[str, StoredDeployment] = {}
     unreadable: dict[str, str] = {}  # key -> why; such a record stays in the store as it is
@@ -167,7 +170,7 @@ def _recall(memory: Memory, key: str, value: bytes) -> None:
             memory.nodes[name] = node
         case ["quarantine", _, _, _]:
             entry = _decode(value, Quarantined)
-            memory.quarantined.add((entry.app, entry.version, entry.variant))
+            memory.quarantined[(entry.app, entry.version, entry.variant)] = entry
         case ["profiles", _, _]:
             memory.profiles[key] = _decode(value, Measured)
         case ["deployments", id]:
