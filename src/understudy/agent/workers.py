@@ -192,6 +192,7 @@ class Workers:
                 options=(BRIEF_OPTIONS.get(variant.runtime, {}) if effect.brief else {}) | variant.options,
                 inputs=app.inputs,
                 outputs=app.outputs,
+                finite=app.finite,
                 batching=app.batching,
                 probe=app.probe,
                 queue_rows_max=self._config.worker.queue_rows_max,

@@ -31,6 +31,7 @@ class Deployment(msgspec.Struct):
     app: str = ""
     version: int = 0
     deployment: str | int = ""
+    notes: tuple[str, ...] = ()  # what was found to be other than a file or the manifest says
 
     @property
     def finished(self) -> bool:
@@ -214,6 +215,8 @@ def run_deploy(control: Servers, path: Path, output: Output, wait_s: float | Non
         output.data({"deployments": finished})
     else:
         for deployment in finished:
+            for note in deployment.notes:
+                output.stdout.print(f"{deployment.app}: note: {note}", markup=False, soft_wrap=True)
             output.stdout.print(sentence(deployment), markup=False, soft_wrap=True)
     return not any(d.state == "failed" for d in finished)
 

@@ -17,7 +17,7 @@ import msgspec
 
 from understudy.cli.exits import CommandError
 from understudy.config import load_manifest
-from understudy.settings.manifest import AppManifest, VariantManifest
+from understudy.settings.manifest import AppManifest, OutputsSettings, VariantManifest
 from understudy.wire.errors import Code, ConfigError
 from understudy.wire.records import ArtifactRef
 
@@ -81,13 +81,21 @@ def pack(manifest_path: Path) -> Package:
             ref = _refer(content, path)
             artifacts.setdefault(ref.digest, Artifact(ref, content))
             variants.append({**_plain(variant), "artifact": msgspec.to_builtins(ref)})
-        description = {**_plain(manifest), "variants": variants}
+        description = {**_plain(manifest), **_outputs(manifest), "variants": variants}
         return Package(description, tuple(artifacts.values()), opened.pop_all())
 
 
 def _plain(settings: AppManifest | VariantManifest) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(settings)
     return plain
+
+
+def _outputs(manifest: AppManifest) -> dict[str, Any]:
+    """`outputs` as the control API takes them: a list, and what is true for all beside it."""
+    outputs = manifest.outputs
+    if not isinstance(outputs, OutputsSettings):
+        return {}
+    return {"outputs": msgspec.to_builtins(outputs.tensors), "finite": outputs.finite.value}
 
 
 def _check_artifact(manifest_path: Path, field: str, variant: VariantManifest, path: Path) -> None:

@@ -18,6 +18,7 @@ from understudy.wire.records import (
     Batching,
     ClientRate,
     Criticality,
+    Finite,
     TensorSpec,
     Variant,
     fallback_mistake,
@@ -58,6 +59,7 @@ class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
     fallback: tuple[FallbackLink, ...] | None = None
+    finite: Finite = Finite.REQUIRED
 
 
 def check_request(request: AppRequest, config: ClusterConfig) -> None:
@@ -66,8 +68,6 @@ def check_request(request: AppRequest, config: ClusterConfig) -> None:
     for index, variant in enumerate(request.variants):
         if variant.name in names[:index]:
             raise InvalidArgument(f"variants[{index}].name: {variant.name!r} is used twice")
-        if variant.runtime == "onnx" and variant.artifact.format != "file":
-            raise InvalidArgument(f"variants[{index}].artifact.format: the onnx runtime takes a single file")
     longest_ms = config.gateway.admission.deadline_ms_max
     if request.deadline_ms > longest_ms:
         raise InvalidArgument(f"deadline_ms: the cluster's limit is {longest_ms:g} ms")
@@ -130,6 +130,7 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         static=request.static,
         probe=request.probe,
         fallback=DEFAULT_FALLBACK if request.fallback is None else request.fallback,
+        finite=request.finite,
     )
 
 
@@ -141,7 +142,8 @@ def content_digest(request: AppRequest) -> str:
 
 def measuring_method(app: AppVersion, variant: Variant) -> str:
     """Names everything but the artifact that a variant's profile depends on."""
-    return _digest((variant.runtime, variant.options, app.inputs, app.outputs, app.probe))[:16]
+    described = (variant.runtime, variant.options, app.inputs, app.outputs, app.probe, app.finite)
+    return _digest(described)[:16]
 
 
 def _digest(document: Any) -> str:

@@ -29,7 +29,7 @@ from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer
 
 if TYPE_CHECKING:
-    from understudy.wire.records import AppVersion
+    from understudy.wire.records import AppVersion, TensorSpec
 
 CONTENT_ENCODING = b"content-encoding"
 JSON_LENGTH = answers.JSON_LENGTH.lower()
@@ -314,9 +314,15 @@ def model_metadata(spec: AppVersion) -> dict[str, Any]:
         "name": spec.app,
         "versions": [str(spec.version)],
         "platform": triton.platform(spec),
-        "inputs": [msgspec.to_builtins(tensor) for tensor in spec.inputs],
-        "outputs": [msgspec.to_builtins(tensor) for tensor in spec.outputs],
+        "inputs": [_tensor_metadata(tensor) for tensor in spec.inputs],
+        "outputs": [_tensor_metadata(tensor) for tensor in spec.outputs],
     }
+
+
+def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+    more = {"optional": True} if spec.optional else {"labels": spec.labels} if spec.labels else None
+    return metadata | {"parameters": more} if more else metadata
 
 
 def _app_status(app: App) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def platform(spec: AppVersion) -> str:
 
 def configuration(spec: AppVersion) -> dict[str, Any]:
     """As Triton's ModelConfig in JSON. `dims` lack the batch dimension where there is one."""
-    batched = all(tensor.shape[:1] == (-1,) for tensor in spec.inputs + spec.outputs)
+    needed = [tensor for tensor in spec.inputs if not tensor.optional]
+    batched = bool(needed) and all(tensor.shape[:1] == (-1,) for tensor in (*needed, *spec.outputs))
     content = {
         "name": spec.app,
         "platform": platform(spec),
@@ -56,7 +57,8 @@ def configuration(spec: AppVersion) -> dict[str, Any]:
 def _tensor(spec: TensorSpec, batched: bool) -> dict[str, Any]:
     datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
     dims = spec.shape[1:] if batched else spec.shape
-    return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims}
+    more = {"optional": True} if spec.optional else {}
+    return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims, **more}
 
 
 def statistics(apps: Iterable[App], now: float, now_unix_s: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from understudy.settings import (
     Positive,
     Settings,
 )
-from understudy.wire.records import Criticality
+from understudy.wire.records import Criticality, Finite
 
 
 class VariantManifest(Settings, frozen=True):
@@ -35,6 +35,19 @@ class TensorSettings(Settings, frozen=True):
     name: str
     datatype: Datatype
     shape: tuple[Annotated[int, Meta(ge=-1)], ...]  # -1: any length
+
+
+class OutputSettings(TensorSettings, frozen=True):
+    """An output, where the runtime doesn't know it from the model itself."""
+
+    finite: Finite = Finite.REQUIRED  # "allowed": NaN and infinity may come; in JSON they are null
+
+
+class OutputsSettings(Settings, frozen=True):
+    """What is true for all outputs."""
+
+    finite: Finite = Finite.REQUIRED  # "allowed": NaN and infinity may come; in JSON they are null
+    tensors: tuple[OutputSettings, ...] = ()
 
 
 class ClientRateSettings(Settings, frozen=True):
@@ -64,7 +77,7 @@ class AppManifest(Settings, frozen=True):
     client_rate: ClientRateSettings | None = None
     requests_per_s: NonNegative = 0.0  # expected of all clients; 0: not stated, so it takes no compute
     inputs: tuple[TensorSettings, ...] = ()
-    outputs: tuple[TensorSettings, ...] = ()
+    outputs: tuple[OutputSettings, ...] | OutputsSettings = ()  # [[outputs]], or [outputs] for all of them
     batching: BatchingSettings = BatchingSettings()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None

@@ -30,6 +30,7 @@ from understudy.wire.records import (
     Contingency,
     Device,
     Event,
+    Finite,
     Profile,
     Role,
     RouteTable,
@@ -138,6 +139,7 @@ class Load(msgspec.Struct):
     probe: dict[str, Any] | None = None
     queue_rows_max: int = 256
     measure_latency_runs: int = 1  # inferences timed after loading; 1: the mandatory first one
+    finite: Finite = Finite.REQUIRED
 
 
 class Loaded(msgspec.Struct):
@@ -150,6 +152,7 @@ class Loaded(msgspec.Struct):
     memory_mb: float
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...] = ()  # what was found to be other than the file or the manifest says
 
 
 class Probe(msgspec.Struct):
@@ -272,6 +275,7 @@ class Measured(msgspec.Struct):
     profile: Profile
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...] = ()  # as in `Loaded`
 
 
 class Report(msgspec.Struct):

@@ -112,6 +112,7 @@ class InputRule:
         self.dynamic = any(length == -1 for length in spec.shape[1:])
         self._datatype = spec.datatype
         self._pattern = spec.shape
+        self._any_shape = spec.hint
         self._dtype = DATATYPES[spec.datatype]
         self._float = spec.datatype in FLOATS
         self._fitting: list[int] | None = None  # the shape that was found to fit last
@@ -172,19 +173,21 @@ class InputRule:
             if self._pattern[dimension] == -1:
                 shape[dimension] = len(content) // max(1, prod(shape) * item_bytes(self._datatype))
                 break
+        if 0 in shape and 0 not in self._pattern:  # more likely cut off than meant
+            raise self._wrong(f"shape {show_shape(shape)} doesn't fit {show_shape(self._pattern)}")
         return self.read_binary(self._datatype, shape, content)
 
     def _check(self, datatype: str, shape: list[int]) -> None:
         if datatype != self._datatype:
             raise self._wrong(f"datatype {shown(datatype)} is not the model's '{self._datatype}'")
         if shape != self._fitting:
-            if not fits(shape, self._pattern):
+            if not self._any_shape and not fits(shape, self._pattern, length_min=0):
                 raise self._wrong(f"shape {show_shape(shape)} doesn't fit {show_shape(self._pattern)}")
             self._fitting = shape
 
     def _read_nested(self, tensor: ReadTensor, flat_error: Exception) -> Array:
         depth = _depth(tensor.data)
-        rank = len(self._pattern)
+        rank = len(tensor.shape)
         if depth <= 1:
             raise self._wrong(_readable(flat_error)) from flat_error
         if depth != rank:

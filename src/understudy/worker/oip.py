@@ -327,10 +327,18 @@ def encode_probe(probe: dict[str, Any] | None, inputs: tuple[TensorSpec, ...]) -
     """`probe` as a request body; without one, zeros of the declared shapes."""
     if probe is not None:
         return _encode(probe)
-    tensors = []
-    for spec in inputs:
-        array = zeros(spec)
-        tensors.append(_WrittenTensor(spec.name, spec.datatype, array.shape, _flat_list(spec.name, array)))
+    return encode_tensors({spec.name: zeros(spec) for spec in inputs if not spec.optional}, inputs)
+
+
+def encode_tensors(arrays: dict[str, Array], inputs: tuple[TensorSpec, ...]) -> bytes:
+    """A request body with those of `inputs` that `arrays` has."""
+    tensors = [
+        _WrittenTensor(
+            spec.name, spec.datatype, arrays[spec.name].shape, _flat_list(spec.name, arrays[spec.name])
+        )
+        for spec in inputs
+        if spec.name in arrays
+    ]
     return _encode({"inputs": tensors})
 
 

@@ -97,7 +97,7 @@ class Replica:
             link.fail(stream, _out_of_memory("decode the request"))
             return
         waiting = Waiting(link, stream, request, now, now + infer.timeout_us / 1e6, False)
-        if not self._batcher.add(waiting, request.rows, request.key, now):
+        if not self._batcher.add(waiting, request.rows or 1, request.key, now):
             link.fail(stream, _busy(self._batcher.rows))
         elif not self._pump_due:
             self._schedule()

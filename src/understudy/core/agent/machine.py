@@ -238,7 +238,7 @@ class AgentMachine:
             return
         profile = Profile(loaded.base_mb, loaded.memory_mb, loaded.load_ms, loaded.latency_ms, self._node)
         self._effects.append(
-            ev.AnswerMeasure(replica.asker, Measured(profile, loaded.inputs, loaded.outputs))
+            ev.AnswerMeasure(replica.asker, Measured(profile, loaded.inputs, loaded.outputs, loaded.notes))
         )
         self._release(replica)
 
