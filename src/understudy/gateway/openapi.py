@@ -259,10 +259,18 @@ def _description_schemas() -> Json:
             "name": TEXT,
             "datatype": _ref("Datatype"),
             "shape": _array({"type": "integer", "minimum": -1}),
-        }
+            "optional": {"const": True, "description": "of an input that a request may leave out"},
+        },
+        "optional",
     )
     configured = _object(
-        {"name": TEXT, "data_type": TEXT, "dims": _array({"type": "integer", "minimum": -1})}
+        {
+            "name": TEXT,
+            "data_type": TEXT,
+            "dims": _array({"type": "integer", "minimum": -1}),
+            "optional": {"const": True},
+        },
+        "optional",
     )
     ready: Json = {"const": True}
     not_ready: Json = {"ready": {"const": False}, "error": TEXT}

@@ -56,7 +56,8 @@ def configuration(spec: AppVersion) -> dict[str, Any]:
 def _tensor(spec: TensorSpec, batched: bool) -> dict[str, Any]:
     datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
     dims = spec.shape[1:] if batched else spec.shape
-    return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims}
+    optional = {"optional": True} if spec.optional else {}
+    return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims, **optional}
 
 
 def statistics(apps: Iterable[App], now: float, now_unix_s: float) -> dict[str, Any]:

@@ -28,12 +28,16 @@ class Role(StrEnum):
     CONTINGENCY = "contingency"
 
 
-class TensorSpec(msgspec.Struct, frozen=True):
-    """Name, datatype (a name of `tensors.DATATYPES`) and shape; -1 stands for any length."""
+class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Name, datatype (a name of `tensors.DATATYPES`) and shape; -1 stands for any length.
+
+    An `optional` input may be left out of a request. Nothing but true is ever written down.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    optional: bool = False
 
 
 class ArtifactRef(msgspec.Struct, frozen=True):

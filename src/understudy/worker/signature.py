@@ -24,7 +24,8 @@ def agree(load: Load, runtime: Runtime) -> Signature:
     """The signature that app and model share. Raises LOAD_FAILED naming the tensor they disagree about."""
     inputs = _merge("input", load.inputs, runtime.inputs)
     if load.inputs:
-        undeclared = {spec.name for spec in runtime.inputs} - {spec.name for spec in load.inputs}
+        needed = {spec.name for spec in runtime.inputs if not spec.optional}
+        undeclared = needed - {spec.name for spec in load.inputs}
         if undeclared:
             raise load_failed(f"the model needs an input {min(undeclared)!r} that the app doesn't declare")
     return Signature(inputs, _merge("output", load.outputs, runtime.outputs))
@@ -70,7 +71,9 @@ def _merge_spec(what: str, declared: TensorSpec, own: TensorSpec) -> TensorSpec:
             f"{what} {declared.name!r} is declared as {declared.datatype} {show_shape(declared.shape)}, "
             f"the model has {own.datatype} {show_shape(own.shape)}"
         )
+    if declared.optional and not own.optional:
+        raise load_failed(f"{what} {declared.name!r} is declared as optional, but the model needs it")
     shape = tuple(
         theirs if ours == -1 else ours for ours, theirs in zip(declared.shape, own_shape, strict=True)
     )
-    return TensorSpec(declared.name, declared.datatype, shape)
+    return TensorSpec(declared.name, declared.datatype, shape, declared.optional)

@@ -15,7 +15,8 @@ def common_signature(measured: Mapping[str, Measured]) -> Signature:
     """(inputs, outputs) that hold for every variant, from what each said of itself.
 
     A length that one variant fixes and another leaves open (-1) is fixed for inputs, which must suit all,
-    and open for outputs. Raises `InvalidArgument` naming two variants that a client could tell apart.
+    and open for outputs. An input is optional if it is for all. Raises `InvalidArgument` naming two variants
+    that a client could tell apart.
     """
     (first, reference), *others = measured.items()
     inputs, outputs = reference.inputs, reference.outputs
@@ -38,7 +39,8 @@ def _merged_tensor(side: str, one: TensorSpec, other: TensorSpec, names: tuple[s
     shape = [_merged_length(side, a, b) for a, b in zip(one.shape, other.shape, strict=False)]
     if one.datatype != other.datatype or len(one.shape) != len(other.shape) or None in shape:
         raise _differ(side, names, _listed((one,)), _listed((other,)))
-    return TensorSpec(one.name, one.datatype, tuple(length for length in shape if length is not None))
+    lengths = tuple(length for length in shape if length is not None)
+    return TensorSpec(one.name, one.datatype, lengths, one.optional and other.optional)
 
 
 def _merged_length(side: str, one: int, other: int) -> int | None:
@@ -51,7 +53,12 @@ def _merged_length(side: str, one: int, other: int) -> int | None:
 
 
 def _listed(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(f"{s.name} {s.datatype}[{','.join(map(str, s.shape))}]" for s in specs) or "none"
+    return ", ".join(map(_shown, specs)) or "none"
+
+
+def _shown(spec: TensorSpec) -> str:
+    optional = " (optional)" if spec.optional else ""
+    return f"{spec.name} {spec.datatype}[{','.join(map(str, spec.shape))}]{optional}"
 
 
 def _differ(side: str, names: tuple[str, str], ours: str, theirs: str) -> InvalidArgument:
