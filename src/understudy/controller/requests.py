@@ -80,6 +80,9 @@ def check_request(request: AppRequest, config: ClusterConfig) -> None:
     rate = request.client_rate
     if rate is not None and (rate.requests_per_s <= 0 or rate.burst < 1):
         raise InvalidArgument("client_rate: requests_per_s must be positive and burst at least 1")
+    for index, output in enumerate(request.outputs):
+        if output.optional:
+            raise InvalidArgument(f"outputs[{index}].optional: only inputs can be left out")
     _check_tensors("static.outputs", request.static, "outputs")
     _check_tensors("probe.inputs", request.probe, "inputs")
 

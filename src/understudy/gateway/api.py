@@ -321,8 +321,11 @@ def model_metadata(spec: AppVersion) -> dict[str, Any]:
 
 def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
     metadata: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
-    more = {"optional": True} if spec.optional else {"labels": spec.labels} if spec.labels else None
-    return metadata | {"parameters": more} if more else metadata
+    if spec.optional:
+        metadata["optional"] = True
+    if spec.labels:
+        metadata["labels"] = spec.labels
+    return metadata
 
 
 def _app_status(app: App) -> dict[str, Any]:

@@ -38,8 +38,7 @@ def platform(spec: AppVersion) -> str:
 
 def configuration(spec: AppVersion) -> dict[str, Any]:
     """As Triton's ModelConfig in JSON. `dims` lack the batch dimension where there is one."""
-    needed = [tensor for tensor in spec.inputs if not tensor.optional]
-    batched = bool(needed) and all(tensor.shape[:1] == (-1,) for tensor in (*needed, *spec.outputs))
+    batched = bool(spec.inputs) and all(tensor.shape[:1] == (-1,) for tensor in spec.inputs + spec.outputs)
     content = {
         "name": spec.app,
         "platform": platform(spec),

@@ -35,6 +35,7 @@ class TensorSettings(Settings, frozen=True):
     name: str
     datatype: Datatype
     shape: tuple[Annotated[int, Meta(ge=-1)], ...]  # -1: any length
+    optional: bool = False  # inputs only: requests may leave it out, and so may what `predict` is given
 
 
 class OutputSettings(TensorSettings, frozen=True):

@@ -35,8 +35,11 @@ class Finite(StrEnum):
     ALLOWED = "allowed"
 
 
-class TensorSpec(msgspec.Struct, frozen=True):
-    """Name, datatype (a name of `tensors.DATATYPES`) and shape; -1 stands for any length."""
+class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Name, datatype (a name of `tensors.DATATYPES`) and shape; -1 stands for any length.
+
+    Nothing but what differs from the defaults is ever written down.
+    """
 
     name: str
     datatype: str

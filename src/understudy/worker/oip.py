@@ -123,6 +123,7 @@ class Codec:
         self._version = str(version)
         self._rules = {spec.name: InputRule(spec) for spec in inputs}
         self._dynamic = [rule.spec.name for rule in self._rules.values() if rule.dynamic]
+        self._required = [spec.name for spec in inputs if not spec.optional]
         self._outputs = {spec.name: spec.datatype for spec in outputs}
         self._all_json = tuple(Output(spec.name) for spec in outputs)
         self._all_binary = tuple(Output(spec.name, binary=True) for spec in outputs)
@@ -198,11 +199,20 @@ class Codec:
 
     def checked(self, arrays: dict[str, Array], id: str | None, outputs: tuple[Output, ...]) -> Request:
         """The request with these inputs, each of which has been checked alone."""
+        key: Hashable = ()
         if len(arrays) != len(self._rules):
-            missing = ", ".join(repr(name) for name in self._rules if name not in arrays)
-            raise InvalidArgument(f"missing input: {missing}")
-        key = tuple(arrays[name].shape[1:] for name in self._dynamic) if self._dynamic else ()
+            key = self._given(arrays)
+        elif self._dynamic:
+            key = tuple([arrays[name].shape[1:] for name in self._dynamic])
         return Request(arrays, self._rows(arrays) if self._batched else 1, key, id, outputs)
+
+    def _given(self, arrays: dict[str, Array]) -> Hashable:
+        """The key of a request that leaves inputs out: only those with the same inputs share a batch."""
+        missing = ", ".join(repr(name) for name in self._required if name not in arrays)
+        if missing:
+            raise InvalidArgument(f"missing input: {missing}")
+        given = [(name, arrays[name].shape[1:]) for name in self._rules if name in arrays]
+        return "given", *given
 
     def encode(
         self, outputs: dict[str, Array], requests: Sequence[Request], rows: int
@@ -260,7 +270,7 @@ class Codec:
                     f"input {shown(name)}: has {len(array)} rows, input {shown(first)} has {rows}"
                 )
             rows = len(array)
-        return rows
+        return rows or 1  # all inputs are optional, and none was given
 
     def _requested(self, outputs: list[RequestedOutput] | None, parameters: Parameters) -> tuple[Output, ...]:
         binary_data = _flag("parameters", parameters, "binary_data_output", False)
@@ -324,7 +334,7 @@ def refuse_shared_memory(who: str, parameters: Parameters) -> None:
 
 
 def encode_probe(probe: dict[str, Any] | None, inputs: tuple[TensorSpec, ...]) -> bytes:
-    """`probe` as a request body; without one, zeros of the declared shapes."""
+    """`probe` as a request body; without one, zeros of the declared shapes for what must be given."""
     if probe is not None:
         return _encode(probe)
     return encode_tensors({spec.name: zeros(spec) for spec in inputs if not spec.optional}, inputs)

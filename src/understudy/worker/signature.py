@@ -24,8 +24,7 @@ class Signature(NamedTuple):
     @property
     def batched(self) -> bool:
         """Whether dimension 0 of every tensor can have any length, so that it counts rows."""
-        needed = [spec for spec in self.inputs if not spec.optional]
-        return bool(needed) and all(spec.shape[:1] == (-1,) for spec in (*needed, *self.outputs))
+        return bool(self.inputs) and all(spec.shape[:1] == (-1,) for spec in self.inputs + self.outputs)
 
     def unpromised(self) -> Signature:
         """The same with no output's shape enforced: to see what comes."""
@@ -86,6 +85,8 @@ def _merge_output(declared: TensorSpec, own: TensorSpec) -> TensorSpec:
 
 def _merge_input(declared: TensorSpec, own: TensorSpec) -> TensorSpec:
     """The narrower of both shapes. Raises LOAD_FAILED if no tensor could fit both."""
+    if declared.optional and not own.optional:
+        raise load_failed(f"input {declared.name!r} is declared as optional, but the model needs it")
     shape = declared.shape
     if not own.hint:
         if len(shape) != len(own.shape):
@@ -94,7 +95,7 @@ def _merge_input(declared: TensorSpec, own: TensorSpec) -> TensorSpec:
         if any(ours != theirs and -1 not in (ours, theirs) for ours, theirs in pairs):
             raise _disagreement("input", declared, own)
         shape = tuple(theirs if ours == -1 else ours for ours, theirs in pairs)
-    return msgspec.structs.replace(declared, shape=shape, optional=own.optional)
+    return msgspec.structs.replace(declared, shape=shape)
 
 
 def _disagreement(what: str, declared: TensorSpec, own: TensorSpec) -> Exception:

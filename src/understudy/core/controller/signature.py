@@ -70,7 +70,12 @@ def _merged_length(side: str, one: int, other: int) -> int | None:
 
 
 def _listed(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(f"{s.name} {s.datatype}[{','.join(map(str, s.shape))}]" for s in specs) or "none"
+    return ", ".join(map(_shown, specs)) or "none"
+
+
+def _shown(spec: TensorSpec) -> str:
+    optional = " (optional)" if spec.optional else ""
+    return f"{spec.name} {spec.datatype}[{','.join(map(str, spec.shape))}]{optional}"
 
 
 def _differ(side: str, names: tuple[str, str], ours: str, theirs: str) -> InvalidArgument:

@@ -95,10 +95,8 @@ class OnnxRuntime:
         for value in session.get_outputs():
             found = tensor_spec(value, output=True) or maps_of(value)
             if found is None:
-                left_out.append(
-                    f"output {value.name!r} is a {value.type}, which can't be served, and is left out; to have "
-                    "it, export it as a tensor"
-                )
+                what = f"output {value.name!r} is a {value.type}, which can't be served"
+                left_out.append(f"{what}, and is left out; to have it, export it as a tensor")
             else:
                 self._outputs[value.name] = found
         if not self._outputs:
