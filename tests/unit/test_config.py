@@ -188,7 +188,7 @@ MANIFEST_REFUSALS = [
     ),
     pytest.param(
         f'name = "digits"\n{VARIANT.replace("onnx", "tensorflow", 1)}',
-        "variants[0].runtime: invalid enum value 'tensorflow'",
+        "variants[0]: unknown runtime 'tensorflow'; known: onnx, python",
         id="runtime",
     ),
     pytest.param(

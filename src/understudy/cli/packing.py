@@ -8,21 +8,21 @@ import os
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
 import msgspec
 
+from understudy.cli.contents import contents, not_a_model
 from understudy.cli.exits import CommandError
 from understudy.config import load_manifest
-from understudy.settings.manifest import AppManifest, OutputsSettings, VariantManifest
+from understudy.settings.manifest import AppManifest, VariantManifest
 from understudy.wire.errors import Code, ConfigError
 from understudy.wire.records import ArtifactRef
 
 VARIANTS = re.compile(r"^\s*(\[\[variants\]\]|variants\s*=)", re.MULTILINE)
-PYTHON_ENTRY = "model.py"  # what a directory of the python runtime must hold
 
 
 class Artifact(NamedTuple):
@@ -77,25 +77,18 @@ def pack(manifest_path: Path) -> Package:
         for index, variant in enumerate(manifest.variants):
             path = manifest_path.parent / variant.artifact
             _check_artifact(manifest_path, f"variants[{index}].artifact", variant, path)
-            content = opened.enter_context(_pack_directory(path) if path.is_dir() else _open_file(path))
-            ref = _refer(content, path)
+            files = contents(path, variant.runtime)
+            content = opened.enter_context(_pack(path, files) if files else _open_file(path))
+            ref = _refer(content, path, packed=bool(files))
             artifacts.setdefault(ref.digest, Artifact(ref, content))
             variants.append({**_plain(variant), "artifact": msgspec.to_builtins(ref)})
-        description = {**_plain(manifest), **_outputs(manifest), "variants": variants}
+        description = {**_plain(manifest), "variants": variants}
         return Package(description, tuple(artifacts.values()), opened.pop_all())
 
 
 def _plain(settings: AppManifest | VariantManifest) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(settings)
     return plain
-
-
-def _outputs(manifest: AppManifest) -> dict[str, Any]:
-    """`outputs` as the control API takes them: a list, and what is true for all beside it."""
-    outputs = manifest.outputs
-    if not isinstance(outputs, OutputsSettings):
-        return {}
-    return {"outputs": msgspec.to_builtins(outputs.tensors), "finite": outputs.finite.value}
 
 
 def _check_artifact(manifest_path: Path, field: str, variant: VariantManifest, path: Path) -> None:
@@ -105,10 +98,8 @@ def _check_artifact(manifest_path: Path, field: str, variant: VariantManifest, p
             f"{manifest_path}: {field}: {path} does not exist",
             "the path is relative to the manifest",
         )
-    if path.is_dir() and variant.runtime != "python":
-        raise ConfigError(f"{manifest_path}: {field}: {path} is a directory; {variant.runtime} takes a file")
-    if path.is_dir() and not (path / PYTHON_ENTRY).is_file():
-        raise ConfigError(f"{manifest_path}: {field}: {path} has no {PYTHON_ENTRY}")
+    if path.is_dir() and (mistake := not_a_model(path, variant.runtime)):
+        raise ConfigError(f"{manifest_path}: {field}: {path} {mistake}")
     if path.is_file() and path.stat().st_size == 0:
         raise ConfigError(f"{manifest_path}: {field}: {path} is empty")
 
@@ -120,13 +111,13 @@ def _open_file(path: Path) -> IO[bytes]:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
 
 
-def _pack_directory(path: Path) -> IO[bytes]:
+def _pack(path: Path, files: Mapping[str, Path]) -> IO[bytes]:
     content = tempfile.TemporaryFile()  # noqa: SIM115 - the package closes it
     try:
         with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for file in _files(path):
+            for name, file in files.items():
                 # Names and contents only: who packed it, when and where must not change the digest.
-                entry = tarfile.TarInfo(file.relative_to(path).as_posix())
+                entry = tarfile.TarInfo(name)
                 entry.size = file.stat().st_size
                 entry.mode = 0o755 if os.access(file, os.X_OK) else 0o644
                 with file.open("rb") as source:
@@ -137,19 +128,11 @@ def _pack_directory(path: Path) -> IO[bytes]:
     return content
 
 
-def _files(path: Path) -> Iterator[Path]:
-    for file in sorted(path.rglob("*"), key=lambda f: f.relative_to(path).as_posix()):
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(path).parts)
-        if file.is_file() and not hidden:
-            yield file
-
-
-def _refer(content: IO[bytes], path: Path) -> ArtifactRef:
+def _refer(content: IO[bytes], path: Path, *, packed: bool) -> ArtifactRef:
     content.seek(0)
     digest = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
     size_bytes = content.tell()
     content.seek(0)
-    packed = path.is_dir()
     return ArtifactRef(
         digest, size_bytes, f"{path.name}.tar" if packed else path.name, "tar" if packed else "file"
     )

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from understudy.settings import Count, FallbackLink, Fraction, Name, NonNegative, Positive
 from understudy.settings.cluster import ClusterConfig
+from understudy.settings.runtimes import check_runtime
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import (
     DEFAULT_FALLBACK,
@@ -34,11 +35,21 @@ class ArtifactRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 class VariantRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: Name
-    runtime: Literal["onnx", "python"]
+    runtime: Name
     artifact: ArtifactRequest
     accuracy: Fraction
     options: dict[str, Any] = {}
     memory_limit_mb: Positive | None = None
+
+    def __post_init__(self) -> None:
+        check_runtime(self.runtime)
+
+
+class OutputsRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What is true for all outputs."""
+
+    finite: Finite = Finite.REQUIRED
+    tensors: tuple[TensorSpec, ...] = ()
 
 
 class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -54,12 +65,17 @@ class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     client_rate: ClientRate | None = None
     requests_per_s: NonNegative = 0.0
     inputs: tuple[TensorSpec, ...] = ()
-    outputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] | OutputsRequest = ()
     batching: Batching = Batching()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
     fallback: tuple[FallbackLink, ...] | None = None
-    finite: Finite = Finite.REQUIRED
+
+    @property
+    def all_outputs(self) -> OutputsRequest:
+        """In one form."""
+        outputs = self.outputs
+        return outputs if isinstance(outputs, OutputsRequest) else OutputsRequest(tensors=outputs)
 
 
 def check_request(request: AppRequest, config: ClusterConfig) -> None:
@@ -80,7 +96,7 @@ def check_request(request: AppRequest, config: ClusterConfig) -> None:
     rate = request.client_rate
     if rate is not None and (rate.requests_per_s <= 0 or rate.burst < 1):
         raise InvalidArgument("client_rate: requests_per_s must be positive and burst at least 1")
-    for index, output in enumerate(request.outputs):
+    for index, output in enumerate(request.all_outputs.tensors):
         if output.optional:
             raise InvalidArgument(f"outputs[{index}].optional: only inputs can be left out")
     _check_tensors("static.outputs", request.static, "outputs")
@@ -114,6 +130,7 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         )
         for v in request.variants
     ]
+    outputs = request.all_outputs
     return AppVersion(
         app=request.name,
         version=version,
@@ -128,12 +145,12 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         client_rate=request.client_rate,
         requests_per_s=request.requests_per_s,
         inputs=request.inputs,
-        outputs=request.outputs,
+        outputs=outputs.tensors,
         batching=request.batching,
         static=request.static,
         probe=request.probe,
         fallback=DEFAULT_FALLBACK if request.fallback is None else request.fallback,
-        finite=request.finite,
+        finite=outputs.finite,
     )
 
 

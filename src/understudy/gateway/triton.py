@@ -12,12 +12,11 @@ from typing import Any, NoReturn
 import msgspec
 
 from understudy.core.gateway.rotation import App
+from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import AppVersion, TensorSpec
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
-PLATFORMS = {"onnx": "onnxruntime_onnx", "python": "python"}
-BACKENDS = {"onnx": "onnxruntime", "python": "python"}
 
 
 class _IndexRequest(msgspec.Struct):
@@ -33,7 +32,13 @@ _decode_load = msgspec.json.Decoder(_LoadRequest).decode
 
 
 def platform(spec: AppVersion) -> str:
-    return PLATFORMS.get(spec.full_size.runtime, spec.full_size.runtime)
+    name = spec.full_size.runtime
+    return RUNTIMES[name].platform if name in RUNTIMES else name
+
+
+def _backend(spec: AppVersion) -> str:
+    name = spec.full_size.runtime
+    return RUNTIMES[name].backend if name in RUNTIMES else name
 
 
 def configuration(spec: AppVersion) -> dict[str, Any]:
@@ -42,7 +47,7 @@ def configuration(spec: AppVersion) -> dict[str, Any]:
     content = {
         "name": spec.app,
         "platform": platform(spec),
-        "backend": BACKENDS.get(spec.full_size.runtime, spec.full_size.runtime),
+        "backend": _backend(spec),
         "version_policy": {"specific": {"versions": [spec.version]}},
         "max_batch_size": spec.batching.rows_max if batched else 0,
         "input": [_tensor(tensor, batched) for tensor in spec.inputs],

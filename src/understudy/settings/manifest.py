@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -17,16 +17,20 @@ from understudy.settings import (
     Positive,
     Settings,
 )
+from understudy.settings.runtimes import check_runtime
 from understudy.wire.records import Criticality, Finite
 
 
 class VariantManifest(Settings, frozen=True):
     name: Name
-    runtime: Literal["onnx", "python"]
-    artifact: str  # file, or directory with a model.py for the python runtime; relative to the manifest
+    runtime: Name  # onnx or python
+    artifact: str  # file, or directory with a model.onnx or model.py; relative to the manifest
     accuracy: Fraction
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     memory_limit_mb: Positive | None = None
+
+    def __post_init__(self) -> None:
+        check_runtime(self.runtime)
 
 
 class TensorSettings(Settings, frozen=True):
@@ -83,3 +87,9 @@ class AppManifest(Settings, frozen=True):
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
     fallback: tuple[FallbackLink, ...] | None = None  # default: smaller-variant, previous-version, static
+
+    @property
+    def all_outputs(self) -> OutputsSettings:
+        """In one form."""
+        outputs = self.outputs
+        return outputs if isinstance(outputs, OutputsSettings) else OutputsSettings(tensors=outputs)

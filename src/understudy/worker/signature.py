@@ -13,7 +13,7 @@ from understudy.worker.runtimes.contract import Runtime, load_failed
 
 Specs = tuple[TensorSpec, ...]
 
-# Old files list each weight as an input with a default. So many are offered to clients, more are weights.
+# Some exporters list each weight as an input with a default. So many are offered, more are weights.
 OPTIONAL_INPUTS_MAX = 16
 
 

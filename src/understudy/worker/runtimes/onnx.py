@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
@@ -127,12 +128,10 @@ class OnnxRuntime:
 def _model_file(path: Path) -> Path:
     if not path.is_dir():
         return path
-    files = sorted(path.glob("*.onnx"))
-    named = path / "model.onnx"
-    if named in files or len(files) == 1:
-        return named if named in files else files[0]
-    what = f"has {len(files)} .onnx files and none is model.onnx" if files else "has no .onnx file"
-    raise load_failed(f"the artifact {what}; a directory for the onnx runtime needs a model.onnx")
+    entry = RUNTIMES["onnx"].entry_in(file.name for file in path.iterdir())
+    if entry is None:
+        raise load_failed("the artifact is a directory without a model.onnx or just one other .onnx")
+    return path / entry
 
 
 def _providers(asked: tuple[str, ...], available: list[str]) -> list[str]:
