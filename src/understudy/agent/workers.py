@@ -27,6 +27,7 @@ from understudy.agent.spawner import Spawner
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
 from understudy.core.agent import events as ev
+from understudy.core.agent.replicas import request_memory_mb
 from understudy.settings.cluster import ClusterConfig, NodeConfig
 from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import Code, UnderstudyError
@@ -193,6 +194,9 @@ class Workers:
                 inputs=app.inputs,
                 outputs=app.outputs,
                 finite=app.finite,
+                request_memory_mb=request_memory_mb(variant, self._tuning),
+                memory_per_byte=variant.profile.memory_per_byte if variant.profile else 0.0,
+                output_per_byte=variant.profile.output_per_byte if variant.profile else 0.0,
                 batching=app.batching,
                 probe=app.probe,
                 queue_rows_max=self._config.worker.queue_rows_max,

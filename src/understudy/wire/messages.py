@@ -139,6 +139,9 @@ class Load(msgspec.Struct):
     probe: dict[str, Any] | None = None
     queue_rows_max: int = 256
     measure_latency_runs: int = 1  # inferences timed after loading; 1: the mandatory first one
+    request_memory_mb: float = 0.0  # for requests that are queued and running; 0: not limited
+    memory_per_byte: float = 0.0  # as in `Profile`
+    output_per_byte: float = 0.0
     finite: Finite = Finite.REQUIRED
 
 
@@ -153,6 +156,8 @@ class Loaded(msgspec.Struct):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     notes: tuple[str, ...] = ()  # what was found to be other than the file or the manifest says
+    memory_per_byte: float = 0.0  # as in `Profile`, and measured when memory is
+    output_per_byte: float = 0.0
 
 
 class Probe(msgspec.Struct):

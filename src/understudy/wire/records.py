@@ -67,6 +67,8 @@ class Profile(msgspec.Struct, frozen=True):
     load_ms: float  # Load sent -> first inference done
     latency_ms: float  # median of single-row inferences inside the worker
     measured_on: str = ""
+    memory_per_byte: float = 0.0  # of inputs: what an inference adds at its peak; 0: not measured
+    output_per_byte: float = 0.0  # of inputs
 
     @property
     def replica_mb(self) -> float:

@@ -190,7 +190,7 @@ class InputRule:
         rank = len(tensor.shape)
         if depth <= 1:
             raise self._wrong(_readable(flat_error)) from flat_error
-        if depth != rank:
+        if depth != rank and 0 not in tensor.shape:  # what follows an empty dimension can't be written
             raise self._wrong(f"data is nested {depth} deep; 1 (flat) or {rank} is valid")
         try:
             nested = _data_decoder(self._datatype, depth)(tensor.data)
@@ -200,6 +200,8 @@ class InputRule:
             array = self._array(nested)
         except ValueError as error:  # ragged
             raise self._wrong("nested data has rows of different lengths") from error
+        if not array.size and 0 in tensor.shape:
+            return array.reshape(tensor.shape)
         if array.shape != tuple(tensor.shape):
             got = show_shape(array.shape)
             raise self._wrong(f"nested data has shape {got}, not {show_shape(tensor.shape)}")

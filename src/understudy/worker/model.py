@@ -18,8 +18,10 @@ from understudy.adapters.memory import pss_mb
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.messages import Load, Loaded
 from understudy.wire.tensors import Array
+from understudy.worker.costs import ELEMENT_BYTES, Appetite, refuse_beyond
 from understudy.worker.guard import Guard
 from understudy.worker.oip import Request
+from understudy.worker.rehearsal.memory import appetite
 from understudy.worker.rehearsal.probes import Tried, no_probe_passed, note_of, probes
 from understudy.worker.rehearsal.shapes import corrected
 from understudy.worker.runtimes import make_runtime
@@ -58,8 +60,23 @@ class Model:
         self._guard = Guard(self.outputs, batched=self.batched)
         self._predict = runtime.predict
         self._axes = runtime.axes
+        self.appetite = Appetite()
+        if load.memory_per_byte:
+            self.appetite = Appetite(load.memory_per_byte, load.output_per_byte)
+        self.request_bytes_max = int(load.request_memory_mb * 2**20) // 2 or 2**62
+        self.codec.rows_may_differ = all(spec.hint for spec in self.outputs)
+        self.codec.decoded_bytes_max = self.request_bytes_max
+        self.codec.text_bytes = ELEMENT_BYTES * self.appetite.least
         self.probe = probe
         self.probe_s = 0.0  # shortest inference on the probe; measured by `load_model`
+
+    def cost(self, request: Request, body_bytes: int) -> int:
+        """Bytes that it takes until it is answered. Raises TOO_LARGE beyond what one request may."""
+        in_json = not request.protobuf and not request.outputs[0].binary
+        cost = self.appetite.of(request.inputs.values(), body_bytes, in_json=in_json)
+        if cost > self.request_bytes_max:
+            refuse_beyond(self.request_bytes_max, cost, "the request")
+        return cost
 
     def execute(self, requests: Sequence[Request]) -> list[Done]:
         """Run `requests` as one batch; if that fails, one by one, so that only the guilty one fails."""
@@ -145,6 +162,9 @@ def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
         median_ms = statistics.median(latencies_ms)
         model.probe_s = _warm_latency_s(model, min(latencies_ms))
         memory_mb = max(0.0, pss_mb() - base_mb) if profiling else 0.0
+        if profiling:
+            probe = model.codec.decode(model.probe).inputs
+            model.appetite = appetite(runtime.predict, probe, model.inputs)
     except MemoryError as error:
         raise UnderstudyError(Code.OUT_OF_MEMORY, f"{name}: not enough memory to load") from error
     except UnderstudyError as error:
@@ -154,7 +174,18 @@ def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
         raise load_failed(f"{name}: {describe(error)}") from error
     # What is alive now stays alive: later collections needn't look at it.
     gc.freeze()
-    return model, Loaded(load_ms, first_ms, median_ms, base_mb, memory_mb, model.inputs, model.outputs, notes)
+    return model, Loaded(
+        load_ms,
+        first_ms,
+        median_ms,
+        base_mb,
+        memory_mb,
+        model.inputs,
+        model.outputs,
+        notes,
+        model.appetite.per_byte,
+        model.appetite.output_per_byte,
+    )
 
 
 def _first(

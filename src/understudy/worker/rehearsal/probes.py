@@ -15,7 +15,7 @@ from understudy.worker.runtimes.contract import load_failed
 
 # Lengths of open dimensions beyond the first: kernels and windows want more than one.
 LENGTHS = (1, 8, 64)
-RANKS_TRIED = 4  # of an input whose rank nobody knows
+RANKS_TRIED = 8  # of inputs whose rank nobody knows
 ELEMENTS_MAX = 65_536  # a probe is decoded several times a second
 
 

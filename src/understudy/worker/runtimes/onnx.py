@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
 from understudy.worker.runtimes.contract import Axes, load_failed, options_as
-from understudy.worker.runtimes.onnx_values import Maps, maps_of, run_with_bf16, tensor_spec
+from understudy.worker.runtimes.onnx_values import Maps, from_bf16, maps_of, run_to_bf16, tensor_spec
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -75,10 +76,23 @@ class OnnxRuntime:
             raise load_failed(f"{providers[0]} could not start; list {_CPU} too to fall back to it")
         self._refusal = Refusal
         self._describe(session)
-        self._run = session.run
-        bf16 = {spec.name for spec in self.inputs if spec.datatype == "BF16"}
-        if bf16 or any(spec.datatype == "BF16" for spec in self.outputs):
-            self._run = lambda names, inputs: run_with_bf16(session, ort, names, inputs, bf16)
+        self._run = self._runner(session, ort)
+
+    def _runner(self, session: Any, ort: Any) -> Callable[[list[str], dict[str, Array]], list[Array]]:
+        """`session.run`, and around it what NumPy's lack of bfloat16 takes."""
+        run: Callable[[list[str], dict[str, Any]], list[Array]] = session.run
+        if any(spec.datatype == "BF16" for spec in self.outputs):
+            run = partial(run_to_bf16, session, ort)
+        bf16 = [spec.name for spec in self.inputs if spec.datatype == "BF16"]
+        if not bf16:
+            return run
+
+        def run_from_bf16(names: list[str], inputs: dict[str, Array]) -> list[Array]:
+            return run(
+                names, inputs | {name: from_bf16(ort, inputs[name]) for name in bf16 if name in inputs}
+            )
+
+        return run_from_bf16
 
     def _describe(self, session: Any) -> None:
         needed = session.get_inputs()

@@ -94,17 +94,18 @@ def maps_of(value: Any) -> Maps | None:
     return Maps(value.name, DATATYPE_OF[found[1]], rows=value.type.startswith("seq("))
 
 
-def run_with_bf16(
-    session: Any, ort: Any, names: list[str], inputs: dict[str, Array], bf16: set[str]
-) -> list[Any]:
-    """As `session.run`, with bfloat16, which NumPy lacks, among outputs or inputs (`bf16` names these)."""
-    values = {}
-    for name, array in inputs.items():
-        if name in bf16:
-            bits = np.frombuffer(to_raw("BF16", array), np.uint16).reshape(array.shape)
-            values[name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
-        else:
-            values[name] = ort.OrtValue.ortvalue_from_numpy(array)
+def from_bf16(ort: Any, array: Array) -> Any:
+    """As ONNX Runtime takes it: NumPy has no such type."""
+    bits = np.frombuffer(to_raw("BF16", array), np.uint16).reshape(array.shape)
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
+
+
+def run_to_bf16(session: Any, ort: Any, names: list[str], inputs: dict[str, Any]) -> list[Any]:
+    """As `session.run`, with bfloat16 among the outputs."""
+    values = {
+        name: ort.OrtValue.ortvalue_from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in inputs.items()
+    }
     return [_array_of(value) for value in session.run_with_ort_values(names, values)]
 
 
