@@ -191,7 +191,7 @@ class Codec:
             if tensor.parameters:
                 size = _binary_size(tensor, len(body) - binary_at)
                 if size is not None:
-                    self._refuse_many(tensor.shape if tensor.datatype == "BYTES" else [])
+                    self._refuse_many(tensor.datatype, tensor.shape, size)
                     arrays[name] = rule.read_binary(tensor.datatype, tensor.shape, body, binary_at, size)
                     binary_at += size
                     continue
@@ -204,10 +204,11 @@ class Codec:
             outputs = self._requested(parsed.outputs, parsed.parameters or {})
         return self.checked(arrays, parsed.id, outputs)
 
-    def _refuse_many(self, shape: list[int]) -> None:
+    def _refuse_many(self, datatype: str, shape: Sequence[int], size: int) -> None:
         """Texts in binary form: an element may be four bytes there."""
-        if shape:
-            needed = int(prod(shape) * self.text_bytes * len(self._rules))
+        if datatype == "BYTES":
+            count = min(prod(shape), size // 4)  # what claims more is refused for that
+            needed = int(count * self.text_bytes * len(self._rules))
             refuse_beyond(self.decoded_bytes_max, needed, "request body: decoding it")
 
     def _whole(self, body: Buffer) -> Request:

@@ -74,7 +74,7 @@ class Codec(oip.Codec):
                 raise InvalidArgument(f"input {shown(tensor.name)}: has both contents and raw_input_contents")
             start, end = spans[index]
             shape = list(tensor.shape)
-            self._refuse_many(shape if tensor.datatype == "BYTES" else [])
+            self._refuse_many(tensor.datatype, shape, end - start)
             arrays[tensor.name] = rule.read_binary(tensor.datatype, shape, message, start, end - start)
         wanted = [oip.RequestedOutput(output.name, _parameters(output)) for output in parsed.outputs]
         outputs = self._requested(wanted, {"binary_data_output": True})
