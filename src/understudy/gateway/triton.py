@@ -33,12 +33,12 @@ _decode_load = msgspec.json.Decoder(_LoadRequest).decode
 
 def platform(spec: AppVersion) -> str:
     name = spec.full_size.runtime
-    return RUNTIMES[name].platform if name in RUNTIMES else name
+    return RUNTIMES[name].triton_platform if name in RUNTIMES else name
 
 
 def _backend(spec: AppVersion) -> str:
     name = spec.full_size.runtime
-    return RUNTIMES[name].backend if name in RUNTIMES else name
+    return RUNTIMES[name].triton_backend if name in RUNTIMES else name
 
 
 def configuration(spec: AppVersion) -> dict[str, Any]:

@@ -18,8 +18,9 @@ class RuntimeFacts(NamedTuple):
     data_files: str = ""  # function: path of a file -> paths beside it, relative, without which it is nothing
     preload: tuple[str, ...] = ()  # modules that take long to import; where they are installed
     brief_options: dict[str, Any] = {}  # noqa: RUF012 - for a load that somebody waits for
-    platform: str = ""  # as Triton calls it
-    backend: str = ""
+    platform: str = ""  # a name of the protocol's list
+    triton_platform: str = ""
+    triton_backend: str = ""
 
     def entry_in(self, names: Iterable[str]) -> str | None:
         """Which of a directory's files is the model."""
@@ -36,15 +37,17 @@ RUNTIMES: dict[str, RuntimeFacts] = {
         preload=("onnxruntime",),
         # Measured: 30 to 60 % of the time to load, 1 to 3 times that of an inference.
         brief_options={"optimization": "basic"},
-        platform="onnxruntime_onnx",
-        backend="onnxruntime",
+        platform="onnx_onnxv1",
+        triton_platform="onnxruntime_onnx",
+        triton_backend="onnxruntime",
     ),
     "python": RuntimeFacts(
         implementation="understudy.worker.runtimes.python:PythonRuntime",
         entry="model.py",
         suffix="",
         platform="python",
-        backend="python",
+        triton_platform="python",
+        triton_backend="python",
     ),
 }
 
