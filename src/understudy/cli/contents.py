@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
+from understudy.cli import kinds
 from understudy.settings.runtimes import RUNTIMES
+from understudy.wire.errors import ConfigError
 
 
 def contents(path: Path, runtime: str) -> dict[str, Path]:
@@ -41,10 +45,23 @@ def not_a_model(path: Path, runtime: str) -> str:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    found = {}
-    for file in sorted(folder.rglob("*"), key=lambda f: f.relative_to(folder).as_posix()):
-        inside = file.relative_to(folder)
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in inside.parts)
-        if file.is_file() and not hidden:
-            found[inside.as_posix()] = file
-    return found
+    """All that is in a directory, and what links lead to; without what is hidden or compiled."""
+    found: dict[str, Path] = {}
+    for above, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        parents = itertools.takewhile(lambda parent: parent != folder.parent, Path(above).parents)
+        if any(os.path.samefile(above, parent) for parent in parents):
+            raise ConfigError(f"{above}: can't be packed: the link leads into a directory that it is in")
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        for name in files:
+            file = Path(above, name)
+            if name.startswith("."):
+                continue
+            if not file.is_file():
+                what = kinds.describe(file) if file.exists() else "a link that leads nowhere"
+                raise ConfigError(f"{file}: can't be packed: it is {what}")
+            found[file.relative_to(folder).as_posix()] = file
+    return dict(sorted(found.items()))
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple, Self
 
 import msgspec
 
+from understudy.cli import kinds
 from understudy.cli.contents import contents, not_a_model
 from understudy.cli.exits import CommandError
 from understudy.config import load_manifest
@@ -53,10 +54,10 @@ class Package:
 
 def find_manifests(path: Path) -> list[Path]:
     """`path` itself, or the manifests in a directory: */APP.toml, APP.toml and other *.toml with variants."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+    if not path.exists():
         raise ConfigError(f"{path}: no such file or directory")
+    if not path.is_dir():
+        return [path]
     found = sorted({*path.glob("*/APP.toml"), *path.glob("*.toml")})
     # A cluster file may lie in the same directory; it has no variants.
     manifests = [p for p in found if p.name == "APP.toml" or VARIANTS.search(p.read_text(errors="replace"))]
@@ -65,25 +66,53 @@ def find_manifests(path: Path) -> list[Path]:
     return manifests
 
 
-def pack(manifest_path: Path) -> Package:
-    """Read a manifest and hash its artifacts; directories become tar files of the same bytes every time.
+@dataclass(frozen=True)
+class Source:
+    """A manifest, the folder that its paths are relative to, and what to call it."""
 
-    Raises `ConfigError` naming the field whose artifact is missing or unusable.
-    """
-    manifest = load_manifest(manifest_path)
-    artifacts: dict[str, Artifact] = {}
-    variants = []
-    with contextlib.ExitStack() as opened:
-        for index, variant in enumerate(manifest.variants):
-            path = manifest_path.parent / variant.artifact
-            _check_artifact(manifest_path, f"variants[{index}].artifact", variant, path)
-            files = contents(path, variant.runtime)
-            content = opened.enter_context(_pack(path, files) if files else _open_file(path))
-            ref = _refer(content, path, packed=bool(files))
-            artifacts.setdefault(ref.digest, Artifact(ref, content))
-            variants.append({**_plain(variant), "artifact": msgspec.to_builtins(ref)})
-        description = {**_plain(manifest), "variants": variants}
-        return Package(description, tuple(artifacts.values()), opened.pop_all())
+    manifest: AppManifest
+    folder: Path
+    name: str
+
+    @staticmethod
+    def of(path: Path) -> Source:
+        """Raises `ConfigError`."""
+        return Source(load_manifest(path), path.parent, str(path))
+
+    def check(self) -> None:
+        """Raises `ConfigError` naming the field whose artifact is missing or unusable."""
+        for index, variant in enumerate(self.manifest.variants):
+            where = f"{self.name}: variants[{index}].artifact"
+            path = self.folder / variant.artifact
+            try:
+                _check_artifact(where, variant, path)
+            except (OSError, ValueError) as error:  # ValueError: a path that can't be one
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                raise ConfigError(f"{where}: {path} can't be read: {reason}") from error
+
+    def pack(self) -> Package:
+        """Hash the artifacts; directories become tar files of the same bytes every time.
+
+        Raises as `check` does.
+        """
+        self.check()
+        artifacts: dict[str, Artifact] = {}
+        variants = []
+        with contextlib.ExitStack() as opened:
+            for variant in self.manifest.variants:
+                path = self.folder / variant.artifact
+                files = contents(path, variant.runtime)
+                content = opened.enter_context(_pack(path, files) if files else _open_file(path))
+                ref = _refer(content, path, packed=bool(files))
+                artifacts.setdefault(ref.digest, Artifact(ref, content))
+                variants.append({**_plain(variant), "artifact": msgspec.to_builtins(ref)})
+            description = {**_plain(self.manifest), "variants": variants}
+            return Package(description, tuple(artifacts.values()), opened.pop_all())
+
+
+def pack(manifest_path: Path) -> Package:
+    """Read a manifest and hash its artifacts. Raises `ConfigError`."""
+    return Source.of(manifest_path).pack()
 
 
 def _plain(settings: AppManifest | VariantManifest) -> dict[str, Any]:
@@ -91,17 +120,29 @@ def _plain(settings: AppManifest | VariantManifest) -> dict[str, Any]:
     return plain
 
 
-def _check_artifact(manifest_path: Path, field: str, variant: VariantManifest, path: Path) -> None:
+def _check_artifact(where: str, variant: VariantManifest, path: Path) -> None:
     if not path.exists():
         raise CommandError(
             Code.CONFIG,
-            f"{manifest_path}: {field}: {path} does not exist",
+            f"{where}: {path} does not exist (looked at {path.absolute()})",
             "the path is relative to the manifest",
         )
-    if path.is_dir() and (mistake := not_a_model(path, variant.runtime)):
-        raise ConfigError(f"{manifest_path}: {field}: {path} {mistake}")
-    if path.is_file() and path.stat().st_size == 0:
-        raise ConfigError(f"{manifest_path}: {field}: {path} is empty")
+    if path.is_dir():
+        if mistake := not_a_model(path, variant.runtime):
+            raise ConfigError(f"{where}: {path} {mistake}")
+    else:
+        _check_file(where, variant, path)
+
+
+def _check_file(where: str, variant: VariantManifest, path: Path) -> None:
+    kind = kinds.describe(path)
+    if kind == "an empty file":
+        raise ConfigError(f"{where}: {path} is empty")
+    odd = not path.is_file() or (variant.runtime == "onnx" and kind not in ("", "text"))
+    if variant.runtime == "python" and path.suffix != ".py" and kind != "text":
+        odd, kind = True, kind or "no Python source"
+    if odd:
+        raise CommandError(Code.CONFIG, f"{where}: {path} is {kind}", kinds.ADVICE)
 
 
 def _open_file(path: Path) -> IO[bytes]:
@@ -118,13 +159,16 @@ def _pack(path: Path, files: Mapping[str, Path]) -> IO[bytes]:
             for name, file in files.items():
                 # Names and contents only: who packed it, when and where must not change the digest.
                 entry = tarfile.TarInfo(name)
-                entry.size = file.stat().st_size
                 entry.mode = 0o755 if os.access(file, os.X_OK) else 0o644
                 with file.open("rb") as source:
+                    entry.size = os.fstat(source.fileno()).st_size
                     tar.addfile(entry, source)
     except OSError as error:
         content.close()
         raise ConfigError(f"{path}: can't be packed: {error}") from error
+    except ConfigError:
+        content.close()
+        raise
     return content
 
 

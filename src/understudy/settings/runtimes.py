@@ -5,6 +5,7 @@ The code that runs models is named here and imported by workers alone: see docs/
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -55,4 +56,6 @@ RUNTIMES: dict[str, RuntimeFacts] = {
 def check_runtime(name: str) -> None:
     """Raises `ValueError` unless it is the name of one."""
     if name not in RUNTIMES:
-        raise ValueError(f"unknown runtime {name!r}; known: {', '.join(RUNTIMES)}")
+        near = difflib.get_close_matches(name, RUNTIMES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"runtime: {name!r} is not known; valid: {', '.join(RUNTIMES)}{hint}")
