@@ -194,7 +194,7 @@ MANIFEST_REFUSALS = [
     ),
     pytest.param(
         f'name = "digits"\n{VARIANT.replace("onnx", "tensorflow", 1)}',
-        "variants[0].runtime: 'tensorflow' is not known; valid: onnx, python",
+        "variants[0]: runtime: 'tensorflow' is not known; valid: onnx, python",
         id="runtime",
     ),
     pytest.param(

@@ -28,10 +28,13 @@ from understudy.agent.spawner import Spawner
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
 from understudy.core.agent import events as ev
+from understudy.core.agent.replicas import request_memory_mb
 from understudy.settings.cluster import ClusterConfig, NodeConfig
+from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import Drain, Load, Loaded, Ping, Pong, Probe, Probed, Stats, WorkerStats
+from understudy.wire.records import Variant
 
 CONNECT_TIMEOUT_S = 10.0  # from the fork to a worker that answers
 CONNECT_RETRY_S = 0.001
@@ -40,8 +43,6 @@ KILL_TIMEOUT_S = 1.0
 STATUS_WAIT_S = 0.1  # the zygote says at once why a process ended, unless it hangs
 ADOPT_TIMEOUT_S = 0.5
 MEASURE_LATENCY_RUNS = 20
-# By runtime. Measured with ONNX Runtime: 30 to 60 % of the time to load, 1 to 3 times that of an inference.
-BRIEF_OPTIONS: dict[str, dict[str, Any]] = {"onnx": {"optimization": "basic"}}
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -193,9 +194,13 @@ class Workers:
                 variant=variant.name,
                 runtime=variant.runtime,
                 path=str(path),
-                options=(BRIEF_OPTIONS.get(variant.runtime, {}) if effect.brief else {}) | variant.options,
+                options=_options(variant, brief=effect.brief),
                 inputs=app.inputs,
                 outputs=app.outputs,
+                finite=app.finite,
+                request_memory_mb=request_memory_mb(variant, self._tuning),
+                memory_per_byte=variant.profile.memory_per_byte if variant.profile else 0.0,
+                output_per_byte=variant.profile.output_per_byte if variant.profile else 0.0,
                 batching=app.batching,
                 probe=app.probe,
                 queue_rows_max=self._config.worker.queue_rows_max,
@@ -418,6 +423,12 @@ def _start_ticks(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return -1
     return -1 if fields[0] in "ZX" else int(fields[19])
+
+
+def _options(variant: Variant, *, brief: bool) -> dict[str, Any]:
+    facts = RUNTIMES.get(variant.runtime)
+    options = facts.brief_options if brief and facts else {}
+    return options | variant.options
 
 
 def _why(status: int | None) -> str:

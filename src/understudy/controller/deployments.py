@@ -54,6 +54,7 @@ class Deployment(msgspec.Struct):
     done: int = 0
     total: int = 0
     message: str = ""
+    notes: tuple[str, ...] = ()  # what was found to be other than a file or the manifest says
     warnings: tuple[str, ...] = ()  # of one that goes on all the same
     traceback: str = ""  # of the model's own code, where that is what failed
 
@@ -180,7 +181,8 @@ class Deployments:
             elif app in self._machine.settled:
                 deployment.message = ""
                 self._finish(deployment, "ready")
-                self._note(ev.Note("app.ready", f"version {deployment.version} is ready", app=app))
+                told = "".join(f"; {note}" for note in deployment.notes)
+                self._note(ev.Note("app.ready", f"version {deployment.version} is ready{told}", app=app))
             elif (reason := self._without_a_place(deployment)) and self._all_nodes_ready():
                 self._fail(deployment, f"deployed, but without a place: {reason}")
             elif now > self._give_up_s[id]:
@@ -211,6 +213,7 @@ class Deployments:
             for name in draft_app.stand_ins:  # which never wait for this one: circles are refused
                 if name in self._coming:
                     await self._coming[name].decided.wait()
+            deployment.notes = _notes(measured)
             app = _assembled(draft_app, measured)
             try:
                 deployment.warnings = check_promises(app)
@@ -316,6 +319,15 @@ class Deployments:
             raise UnderstudyError(Code.BUSY, "too many deployments are in progress; try again later")
         del self._known[oldest]
         self._unread_s.pop(oldest, None)
+
+
+def _notes(measured: Mapping[str, Measured]) -> tuple[str, ...]:
+    """Each once, with the variants that it is about."""
+    about: dict[str, list[str]] = {}
+    for variant, found in measured.items():
+        for note in found.notes:
+            about.setdefault(note, []).append(variant)
+    return tuple(f"{', '.join(variants)}: {note}" for note, variants in about.items())
 
 
 def _assembled(app: AppVersion, measured: Mapping[str, Measured]) -> AppVersion:

@@ -22,6 +22,7 @@ class AgentTuning(Settings, frozen=True):
     crash_loop_pause_s_max: Positive = 3600.0
     memory_limit_factor: Positive = 2.0  # times the profile, where a variant declares no limit
     memory_limit_mb_min: Positive = 256.0
+    request_memory_mb: Positive = 768.0  # per worker, queued and running; one request may take half of it
     progressive_skip_ms: NonNegative = 15.0  # load the target at once if it takes only this much longer
     waiting_max: Count = 64  # measurements asked for and not begun
     stage_bytes_max: Count = 64 * 1024**3

@@ -33,6 +33,7 @@ from understudy.wire.records import (
     Contingency,
     Device,
     Event,
+    Finite,
     Profile,
     Removal,
     Role,
@@ -145,6 +146,10 @@ class Load(msgspec.Struct):
     probe: dict[str, Any] | None = None
     queue_rows_max: int = 256
     measure_latency_runs: int = 1  # inferences timed after loading; 1: the mandatory first one
+    request_memory_mb: float = 0.0  # for requests that are queued and running; 0: not limited
+    memory_per_byte: float = 0.0  # as in `Profile`
+    output_per_byte: float = 0.0
+    finite: Finite = Finite.REQUIRED
 
 
 class Loaded(msgspec.Struct):
@@ -157,6 +162,9 @@ class Loaded(msgspec.Struct):
     memory_mb: float
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...] = ()  # what was found to be other than the file or the manifest says
+    memory_per_byte: float = 0.0  # as in `Profile`, and measured when memory is
+    output_per_byte: float = 0.0
 
 
 class Probe(msgspec.Struct):
@@ -282,6 +290,7 @@ class Measured(msgspec.Struct):
     profile: Profile
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...] = ()  # as in `Loaded`
 
 
 class ReadArtifact(msgspec.Struct):

@@ -28,12 +28,26 @@ class Role(StrEnum):
     CONTINGENCY = "contingency"
 
 
-class TensorSpec(msgspec.Struct, frozen=True):
-    """Name, datatype (a name of `tensors.DATATYPES`) and shape; -1 stands for any length."""
+class Finite(StrEnum):
+    """Whether an output may hold NaN and infinity."""
+
+    REQUIRED = "required"
+    ALLOWED = "allowed"
+
+
+class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Name, datatype (a name of `tensors.DATATYPES`) and shape; -1 stands for any length.
+
+    Nothing but what differs from the defaults is ever written down.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    optional: bool = False  # an input that clients may leave out
+    hint: bool = False  # the shape is what a file says or was seen, not a promise: others are let through
+    finite: Finite = Finite.REQUIRED
+    labels: tuple[str, ...] = ()  # of the classes that are an output's columns
 
 
 class ArtifactRef(msgspec.Struct, frozen=True):
@@ -53,6 +67,8 @@ class Profile(msgspec.Struct, frozen=True):
     load_ms: float  # Load sent -> first inference done
     latency_ms: float  # median of single-row inferences inside the worker
     measured_on: str = ""
+    memory_per_byte: float = 0.0  # of inputs: what an inference adds at its peak; 0: not measured
+    output_per_byte: float = 0.0  # of inputs
 
     @property
     def replica_mb(self) -> float:
@@ -129,6 +145,7 @@ class AppVersion(msgspec.Struct, frozen=True):
     requests_per_s: float = 0.0  # expected of all clients; 0: not stated, so it takes no compute
     content: str = ""  # digest of what was deployed
     manifests: dict[str, str] = {}  # digest of a manifest's path -> of what it last brought; the newest few
+    finite: Finite = Finite.REQUIRED  # of all its outputs
 
     @property
     def links_beyond_replicas(self) -> tuple[str, ...]:

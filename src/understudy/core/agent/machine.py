@@ -248,9 +248,17 @@ class AgentMachine:
             message = f"{replica.key[2]} loaded in {loaded.load_ms:.0f} ms"
             self._tell("replica.loaded", message, replica.key[0], worker, load_ms=loaded.load_ms)
             return
-        profile = Profile(loaded.base_mb, loaded.memory_mb, loaded.load_ms, loaded.latency_ms, self._node)
+        profile = Profile(
+            loaded.base_mb,
+            loaded.memory_mb,
+            loaded.load_ms,
+            loaded.latency_ms,
+            self._node,
+            loaded.memory_per_byte,
+            loaded.output_per_byte,
+        )
         self._effects.append(
-            ev.AnswerMeasure(replica.asker, Measured(profile, loaded.inputs, loaded.outputs))
+            ev.AnswerMeasure(replica.asker, Measured(profile, loaded.inputs, loaded.outputs, loaded.notes))
         )
         self._release(replica)
 

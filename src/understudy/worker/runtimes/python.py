@@ -13,7 +13,7 @@ import msgspec
 
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
-from understudy.worker.runtimes.contract import load_failed, options_as
+from understudy.worker.runtimes.contract import Axes, load_failed, options_as
 
 _MODULE = "_understudy_model"
 
@@ -34,6 +34,9 @@ class PythonRuntime:
         del threads  # it makes its own
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
+        self.described = False
+        self.axes: Axes = {}
+        self.notes: tuple[str, ...] = ()
         self._predict: Callable[[dict[str, Array]], dict[str, Array]]
 
     def load(self, path: str, options: dict[str, Any]) -> None:
