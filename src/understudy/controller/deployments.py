@@ -113,9 +113,8 @@ class Deployments:
     def get(self, id: str) -> Deployment:
         """Raises NOT_FOUND."""
         if id not in self._known:
-            raise UnderstudyError(
-                Code.NOT_FOUND, f"no deployment {id!r}; finished ones are forgotten in time or at a restart"
-            )
+            what = f"no deployment {id!r}; finished ones are forgotten in time or at a restart"
+            raise UnderstudyError(Code.NOT_FOUND, what)
         self._unread_s.pop(id, None)
         return self._known[id]
 
@@ -137,8 +136,8 @@ class Deployments:
             what = f"{request.name} is being deployed already ({other.deployment})"
             raise UnderstudyError(Code.CONFLICT, what)
         self._forget_oldest()
-        deployment = Deployment(f"d{self._machine.epoch}-{self._next}", request.name)
-        deployment.total = len(request.variants)
+        id = f"d{self._machine.epoch}-{self._next}"
+        deployment = Deployment(id, request.name, total=len(request.variants))
         content = content_digest(request)
         books = self._machine.currents.get(request.name)
         manifests = noted(books, manifest, content, self._tuning.manifests_max)
@@ -157,13 +156,12 @@ class Deployments:
             what = f"nothing can be deployed now: {self._bookkeeper.status.error}"
             raise UnderstudyError(Code.STORE_UNAVAILABLE, what)
         else:
-            stored = StoredDeployment(deployment.deployment, request.name, content)
-            self._bookkeeper.save({deployment_key(stored.id): stored}, ())
+            self._bookkeeper.save({deployment_key(id): StoredDeployment(id, request.name, content)}, ())
             digests = frozenset(variant.artifact.digest for variant in app.variants)
             self._coming[app.app] = Coming(app.stand_ins, asyncio.Event(), digests)
             self._spawn(self._run(deployment, app))
         self._next += 1
-        self._known[deployment.deployment] = deployment
+        self._known[id] = deployment
         return deployment
 
     @property
