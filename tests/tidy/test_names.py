@@ -28,6 +28,7 @@ UNITLESS = {
     "calls_max", "streams_max", "stream_pipeline_max", "tokens_max",
     "uploads_max", "events_pending_max", "deployments_max", "profile_attempts_max",
     "entries_max", "accuracy", "deviations", "factor", "gap", "quantile", "weight",
+    "recheck_share", "tolerance",
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from understudy.core.controller.profiles import without_disturbance
 from understudy.core.controller.signature import common_signature
 from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
+from understudy.core.controller.unbatched import ended_at_work
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.messages import Measured
@@ -129,7 +130,7 @@ class Deployments:
         deployment.total = len(request.variants)
         content = content_digest(request)
         current = self._machine.apps.get(request.name)
-        if current and self._machine.releases[(current.app, current.version)].content == content:
+        if current and self._is_same(current, content):
             deployment.version = current.version
             deployment.done = deployment.total
             deployment.state = "ready"
@@ -146,6 +147,11 @@ class Deployments:
         self._next += 1
         self._known[deployment.deployment] = deployment
         return deployment
+
+    def _is_same(self, current: AppVersion, content: str) -> bool:
+        """An older version may lack what is found out today; deployed again, it is measured again."""
+        release = self._machine.releases[(current.app, current.version)]
+        return release.content == content and all(v.verdict is not None for v in current.variants)
 
     def observe(self, now: float) -> None:
         """Finish what is placed. To be called after each step of the machine."""
@@ -199,6 +205,8 @@ class Deployments:
         else:
             self._place(deployment, asyncio.get_running_loop().time())
             self._step(ev.Deployed(release))
+            for variant in app.variants:
+                self._note(ev.Note("batching.decided", f"{variant.name} {variant.batching}", app=app.app))
         finally:
             self._coming.pop(draft_app.app).decided.set()
 
@@ -224,7 +232,11 @@ class Deployments:
                 raise UnderstudyError(error.code, f"variant {variant.name!r}: {error.message}") from error
             self._profiles[key] = measured
             self._bookkeeper.save({key: measured}, ())
-        return self._profiles[key]
+        found = self._profiles[key]
+        ended = ended_at_work(self._machine.releases.values(), variant.artifact.digest)
+        if ended is not None and found.verdict is not None and found.verdict.together:
+            return msgspec.structs.replace(found, verdict=ended)
+        return found
 
     def _check_artifacts(self, request: AppRequest) -> None:
         for index, variant in enumerate(request.variants):
@@ -267,7 +279,10 @@ class Deployments:
 def _assembled(app: AppVersion, measured: Mapping[str, Measured]) -> AppVersion:
     """`app` with what was measured; variants best first, of equals the smaller first."""
     inputs, outputs = common_signature(measured)
-    variants = [msgspec.structs.replace(v, profile=measured[v.name].profile) for v in app.variants]
+    variants = [
+        msgspec.structs.replace(v, profile=measured[v.name].profile, verdict=measured[v.name].verdict)
+        for v in app.variants
+    ]
     variants.sort(key=lambda v: (-v.accuracy, measured[v.name].profile.replica_mb, v.name))
     return msgspec.structs.replace(
         app, variants=without_disturbance(variants), inputs=inputs, outputs=outputs

@@ -12,6 +12,7 @@ from understudy.settings import Count, FallbackLink, Fraction, Name, NonNegative
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import (
+    BATCHING_MODES,
     DEFAULT_FALLBACK,
     AppVersion,
     ArtifactRef,
@@ -73,6 +74,10 @@ def check_request(request: AppRequest, config: ClusterConfig) -> None:
         raise InvalidArgument(f"deadline_ms: the cluster's limit is {longest_ms:g} ms")
     if request.batching.rows_max < 1 or request.batching.wait_us < 0:
         raise InvalidArgument("batching: rows_max must be at least 1 and wait_us at least 0")
+    if request.batching.mode not in BATCHING_MODES:
+        raise InvalidArgument(f"batching.mode: one of {', '.join(BATCHING_MODES)} is needed")
+    if request.batching.tolerance is not None and not request.batching.tolerance > 0:
+        raise InvalidArgument("batching.tolerance: must be positive")
     if request.fallback is not None:
         mistake = fallback_mistake(request.fallback, request.static is not None)
         if mistake:
@@ -140,8 +145,9 @@ def content_digest(request: AppRequest) -> str:
 
 
 def measuring_method(app: AppVersion, variant: Variant) -> str:
-    """Names everything but the artifact that a variant's profile depends on."""
-    return _digest((variant.runtime, variant.options, app.inputs, app.outputs, app.probe))[:16]
+    """Names everything but the artifact that a variant's profile and verdict on batching depend on."""
+    batching = msgspec.structs.replace(app.batching, wait_us=0)
+    return _digest((variant.runtime, variant.options, app.inputs, app.outputs, app.probe, batching))[:16]
 
 
 def _digest(document: Any) -> str:

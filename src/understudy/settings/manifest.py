@@ -47,6 +47,10 @@ class ClientRateSettings(Settings, frozen=True):
 class BatchingSettings(Settings, frozen=True):
     rows_max: Count = 32
     wait_us: Annotated[int, Meta(ge=0)] = 0  # for more rows, when fewer are there
+    mode: Literal["auto", "never", "always"] = (
+        "auto"  # auto: requests share a batch where it's shown harmless
+    )
+    tolerance: Positive | None = None  # of an answer's magnitude; default: by datatype, 0.0001 for FP32
 
 
 class AppManifest(Settings, frozen=True):

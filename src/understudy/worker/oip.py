@@ -107,6 +107,8 @@ _encode = msgspec.json.Encoder().encode
 class Codec:
     """Bodies of one model version. `batched`: dimension 0 of every tensor counts rows.
 
+    Unless requests run `together`, inputs may have different numbers of them.
+
     The specs must have datatypes of `DATATYPES`; names are unique.
     """
 
@@ -118,6 +120,7 @@ class Codec:
         outputs: tuple[TensorSpec, ...],
         *,
         batched: bool,
+        together: bool = True,
     ) -> None:
         self._app = app
         self._version = str(version)
@@ -127,6 +130,7 @@ class Codec:
         self._all_json = tuple(Output(spec.name) for spec in outputs)
         self._all_binary = tuple(Output(spec.name, binary=True) for spec in outputs)
         self._batched = batched
+        self._together = together
         elements = {ELEMENTS[spec.datatype] for spec in inputs}
         body = _FlatBody[elements.pop()] if len(elements) == 1 else _Body  # type: ignore[misc]
         self._decode_body: Callable[[Buffer], _Body | _FlatBody[Any]] = msgspec.json.Decoder(body).decode
@@ -255,6 +259,8 @@ class Codec:
         rows = 0
         for name, array in arrays.items():
             if rows and len(array) != rows:
+                if not self._together:
+                    return 1
                 first = next(iter(arrays))
                 raise InvalidArgument(
                     f"input {shown(name)}: has {len(array)} rows, input {shown(first)} has {rows}"

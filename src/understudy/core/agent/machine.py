@@ -19,6 +19,7 @@ from understudy.core.agent.blanks import BlankPool
 from understudy.core.agent.progressive import plan_activation, wanted_replicas
 from understudy.core.agent.replicas import LIVE, Replica, Wanted, limit_mb, match, still_needed
 from understudy.core.agent.restarts import CrashHistory
+from understudy.core.agent.unbatched import Unbatched
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
@@ -46,6 +47,7 @@ class AgentMachine:
         self._history = CrashHistory(tuning)
         self._replicas: list[Replica] = []
         self._pool = BlankPool(tuning, self._history.delay_s)
+        self._unbatched = Unbatched()
         self._dying: set[str] = set()  # killed, exit not seen yet
         self._measures: deque[ev.MeasureAsked] = deque()
         self._staged: set[str] = set()
@@ -93,6 +95,8 @@ class AgentMachine:
                 self._probe_failed(event)
             case ev.LinkLost(worker):
                 self._link_lost(worker)
+            case ev.BatchingEndedAt(worker, reason):
+                self._effects += self._unbatched.seen(self._carried_by(worker), reason, self._replicas)
             case ev.ActivateAsked():
                 self._activate(event)
             case ev.TargetReceived(target):
@@ -135,6 +139,7 @@ class AgentMachine:
             if key in target.released or final in wanted:
                 del self._activations[key]
                 self._tell("activation.released", f"{key} is over", activation.app.app)
+        self._effects += self._unbatched.take(target, self._replicas)
         self._save()
         self._stage()
 
@@ -238,7 +243,7 @@ class AgentMachine:
             return
         profile = Profile(loaded.base_mb, loaded.memory_mb, loaded.load_ms, loaded.latency_ms, self._node)
         self._effects.append(
-            ev.AnswerMeasure(replica.asker, Measured(profile, loaded.inputs, loaded.outputs))
+            ev.AnswerMeasure(replica.asker, Measured(profile, loaded.inputs, loaded.outputs, loaded.verdict))
         )
         self._release(replica)
 
@@ -400,7 +405,8 @@ class AgentMachine:
         replica.advance("worker_started")
         limit = limit_mb(wish.variant, self._tuning, self._memory_mb)
         measure = replica.asker is not None
-        self._effects.append(ev.LoadWorker(blank.worker, wish.app, wish.variant, limit, measure, wish.brief))
+        variant = self._unbatched.applied(wish.key, wish.variant)
+        self._effects.append(ev.LoadWorker(blank.worker, wish.app, variant, limit, measure, wish.brief))
 
     def _check_deadlines(self) -> None:
         next_s = self._now + self._tuning.probe_interval_ms / 1000
@@ -489,6 +495,7 @@ class AgentMachine:
             quarantined=self._history.quarantined,
             memory_used_mb=self._used_mb(),
             blank_workers=len(self._pool),
+            unbatched=self._unbatched.view,
         )
         if state != self.state:
             state.serial += 1

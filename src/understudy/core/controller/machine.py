@@ -36,6 +36,7 @@ from understudy.core.controller.targets import (
     make_targets,
     settled_apps,
 )
+from understudy.core.controller.unbatched import changed_releases
 from understudy.core.planning.plan import PlanInput
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.messages import NodeState, Target
@@ -91,6 +92,7 @@ class ControllerMachine:
                 self._node_changes(self.nodes.reported(state, now))
                 self._jump_ahead(state.target_revision)
                 self._take_quarantine(state)
+                self._take_unbatched(state)
             case ev.AgentHello(hello):
                 self._node_changes(self.nodes.hello(hello, now))
                 self._jump_ahead(hello.revision)
@@ -180,6 +182,14 @@ class ControllerMachine:
             self._save({stored.quarantine_key(*key): Quarantined(*key)}, reason="quarantine reported")
             message = f"{variant} of version {version} crash-looped on {state.node}: not placed anywhere"
             self._note("quarantine.recorded", message, app=app, node=state.node)
+
+    def _take_unbatched(self, state: NodeState) -> None:
+        for release, variant, reason in changed_releases(self.releases, state):
+            key = release.app.app, release.app.version
+            self.releases[key] = release
+            self._save({stored.release_key(*key): release}, reason="batching changed an answer")
+            message = f"{variant} of version {key[1]} runs one request at a time everywhere: {reason}"
+            self._note("batching.recorded", message, app=key[0], node=state.node)
 
     def _lift_quarantine(self, app: str, variant: str) -> None:
         lifted = [key for key in self.quarantined if key[0] == app and key[2] == variant]
