@@ -738,6 +738,8 @@ def matmul(call: Call, a: Tensor | None = None, b: Tensor | None = None) -> tupl
     left, right = shape_of(a), shape_of(b)
     if not left or not right:
         raise NotProven("multiplies a single number")
+    if a.axis == len(left) - 1 or b.axis == max(0, len(right) - 2):
+        raise NotProven("adds up over the rows", crosses=True)
     # As NumPy does: a vector gets an axis, which is taken away again.
     wide_left = (1, *left) if len(left) == 1 else left
     wide_right = (*right, 1) if len(right) == 1 else right
@@ -749,9 +751,6 @@ def matmul(call: Call, a: Tensor | None = None, b: Tensor | None = None) -> tupl
     if len(axes) > 1:
         raise NotProven("multiplies rows with one another")
     (axis,) = axes
-    contracted = (a.axis == len(left) - 1, b.axis == max(0, len(right) - 2) if b.axis is not None else False)
-    if any(contracted):
-        raise NotProven("adds up over the rows", crosses=True)
     if a.axis is not None and b.axis is not None and axis >= rank - 2:
         raise NotProven("multiplies rows with one another", crosses=True)
     for operand, wide in ((a, wide_left), (b, wide_right)):
@@ -848,13 +847,32 @@ def _spatial_rest(call: Call, before: Lengths) -> Lengths:
         return (before[1], *(1 for _ in before[2:]))
     if op in ("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN"):
         return before[1:]
-    channels: Length = before[1]
+    weights: Lengths | None = None
     if op.endswith("Conv") or op == "ConvInteger":
-        weights = call.get(3 if op == "QLinearConv" else 1)
-        channels = weights.shape[0] if weights is not None and weights.shape else f"{call.fresh}.1"
+        operand = call.get(3 if op == "QLinearConv" else 1)
+        weights = operand.shape if operand is not None and operand.shape else None
     elif "Pool" not in op:
-        channels = f"{call.fresh}.1"
-    return (channels, *opened(len(before), 0, call.fresh)[2:])
+        return opened(len(before), 0, call.fresh)[1:]
+    channels = weights[0] if weights else before[1] if "Pool" in op else f"{call.fresh}.1"
+    kernel = call.attribute("kernel_shape", weights[2:] if weights else None)
+    return (channels, *_windows(call, before[2:], kernel))
+
+
+def _windows(call: Call, lengths: Lengths, kernel: Sequence[Length] | None) -> Lengths:
+    """How many windows of this size there are along each spatial axis."""
+    rank = len(lengths)
+    if call.attribute("auto_pad", "NOTSET") != "NOTSET" or call.attribute("ceil_mode", 0) or not kernel:
+        return opened(rank + 2, 0, call.fresh)[2:]
+    strides, dilations = (call.attribute(name, [1] * rank) for name in ("strides", "dilations"))
+    pads = call.attribute("pads", [0] * 2 * rank)
+    made: list[Length] = []
+    for at, (length, size) in enumerate(zip(lengths, kernel, strict=True)):
+        if isinstance(length, int) and isinstance(size, int):
+            room = length + pads[at] + pads[at + rank] - dilations[at] * (size - 1) - 1
+            made.append(room // strides[at] + 1)
+        else:
+            made.append(f"{call.fresh}.{at + 2}")
+    return tuple(made)
 
 
 def batch_norm(call: Call) -> tuple[Tensor, ...]:

@@ -11,9 +11,9 @@ from time import monotonic
 
 import structlog
 
-from understudy.worker.batching.tolerance import Tolerance
 from understudy.wire.messages import Load
 from understudy.wire.tensors import Array
+from understudy.worker.batching.tolerance import Tolerance
 from understudy.worker.model import Done, Model
 from understudy.worker.oip import Request
 

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from understudy.worker.batching.tolerance import Tolerance
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
 from understudy.worker.batching.rows import Row, draw_rounds, extreme_rows
+from understudy.worker.batching.tolerance import Tolerance
 
 ROUNDS_MAX = 16
 ROWS = 4  # of a round

@@ -8,13 +8,13 @@ from time import monotonic
 import structlog
 
 from understudy.core.worker.graph import Proof, prove
-from understudy.worker.batching.tolerance import Tolerance
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.messages import Load
 from understudy.wire.records import BatchingVerdict, TensorSpec
 from understudy.worker.batching.onnx_file import read_graph
 from understudy.worker.batching.rehearsal import Outcome, Rehearsal
 from understudy.worker.batching.rows import probe_rows
+from understudy.worker.batching.tolerance import Tolerance
 from understudy.worker.model import Model
 from understudy.worker.runtimes.contract import load_failed
 
