@@ -90,7 +90,7 @@ async def ask(harness: Harness, app: str, client: int) -> Any:
         "POST", f"/v2/models/{app}/infer", msgspec.json.encode(inputs(app, client))
     )
     assert answer.status == 200, answer
-    return answer.json()["outputs"]
+    return answer.json["outputs"]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_company_changes_no_answer_and_status_says_why(folder: Path) -> None:
             assert "Softmax works along the rows" in said["over-rows"]
             assert "for one row" in said["detector"] or "rows for" in said["detector"]
             explained = await told(harness, "plan", "--explain", "centred")
-            (reason,) = [r for r in explained["reasons"] if r["about"] == "batching"]
+            (reason,) = [r for r in explained["explanation"]["reasons"] if r["about"] == "batching"]
             assert "ReduceMean works along the rows" in reason["sentences"][0]
             decided = {event["app"]: event["message"] for event in await harness.events("batching.decided")}
             assert decided.keys() == {*GRAPHS, *DECLARED}
