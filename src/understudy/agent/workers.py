@@ -23,11 +23,14 @@ import structlog
 
 from understudy.adapters.links import FrameLink, dial
 from understudy.agent.limits import MemoryLimits
+from understudy.agent.prints import Prints
 from understudy.agent.spawner import Spawner
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
 from understudy.core.agent import events as ev
+from understudy.core.agent.replicas import request_memory_mb
 from understudy.settings.cluster import ClusterConfig, NodeConfig
+from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (
@@ -46,7 +49,7 @@ from understudy.wire.messages import (
     WorkerStats,
     decode_message,
 )
-from understudy.wire.records import BatchingVerdict
+from understudy.wire.records import BatchingVerdict, Variant
 
 CONNECT_TIMEOUT_S = 10.0  # from the fork to a worker that answers
 CONNECT_RETRY_S = 0.001
@@ -55,8 +58,6 @@ KILL_TIMEOUT_S = 1.0
 STATUS_WAIT_S = 0.1  # the zygote says at once why a process ended, unless it hangs
 ADOPT_TIMEOUT_S = 0.5
 MEASURE_LATENCY_RUNS = 20
-# By runtime. Measured with ONNX Runtime: 30 to 60 % of the time to load, 1 to 3 times that of an inference.
-BRIEF_OPTIONS: dict[str, dict[str, Any]] = {"onnx": {"optimization": "basic"}}
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -98,6 +99,7 @@ class Workers:
         self._tuning = config.agent
         self._limits = limits
         self._staging = staging
+        self.prints = Prints(config.logs)
         self._step = step
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
@@ -165,6 +167,7 @@ class Workers:
                 await asyncio.sleep(delay_s)  # it is not listening yet
                 delay_s = min(delay_s * 2, CONNECT_RETRY_S_MAX)
             else:
+                self.prints.follow(handle.record.worker, handle.record.pid)
                 await self._introduce(handle)
                 return
 
@@ -202,6 +205,7 @@ class Workers:
 
     async def _load(self, handle: _Handle, effect: ev.LoadWorker) -> None:
         worker, app, variant = effect.worker, effect.app, effect.variant
+        self.prints.label(worker, app.app, app.version, variant.name)
         try:
             self._limits.limit(handle.record.cgroup, handle.record.pid, effect.limit_mb)
             path = await self._staging.provide(variant.artifact, worker)
@@ -213,9 +217,13 @@ class Workers:
                 variant=variant.name,
                 runtime=variant.runtime,
                 path=str(path),
-                options=(BRIEF_OPTIONS.get(variant.runtime, {}) if effect.brief else {}) | variant.options,
+                options=_options(variant, brief=effect.brief),
                 inputs=app.inputs,
                 outputs=app.outputs,
+                finite=app.finite,
+                request_memory_mb=request_memory_mb(variant, self._tuning),
+                memory_per_byte=variant.profile.memory_per_byte if variant.profile else 0.0,
+                output_per_byte=variant.profile.output_per_byte if variant.profile else 0.0,
                 batching=app.batching,
                 probe=app.probe,
                 queue_rows_max=self._config.worker.queue_rows_max,
@@ -229,11 +237,13 @@ class Workers:
             if error.code is Code.LINK_LOST:
                 _kill(handle)  # its exit says more than this
             else:
-                self._step(ev.LoadFailed(worker, error.code, str(error), _jitter()))
+                self._step(ev.LoadFailed(worker, error.code, str(error), _jitter(), error.traceback))
         except OSError as error:
             self._step(ev.LoadFailed(worker, Code.UNAVAILABLE, f"memory limit: {error}", _jitter()))
         else:
             self._step(ev.LoadDone(worker, loaded))
+        finally:
+            self._staging.let_go(worker)
         handle.rehearsing = False
         if handle.unburied:
             self._exited(handle)
@@ -354,8 +364,11 @@ class Workers:
             handle.unburied = True  # what was measured before is told first
             return
         out_of_memory = self._limits.exceeded(handle.record.cgroup)
+        printed = self.prints.end(worker)
         self._bury(handle)
         reason = "killed for exceeding its memory limit" if out_of_memory else _why(handle.status)
+        if printed:
+            reason += f"; it printed last: {printed}"
         self._step(ev.WorkerExited(worker, reason, out_of_memory, _jitter()))
 
     def _bury(self, handle: _Handle) -> None:
@@ -411,6 +424,8 @@ class Workers:
             _kill(handle)
             return
         address = stats.tcp_address or f"unix:{record.socket}"
+        self.prints.follow(record.worker, record.pid)
+        self.prints.label(record.worker, stats.app, stats.version, stats.variant)
         self._step(ev.WorkerFound(record.worker, address, stats))
         if stats.batching_ended:
             self._step(ev.BatchingEndedAt(record.worker, stats.batching_ended))
@@ -452,6 +467,12 @@ def _start_ticks(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return -1
     return -1 if fields[0] in "ZX" else int(fields[19])
+
+
+def _options(variant: Variant, *, brief: bool) -> dict[str, Any]:
+    facts = RUNTIMES.get(variant.runtime)
+    options = facts.brief_options if brief and facts else {}
+    return options | variant.options
 
 
 def _why(status: int | None) -> str:

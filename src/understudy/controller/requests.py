@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import hashlib
+from math import prod
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from understudy.config import explain
 from understudy.settings import Count, FallbackLink, Fraction, Name, NonNegative, Positive
 from understudy.settings.cluster import ClusterConfig
+from understudy.settings.manifest import AppManifest, check_manifest
+from understudy.settings.runtimes import check_runtime
+from understudy.wire.documents import check_document
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import (
-    BATCHING_MODES,
     DEFAULT_FALLBACK,
     AppVersion,
     ArtifactRef,
     Batching,
     ClientRate,
     Criticality,
+    Finite,
     TensorSpec,
     Variant,
-    fallback_mistake,
 )
+
+LIMIT_LATER = 2**63
 
 
 class ArtifactRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$(?!\n)")]
     size_bytes: Count
-    file_name: Annotated[str, Meta(min_length=1, max_length=255, pattern="^[^/\0]+$")]
+    file_name: Annotated[str, Meta(min_length=1, max_length=255, pattern="^[^/\0\n\r]+$(?!\n)")]
     format: Literal["file", "tar"] = "file"
 
 
 class VariantRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: Name
-    runtime: Literal["onnx", "python"]
+    runtime: Name
     artifact: ArtifactRequest
     accuracy: Fraction
     options: dict[str, Any] = {}
     memory_limit_mb: Positive | None = None
+
+    def __post_init__(self) -> None:
+        check_runtime(self.runtime)
+
+
+class OutputsRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What is true for all outputs."""
+
+    finite: Finite = Finite.REQUIRED
+    tensors: tuple[TensorSpec, ...] = ()
 
 
 class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -54,51 +70,52 @@ class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     client_rate: ClientRate | None = None
     requests_per_s: NonNegative = 0.0
     inputs: tuple[TensorSpec, ...] = ()
-    outputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] | OutputsRequest = ()
     batching: Batching = Batching()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
     fallback: tuple[FallbackLink, ...] | None = None
 
+    @property
+    def all_outputs(self) -> OutputsRequest:
+        """In one form."""
+        outputs = self.outputs
+        return outputs if isinstance(outputs, OutputsRequest) else OutputsRequest(tensors=outputs)
+
 
 def check_request(request: AppRequest, config: ClusterConfig) -> None:
     """What the types can't say. Raises `InvalidArgument`; the message begins with the field's path."""
-    names = [variant.name for variant in request.variants]
-    for index, variant in enumerate(request.variants):
-        if variant.name in names[:index]:
-            raise InvalidArgument(f"variants[{index}].name: {variant.name!r} is used twice")
-        if variant.runtime == "onnx" and variant.artifact.format != "file":
-            raise InvalidArgument(f"variants[{index}].artifact.format: the onnx runtime takes a single file")
+    tuning = config.controller
+    check_manifest(
+        _as_manifest(request),
+        static_bytes_max=tuning.static_bytes_max,
+        probe_bytes_max=tuning.probe_bytes_max,
+        options_bytes_max=tuning.options_bytes_max,
+    )
     longest_ms = config.gateway.admission.deadline_ms_max
     if request.deadline_ms > longest_ms:
         raise InvalidArgument(f"deadline_ms: the cluster's limit is {longest_ms:g} ms")
-    if request.batching.rows_max < 1 or request.batching.wait_us < 0:
-        raise InvalidArgument("batching: rows_max must be at least 1 and wait_us at least 0")
-    if request.batching.mode not in BATCHING_MODES:
-        raise InvalidArgument(f"batching.mode: one of {', '.join(BATCHING_MODES)} is needed")
-    if request.batching.tolerance is not None and not request.batching.tolerance > 0:
-        raise InvalidArgument("batching.tolerance: must be positive")
-    if request.fallback is not None:
-        mistake = fallback_mistake(request.fallback, request.static is not None)
-        if mistake:
-            raise InvalidArgument(f"fallback: {mistake}")
-    rate = request.client_rate
-    if rate is not None and (rate.requests_per_s <= 0 or rate.burst < 1):
-        raise InvalidArgument("client_rate: requests_per_s must be positive and burst at least 1")
-    _check_tensors("static.outputs", request.static, "outputs")
-    _check_tensors("probe.inputs", request.probe, "inputs")
+    body_bytes_max = config.gateway.http.body_bytes_max
+    for index, spec in enumerate(request.inputs):
+        elements = prod(1 if length == -1 else length for length in spec.shape)
+        if elements > body_bytes_max:  # and an element takes a byte at least
+            what = f"{elements} elements are more than a request may have bytes"
+            raise InvalidArgument(f"inputs[{index}].shape: {what} (gateway.http.body_bytes_max)")
 
 
-def _check_tensors(field: str, document: dict[str, Any] | None, part: str) -> None:
-    if document is None:
-        return
-    tensors = document.get(part)
-    if not isinstance(tensors, list) or not tensors:
-        raise InvalidArgument(f"{field}: a list with at least one tensor is needed")
-    for index, tensor in enumerate(tensors):
-        missing = {"name", "datatype", "shape", "data"} - set(tensor if isinstance(tensor, dict) else ())
-        if missing:
-            raise InvalidArgument(f"{field}[{index}]: a tensor needs {', '.join(sorted(missing))}")
+def _as_manifest(request: AppRequest) -> AppManifest:
+    """The same limits for what comes over HTTP as for a file. Raises `InvalidArgument`."""
+    for index, variant in enumerate(request.variants):  # before anything walks through them
+        check_document(f"variants[{index}].options", variant.options, LIMIT_LATER)
+    check_document("static", request.static, LIMIT_LATER)
+    check_document("probe", request.probe, LIMIT_LATER)
+    fields = msgspec.to_builtins(request)
+    for variant in fields["variants"]:
+        variant["artifact"] = variant["artifact"]["file_name"]
+    try:
+        return msgspec.convert(fields, AppManifest)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(explain(str(error), AppManifest)) from error
 
 
 def draft(request: AppRequest, version: int) -> AppVersion:
@@ -116,6 +133,7 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         )
         for v in request.variants
     ]
+    outputs = request.all_outputs
     return AppVersion(
         app=request.name,
         version=version,
@@ -130,11 +148,12 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         client_rate=request.client_rate,
         requests_per_s=request.requests_per_s,
         inputs=request.inputs,
-        outputs=request.outputs,
+        outputs=outputs.tensors,
         batching=request.batching,
         static=request.static,
         probe=request.probe,
         fallback=DEFAULT_FALLBACK if request.fallback is None else request.fallback,
+        finite=outputs.finite,
     )
 
 
@@ -147,7 +166,8 @@ def content_digest(request: AppRequest) -> str:
 def measuring_method(app: AppVersion, variant: Variant) -> str:
     """Names everything but the artifact that a variant's profile and verdict on batching depend on."""
     batching = msgspec.structs.replace(app.batching, wait_us=0)
-    return _digest((variant.runtime, variant.options, app.inputs, app.outputs, app.probe, batching))[:16]
+    described = (variant.runtime, variant.options, app.inputs, app.outputs, app.probe, app.finite, batching)
+    return _digest(described)[:16]
 
 
 def _digest(document: Any) -> str:

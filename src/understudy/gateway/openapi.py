@@ -52,6 +52,9 @@ def _server_paths() -> Json:
             _ref("Ready"),
             not_ready=_ref("NotReady"),
         ),
+        "/understudy/failures": _get(
+            "failures", "The newest requests that failed by our fault", {"type": "object"}
+        ),
         "/understudy/status": _get("status", "What this gateway sees, for operators", {"type": "object"}),
         "/openapi.json": _get("openapi", "This document", {"type": "object"}),
     }
@@ -261,10 +264,20 @@ def _description_schemas() -> Json:
             "name": TEXT,
             "datatype": _ref("Datatype"),
             "shape": _array({"type": "integer", "minimum": -1}),
-        }
+            "optional": {"const": True, "description": "of an input that a request may leave out"},
+            "labels": {**_array(TEXT), "description": "of the classes that are an output's columns"},
+        },
+        "optional",
+        "labels",
     )
     configured = _object(
-        {"name": TEXT, "data_type": TEXT, "dims": _array({"type": "integer", "minimum": -1})}
+        {
+            "name": TEXT,
+            "data_type": TEXT,
+            "dims": _array({"type": "integer", "minimum": -1}),
+            "optional": {"const": True},
+        },
+        "optional",
     )
     ready: Json = {"const": True}
     not_ready: Json = {"ready": {"const": False}, "error": TEXT}

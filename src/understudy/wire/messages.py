@@ -32,6 +32,7 @@ from understudy.wire.records import (
     Contingency,
     Device,
     Event,
+    Finite,
     Profile,
     Role,
     RouteTable,
@@ -143,6 +144,10 @@ class Load(msgspec.Struct):
     probe: dict[str, Any] | None = None
     queue_rows_max: int = 256
     measure_latency_runs: int = 1  # inferences timed after loading; 1: the mandatory first one
+    request_memory_mb: float = 0.0  # for requests that are queued and running; 0: not limited
+    memory_per_byte: float = 0.0  # as in `Profile`
+    output_per_byte: float = 0.0
+    finite: Finite = Finite.REQUIRED
     verdict: BatchingVerdict | None = None  # None: requests run one at a time
 
 
@@ -156,6 +161,9 @@ class Loaded(msgspec.Struct):
     memory_mb: float
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...] = ()  # what was found to be other than the file or the manifest says
+    memory_per_byte: float = 0.0  # as in `Profile`, and measured when memory is
+    output_per_byte: float = 0.0
     verdict: BatchingVerdict | None = None  # of a variant that is measured, filled in by the agent
 
 
@@ -244,9 +252,11 @@ class NodeState(msgspec.Struct):
     target_revision: int
     replicas: tuple[ReplicaState, ...] = ()
     staged: tuple[str, ...] = ()  # digests
-    quarantined: tuple[tuple[str, int, str], ...] = ()
+    quarantined: tuple[tuple[str, int, str], ...] = ()  # what crashes again and again here
     memory_used_mb: float = 0.0
     blank_workers: int = 0
+    trouble: tuple[str, ...] = ()  # of the node itself, a sentence each
+    warning: str = ""  # of what will be trouble
     unbatched: tuple[
         tuple[str, int, str, str], ...
     ] = ()  # (app, version, variant, reason), seen at work here
@@ -303,6 +313,7 @@ class Measured(msgspec.Struct):
     profile: Profile
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...] = ()  # as in `Loaded`
     verdict: BatchingVerdict | None = None
 
 
@@ -326,6 +337,8 @@ class AppStats(msgspec.Struct):
     serving: str = ""  # variant of the newest answer
     ready: bool = False
     limited: int = 0  # refused because of their client's rate
+    rejected: int = 0  # by their own fault: not counted as `failed`
+    failing: str = ""  # what users meet in too large a share of requests, as a phrase
 
 
 class GatewayStats(msgspec.Struct):

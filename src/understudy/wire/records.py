@@ -28,12 +28,26 @@ class Role(StrEnum):
     CONTINGENCY = "contingency"
 
 
-class TensorSpec(msgspec.Struct, frozen=True):
-    """Name, datatype (a name of `tensors.DATATYPES`) and shape; -1 stands for any length."""
+class Finite(StrEnum):
+    """Whether an output may hold NaN and infinity."""
+
+    REQUIRED = "required"
+    ALLOWED = "allowed"
+
+
+class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Name, datatype (a name of `tensors.DATATYPES`) and shape; -1 stands for any length.
+
+    Nothing but what differs from the defaults is ever written down.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    optional: bool = False  # an input that clients may leave out
+    hint: bool = False  # the shape is what a file says or was seen, not a promise: others are let through
+    finite: Finite = Finite.REQUIRED
+    labels: tuple[str, ...] = ()  # of the classes that are an output's columns
 
 
 class ArtifactRef(msgspec.Struct, frozen=True):
@@ -53,6 +67,8 @@ class Profile(msgspec.Struct, frozen=True):
     load_ms: float  # Load sent -> first inference done
     latency_ms: float  # median of single-row inferences inside the worker
     measured_on: str = ""
+    memory_per_byte: float = 0.0  # of inputs: what an inference adds at its peak; 0: not measured
+    output_per_byte: float = 0.0  # of inputs
 
     @property
     def replica_mb(self) -> float:
@@ -96,9 +112,6 @@ class Variant(msgspec.Struct, frozen=True):
         if self.verdict is None:
             return f"{ONE_AT_A_TIME}: it was never found out whether they may share a batch; deploy it again"
         return self.verdict.sentence
-
-
-BATCHING_MODES = ("auto", "never", "always")
 
 
 class Batching(msgspec.Struct, frozen=True):
@@ -160,6 +173,7 @@ class AppVersion(msgspec.Struct, frozen=True):
     brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
     client_rate: ClientRate | None = None
     requests_per_s: float = 0.0  # expected of all clients; 0: not stated, so it takes no compute
+    finite: Finite = Finite.REQUIRED  # of all its outputs
 
     @property
     def links_beyond_replicas(self) -> tuple[str, ...]:

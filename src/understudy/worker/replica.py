@@ -18,7 +18,7 @@ import structlog
 
 from understudy.adapters.links import FrameLink
 from understudy.core.batching import Batcher, Durations
-from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
 from understudy.wire.messages import Infer, Load, Probed, Result, encode_result
 from understudy.worker.batching.rechecks import Rechecks
@@ -60,6 +60,7 @@ class Replica:
             max(1, load.batching.rows_max) if model.batched else 1,
             load.batching.wait_us / 1e6,
             load.queue_rows_max,
+            model.request_bytes_max,
         )
         self._durations = Durations(hop_s)
         self._durations.observe(self._decode(model.probe).rows, model.probe_s, inline=True)
@@ -97,6 +98,7 @@ class Replica:
                 request = self._model.codec.decode_protobuf(body)
             else:
                 request = self._decode(body, infer.json_bytes)
+            size_bytes = self._model.cost(request, len(body))
         except UnderstudyError as error:
             link.fail(stream, error)
             return
@@ -104,7 +106,7 @@ class Replica:
             link.fail(stream, _out_of_memory("decode the request"))
             return
         waiting = Waiting(link, stream, request, now, now + infer.timeout_us / 1e6, False)
-        if not self._batcher.add(waiting, request.rows, request.key, now):
+        if not self._batcher.add(waiting, request.rows or 1, request.key, now, size_bytes):
             link.fail(stream, _busy(self._batcher.rows))
         elif not self._pump_due:
             self._schedule()
@@ -246,14 +248,14 @@ class Replica:
                     self._probes_queued -= 1
                     waiting.link.send(Probed((ended_s - waiting.arrived_s) * 1000), waiting.stream)
                     continue
-                if isinstance(answer, InvalidArgument):
+                if isinstance(answer, UnderstudyError):
                     waiting.link.fail(waiting.stream, answer)
                     continue
                 queue_us = int((started_s - waiting.arrived_s) * 1e6)
                 result = Result(infer_us, queue_us, rows, answer.json_bytes)
                 waiting.link.write(*encode_result(result, waiting.stream, answer.body))
 
-    def _encode(self, done: Done) -> tuple[Sequence[Answer | InvalidArgument], UnderstudyError | None]:
+    def _encode(self, done: Done) -> tuple[Sequence[Answer | UnderstudyError], UnderstudyError | None]:
         if done.outputs is None:
             return (), done.error
         try:

@@ -52,6 +52,8 @@ WORKER: Table = {
     ("draining", "load_failed"): "draining",
 }
 
+FRAME_HEAD_BYTES = 65_536  # of a frame with an answer, at most
+
 # Round trips to the thread. The shortest counts: it is kept for good, and the machine may be busy just now.
 HOPS_MEASURED = 9
 
@@ -246,6 +248,7 @@ class Worker:
 
     def _become_ready(self, load: Load, model: Model, loaded: Loaded, hop_s: float) -> None:
         self._state = advance(WORKER, self._state, "loaded")
+        model.codec.answer_bytes_max = self._settings.frame_bytes_max - FRAME_HEAD_BYTES
         rechecks = Rechecks(model, load, self._settings.recheck_share, self._tell_batching_ended)
         self._replica = Replica(model, load, hop_s, self.thread, rechecks)
         self._model = model

@@ -84,6 +84,7 @@ class WorkerExited:
     reason: str
     out_of_memory: bool = False
     jitter: float = 0.0
+    trouble: str = ""  # of the node, which ended it
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class LoadFailed:
     code: Code
     message: str
     jitter: float = 0.0
+    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,14 @@ class ArtifactDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceChanged:
+    """The node's disk: what is wrong with it, and what will be; empty where nothing is any more."""
+
+    trouble: str
+    warning: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """`due_s` has come."""
 
@@ -162,7 +172,7 @@ class StopAsked:
 Event = (
     Started | TargetReceived | ActivateAsked | MeasureAsked | WorkerBlank | WorkerFound | WorkerExited
     | LoadDone | LoadFailed | ProbePassed | ProbeUnanswered | ProbeFailed | LinkLost | ArtifactStaged
-    | BatchingEndedAt | ArtifactDropped | Tick | StopAsked
+    | BatchingEndedAt | ArtifactDropped | PlaceChanged | Tick | StopAsked
 )  # fmt: skip
 
 
@@ -245,6 +255,7 @@ class RefuseMeasure:
     token: int
     code: Code
     message: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True)

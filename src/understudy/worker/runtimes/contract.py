@@ -10,22 +10,31 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from understudy.config import explain
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
 
 T = TypeVar("T")
+Axes = dict[str, tuple[str, ...]]  # input -> names of its dimensions, "" for one without
 
 
 class Runtime(Protocol):
-    """`inputs` and `outputs` are what the model says of itself; empty where it says nothing.
+    """`inputs` and `outputs` are what the model says of itself, complete from the first `predict` on.
 
-    `load` may raise anything. `predict` may keep or change the arrays it is given, returns at least the
-    declared outputs, and may be called from any thread, but by one at a time.
+    `described`: whether it says anything. `axes` names the dimensions of its inputs that should have equal
+    lengths where their names are equal. `notes` tells who deploys it what can't be served, or is otherwise
+    than in the file. `load` may raise anything. `predict` may keep or change the arrays it is given, returns
+    at least the declared outputs, and may be called from any thread, but by one at a time.
     """
 
     inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    described: bool
+    axes: Axes
+    notes: tuple[str, ...]
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
 
     def load(self, path: str, options: dict[str, Any]) -> None: ...
 
@@ -40,4 +49,4 @@ def options_as(options: dict[str, Any], type_: type[T], runtime: str) -> T:
     try:
         return msgspec.convert(options, type_)
     except msgspec.ValidationError as error:
-        raise load_failed(f"options of the {runtime} runtime: {error}") from error
+        raise load_failed(f"options of the {runtime} runtime: {explain(str(error), type_)}") from error
