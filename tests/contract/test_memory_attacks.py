@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import pytest
 from onnx import TensorProto
-from onnx_graphs import node, save, value
 from worker_process import WorkerProcess, Zygote, connected, loading, request, tensor, worker_process
 
+from onnx_graphs import node, save, value
 from understudy.agent.limits import MemoryLimits
 from understudy.core.agent.replicas import limit_mb, request_memory_mb
 from understudy.settings.agent import AgentTuning

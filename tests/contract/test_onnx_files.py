@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_graphs import FLOAT, INT64, STRING, classifier, node, save, value, with_external_data
 from worker_process import loading, request, tensor
 
+from onnx_graphs import FLOAT, INT64, STRING, classifier, node, save, value, with_external_data
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Load, Loaded
 from understudy.wire.records import Finite, TensorSpec

@@ -31,6 +31,7 @@ from understudy.core.controller.promises import check_promises
 from understudy.core.controller.signature import common_signature
 from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
+from understudy.core.controller.unbatched import ended_at_work
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.messages import Measured
@@ -138,7 +139,7 @@ class Deployments:
         deployment.total = len(request.variants)
         content = content_digest(request)
         current = self._machine.apps.get(request.name)
-        if current and self._machine.releases[(current.app, current.version)].content == content:
+        if current and _is_same(self._machine.releases[(current.app, current.version)], content):
             deployment.version = current.version
             deployment.done = deployment.total
             deployment.state = "ready"
@@ -226,6 +227,8 @@ class Deployments:
         else:
             self._place(deployment, asyncio.get_running_loop().time())
             self._step(ev.Deployed(release))
+            for variant in app.variants:
+                self._note(ev.Note("batching.decided", f"{variant.name} {variant.batching}", app=app.app))
         finally:
             self._coming.pop(draft_app.app).decided.set()
 
@@ -255,7 +258,11 @@ class Deployments:
                 raise told from error
             self._profiles[key] = measured
             self._bookkeeper.save({key: measured}, ())
-        return self._profiles[key]
+        found = self._profiles[key]
+        ended = ended_at_work(self._machine.releases.values(), variant.artifact.digest)
+        if ended is not None and found.verdict is not None and found.verdict.together:
+            return msgspec.structs.replace(found, verdict=ended)
+        return found
 
     def _forget_profiles(self, app: AppVersion) -> None:
         keys = [profile_key(v.artifact.digest, measuring_method(app, v)) for v in app.variants]
@@ -310,6 +317,11 @@ class Deployments:
         self._unread_s.pop(oldest, None)
 
 
+def _is_same(release: Release, content: str) -> bool:
+    """An older version may lack what is found out today; deployed again, it is measured again."""
+    return release.content == content and all(v.verdict is not None for v in release.app.variants)
+
+
 def _notes(measured: Mapping[str, Measured]) -> tuple[str, ...]:
     """Each once, with the variants that it is about."""
     about: dict[str, list[str]] = {}
@@ -322,7 +334,10 @@ def _notes(measured: Mapping[str, Measured]) -> tuple[str, ...]:
 def _assembled(app: AppVersion, measured: Mapping[str, Measured]) -> AppVersion:
     """`app` with what was measured; variants best first, of equals the smaller first."""
     inputs, outputs = common_signature(measured)
-    variants = [msgspec.structs.replace(v, profile=measured[v.name].profile) for v in app.variants]
+    variants = [
+        msgspec.structs.replace(v, profile=measured[v.name].profile, verdict=measured[v.name].verdict)
+        for v in app.variants
+    ]
     variants.sort(key=lambda v: (-v.accuracy, measured[v.name].profile.replica_mb, v.name))
     return msgspec.structs.replace(
         app, variants=without_disturbance(variants), inputs=inputs, outputs=outputs
