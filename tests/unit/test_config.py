@@ -142,8 +142,8 @@ CLUSTER_REFUSALS = [
     ),
     pytest.param(
         NODE + "[worker]\nxyz = 5\n",
-        "worker.xyz: unknown field; "
-        "known: frame_bytes_max, orphan_timeout_s, output_bytes_max, queue_rows_max, threads",
+        "worker.xyz: unknown field; known: frame_bytes_max, orphan_timeout_s, output_bytes_max, "
+        "queue_rows_max, recheck_share, threads",
         id="nothing-near",
     ),
     pytest.param(

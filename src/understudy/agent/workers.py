@@ -33,8 +33,23 @@ from understudy.settings.cluster import ClusterConfig, NodeConfig
 from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Frame
-from understudy.wire.messages import Drain, Load, Loaded, Ping, Pong, Probe, Probed, Stats, WorkerStats
-from understudy.wire.records import Variant
+from understudy.wire.messages import (
+    BatchingEnded,
+    Drain,
+    Kind,
+    Load,
+    Loaded,
+    Ping,
+    Pong,
+    Probe,
+    Probed,
+    Rehearse,
+    Rehearsed,
+    Stats,
+    WorkerStats,
+    decode_message,
+)
+from understudy.wire.records import BatchingVerdict, Variant
 
 CONNECT_TIMEOUT_S = 10.0  # from the fork to a worker that answers
 CONNECT_RETRY_S = 0.001
@@ -63,6 +78,8 @@ class _Handle:
     link: FrameLink | None = None
     status: int | None = None  # as the zygote reported it
     gone: bool = False  # the pidfd says so
+    rehearsing: bool = False
+    unburied: bool = False  # it ended meanwhile
 
 
 class Workers:
@@ -170,7 +187,13 @@ class Workers:
             if handle.link is link and not handle.gone:
                 self._step(ev.LinkLost(handle.record.worker))
 
-        handle.link = await dial(f"unix:{handle.record.socket}", lambda: FrameLink(_ignore, lost), timeout_s)
+        def told(_link: FrameLink, frame: Frame) -> None:
+            # What else comes unasked are late answers, and the answer to Drain.
+            message = decode_message(frame) if frame.kind == Kind.BATCHING_ENDED else None
+            if isinstance(message, BatchingEnded):
+                self._step(ev.BatchingEndedAt(handle.record.worker, message.reason))
+
+        handle.link = await dial(f"unix:{handle.record.socket}", lambda: FrameLink(told, lost), timeout_s)
         return handle.link
 
     # orders
@@ -205,8 +228,11 @@ class Workers:
                 probe=app.probe,
                 queue_rows_max=self._config.worker.queue_rows_max,
                 measure_latency_runs=MEASURE_LATENCY_RUNS if effect.measure else 1,
+                verdict=variant.verdict,
             )
             loaded = await link.call(message, Loaded, self._tuning.load_timeout_s)
+            if effect.measure:
+                loaded.verdict = await self._rehearse(handle, link)
         except UnderstudyError as error:
             if error.code is Code.LINK_LOST:
                 _kill(handle)  # its exit says more than this
@@ -218,6 +244,25 @@ class Workers:
             self._step(ev.LoadDone(worker, loaded))
         finally:
             self._staging.let_go(worker)
+        handle.rehearsing = False
+        if handle.unburied:
+            self._exited(handle)
+
+    async def _rehearse(self, handle: _Handle, link: FrameLink) -> BatchingVerdict:
+        """A model that rows of no kind that it expects bring down or hold up is as good as before."""
+        handle.rehearsing = True
+        try:
+            return (await link.call(Rehearse(), Rehearsed, self._tuning.rehearsal_timeout_s)).verdict
+        except UnderstudyError as error:
+            if error.code not in (Code.LINK_LOST, Code.TIMEOUT):
+                raise
+            ended = "its worker ended" if error.code is Code.LINK_LOST else "it took too long"
+            return BatchingVerdict(False, "rehearsal", f"{ended} while it was rehearsed with drawn rows")
+
+    def end_batching(self, worker: str, reason: str) -> None:
+        handle = self._handles.get(worker)
+        if handle is not None and handle.link is not None and not handle.link.closed:
+            handle.link.send(BatchingEnded(reason))
 
     def probe(self, worker: str) -> None:
         handle = self._handles.get(worker)
@@ -315,6 +360,9 @@ class Workers:
         worker = handle.record.worker
         if self._handles.get(worker) is not handle:
             return  # the status came after all
+        if handle.rehearsing:
+            handle.unburied = True  # what was measured before is told first
+            return
         out_of_memory = self._limits.exceeded(handle.record.cgroup)
         printed = self.prints.end(worker)
         self._bury(handle)
@@ -379,6 +427,8 @@ class Workers:
         self.prints.follow(record.worker, record.pid)
         self.prints.label(record.worker, stats.app, stats.version, stats.variant)
         self._step(ev.WorkerFound(record.worker, address, stats))
+        if stats.batching_ended:
+            self._step(ev.BatchingEndedAt(record.worker, stats.batching_ended))
 
     def _read_records(self) -> list[Record]:
         records = []
@@ -399,10 +449,6 @@ class Workers:
             partial.rename(path)
         except OSError as error:  # it works all the same; only a restarted agent won't find it
             self._log.warning("record.unwritten", worker=record.worker, reason=str(error))
-
-
-def _ignore(_link: FrameLink, _frame: Frame) -> None:
-    """Late answers, and the answer to Drain."""
 
 
 def _jitter() -> float:

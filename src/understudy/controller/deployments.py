@@ -32,6 +32,7 @@ from understudy.core.controller.promises import check_promises
 from understudy.core.controller.signature import common_signature
 from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
+from understudy.core.controller.unbatched import ended_at_work
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.messages import Measured
@@ -127,7 +128,7 @@ class Deployments:
         Raises `InvalidArgument` naming the field, CONFLICT, BUSY or STORE_UNAVAILABLE.
         """
         check_request(request, self._config)
-        self._check_artifacts(request)
+        _check_artifacts(self._artifacts, request)
         app = draft(request, self._machine.next_version(request.name))
         links = {name: current.stand_ins for name, current in self._machine.apps.items()}
         check_known(app, links | {name: coming.stand_ins for name, coming in self._coming.items()})
@@ -143,7 +144,7 @@ class Deployments:
         manifests = noted(books, manifest, content, self._tuning.manifests_max)
         app = msgspec.structs.replace(app, content=content, manifests=manifests)
         current = self._machine.apps.get(request.name)
-        if current and self._machine.releases[(current.app, current.version)].content == content:
+        if current and _is_same(self._machine.releases[(current.app, current.version)], content):
             self._step(ev.ManifestNoted(app.app, app.manifests))
             deployment.version = current.version
             deployment.done = deployment.total
@@ -235,6 +236,8 @@ class Deployments:
         else:
             self._place(deployment, asyncio.get_running_loop().time())
             self._step(ev.Deployed(release))
+            for variant in app.variants:
+                self._note(ev.Note("batching.decided", f"{variant.name} {variant.batching}", app=app.app))
         finally:
             self._coming.pop(draft_app.app).decided.set()
 
@@ -264,28 +267,17 @@ class Deployments:
                 raise told from error
             self._profiles[key] = measured
             self._bookkeeper.save({key: measured}, ())
-        return self._profiles[key]
+        found = self._profiles[key]
+        ended = ended_at_work(self._machine.releases.values(), variant.artifact.digest)
+        if ended is not None and found.verdict is not None and found.verdict.together:
+            return msgspec.structs.replace(found, verdict=ended)
+        return found
 
     def _forget_profiles(self, app: AppVersion) -> None:
         keys = [profile_key(v.artifact.digest, measuring_method(app, v)) for v in app.variants]
         for key in keys:
             self._profiles.pop(key, None)
         self._bookkeeper.save({}, keys)
-
-    def _check_artifacts(self, request: AppRequest) -> None:
-        for index, variant in enumerate(request.variants):
-            artifact = variant.artifact
-            field = f"variants[{index}].artifact"
-            self._artifacts.touch(artifact.digest)
-            try:
-                size_bytes = self._artifacts.path(artifact.digest).stat().st_size
-            except OSError:
-                path = f"/v1/artifacts/{artifact.digest}"
-                raise InvalidArgument(
-                    f"{field}: {artifact.file_name} isn't there; PUT it to {path}"
-                ) from None
-            if size_bytes != artifact.size_bytes:
-                raise InvalidArgument(f"{field}.size_bytes: the uploaded file has {size_bytes} bytes")
 
     def _place(self, deployment: Deployment, now: float) -> None:
         deployment.state = "placing"
@@ -319,6 +311,25 @@ class Deployments:
         self._unread_s.pop(oldest, None)
 
 
+def _check_artifacts(artifacts: DirectoryStore, request: AppRequest) -> None:
+    for index, variant in enumerate(request.variants):
+        artifact = variant.artifact
+        field = f"variants[{index}].artifact"
+        artifacts.touch(artifact.digest)
+        try:
+            size_bytes = artifacts.path(artifact.digest).stat().st_size
+        except OSError:
+            path = f"/v1/artifacts/{artifact.digest}"
+            raise InvalidArgument(f"{field}: {artifact.file_name} isn't there; PUT it to {path}") from None
+        if size_bytes != artifact.size_bytes:
+            raise InvalidArgument(f"{field}.size_bytes: the uploaded file has {size_bytes} bytes")
+
+
+def _is_same(release: Release, content: str) -> bool:
+    """An older version may lack what is found out today; deployed again, it is measured again."""
+    return release.content == content and all(v.verdict is not None for v in release.app.variants)
+
+
 def _notes(measured: Mapping[str, Measured]) -> tuple[str, ...]:
     """Each once, with the variants that it is about."""
     about: dict[str, list[str]] = {}
@@ -331,7 +342,10 @@ def _notes(measured: Mapping[str, Measured]) -> tuple[str, ...]:
 def _assembled(app: AppVersion, measured: Mapping[str, Measured]) -> AppVersion:
     """`app` with what was measured; variants best first, of equals the smaller first."""
     inputs, outputs = common_signature(measured)
-    variants = [msgspec.structs.replace(v, profile=measured[v.name].profile) for v in app.variants]
+    variants = [
+        msgspec.structs.replace(v, profile=measured[v.name].profile, verdict=measured[v.name].verdict)
+        for v in app.variants
+    ]
     variants.sort(key=lambda v: (-v.accuracy, measured[v.name].profile.replica_mb, v.name))
     return msgspec.structs.replace(
         app, variants=without_disturbance(variants), inputs=inputs, outputs=outputs

@@ -164,8 +164,9 @@ def content_digest(request: AppRequest) -> str:
 
 
 def measuring_method(app: AppVersion, variant: Variant) -> str:
-    """Names everything but the artifact that a variant's profile depends on."""
-    described = (variant.runtime, variant.options, app.inputs, app.outputs, app.probe, app.finite)
+    """Names everything but the artifact that a variant's profile and verdict on batching depend on."""
+    batching = msgspec.structs.replace(app.batching, wait_us=0)
+    described = (variant.runtime, variant.options, app.inputs, app.outputs, app.probe, app.finite, batching)
     return _digest(described)[:16]
 
 

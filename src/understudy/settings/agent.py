@@ -12,6 +12,7 @@ class AgentTuning(Settings, frozen=True):
     probe_timeout_ms: Positive = 400.0
     probe_failures_restart: Count = 3  # in a row: kill and replace
     load_timeout_s: Positive = 120.0
+    rehearsal_timeout_s: Positive = 20.0  # of a variant that is measured; beyond it, it isn't batched
     drain_timeout_ms: Positive = 5000.0
     backoff_ms: Positive = 50.0  # first restart is at once, then this, doubling
     backoff_ms_max: Positive = 10_000.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -73,6 +73,8 @@ class ClientRateSettings(Settings, frozen=True):
 class BatchingSettings(Settings, frozen=True):
     rows_max: Annotated[int, Meta(ge=1, le=2**20)] = 32
     wait_us: Annotated[int, Meta(ge=0, le=10_000_000)] = 0  # for more rows, when fewer are there
+    mode: Literal["auto", "never", "always"] = "auto"  # auto: share a batch where that's shown to be harmless
+    tolerance: Positive | None = None  # of an answer's magnitude; default: by datatype, 0.0001 for FP32
 
 
 class AppManifest(Settings, frozen=True):

@@ -76,6 +76,24 @@ class Profile(msgspec.Struct, frozen=True):
         return self.base_mb + self.memory_mb
 
 
+class BatchingVerdict(msgspec.Struct, frozen=True):
+    """Whether requests to a variant may share a batch, and how that is known.
+
+    `by`: graph (proven), rehearsal, declared (the app insists), setting, shape, service (seen at work).
+    """
+
+    together: bool
+    by: str
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        return f"{'runs together' if self.together else ONE_AT_A_TIME}: {self.reason}"
+
+
+ONE_AT_A_TIME = "one request at a time"
+
+
 class Variant(msgspec.Struct, frozen=True):
     """One member of an app's family. `accuracy` is a fraction in [0, 1]."""
 
@@ -86,11 +104,23 @@ class Variant(msgspec.Struct, frozen=True):
     options: dict[str, Any] = {}
     memory_limit_mb: float | None = None  # None: derived from the profile
     profile: Profile | None = None
+    verdict: BatchingVerdict | None = None  # None: never found out, so its requests run one at a time
+
+    @property
+    def batching(self) -> str:
+        """Whether its requests share batches, and why, for people."""
+        if self.verdict is None:
+            return f"{ONE_AT_A_TIME}: it was never found out whether they may share a batch; deploy it again"
+        return self.verdict.sentence
 
 
 class Batching(msgspec.Struct, frozen=True):
+    """What an app wants. `tolerance`: a fraction of an answer's magnitude, instead of the datatype's own."""
+
     rows_max: int = 32
     wait_us: int = 0
+    mode: str = "auto"
+    tolerance: float | None = None
 
 
 REPLICA_LINKS = ("smaller-variant", "previous-version")  # of a fallback chain: replicas of the app itself

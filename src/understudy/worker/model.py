@@ -51,13 +51,23 @@ class Done(NamedTuple):
 
 
 class Model:
-    """Runtime, codec and guard of one replica. `batched`: requests may be concatenated along dimension 0."""
+    """Runtime, codec and guard of one replica.
+
+    `batched`: requests may be concatenated along dimension 0, which has been shown to be harmless.
+    """
 
     def __init__(self, load: Load, runtime: Runtime, signature: Signature, probe: bytes) -> None:
         self.inputs = signature.inputs
         self.outputs = signature.outputs
-        self.batched = signature.batched
-        self.codec = Codec(load.app, load.version, self.inputs, self.outputs, batched=self.batched)
+        self.batched = signature.batched and load.verdict is not None and load.verdict.together
+        self.codec = Codec(
+            load.app,
+            load.version,
+            self.inputs,
+            self.outputs,
+            batched=signature.batched,
+            together=self.batched,
+        )
         self._guard = Guard(self.outputs, batched=self.batched)
         self._predict = runtime.predict
         self._axes = runtime.axes
@@ -93,6 +103,13 @@ class Model:
         except (Exception, SystemExit):
             return [self._execute_one(request) for request in requests]
         return [Done(requests, rows, outputs, None)]
+
+    def answer(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """What is returned for these inputs, guarded. Raises what a request with them would be told."""
+        (done,) = self.execute([Request(inputs, 1, (), None, ())])
+        if done.outputs is None:
+            raise done.error or load_failed("the model gave no answer")
+        return done.outputs
 
     def _execute_one(self, request: Request) -> Done:
         inputs = request.inputs

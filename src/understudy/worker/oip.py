@@ -114,6 +114,8 @@ _encode = msgspec.json.Encoder().encode
 class Codec:
     """Bodies of one model version. `batched`: dimension 0 of every tensor counts rows.
 
+    Unless requests run `together`, inputs may have different numbers of them.
+
     The specs must have datatypes of `DATATYPES`; names are unique.
     """
 
@@ -125,6 +127,7 @@ class Codec:
         outputs: tuple[TensorSpec, ...],
         *,
         batched: bool,
+        together: bool = True,
     ) -> None:
         self._app = app
         self._version = str(version)
@@ -135,6 +138,7 @@ class Codec:
         self._all_json = tuple(Output(spec.name) for spec in outputs)
         self._all_binary = tuple(Output(spec.name, binary=True) for spec in outputs)
         self._batched = batched
+        self._together = together
         self.decoded_bytes_max = 2**62  # of what one body may become
         self.answer_bytes_max = 2**31
         self.rows_may_differ = False  # from one input to another, if nobody has declared that they count rows
@@ -301,7 +305,7 @@ class Codec:
         rows = -1
         for name, array in arrays.items():
             if rows not in (-1, len(array)):
-                if self.rows_may_differ:
+                if self.rows_may_differ or not self._together:
                     return -1
                 first = next(iter(arrays))
                 raise InvalidArgument(

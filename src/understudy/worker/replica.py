@@ -21,6 +21,7 @@ from understudy.core.batching import Batcher, Durations
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
 from understudy.wire.messages import Infer, Load, Probed, Result, encode_result
+from understudy.worker.batching.rechecks import Rechecks
 from understudy.worker.model import Done, Model
 from understudy.worker.oip import Answer, Request
 
@@ -46,7 +47,7 @@ class Waiting(msgspec.Struct, gc=False):
 class Replica:
     """Takes requests, answers every one of them on its link unless it is cancelled or the link is gone."""
 
-    def __init__(self, model: Model, load: Load, hop_s: float, thread: Executor) -> None:
+    def __init__(self, model: Model, load: Load, hop_s: float, thread: Executor, rechecks: Rechecks) -> None:
         self.requests = 0  # taken in, probes not counted
         self.batches = 0  # executed
         self.failures = 0  # answered with a failure that is the model's
@@ -69,6 +70,12 @@ class Replica:
         self._execute_s = 0.0
         self._logged_s = 0.0
         self._when_idle: Callable[[], None] | None = None
+        self.rechecks = rechecks
+        rechecks.on_end(self._run_alone)
+
+    def _run_alone(self) -> None:
+        """Requests don't share batches any more."""
+        self._batcher.rows_max = 1
 
     @property
     def queued_rows(self) -> int:
@@ -149,6 +156,11 @@ class Replica:
         if self._in_thread:
             return
         now = monotonic()
+        if self.rechecks.due(now, idle=not self._batcher.rows):
+            self._in_thread = True
+            rechecking = self._loop.run_in_executor(self._thread, self.rechecks.run)
+            rechecking.add_done_callback(self._rechecked)
+            return
         batch = self._batcher.take(now)
         if not batch:
             self._wait_for_more(now)
@@ -164,7 +176,7 @@ class Replica:
             ended_s = monotonic()
             self._observe(results, rows, ended_s - now, inline=True)
             self._answer(batch, results, rows, now, ended_s)
-            if self._batcher.rows or self._when_idle is not None:
+            if self._batcher.rows or self._when_idle is not None or self.rechecks.waiting:
                 self._schedule()
             return
         self._in_thread = True
@@ -204,6 +216,12 @@ class Replica:
         self._answer(batch, results, rows, started_s, ended_s)
         self._pump()
 
+    def _rechecked(self, future: asyncio.Future[str]) -> None:
+        self._in_thread = False
+        if not future.cancelled():
+            self.rechecks.conclude(future.result())
+            self._pump()
+
     def _observe(self, results: list[Done], rows: int, duration_s: float, *, inline: bool) -> None:
         if len(results) == 1:  # otherwise it failed, and its parts ran again
             self._durations.observe(rows, duration_s, inline=inline)
@@ -219,6 +237,8 @@ class Replica:
         for done in results:
             answered = batch[index : index + len(done.requests)]
             index += len(answered)
+            if len(answered) > 1 and done.outputs is not None:
+                self.rechecks.offer(done, self._execute_s)
             answers, error = self._encode(done)
             if error is not None:
                 self._fail(answered, error)
