@@ -85,7 +85,8 @@ class WorkerLink:
         answer = decode_answer(frame)
         if isinstance(answer, Failure) and answer.code not in REFUSED:
             self.failures += 1
-            self.failed_s = now
+            if self._replica.breaker.state != "open":  # else it was sent before that
+                self.failed_s = now
 
 
 class GatewayHost:

@@ -153,7 +153,9 @@ class Loaded(msgspec.Struct):
 
 
 class Probe(msgspec.Struct):
-    """Run the probe input through the same queue and batcher as any request."""
+    """Run the probe input through the same queue and batcher as any request; or only a no-op, behind them."""
+
+    inference: bool = True
 
 
 class Probed(msgspec.Struct):
@@ -219,6 +221,8 @@ class NodeState(msgspec.Struct):
     quarantined: tuple[tuple[str, int, str], ...] = ()
     memory_used_mb: float = 0.0
     blank_workers: int = 0
+    killed: tuple[str, ...] = ()  # workers that the agent has ended lately, so no request is to blame
+    proven_ago_s: dict[str, float] = {}  # by replica: since an inference succeeded, when this was made
 
 
 class Heartbeat(msgspec.Struct, array_like=True):

@@ -16,6 +16,7 @@ import uvloop
 
 from understudy.adapters.links import listen
 from understudy.adapters.logs import configure
+from understudy.adapters.progress import ProgressWriter, progress_path
 from understudy.adapters.task_groups import ungrouped
 from understudy.invariants import InvariantBroken
 from understudy.settings.worker import WorkerTuning
@@ -55,6 +56,7 @@ async def _serve(args: WorkerArgs) -> None:
     loop.set_default_executor(ThreadPoolExecutor(max_workers=1, thread_name_prefix="memory"))
     async with asyncio.TaskGroup() as tasks:
         worker = Worker(args.worker, args.settings, tasks)
+        worker.progress = ProgressWriter(progress_path(args.socket))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.drain, DRAIN_TIMEOUT_S)
         servers = [await listen(f"unix:{args.socket}", worker.make_link)]
@@ -68,6 +70,7 @@ async def _serve(args: WorkerArgs) -> None:
         for server in servers:
             server.close()
         Path(args.socket).unlink(missing_ok=True)
+        Path(progress_path(args.socket)).unlink(missing_ok=True)
         await _close_links(worker)
         worker.stop_loading()
     worker.thread.shutdown(wait=False, cancel_futures=True)

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from understudy.adapters.links import FrameLink
+from understudy.adapters.progress import ProgressWriter
 from understudy.core.batching import Batcher, Durations
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
@@ -46,7 +47,9 @@ class Waiting(msgspec.Struct, gc=False):
 class Replica:
     """Takes requests, answers every one of them on its link unless it is cancelled or the link is gone."""
 
-    def __init__(self, model: Model, load: Load, hop_s: float, thread: Executor) -> None:
+    def __init__(
+        self, model: Model, load: Load, hop_s: float, thread: Executor, progress: ProgressWriter
+    ) -> None:
         self.requests = 0  # taken in, probes not counted
         self.batches = 0  # executed
         self.failures = 0  # answered with a failure that is the model's
@@ -63,6 +66,7 @@ class Replica:
         self._durations = Durations(hop_s)
         self._durations.observe(self._decode(model.probe).rows, model.probe_s, inline=True)
         self._probes_queued = 0
+        self._progress = progress
         self._pump_due = False
         self._in_thread = False
         self._execute_s = 0.0
@@ -102,7 +106,12 @@ class Replica:
         elif not self._pump_due:
             self._schedule()
 
-    def probe(self, link: FrameLink, stream: int) -> None:
+    def probe(self, link: FrameLink, stream: int, *, inference: bool = True) -> None:
+        if not inference:
+            began_s = monotonic()
+            noop = self._loop.run_in_executor(self._thread, int)  # behind whatever runs there
+            noop.add_done_callback(lambda _: link.send(Probed((monotonic() - began_s) * 1000), stream))
+            return
         if self._probes_queued >= PROBES_QUEUED_MAX:
             link.fail(stream, UnderstudyError(Code.BUSY, "too many probes are waiting"))
             return
@@ -157,6 +166,8 @@ class Replica:
             return
         requests = [waiting.request for waiting in batch]
         rows = sum([request.rows for request in requests])
+        budget_s = max([waiting.deadline_s for waiting in batch if not waiting.is_probe], default=now) - now
+        self._progress.begin(rows, now, budget_s)
         if self._durations.run_inline(rows):
             results = self._model.execute(requests)
             ended_s = monotonic()
@@ -205,6 +216,7 @@ class Replica:
     def _observe(self, results: list[Done], rows: int, duration_s: float, *, inline: bool) -> None:
         if len(results) == 1:  # otherwise it failed, and its parts ran again
             self._durations.observe(rows, duration_s, inline=inline)
+        self._progress.end(proven=any(done.error is None for done in results))
         self.batches += 1
         self.executed += sum([len(done.requests) for done in results])
         self._execute_s += duration_s

@@ -16,6 +16,7 @@ import structlog
 
 from understudy.adapters.links import FrameLink
 from understudy.adapters.memory import pss_mb
+from understudy.adapters.progress import ProgressWriter
 from understudy.core.lifecycle import Table, advance
 from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import Code, UnderstudyError
@@ -62,6 +63,7 @@ class Worker:
         self.stopped = asyncio.Event()
         self.links: set[FrameLink] = set()
         self.unlinked = asyncio.Event()  # set while nobody is connected
+        self.progress = ProgressWriter()
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
         self._name = name
         self._settings = settings
@@ -145,9 +147,9 @@ class Worker:
                 link.send(Pong(), stream)
             case Stats():
                 self._send_stats(link, stream)
-            case Probe():
+            case Probe(inference):
                 if self._state == "ready" and self._replica is not None:
-                    self._replica.probe(link, stream)
+                    self._replica.probe(link, stream, inference=inference)
                 else:
                     link.fail(stream, self._not_ready())
             case Load():
@@ -219,7 +221,8 @@ class Worker:
 
     def _become_ready(self, load: Load, model: Model, loaded: Loaded, hop_s: float) -> None:
         self._state = advance(WORKER, self._state, "loaded")
-        self._replica = Replica(model, load, hop_s, self.thread)
+        self.progress.end(proven=True)  # loading ended in an inference
+        self._replica = Replica(model, load, hop_s, self.thread, self.progress)
         log.info(
             "model.loaded",
             replica=load.replica,

@@ -21,7 +21,7 @@ class CrashHistory:
     def __init__(self, tuning: AgentTuning) -> None:
         self._tuning = tuning
         self._window_s = tuning.crash_loop_window_s
-        self._crashes: dict[Key, deque[float]] = {}
+        self._crashes: dict[Key, deque[tuple[float, bool]]] = {}  # when, and whether the variant is to blame
         self._quarantined: dict[Key, bool] = {}  # -> whether a controller has acknowledged it
 
     @property
@@ -31,15 +31,15 @@ class CrashHistory:
     def note(self, key: Key, now: float, jitter: float, *, blames_variant: bool = True) -> float | None:
         """Count a crash. Seconds to wait before the next start; None: the variant is quarantined.
 
-        `jitter` is a random number in [-1, 1]. A failure that isn't the variant's own, such as a store
-        that can't be reached, only backs off.
+        `jitter` is a random number in [-1, 1]. An end that isn't the variant's own, such as a store that
+        can't be reached or a kill by this agent, only backs off.
         """
         remembered = max(self._tuning.crash_loop_count, CRASHES_REMEMBERED_MIN)
         crashes = self._crashes.setdefault(key, deque(maxlen=remembered))
-        crashes.append(now)
-        while crashes[0] < now - self._window_s:
+        crashes.append((now, blames_variant))
+        while crashes[0][0] < now - self._window_s:
             crashes.popleft()
-        if blames_variant and len(crashes) >= self._tuning.crash_loop_count:
+        if sum(blamed for _, blamed in crashes) >= self._tuning.crash_loop_count:
             self._quarantined.setdefault(key, False)
             return None
         return self.delay_s(len(crashes), jitter)
