@@ -104,7 +104,11 @@ def deploy(
     with contextlib.ExitStack() as opened:
         packages = [opened.enter_context(pack(manifest)) for manifest in find_manifests(path)]
         begun = [submit(control, package, progress) for package in _stand_ins_first(packages)]
-    return begun if wait_s is None else follow(control, begun, progress, wait_s)
+    if wait_s is None:
+        return begun
+    # Each variant is loaded to be measured, and then where it serves.
+    declared_s = [v.get("load_timeout_s") or 0.0 for p in packages for v in p.description["variants"]]
+    return follow(control, begun, progress, wait_s + 2 * max(declared_s, default=0.0))
 
 
 def _stand_ins_first(packages: Iterable[Package]) -> list[Package]:

@@ -115,7 +115,7 @@ def _remarks(view: StatusView) -> list[str]:
 
 
 def _apps(apps: list[AppView]) -> Table:
-    numbers = ("p50 ms", "p99 ms")
+    numbers = ("Proven s ago", "p50 ms", "p99 ms")
     made = table(("App", "Served by"), ("State", "Protected", "Criticality", *numbers), right=numbers)
     for app in apps:
         made.add_row(
@@ -124,6 +124,7 @@ def _apps(apps: list[AppView]) -> Table:
             Text(app.state, style=STYLES[app.state]),
             _protection(app.protection),
             app.criticality,
+            _number(app.proven_ago_s, 0),
             _number(app.p50_ms, 1),
             _number(app.p99_ms, 1),
         )

@@ -37,6 +37,7 @@ from understudy.wire.records import AppVersion, Variant
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 Note = Callable[[ev.Note], None]
 FINISHED = ("ready", "failed")
+PROGRESS_STEP_S = 10.0
 LOST = "the controller restarted; deploy again"
 
 
@@ -83,6 +84,7 @@ class Deployments:
         self._profiles: dict[str, Measured] = {}
         self._known: dict[str, Deployment] = {}
         self._give_up_s: dict[str, float] = {}  # deployment -> loop time; while placing
+        self._measuring: dict[tuple[str, str], float] = {}  # deployment, variant -> since, in loop time
         self._coming: dict[str, Coming] = {}  # by app; until their version is committed, or never will be
         self._next = 1
 
@@ -97,7 +99,7 @@ class Deployments:
             app = self._machine.apps.get(stored.app)
             if app and self._machine.releases[(app.app, app.version)].content == stored.content:
                 deployment.version = app.version
-                self._place(deployment, now)
+                self._place(deployment, app, now)
             else:
                 self._fail(deployment, LOST)
 
@@ -107,7 +109,17 @@ class Deployments:
             raise UnderstudyError(
                 Code.NOT_FOUND, f"no deployment {id!r}; finished ones are forgotten in time or at a restart"
             )
-        return self._known[id]
+        deployment = self._known[id]
+        if deployment.state == "profiling":
+            deployment.message = self._measuring_since(id)
+        return deployment
+
+    def _measuring_since(self, id: str) -> str:
+        now = asyncio.get_running_loop().time()
+        since = {variant: now - at for (of, variant), at in self._measuring.items() if of == id}
+        # In steps, since whoever follows shows each change.
+        told = {variant: s // PROGRESS_STEP_S * PROGRESS_STEP_S for variant, s in since.items()}
+        return ", ".join(f"{variant} for {s:.0f} s" for variant, s in told.items() if s)
 
     def running(self, app: str) -> Deployment | None:
         return next((d for d in self._known.values() if d.app == app and d.state not in FINISHED), None)
@@ -161,7 +173,7 @@ class Deployments:
             elif (reason := self._without_a_place(deployment)) and self._all_nodes_ready():
                 self._fail(deployment, f"deployed, but without a place: {reason}")
             elif now > self._give_up_s[id]:
-                waited_s = self._tuning.placing_timeout_s
+                waited_s = self._placing_timeout_s(self._machine.apps[app])
                 why = f": {reason}" if reason else "; see the app's status"
                 self._fail(deployment, f"deployed, but not ready after {waited_s:g} s{why}")
 
@@ -197,7 +209,7 @@ class Deployments:
             self._fail(deployment, error.message)
             return
         else:
-            self._place(deployment, asyncio.get_running_loop().time())
+            self._place(deployment, app, asyncio.get_running_loop().time())
             self._step(ev.Deployed(release))
         finally:
             self._coming.pop(draft_app.app).decided.set()
@@ -206,7 +218,12 @@ class Deployments:
         measured: dict[str, Measured] = {}
 
         async def measure(variant: Variant) -> None:
-            measured[variant.name] = await self._measure(app, variant)
+            since = deployment.deployment, variant.name
+            self._measuring[since] = asyncio.get_running_loop().time()
+            try:
+                measured[variant.name] = await self._measure(app, variant)
+            finally:
+                del self._measuring[since]
             deployment.done += 1
 
         with ungrouped(Exception):
@@ -240,10 +257,13 @@ class Deployments:
             if size_bytes != artifact.size_bytes:
                 raise InvalidArgument(f"{field}.size_bytes: the uploaded file has {size_bytes} bytes")
 
-    def _place(self, deployment: Deployment, now: float) -> None:
+    def _place(self, deployment: Deployment, app: AppVersion, now: float) -> None:
         deployment.state = "placing"
         deployment.message = "waiting for its primary"
-        self._give_up_s[deployment.deployment] = now + self._tuning.placing_timeout_s
+        self._give_up_s[deployment.deployment] = now + self._placing_timeout_s(app)
+
+    def _placing_timeout_s(self, app: AppVersion) -> float:
+        return self._tuning.placing_timeout_s + max(v.load_timeout_s or 0.0 for v in app.variants)
 
     def _fail(self, deployment: Deployment, reason: str) -> None:
         deployment.message = reason

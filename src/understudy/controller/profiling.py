@@ -48,15 +48,17 @@ class Profiler:
                 self._changed.set()
 
     async def _free_node(self, tried: list[str]) -> str:
-        try:
-            async with asyncio.timeout(self._tuning.profile_timeout_s):
-                while True:
-                    free = [node for node in self._nodes() if node not in self._busy]
-                    if free:
-                        return min(free, key=lambda node: (tried.count(node), node))
-                    self._changed.clear()
+        """Busy ones come free by themselves; how long is waited when there is none at all has a limit."""
+        while True:
+            there = self._nodes()
+            free = [node for node in there if node not in self._busy]
+            if free:
+                return min(free, key=lambda node: (tried.count(node), node))
+            self._changed.clear()
+            limit_s = None if there else self._tuning.profile_timeout_s
+            try:
+                async with asyncio.timeout(limit_s):
                     await self._changed.wait()
-        except TimeoutError:
-            raise UnderstudyError(
-                Code.UNAVAILABLE, "no node is there to measure it on", waited_s=self._tuning.profile_timeout_s
-            ) from None
+            except TimeoutError:
+                what = "no node is there to measure it on"
+                raise UnderstudyError(Code.UNAVAILABLE, what, waited_s=limit_s) from None

@@ -38,6 +38,7 @@ class VariantRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     accuracy: Fraction
     options: dict[str, Any] = {}
     memory_limit_mb: Positive | None = None
+    load_timeout_s: Positive | None = None
 
 
 class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -108,6 +109,7 @@ def draft(request: AppRequest, version: int) -> AppVersion:
             accuracy=v.accuracy,
             options=v.options,
             memory_limit_mb=v.memory_limit_mb,
+            load_timeout_s=v.load_timeout_s,
         )
         for v in request.variants
     ]

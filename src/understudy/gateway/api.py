@@ -321,7 +321,7 @@ def model_metadata(spec: AppVersion) -> dict[str, Any]:
 
 def _app_status(app: App) -> dict[str, Any]:
     spec: AppVersion = app.spec
-    best = app.ranked[0] if app.ranked else None
+    best, now = app.ranked[0] if app.ranked else None, monotonic()
     return {
         "name": app.name,
         "version": spec.version,
@@ -355,6 +355,7 @@ def _app_status(app: App) -> dict[str, Any]:
                 "suspect": r.suspect or r.node_suspect,
                 "breaker": r.breaker.state,
                 "outstanding": len(r.outstanding),
+                "proven_ago_s": round(r.unproven_s(now), 1),
             }
             for r in sorted(app.replicas.values(), key=lambda r: (r.rank, r.id))
         ],

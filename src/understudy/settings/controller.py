@@ -21,9 +21,11 @@ class ControllerTuning(Settings, frozen=True):
     store_timeout_s: Positive = 1.0  # publishing waits no longer than this for the store
     events_pending_max: Count = 5000  # kept in memory while the store is away
     deployments_max: Count = 100  # remembered by the controller, the running ones among them
-    profile_timeout_s: Positive = 120.0  # of one variant
+    profile_timeout_s: Positive = 120.0  # of one variant, beyond its load_timeout_s
     profile_attempts_max: Count = 3  # of one variant, each on another node if there is one
-    placing_timeout_s: Positive = 120.0  # plan committed -> primary ready
+    placing_timeout_s: Positive = (
+        120.0  # plan committed -> primary ready, beyond a load_timeout_s that is declared
+    )
 
 
 class ControllerConfig(Settings, frozen=True):

@@ -27,6 +27,7 @@ class VariantManifest(Settings, frozen=True):
     accuracy: Fraction
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     memory_limit_mb: Positive | None = None
+    load_timeout_s: Positive | None = None  # how long loading may take; default: the cluster's (agent)
 
 
 class TensorSettings(Settings, frozen=True):
