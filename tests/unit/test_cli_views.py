@@ -149,10 +149,10 @@ def test_the_controllers_status_is_understood() -> None:
 @pytest.mark.parametrize("width", [80, 120])
 def test_each_app_has_a_line_with_what_matters(width: int) -> None:
     text = shown(status.render(controller_view()), width)
-    assert " ".join(line_of(text, "digits ").split()) == "digits cnn ok warm n3 critical 3 1.2 8.9"
+    assert " ".join(line_of(text, "digits ").split()) == "digits cnn ok warm n3 critical 3s 1.2 8.9"
     assert "nobody" in line_of(text, "wine ")
     assert "down" in line_of(text, "wine ")
-    assert "degraded  none       critical" in line_of(text, "a-name-that")
+    assert "degraded  none       critical" in line_of(text, "a-name-t")
 
 
 def test_a_wide_terminal_says_what_should_serve() -> None:
