@@ -133,6 +133,7 @@ class Agent:
                     worker.process.post(partial(worker.drain, timeout_ms / 1000))
             case ev.KillWorker(name):
                 if name in self.node.workers:
+                    self.world.checks.killed(self.node.workers[name])
                     self.node.workers[name].process.kill()
             case ev.StageArtifacts(artifacts, _):
                 for artifact in artifacts:
