@@ -3,7 +3,7 @@
 Who speaks to whom (the right-hand side listens):
 
     gateway -> worker       Infer, Cancel                          Result, Failure
-    agent   -> worker       Load, Probe, Stats, Drain              Loaded, Probed, WorkerStats, Drained
+    agent   -> worker       Load, Probe, Ping, Stats, Drain        Loaded, Probed, Pong, WorkerStats, Drained
     gateway -> agent        Hello, Activate                        Hello, NodeState, Heartbeat, Activated
     agent   -> controller   Hello, NodeState, Heartbeat, Report    Hello, Target, Measure (agent: Measured)
     gateway -> controller   Hello, Report, GatewayStats            Hello, RouteTable
