@@ -38,3 +38,12 @@ def test_only_what_the_controller_has_seen_and_dropped_is_lifted() -> None:
     assert history.acknowledge(frozenset({KEY})) == []
     assert history.acknowledge(frozenset()) == [KEY]
     assert history.quarantined == ()
+
+
+def test_ends_that_are_not_the_variants_own_count_towards_no_quarantine() -> None:
+    history = CrashHistory(AgentTuning(crash_loop_count=3))
+    for n in range(5):
+        assert history.note(KEY, 1.0 + n, 0.0, blames_variant=False) is not None
+    assert history.note(KEY, 7.0, 0.0) is not None
+    assert history.note(KEY, 8.0, 0.0) is not None
+    assert history.note(KEY, 9.0, 0.0) is None
