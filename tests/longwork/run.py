@@ -36,26 +36,43 @@ async def struck(harness: Harness, app: str, seconds: float, rng: random.Random)
     return outcomes
 
 
-async def play(folder: Path, longest_s: float, seed: int) -> bool:
-    rng = random.Random(seed)
-    write_apps(folder / "apps", DEADLINE_MS)
-    async with running(folder) as harness:
-        await harness.protected(*APPS)
-        lengths = [fraction * longest_s for fraction in LENGTHS]
-        calm = await asyncio.gather(*(client(harness, app, lengths, DEADLINE_MS / 1000) for app in APPS))
-        beaten = await asyncio.gather(*(struck(harness, app, longest_s / 4, rng) for app in APPS))
-        for way in ("sleeps", "holds"):
-            name = f"loader-{way}"
-            write_slow_loader(folder / name, way, load_s=longest_s, load_timeout_s=3 * longest_s)
-            await asyncio.to_thread(harness.cli, "deploy", str(folder / name), "--json")
-            calm.append([await ask(harness, name, 0.1, 30)])
-        blamed = await unjust(harness)
-    for outcomes in (*calm, *beaten):
+async def load(harness: Harness, folder: Path, way: str, longest_s: float) -> list[Outcome]:
+    """An app that takes the longest to load."""
+    name = f"loader-{way}"
+    write_slow_loader(folder / name, way, load_s=longest_s, load_timeout_s=3 * longest_s)
+    await asyncio.to_thread(harness.cli, "deploy", str(folder / name), "--json")
+    return [await ask(harness, name, 0.1, 30)]
+
+
+def report(clients: list[list[Outcome]]) -> int:
+    """How many failed."""
+    for outcomes in clients:
         took = ", ".join(f"{o.seconds:.3g} s in {o.took_s:.2f}" for o in outcomes)
         row = f"{outcomes[0].app:>14}: {len(failed([outcomes]))} of {len(outcomes)} failed; {took}"
         sys.stdout.write(f"{row}\n")
-    problems = [f"{o.app} {o.seconds:g} s: {o.status} {o.problem}" for o in failed([*calm, *beaten])]
-    sys.stdout.writelines(f"{problem}\n" for problem in problems + blamed)
+    for o in failed(clients):
+        sys.stdout.write(f"{o.app} {o.seconds:g} s: {o.status} {o.problem}\n")
+    sys.stdout.flush()
+    return len(failed(clients))
+
+
+async def play(folder: Path, longest_s: float, seed: int) -> bool:
+    rng = random.Random(seed)
+    write_apps(folder / "apps", DEADLINE_MS)
+    lengths = [fraction * longest_s for fraction in LENGTHS]
+    async with running(folder) as harness:
+        await harness.protected(*APPS)
+        parts = (
+            ("left alone", [client(harness, app, lengths, DEADLINE_MS / 1000) for app in APPS]),
+            ("killed, frozen, halted", [struck(harness, app, longest_s / 4, rng) for app in APPS]),
+            ("loads", [load(harness, folder, way, longest_s) for way in ("sleeps", "holds")]),
+        )
+        problems = 0
+        for title, work in parts:
+            sys.stdout.write(f"{title}:\n")
+            problems += report(await asyncio.gather(*work))
+        blamed = await unjust(harness)
+    sys.stdout.writelines(f"{problem}\n" for problem in blamed)
     return not problems and not blamed
 
 
