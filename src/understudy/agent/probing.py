@@ -18,11 +18,13 @@ from understudy.adapters.progress import Progress, read_progress
 from understudy.adapters.task_groups import ungrouped
 from understudy.core.agent import events as ev
 from understudy.core.agent.vitality import Signs
-from understudy.wire.errors import UnderstudyError
+from understudy.settings.agent import AgentTuning
+from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Ping, Pong, Probe, Probed
 
 PROBE_S_MAX = 86_400.0  # the machine gives up long before
 LATE_FACTOR = 4.0  # a look so many timeouts late: this process stood still itself, and sees nothing
+MODELS_WORD = frozenset({Code.MODEL_FAILED, Code.OUTPUT_INVALID, Code.OUT_OF_MEMORY})
 NOTHING = Progress(0, None, 0, 0.0, None)
 
 Step = Callable[[ev.Event], None]
@@ -51,9 +53,11 @@ async def check(asked: Asked, step: Step, timeout_s: float) -> None:
         step(ev.ProbePassed(asked.worker))
 
 
-async def probe(asked: Asked, step: Step, timeout_s: float, *, inference: bool) -> None:
-    """A no-op through the model's queue or, unless requests have proved as much since, an inference."""
-    began_s = _now()
+async def probe(asked: Asked, step: Step, tuning: AgentTuning, *, inference: bool) -> None:
+    """A no-op through the model's queue or, unless requests have proved as much just now, an inference."""
+    began_s, timeout_s = _now(), tuning.probe_timeout_ms / 1000
+    ago_s = (read_progress(asked.progress) or NOTHING).proven_ago_s
+    inference = inference and (ago_s is None or ago_s > tuning.probe_interval_ms / 1000)
     try:
         link = await asked.reach(timeout_s)
     except UnderstudyError as error:
@@ -67,10 +71,10 @@ async def probe(asked: Asked, step: Step, timeout_s: float, *, inference: bool) 
     except UnderstudyError as error:
         _failed(asked, step, error, 0.0)
     else:
-        proven_ago_s = (read_progress(asked.progress) or NOTHING).proven_ago_s
-        if proven_ago_s is None:
-            proven_ago_s = 0.0 if inference else math.inf
-        step(ev.ProbePassed(asked.worker, proven_ago_s))
+        ago_s = (read_progress(asked.progress) or NOTHING).proven_ago_s
+        if ago_s is None:
+            ago_s = 0.0 if inference else math.inf
+        step(ev.ProbePassed(asked.worker, ago_s))
 
 
 async def _watch(
@@ -122,7 +126,8 @@ async def _hears(link: FrameLink, timeout_s: float) -> bool:
 
 def _failed(asked: Asked, step: Step, error: UnderstudyError, waited_s: float) -> None:
     if not asked.gone():
-        step(ev.ProbeFailed(asked.worker, f"probe: {error}", waited_s, _jitter()))
+        models_word = error.code in MODELS_WORD
+        step(ev.ProbeFailed(asked.worker, f"probe: {error}", waited_s, _jitter(), models_word))
 
 
 def _cpu_s(pid: int) -> float:

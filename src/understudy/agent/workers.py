@@ -219,8 +219,8 @@ class Workers:
     def probe(self, effect: ev.ProbeWorker) -> None:
         handle = self._handles.get(effect.worker)
         if handle is not None:
-            timeout_s = self._tuning.probe_timeout_ms / 1000
-            self._spawn(probing.probe(self._asked(handle), self._step, timeout_s, inference=effect.inference))
+            asked, inference = self._asked(handle), effect.inference
+            self._spawn(probing.probe(asked, self._step, self._tuning, inference=inference))
 
     def check(self, worker: str) -> None:
         handle = self._handles.get(worker)

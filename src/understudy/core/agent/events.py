@@ -126,6 +126,7 @@ class ProbeFailed:
     reason: str
     waited_s: float = 0.0
     jitter: float = 0.0
+    models_word: bool = False  # an inference was made, and failed
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class AgentMachine:
         told = [effect for effect in effects if isinstance(effect, ev.Publish)]
         kills = [ev.KillWorker(worker) for worker in self._kills]
         self._kills.clear()
-        return [*told, *kills, *(effect for effect in effects if effect not in told)]
+        return [*told, *kills, *(effect for effect in effects if not isinstance(effect, ev.Publish))]
 
     @property
     def due_s(self) -> float:
@@ -271,9 +271,8 @@ class AgentMachine:
         self._tell(kind, message, replica.key[0], event.worker, code=event.code.value)
         blames_variant = event.code not in _NOT_THE_VARIANTS
         self._crash(replica, "load_failed", event.message, event.jitter, blames_variant=blames_variant)
-        if (
-            event.code is Code.TIMEOUT and replica.wanted is not None
-        ):  # at most half of the time is spent on it
+        if event.code is Code.TIMEOUT and replica.wanted is not None:
+            # At most half of the time is spent on it.
             pause_s = load_timeout_s(replica.wanted.variant, self._tuning)
             replica.retry_at_s = max(replica.retry_at_s, self._now + pause_s)
 
@@ -298,6 +297,8 @@ class AgentMachine:
         replica = self._carried_by(event.worker)
         if replica is None or replica.state not in ("ready", "failing"):
             return
+        if replica.wanted is not None:  # an adopted one is told late which app it serves
+            replica.life.deadline_s = replica.wanted.app.deadline_ms / 1000
         verdict, why = replica.life.judge(event.signs, self._tuning)
         match verdict:
             case Verdict.BUSY:
@@ -310,10 +311,10 @@ class AgentMachine:
                 self._fail(replica, why)
             case Verdict.STILL:
                 replica.life.still = True
-                self._count_probe_failure(replica, why, event.jitter)
+                self._count_probe_failure(replica, why, event.jitter, blames_variant=False)
             case Verdict.HUNG:
                 self._fail(replica, why)
-                self._give_up(replica, why, event.jitter)
+                self._give_up(replica, why, event.jitter, blames_variant=False)
             case _:
                 assert_never(verdict)
 
@@ -336,21 +337,23 @@ class AgentMachine:
         if late:
             replica.life.ask_at_s = self._now
         elif replica.state in ("ready", "failing"):
-            self._count_probe_failure(replica, event.reason, event.jitter)
+            self._count_probe_failure(replica, event.reason, event.jitter, blames_variant=event.models_word)
 
-    def _count_probe_failure(self, replica: Replica, reason: str, jitter: float) -> None:
+    def _count_probe_failure(
+        self, replica: Replica, reason: str, jitter: float, *, blames_variant: bool
+    ) -> None:
         replica.life.failures += 1
         self._fail(replica, reason)
         if replica.life.failures >= self._tuning.probe_failures_restart:
-            self._give_up(replica, reason, jitter)
+            self._give_up(replica, reason, jitter, blames_variant=blames_variant)
 
-    def _give_up(self, replica: Replica, reason: str, jitter: float) -> None:
-        """End a worker that may be in the middle of requests: not their fault, nor its variant's."""
+    def _give_up(self, replica: Replica, reason: str, jitter: float, *, blames_variant: bool) -> None:
+        """End a worker that may be in the middle of requests, which are not to blame."""
         self._dying.add(replica.worker)
         self._killed.append(replica.worker)
         self._kills.append(replica.worker)
         self._tell("worker.given_up", f"{replica.key[2]}: {reason}", replica.key[0], replica.worker)
-        self._crash(replica, "gave_up", reason, jitter, blames_variant=False)
+        self._crash(replica, "gave_up", reason, jitter, blames_variant=blames_variant)
 
     def _link_lost(self, worker: str) -> None:
         if self._pool.remove(worker):
