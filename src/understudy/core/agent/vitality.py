@@ -17,7 +17,7 @@ from enum import StrEnum
 
 from understudy.settings.agent import AgentTuning
 
-ASKING_S = 0.0005  # processor time of a question and its answer, agent and worker together (measured)
+ASKING_S = 0.001  # processor time of a question and its answer, agent and worker together (measured with 40)
 
 
 @dataclass(frozen=True, slots=True)
