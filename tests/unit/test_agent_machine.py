@@ -344,15 +344,6 @@ def test_no_variant_is_quarantined_for_what_its_agent_did() -> None:
     assert not world.machine.state.quarantined
 
 
-def test_a_variant_whose_own_inferences_fail_is_quarantined_in_the_end() -> None:
-    world = running()
-    for _ in range(world.tuning.crash_loop_count * world.tuning.probe_failures_restart):
-        worker = asked(world)
-        world.step(ev.ProbeFailed(worker, "the model raised", models_word=True))
-        world.advance(1.0)
-    assert world.machine.state.quarantined
-
-
 def test_a_load_that_takes_too_long_is_not_begun_again_at_once() -> None:
     world = World()
     world.loads = False

@@ -19,12 +19,11 @@ from understudy.adapters.task_groups import ungrouped
 from understudy.core.agent import events as ev
 from understudy.core.agent.vitality import Signs
 from understudy.settings.agent import AgentTuning
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import UnderstudyError
 from understudy.wire.messages import Ping, Pong, Probe, Probed
 
 PROBE_S_MAX = 86_400.0  # the machine gives up long before
 LATE_FACTOR = 4.0  # a look so many timeouts late: this process stood still itself, and sees nothing
-MODELS_WORD = frozenset({Code.MODEL_FAILED, Code.OUTPUT_INVALID, Code.OUT_OF_MEMORY})
 NOTHING = Progress(0, None, 0, 0.0, None)
 
 Step = Callable[[ev.Event], None]
@@ -126,8 +125,7 @@ async def _hears(link: FrameLink, timeout_s: float) -> bool:
 
 def _failed(asked: Asked, step: Step, error: UnderstudyError, waited_s: float) -> None:
     if not asked.gone():
-        models_word = error.code in MODELS_WORD
-        step(ev.ProbeFailed(asked.worker, f"probe: {error}", waited_s, _jitter(), models_word))
+        step(ev.ProbeFailed(asked.worker, f"probe: {error}", waited_s, _jitter()))
 
 
 def _cpu_s(pid: int) -> float:

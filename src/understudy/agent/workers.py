@@ -26,6 +26,7 @@ from understudy.adapters.processes import process_stat
 from understudy.adapters.progress import progress_path
 from understudy.agent import probing
 from understudy.agent.limits import MemoryLimits
+from understudy.agent.prints import Prints
 from understudy.agent.spawner import Spawner
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
@@ -84,6 +85,7 @@ class Workers:
         self._tuning = config.agent
         self._limits = limits
         self._staging = staging
+        self.prints = Prints(config.logs)
         self._step = step
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
@@ -151,6 +153,7 @@ class Workers:
                 await asyncio.sleep(delay_s)  # it is not listening yet
                 delay_s = min(delay_s * 2, CONNECT_RETRY_S_MAX)
             else:
+                self.prints.follow(handle.record.worker, handle.record.pid)
                 await self._introduce(handle)
                 return
 
@@ -182,6 +185,7 @@ class Workers:
 
     async def _load(self, handle: _Handle, effect: ev.LoadWorker) -> None:
         worker, app, variant = effect.worker, effect.app, effect.variant
+        self.prints.label(worker, app.app, app.version, variant.name)
         try:
             self._limits.limit(handle.record.cgroup, handle.record.pid, effect.limit_mb)
             path = await self._staging.provide(variant.artifact, worker)
@@ -210,11 +214,13 @@ class Workers:
                 what = f"loading took longer than load_timeout_s = {timeout_s:g} allows"
                 self._step(ev.LoadFailed(worker, Code.TIMEOUT, what, _jitter()))
             else:
-                self._step(ev.LoadFailed(worker, error.code, str(error), _jitter()))
+                self._step(ev.LoadFailed(worker, error.code, str(error), _jitter(), error.traceback))
         except OSError as error:
             self._step(ev.LoadFailed(worker, Code.UNAVAILABLE, f"memory limit: {error}", _jitter()))
         else:
             self._step(ev.LoadDone(worker, loaded))
+        finally:
+            self._staging.let_go(worker)
 
     def probe(self, effect: ev.ProbeWorker) -> None:
         handle = self._handles.get(effect.worker)
@@ -279,8 +285,11 @@ class Workers:
         if self._handles.get(worker) is not handle:
             return  # the status came after all
         out_of_memory = self._limits.exceeded(handle.record.cgroup)
+        printed = self.prints.end(worker)
         self._bury(handle)
         reason = "killed for exceeding its memory limit" if out_of_memory else _why(handle.status)
+        if printed:
+            reason += f"; it printed last: {printed}"
         self._step(ev.WorkerExited(worker, reason, out_of_memory, _jitter()))
 
     def _bury(self, handle: _Handle) -> None:
@@ -338,6 +347,8 @@ class Workers:
             _kill(handle)
             return
         address = stats.tcp_address or f"unix:{record.socket}"
+        self.prints.follow(record.worker, record.pid)
+        self.prints.label(record.worker, stats.app, stats.version, stats.variant)
         self._step(ev.WorkerFound(record.worker, address, stats))
 
     def _read_records(self) -> list[Record]:

@@ -21,6 +21,7 @@ import sys
 import msgspec
 
 from understudy.adapters.parents import run_and_exit
+from understudy.adapters.printing import capture
 from understudy.settings.worker import WorkerTuning
 
 MESSAGE_BYTES_MAX = 65_536
@@ -99,7 +100,8 @@ class Zygote:
             signal.signal(number, signal.SIG_DFL)
         from understudy.worker.process import WorkerArgs, run_worker
 
-        run_worker(WorkerArgs(request.worker, request.socket, request.tcp_host, request.settings))
+        log = capture()
+        run_worker(WorkerArgs(request.worker, request.socket, request.tcp_host, request.settings, log))
 
     def _reap(self, pidfd: int) -> None:
         pid = self._children.pop(pidfd)

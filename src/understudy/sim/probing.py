@@ -32,7 +32,7 @@ class Probing:
         self._answered = True
         name = self._worker.name
         if self._inference and self._worker.fails == 1.0:
-            self._agent.step(ev.ProbeFailed(name, "model failed", models_word=True))
+            self._agent.step(ev.ProbeFailed(name, "model failed"))
         else:
             self._agent.step(ev.ProbePassed(name, self._agent.process.now - self._worker.proven_s))
 

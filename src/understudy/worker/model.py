@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from understudy.adapters.disks import is_place_trouble
 from understudy.adapters.memory import pss_mb
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Load, Loaded
@@ -123,8 +124,11 @@ def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
         raise UnderstudyError(Code.OUT_OF_MEMORY, f"{name}: not enough memory to load") from error
     except UnderstudyError as error:
         code = Code.OUT_OF_MEMORY if error.code is Code.OUT_OF_MEMORY else Code.LOAD_FAILED
+        code = Code.UNAVAILABLE if is_place_trouble(error) else code
         raise UnderstudyError(code, f"{name}: {error.message}") from error
     except (Exception, SystemExit) as error:
+        if is_place_trouble(error):  # a full disk, say: not the model's fault
+            raise UnderstudyError(Code.UNAVAILABLE, f"{name}: {describe(error)}") from error
         raise load_failed(f"{name}: {describe(error)}") from error
     # What is alive now stays alive: later collections needn't look at it.
     gc.freeze()

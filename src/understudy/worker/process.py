@@ -16,6 +16,7 @@ import uvloop
 
 from understudy.adapters.links import listen
 from understudy.adapters.logs import configure
+from understudy.adapters.printing import keep_small
 from understudy.adapters.progress import ProgressWriter, progress_path
 from understudy.adapters.task_groups import ungrouped
 from understudy.invariants import InvariantBroken
@@ -31,12 +32,16 @@ log = structlog.get_logger()
 
 
 class WorkerArgs(msgspec.Struct, frozen=True):
-    """`worker`: a name for logs. `socket`: path to listen at. `tcp_host`: listen on a free port there too."""
+    """`worker`: a name for logs. `socket`: path to listen at. `tcp_host`: listen on a free port there too.
+
+    `log`: a descriptor; -1 stands for standard error.
+    """
 
     worker: str
     socket: str
     tcp_host: str = ""
     settings: WorkerTuning = WorkerTuning()
+    log: int = -1
 
 
 def run_worker(args: WorkerArgs) -> None:
@@ -45,7 +50,7 @@ def run_worker(args: WorkerArgs) -> None:
     An inference or a load that didn't end in time is left behind in its thread, so the caller should end
     the process with `os._exit(0)`. Raises `ConfigError` if the addresses can't be listened at.
     """
-    configure("worker", args.worker)
+    configure("worker", args.worker, args.log)
     with ungrouped(ConfigError), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(args))
 
@@ -59,6 +64,7 @@ async def _serve(args: WorkerArgs) -> None:
         worker.progress = ProgressWriter(progress_path(args.socket))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.drain, DRAIN_TIMEOUT_S)
+        output = tasks.create_task(keep_small(args.settings.output_bytes_max))
         servers = [await listen(f"unix:{args.socket}", worker.make_link)]
         if args.tcp_host:
             server = await listen(f"tcp:{args.tcp_host}:0", worker.make_link)
@@ -73,6 +79,7 @@ async def _serve(args: WorkerArgs) -> None:
         Path(progress_path(args.socket)).unlink(missing_ok=True)
         await _close_links(worker)
         worker.stop_loading()
+        output.cancel()
     worker.thread.shutdown(wait=False, cancel_futures=True)
     log.info("worker.stopped")
 

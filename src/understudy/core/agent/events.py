@@ -85,6 +85,7 @@ class WorkerExited:
     reason: str
     out_of_memory: bool = False
     jitter: float = 0.0
+    trouble: str = ""  # of the node, which ended it
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ class LoadFailed:
     code: Code
     message: str
     jitter: float = 0.0
+    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +128,6 @@ class ProbeFailed:
     reason: str
     waited_s: float = 0.0
     jitter: float = 0.0
-    models_word: bool = False  # an inference was made, and failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,14 @@ class ArtifactDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceChanged:
+    """The node's disk: what is wrong with it, and what will be; empty where nothing is any more."""
+
+    trouble: str
+    warning: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """`due_s` has come."""
 
@@ -161,7 +170,7 @@ class StopAsked:
 Event = (
     Started | TargetReceived | ActivateAsked | MeasureAsked | WorkerBlank | WorkerFound | WorkerExited
     | LoadDone | LoadFailed | ProbePassed | ProbeUnanswered | ProbeFailed | LinkLost | ArtifactStaged
-    | ArtifactDropped | Tick | StopAsked
+    | ArtifactDropped | PlaceChanged | Tick | StopAsked
 )  # fmt: skip
 
 
@@ -241,6 +250,7 @@ class RefuseMeasure:
     token: int
     code: Code
     message: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True)

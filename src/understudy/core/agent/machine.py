@@ -16,6 +16,7 @@ from typing import assert_never
 
 from understudy.core.agent import events as ev
 from understudy.core.agent.blanks import BlankPool
+from understudy.core.agent.place import Place
 from understudy.core.agent.progressive import plan_activation, wanted_replicas
 from understudy.core.agent.replicas import (
     LIVE,
@@ -26,7 +27,7 @@ from understudy.core.agent.replicas import (
     match,
     still_needed,
 )
-from understudy.core.agent.restarts import CrashHistory
+from understudy.core.agent.restarts import Blame, CrashHistory, blame
 from understudy.core.agent.vitality import Verdict
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.agent import AgentTuning
@@ -34,8 +35,6 @@ from understudy.wire.errors import Code
 from understudy.wire.messages import Activated, Loaded, Measured, NodeState, Target
 from understudy.wire.records import AppVersion, Profile, Role
 
-# Failures to load that say nothing about the variant: they back off and never lead to quarantine.
-_NOT_THE_VARIANTS = frozenset({Code.ARTIFACT_MISSING, Code.TOO_LARGE, Code.LINK_LOST, Code.UNAVAILABLE})
 PROOFS_TOLD_S = 10.0  # how long a published state is left as it is while only the age of proofs changes
 KILLED_TOLD_MAX = 16
 _DRAIN_GRACE_S = 0.5  # beyond the worker's own drain timeout, before it is killed
@@ -55,6 +54,7 @@ class AgentMachine:
         self._target = saved.target
         self._activations = {activation.key: activation for activation in saved.activations}
         self._history = CrashHistory(tuning)
+        self._place = Place()
         self._replicas: list[Replica] = []
         self._pool = BlankPool(tuning, self._history.delay_s)
         self._dying: set[str] = set()  # killed, exit not seen yet
@@ -80,6 +80,7 @@ class AgentMachine:
             self._reconcile_stop()
         elif self._started:
             self._reconcile()
+        self._notice(Place.LOADING, next((r.trouble for r in self._replicas if r.trouble), ""))
         self._publish()
         effects, self._effects = self._effects, []
         if not self._kills:
@@ -94,7 +95,7 @@ class AgentMachine:
     def due_s(self) -> float:
         """When the next `Tick` is needed; infinity if only an event can change anything."""
         replicas_s = (replica.due_s(self._now) for replica in self._replicas)
-        return min(self._pool.due_s(self._now), *replicas_s, math.inf)
+        return min(self._pool.due_s(self._now), self._history.due_s(self._now), *replicas_s, math.inf)
 
     def _handle(self, event: ev.Event) -> None:
         match event:
@@ -120,6 +121,10 @@ class AgentMachine:
                 self._ask_measure(event)
             case ev.WorkerBlank(worker, pid, address):
                 self._pool.add(worker, pid, address, self._now)
+                self._notice(Place.FORKING)
+            case ev.PlaceChanged(trouble, warning):
+                self._notice(Place.DISK, trouble)
+                self._place.warning = warning
             case ev.WorkerFound():
                 self._adopt(event)
             case ev.ArtifactStaged(digest):
@@ -235,6 +240,8 @@ class AgentMachine:
         self._dying.discard(worker)
         if self._pool.exited(worker, self._now, event.jitter):
             self._tell("worker.crashed", f"a blank worker ended: {event.reason}", replica=worker)
+            if self._pool.failures >= self._tuning.crash_loop_count:
+                self._notice(Place.FORKING, f"workers can't be started: {event.reason}")
             return
         replica = self._carried_by(worker)
         if replica is None:
@@ -242,7 +249,9 @@ class AgentMachine:
         if replica.state != "draining":
             kind = "worker.out_of_memory" if event.out_of_memory else "worker.crashed"
             self._tell(kind, f"{replica.key[2]}: {event.reason}", replica.key[0], worker)
-        self._crash(replica, "crashed", event.reason, event.jitter)
+        whose = Blame.PLACE if event.trouble else Blame.VARIANT
+        self._crash(replica, "crashed", event.reason, event.jitter, whose)
+        replica.trouble = event.trouble
 
     def _loaded(self, worker: str, loaded: Loaded) -> None:
         replica = self._carried_by(worker)
@@ -250,6 +259,9 @@ class AgentMachine:
             return
         replica.advance("loaded")
         replica.detail = ""
+        replica.trouble = ""
+        if replica.asker is None and self._history.loaded(replica.key, self._now):
+            self._tell("variant.recovered", f"{replica.key[2]} runs here again", replica.key[0], worker)
         self._begin_probing(replica, loaded.latency_ms / 1000, replica.wanted.app if replica.wanted else None)
         if replica.asker is None:
             message = f"{replica.key[2]} loaded in {loaded.load_ms:.0f} ms"
@@ -268,9 +280,12 @@ class AgentMachine:
         self._kill(event.worker)
         kind = "worker.out_of_memory" if event.code is Code.OUT_OF_MEMORY else "load.failed"
         message = f"{replica.key[2]}: {event.message}"
-        self._tell(kind, message, replica.key[0], event.worker, code=event.code.value)
-        blames_variant = event.code not in _NOT_THE_VARIANTS
-        self._crash(replica, "load_failed", event.message, event.jitter, blames_variant=blames_variant)
+        trace = {"traceback": event.traceback} if event.traceback else {}
+        self._tell(kind, message, replica.key[0], event.worker, code=event.code.value, **trace)
+        whose = blame(event.code)
+        self._crash(replica, "load_failed", event.message, event.jitter, whose, event.traceback)
+        what = f"{replica.key[2]} of {replica.key[0]} can't be loaded: {event.message}"
+        replica.trouble = what if whose is Blame.PLACE else ""
         if event.code is Code.TIMEOUT and replica.wanted is not None:
             # At most half of the time is spent on it.
             pause_s = load_timeout_s(replica.wanted.variant, self._tuning)
@@ -311,10 +326,10 @@ class AgentMachine:
                 self._fail(replica, why)
             case Verdict.STILL:
                 replica.life.still = True
-                self._count_probe_failure(replica, why, event.jitter, blames_variant=False)
+                self._count_probe_failure(replica, why, event.jitter)
             case Verdict.HUNG:
                 self._fail(replica, why)
-                self._give_up(replica, why, event.jitter, blames_variant=False)
+                self._give_up(replica, why, event.jitter)
             case _:
                 assert_never(verdict)
 
@@ -337,23 +352,21 @@ class AgentMachine:
         if late:
             replica.life.ask_at_s = self._now
         elif replica.state in ("ready", "failing"):
-            self._count_probe_failure(replica, event.reason, event.jitter, blames_variant=event.models_word)
+            self._count_probe_failure(replica, event.reason, event.jitter)
 
-    def _count_probe_failure(
-        self, replica: Replica, reason: str, jitter: float, *, blames_variant: bool
-    ) -> None:
+    def _count_probe_failure(self, replica: Replica, reason: str, jitter: float) -> None:
         replica.life.failures += 1
         self._fail(replica, reason)
         if replica.life.failures >= self._tuning.probe_failures_restart:
-            self._give_up(replica, reason, jitter, blames_variant=blames_variant)
+            self._give_up(replica, reason, jitter)
 
-    def _give_up(self, replica: Replica, reason: str, jitter: float, *, blames_variant: bool) -> None:
-        """End a worker that may be in the middle of requests, which are not to blame."""
+    def _give_up(self, replica: Replica, reason: str, jitter: float) -> None:
+        """End a worker that may be in the middle of requests: not their fault, nor its variant's."""
         self._dying.add(replica.worker)
         self._killed.append(replica.worker)
         self._kills.append(replica.worker)
         self._tell("worker.given_up", f"{replica.key[2]}: {reason}", replica.key[0], replica.worker)
-        self._crash(replica, "gave_up", reason, jitter, blames_variant=blames_variant)
+        self._crash(replica, "gave_up", reason, jitter, Blame.NOBODY)
 
     def _link_lost(self, worker: str) -> None:
         if self._pool.remove(worker):
@@ -370,26 +383,37 @@ class AgentMachine:
             self._tell("replica.failed", f"{replica.key[2]}: {reason}", replica.key[0], replica.worker)
 
     def _crash(
-        self, replica: Replica, how: str, reason: str, jitter: float, *, blames_variant: bool = True
+        self, replica: Replica, how: str, reason: str, jitter: float, whose: Blame, traceback: str = ""
     ) -> None:
-        """The replica lost its worker: plan its next start, or give its variant up."""
+        """The replica lost its worker: plan its next start, or pause its variant."""
         replica.advance(how)
         replica.worker, replica.pid, replica.address = "", 0, ""
         if replica.state == "stopped":
             self._replicas.remove(replica)
             return
         if replica.asker is not None:
-            self._effects.append(ev.RefuseMeasure(replica.asker, Code.LOAD_FAILED, reason))
+            code = Code.UNAVAILABLE if whose is Blame.PLACE else Code.LOAD_FAILED
+            self._effects.append(ev.RefuseMeasure(replica.asker, code, reason, traceback))
             self._replicas.remove(replica)
             return
         replica.restarts += 1
         replica.detail = reason
-        before = self._history.quarantined
-        delay_s = self._history.note(replica.key, self._now, jitter, blames_variant=blames_variant)
+        before = self._history.paused(self._now)
+        delay_s = self._history.note(replica.key, self._now, jitter, whose)
         if delay_s is not None:
             replica.retry_at_s = self._now + delay_s
         elif replica.key not in before:
-            self._tell("variant.quarantined", f"{replica.key[2]} crash-loops: {reason}", replica.key[0])
+            pause_s = self._history.pause_left_s(replica.key, self._now)
+            message = (
+                f"{replica.key[2]} crashes again and again here; tried again in {pause_s:.0f} s: {reason}"
+            )
+            self._tell("variant.quarantined", message, replica.key[0])
+
+    def _notice(self, source: str, trouble: str = "") -> None:
+        """Something about this node itself: what is wrong, or that it no longer is."""
+        if self._place.take(source, trouble):
+            kind = "node.troubled" if trouble else "node.recovered"
+            self._tell(kind, trouble or "nothing is wrong with this node any more")
 
     # Reconciliation
 
@@ -415,7 +439,7 @@ class AgentMachine:
         quarantined = self._quarantined()
         for replica in [r for r in self._replicas if r.state == "quarantined"]:
             if replica.key not in quarantined:
-                self._release(replica)  # lifted; if it is still wanted, it starts anew
+                self._release(replica)  # lifted, or its pause is over; if it is still wanted, it starts anew
         ours = [r for r in self._replicas if r.state != "draining" and r.asker is None]
         result = match(wanted_replicas(target, self._activations.values(), ours), ours)
         for wish in result.missing:
@@ -517,7 +541,8 @@ class AgentMachine:
         return next((a for a in apps if (a.app, a.version) == (name, version)), None)
 
     def _quarantined(self) -> frozenset[tuple[str, int, str]]:
-        return frozenset(self._history.quarantined + (self._target.quarantined if self._target else ()))
+        listed = self._target.quarantined if self._target else ()
+        return frozenset(self._history.paused(self._now) + listed)
 
     def _used_mb(self) -> float:
         return sum(r.memory_mb for r in self._replicas if r.state in LIVE)
@@ -554,7 +579,9 @@ class AgentMachine:
             target_revision=self._target.revision if self._target else 0,
             replicas=tuple(r.view() for r in self._replicas if r.asker is None),
             staged=tuple(sorted(self._staged)),
-            quarantined=self._history.quarantined,
+            quarantined=self._history.looping,
+            trouble=self._place.troubles,
+            warning=self._place.warning,
             memory_used_mb=self._used_mb(),
             blank_workers=len(self._pool),
             killed=tuple(self._killed),

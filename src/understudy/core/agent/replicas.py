@@ -61,6 +61,7 @@ class Replica:
     deadline_s: float = math.inf  # draining: then it is killed
     life: Vitality = field(default_factory=Vitality)
     refused_for_memory: bool = False
+    trouble: str = ""  # of the node, which kept it from being loaded
     asker: int | None = None
 
     def advance(self, event: str) -> None:
