@@ -38,6 +38,7 @@ class Aim(msgspec.Struct):
     aim: float
     better: str  # higher | lower
     met: bool
+    rounds: int = 0  # that the value is the median of; 0: not a median of rounds
 
 
 def row(figure: str, unit: str, values: Sequence[float]) -> Row:
@@ -48,9 +49,9 @@ def row(figure: str, unit: str, values: Sequence[float]) -> Row:
     return Row(figure, unit, len(ordered), *rounded)
 
 
-def aim(name: str, value: float, aim: float, better: str) -> Aim:
+def aim(name: str, value: float, aim: float, better: str, *, rounds: int = 0) -> Aim:
     met = value >= aim if better == "higher" else value <= aim
-    return Aim(name, round(value, 3), aim, better, met)
+    return Aim(name, round(value, 3), aim, better, met, rounds)
 
 
 def environment(packages: Sequence[str], programs: Sequence[Sequence[str]], **more: Any) -> dict[str, Any]:

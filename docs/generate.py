@@ -24,6 +24,7 @@ from benchmarks.evaluation import plots
 from benchmarks.recovery import page as recovery
 
 from understudy import registry
+from understudy.cli.exits import exit_of
 from understudy.core import lifecycle
 from understudy.gateway import answers, grpc_answers, openapi
 from understudy.settings.cluster import ClusterConfig
@@ -145,6 +146,8 @@ def peers_figures(result: dict[str, Any]) -> Iterator[str]:
     environment = result["environment"]
     for what, why in environment["missing"].items():
         yield f"Not measured: {what} ({why})."
+    for what, share in environment.get("disturbed", {}).items():
+        yield f"Disturbed: {what} (others used {share:.0%} of the machine)."
     yield f"By `make bench`, medians of {environment['rounds']} rounds. {_machine(environment)}"
 
 
@@ -154,6 +157,8 @@ def _aims(result: dict[str, Any], what: str) -> Iterator[str]:
     for aim in result["aims"]:
         sign = "≥" if aim["better"] == "higher" else "≤"
         met = "met" if aim["met"] else "**not met**"
+        rounds, wanted = aim.get("rounds", 0), result["environment"].get("rounds", 0)
+        met += f", from {rounds} of {wanted} rounds" if 0 < rounds < wanted else ""
         yield f"| {aim['name']} | {aim['value']:.2f} | {sign} {aim['aim']} | {met} |"
 
 
@@ -437,12 +442,14 @@ def errors_page() -> str:
         "",
         "Codes are stable, messages may change. Retryable: the same request may succeed elsewhere or later.",
         "",
-        "| code | retryable | who has to act | HTTP | gRPC |",
-        "|---|---|---|---|---|",
+        "| code | retryable | who has to act | HTTP | gRPC | exit status of a command |",
+        "|---|---|---|---|---|---|",
     ]
     for code, (retryable, origin) in errors.TRAITS.items():
         error = errors.UnderstudyError(code, "")
-        statuses = f"{answers.status_of(error)} | {grpc_answers.status_of(error).name}"
+        statuses = (
+            f"{answers.status_of(error)} | {grpc_answers.status_of(error).name} | {exit_of(code).value}"
+        )
         lines.append(f"| `{code.value}` | {'yes' if retryable else 'no'} | {origin.value} | {statuses} |")
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import pytest
 from hypothesis import settings
+from tests.busy_machine import BusyMachine
 
 IN_CI = os.environ.get("CI", "").lower() in {"1", "true"}
 
@@ -30,6 +31,10 @@ PURE_PACKAGES = (
     "understudy.invariants",
 )
 CLUSTER_LEVELS = ("integration", "e2e")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(BusyMachine(CLUSTER_LEVELS, may_skip=not IN_CI))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -62,7 +62,7 @@ def test_health_and_metadata(client: triton.InferenceServerClient) -> None:
     assert not client.is_model_ready("nobody")
     assert client.get_server_metadata().name == "understudy"
     metadata = client.get_model_metadata(LINEAR)
-    assert (metadata.name, list(metadata.versions), metadata.platform) == (LINEAR, ["1"], "onnxruntime_onnx")
+    assert (metadata.name, list(metadata.versions), metadata.platform) == (LINEAR, ["1"], "onnx_onnxv1")
     assert [(t.name, t.datatype, list(t.shape)) for t in metadata.inputs] == [("x", "FP32", [-1, 4])]
 
 

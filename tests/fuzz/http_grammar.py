@@ -15,7 +15,8 @@ PATHS = (
     b"/v2/models/digits/infer", b"/v2/models/digits/infer", b"/v2/models/digits/infer", b"/v2",
     b"/v2/health/live", b"/v2/models/digits", b"/v2/models/digits/versions/1/infer", b"/v2/models/none/infer",
     b"/v2/models/%64igits/infer?x=1", b"/v2/models/digits/stats", b"/v2/repository/index", b"/", b"*",
-    b"http://host/v2", b"/%ff%00%0d%0a", b"/" + b"a" * 300, b"/" + b"a" * 3000, b"",
+    b"http://host/v2", b"HTTP://host:80/v2/models/digits/infer/", b"https://h", b"/v2/models/",
+    b"/v2/health/live//", b"/%ff%00%0d%0a", b"/" + b"a" * 300, b"/" + b"a" * 3000, b"",
 )  # fmt: skip
 VERSIONS = (b"HTTP/1.1",) * 20 + (b"HTTP/1.0",) * 3 + (b"HTTP/0.9", b"HTTP/2.0", b"HTTP/1.9", b"HTTP", b"")
 HEADERS = (
@@ -72,6 +73,8 @@ def request(rng: Random, *, usual: bool) -> bytes:
         head = b"POST %b HTTP/1.1\r\nHost: t\r\nContent-Length: %d\r\n" % (rng.choice(PATHS[:5]), len(body))
         return head + b"\r\n" + body
     headers = [rng.choice(HEADERS) for _ in range(rng.choice((0, 1, 2, 4)))]
+    if rng.random() < 0.9 and b"Host: t" not in headers:
+        headers.append(b"Host: t")
     if rng.random() < 0.03:
         headers += [b"X-%d: y" % number for number in range(rng.choice((15, 25, 60)))]
     body = rng.choice(BODIES) if rng.random() < 0.995 else bytes(LARGE_BYTES + rng.randrange(-2, 3000))

@@ -77,6 +77,7 @@ class Recorder:
         self.body_bytes_held = 0
         self.retry_after_s = 1
         self.authenticator = None
+        self.cors = None
         self.request_ids = NoIds()
         self.connections: set[HttpConnection] = set()
 

@@ -24,6 +24,9 @@ from understudy.wire.errors import UnderstudyError
 
 Rows = list[list[float]]
 ASK_TIMEOUT_S = 10
+PERIOD_S = 0.005
+CALIBRATING_REQUESTS = 20
+OFFERED_FRACTION = 0.5  # of one request after the other, each on a new connection
 
 
 class Answer(msgspec.Struct):
@@ -174,6 +177,14 @@ class Traffic:
         return sorted((a for a in self.answers if a.sent_at >= moment), key=lambda a: a.sent_at)
 
 
+async def bearable_period_s(ask: Callable[[], Awaitable[object]]) -> float:
+    """Between two requests of which this machine does `OFFERED_FRACTION` of what it can at the moment."""
+    began_s = time.monotonic()
+    for _ in range(CALIBRATING_REQUESTS):
+        await ask()
+    return (time.monotonic() - began_s) / CALIBRATING_REQUESTS / OFFERED_FRACTION
+
+
 class Harness:
     """What a test does to a cluster, and what it sees of it."""
 
@@ -206,9 +217,14 @@ class Harness:
 
     @asynccontextmanager
     async def traffic(
-        self, app: str, body: bytes, period_s: float = 0.005, tries: int = 1
+        self, app: str, body: bytes, period_s: float | None = None, tries: int = 1
     ) -> AsyncIterator[Traffic]:
-        """Traffic while the block runs; at its end everything sent has been answered."""
+        """Traffic while the block runs; at its end everything sent has been answered.
+
+        By default a request every 5 ms, or as often as this machine bears just now.
+        """
+        if period_s is None:
+            period_s = max(PERIOD_S, await bearable_period_s(lambda: self.ask("GET", "/v2/health/live")))
         traffic = Traffic(self.ports, app, body, period_s, tries)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(traffic.run())

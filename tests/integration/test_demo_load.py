@@ -11,9 +11,12 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import msgspec
 import pytest
 
-from understudy.demo.load import AppLoad, LoadGenerator, LoadPlan, Sample, label_of
+from understudy.demo.load import CONNECTIONS_READY, AppLoad, LoadGenerator, LoadPlan, Sample, label_of
+from understudy.demo.scenario import OFFERED_FRACTION, RATE_PER_S_MAX, offered_per_s
+from understudy.wire.errors import Code, UnderstudyError
 
 RATE_PER_S = 200.0
 HEAD = re.compile(
@@ -189,3 +192,28 @@ def test_malformed_answers_name_no_class(body: bytes) -> None:
 
 def test_a_well_formed_answer_names_a_class() -> None:
     assert label_of(answer(label=7), "digits", 10) == 7
+
+
+def test_in_a_closed_loop_each_connection_asks_again_once_it_is_answered() -> None:
+    server = Server(lambda number: response(answer()))
+
+    async def scenario() -> list[Sample]:
+        async with running(server) as plan, asyncio.TaskGroup() as group:
+            load = msgspec.structs.replace(plan.apps[0], rate_per_s=0.0)
+            generator = LoadGenerator(msgspec.structs.replace(plan, apps=(load,)), group)
+            generator.start()
+            await until(lambda: len(generator.samples) >= 200)
+            await generator.stop()
+            return generator.samples
+
+    samples = asyncio.run(scenario())
+    assert {sample.outcome for sample in samples} == {"ok"}
+    assert server.connections <= CONNECTIONS_READY
+
+
+def test_a_slow_machine_is_offered_less_and_one_that_hardly_moves_tells_nothing() -> None:
+    assert offered_per_s(100_000.0, 8) == RATE_PER_S_MAX
+    assert offered_per_s(800.0, 8) == pytest.approx(OFFERED_FRACTION * 100.0)
+    with pytest.raises(UnderstudyError, match="too busy to tell") as caught:
+        offered_per_s(8.0, 8)
+    assert caught.value.code is Code.BUSY

@@ -19,6 +19,9 @@ from families import ROWS, write_linear_app
 from harness import Answer, AnswerReader, Harness, closed, infer_body, request_bytes, running
 
 LIMITS = """
+[gateway.cors]
+origins = ["https://shop.example"]
+
 [gateway.http]
 header_bytes_max = 8192
 headers_max = 50
@@ -102,6 +105,40 @@ def test_server_and_model_endpoints(client: Client):
     model = client.ask("GET", "/v2/models/plain").json
     assert model["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 4]}]
     assert client.ask("GET", "/v2/models/plain/versions/1").json == model
+
+
+@pytest.mark.parametrize("path", ["http://gateway.example:8080/v2", "/v2/", "HTTP://x/v2/?a=b"])
+def test_targets_are_understood_as_proxies_write_them(client: Client, path: str):
+    assert client.ask("GET", path).json["name"] == "understudy"
+    infer = path.replace("/v2", INFER)
+    assert client.ask("POST", infer, infer_body(ROWS)).status == 200
+
+
+def test_models_are_listed(client: Client):
+    assert client.ask("GET", "/v2/models").json == {"models": ["plain", "stoic"]}
+
+
+def test_options_tells_the_methods(client: Client):
+    assert client.ask("OPTIONS", INFER).headers["allow"] == "OPTIONS, POST"
+    assert client.ask("OPTIONS", "/v2/health/live").headers["allow"] == "GET, HEAD, OPTIONS"
+    assert client.ask("OPTIONS", "*").status == 200
+    assert client.ask("OPTIONS", "/nowhere").status == 404
+
+
+def test_a_page_of_a_listed_origin_is_let_in(client: Client):
+    origin = "Origin: https://shop.example\r\n"
+    preflight = client.ask("OPTIONS", INFER, b"", f"{origin}Access-Control-Request-Method: POST\r\n")
+    assert preflight.status == 200
+    assert preflight.headers["access-control-allow-origin"] == "https://shop.example"
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+    for body, status in ((infer_body(ROWS), 200), (b"nonsense", 400)):
+        answer = client.ask("POST", INFER, body, origin)
+        assert (answer.status, answer.headers["access-control-allow-origin"]) == (
+            status,
+            "https://shop.example",
+        )
+    other = client.ask("POST", INFER, infer_body(ROWS), "Origin: https://evil.example\r\n")
+    assert "access-control-allow-origin" not in other.headers
 
 
 def test_an_answer_says_who_gave_it(client: Client):
@@ -325,14 +362,17 @@ def test_bad_questions_to_the_repository(client: Client, path: str, body: bytes)
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20, 400),
         (b"hello\r\n\r\n", 400),
         (b"GET /v2 HTTP/9.9\r\n\r\n", 400),
-        (b"GET /v2 HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400),
-        (b"POST /v2 HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-        (b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
-        (b"GET /v2 HTTP/1.1\r\n" + b"".join(b"H%d: x\r\n" % i for i in range(60)) + b"\r\n", 431),
-        (b"GET /v2 HTTP/1.1\r\nA: " + b"x" * 9000 + b"\r\n\r\n", 431),
-        (b"GET /v2 HTTP/1.1\r\nA: " + b"x" * 9000, 431),
-        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\n\r\n", 431),
-        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nContent-Length: 1000001\r\n\r\n", 413),
+        (b"GET /v2 HTTP/1.1\r\nHost: t\r\nContent-Length: -1\r\n\r\n", 400),
+        (
+            b"POST /v2 HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+            400,
+        ),
+        (b"POST /v2 HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"GET /v2 HTTP/1.1\r\nHost: t\r\n" + b"".join(b"H%d: x\r\n" % i for i in range(60)) + b"\r\n", 431),
+        (b"GET /v2 HTTP/1.1\r\nHost: t\r\nA: " + b"x" * 9000 + b"\r\n\r\n", 431),
+        (b"GET /v2 HTTP/1.1\r\nHost: t\r\nA: " + b"x" * 9000, 431),
+        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: t\r\n\r\n", 431),
+        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: t\r\nContent-Length: 1000001\r\n\r\n", 413),
         (b"CONNECT other:80 HTTP/1.1\r\nHost: t\r\n\r\n", 404),
     ],
 )
@@ -343,12 +383,12 @@ def test_hostile_bytes(client: Client, wire: bytes, status: int):
 
 
 def test_large_headers_behind_another_request_are_refused_too(client: Client):
-    wire = request_bytes("GET", "/v2") + b"GET /v2 HTTP/1.1\r\nA: " + b"x" * 9000 + b"\r\n\r\n"
+    wire = request_bytes("GET", "/v2") + b"GET /v2 HTTP/1.1\r\nHost: t\r\nA: " + b"x" * 9000 + b"\r\n\r\n"
     assert [a.status for a in client.raw(wire)] == [200, 431]
 
 
 def test_a_chunked_body_without_end_is_cut_off(client: Client):
-    head = f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    head = f"POST {INFER} HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     assert [a.status for a in client.raw(head + (b"ffff\r\n" + b"x" * 0xFFFF + b"\r\n") * 17)] == [413]
 
 

@@ -8,9 +8,9 @@ from test_plans import SURVIVE, clusters, named, slowly
 
 from understudy.core.gateway.activation import LAST_RESORT, choose
 from understudy.core.planning.footprint import replica_mb
-from understudy.core.planning.losses import Stage, Standing
 from understudy.core.planning.plan import PlanInput, make_plan
-from understudy.core.planning.questions import Answered
+from understudy.core.questions.losses import Stage, Standing
+from understudy.core.questions.records import Answered
 from understudy.failures import to_survive
 from understudy.wire.records import Outcome, Plan
 

@@ -54,6 +54,8 @@ CONFINED = {
     "rich": ("understudy.cli", "understudy.demo"),
     "google": ("understudy.gateway.grpc", "understudy.wire.inference", "understudy.worker.protobuf"),
     "grpc": ("understudy.gateway.grpc",),
+    "grpc_health": ("understudy.gateway.grpc_health",),
+    "grpc_reflection": ("understudy.gateway.grpc_health",),
     "httptools": ("understudy.gateway", "understudy.demo.load", "understudy.client.connection"),
     "jwt": ("understudy.gateway.tokens",),
     "cryptography": ("understudy.gateway.tokens",),

@@ -24,7 +24,7 @@ from understudy.controller.status import (
     StandbyStatus,
     StoreStatus,
 )
-from understudy.core.planning.questions import Held
+from understudy.core.questions.records import Held
 from understudy.wire.errors import ProtocolError
 from understudy.wire.records import Outcome, Placement, Role
 

@@ -137,7 +137,7 @@ REQUESTS = (
     b"POST /d HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     b"POST /e HTTP/1.0\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\n{}",
     b"\r\n" + request(),
-    b"POST /f HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
+    b"POST /f HTTP/1.1\r\nHost: t\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{} ",
     b"rubbish\r\n\r\n",
 )
 
@@ -270,7 +270,7 @@ def test_no_body_is_asked_for_when_there_is_none():
 @pytest.mark.parametrize("line", [b"Expect: the worst\r\n", b"Expect: 100-continue\r\n"])
 def test_only_a_client_that_may_wait_is_told_to_continue(line: bytes):
     version = b"1.1" if b"worst" in line else b"1.0"
-    served = Held().send(b"POST /a HTTP/%b\r\nContent-Length: 2\r\n%b\r\n" % (version, line))
+    served = Held().send(b"POST /a HTTP/%b\r\nHost: t\r\nContent-Length: 2\r\n%b\r\n" % (version, line))
     assert served.transport.written == b""
 
 
@@ -315,7 +315,7 @@ def test_a_chunked_body_after_an_offer_to_upgrade_is_refused():
 
 def test_a_client_that_is_cut_off_can_read_why():
     """Closing while it sends would reset the connection, and the reset would overtake the answer."""
-    served = Served({}).send(b"POST /a HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n")
+    served = Served({}).send(b"POST /a HTTP/1.1\r\nHost: t\r\nContent-Length: 99999999999\r\n\r\n")
     assert statuses(served.transport.written) == [413]
     assert (served.transport.ended, served.transport.closed) == (True, False)
     served.send(b"x" * 1000)
@@ -325,7 +325,7 @@ def test_a_client_that_is_cut_off_can_read_why():
 
 def test_a_lost_connection_leaves_nothing_for_the_garbage_collector():
     """A half-sent body waited for a collection, uncounted, while the next client sent its own."""
-    served = Served({}).send(b"POST /a HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n" + bytes(8000))
+    served = Served({}).send(b"POST /a HTTP/1.1\r\nHost: t\r\nContent-Length: 9000000\r\n\r\n" + bytes(8000))
     assert served.api.body_bytes_held == 8000
     gone = weakref.ref(served.connection)
     gc.disable()
@@ -336,3 +336,36 @@ def test_a_lost_connection_leaves_nothing_for_the_garbage_collector():
     finally:
         gc.enable()
     assert served.api.body_bytes_held == 0
+
+
+# What proxies and browsers write
+
+TARGETS = {
+    b"/a": b"/a",
+    b"/a/": b"/a",
+    b"http://t/a": b"/a",
+    b"HTTPS://t:443/a/?b=/c/": b"/a?b=/c/",
+    b"http://t": b"/",
+    b"http://t?b": b"/?b",
+    b"/": b"/",
+    b"*": b"*",
+    b"ftp://t/a": b"ftp://t/a",
+}
+
+
+@pytest.mark.parametrize(("target", "path"), TARGETS.items())
+def test_a_target_may_be_a_whole_url_or_end_in_a_slash(target: bytes, path: bytes):
+    """RFC 9112, 3.2.2: a server must accept the absolute form."""
+    served = Served({}).send(b"OPTIONS %b HTTP/1.1\r\nHost: t\r\n\r\n" % target)
+    assert [head.url for head, _ in served.seen] == [path]
+
+
+@pytest.mark.parametrize("lines", [b"", b"Host: a\r\nHost: b\r\n"])
+def test_a_request_names_one_host(lines: bytes):
+    served = Served({}).send(b"GET /a HTTP/1.1\r\n%b\r\n" % lines)
+    assert statuses(served.transport.written) == [400]
+    assert not served.seen
+
+
+def test_an_old_client_names_none():
+    assert Served({}).send(b"GET /a HTTP/1.0\r\n\r\n").seen

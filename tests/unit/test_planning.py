@@ -279,6 +279,57 @@ def test_the_same_facts_move_nothing() -> None:
     assert again.contingencies == first.contingencies
 
 
+def family(name: str, criticality: Criticality, *variants: Variant, **facts: float) -> AppVersion:
+    return AppVersion(name, 1, variants, criticality=criticality, **facts)  # type: ignore[arg-type]
+
+
+def test_a_replica_short_of_the_wanted_takes_no_room_from_a_better_apps_protection() -> None:
+    nodes = (NodeInfo("n0", "a", "", 25.0), NodeInfo("n1", "a", "", 50.0))
+    only = variant("only", 25.0, 0.7, 10.0)
+    apps = (
+        family("better", Criticality.STANDARD, only),
+        family("least", Criticality.BEST_EFFORT, only, weight=0.5, replicas=2),
+    )
+    plan = planned(nodes, *apps)
+    assert outcome(plan, "better", "node:n1").how == "cold"
+    assert planned(nodes, *apps, current=plan).placements == plan.placements
+
+
+def test_one_of_two_equal_replicas_is_given_up_for_it() -> None:
+    """Both on one node are equal records: two such plans differ by their counts only."""
+    nodes = (NodeInfo("n0", "a", "", 200.0), NodeInfo("n1", "b", "", 89.0, 1.0))
+    apps = (
+        family(
+            "least0",
+            Criticality.BEST_EFFORT,
+            variant("v0", 78.0, 0.95, 60.0),
+            variant("v1", 30.0, 0.9, 400.0),
+            replicas=2,
+            requests_per_s=200.0,
+        ),
+        family(
+            "least1",
+            Criticality.BEST_EFFORT,
+            variant("v0", 44.0, 0.9, 60.0),
+            variant("v1", 29.0, 0.9, 60.0),
+            replicas=2,
+            requests_per_s=200.0,
+        ),
+        family(
+            "better",
+            Criticality.STANDARD,
+            variant("v0", 75.0, 0.95, 400.0),
+            variant("v1", 59.0, 0.8, 400.0),
+            weight=2.0,
+            requests_per_s=900.0,
+        ),
+        family("least2", Criticality.BEST_EFFORT, variant("v0", 48.0, 0.9, 60.0), requests_per_s=900.0),
+    )
+    plan = planned(nodes, *apps)
+    assert outcome(plan, "better", "node:n1").how == "cold"
+    assert planned(nodes, *apps, current=plan).placements == plan.placements
+
+
 def test_a_lost_node_moves_only_what_was_on_it() -> None:
     nodes = cluster(600, "a", "a", "b")
     apps = [app(f"app{i}", criticality=list(Criticality)[i % 3]) for i in range(6)]

@@ -7,10 +7,10 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from understudy.core.planning.losses import Standing
 from understudy.core.planning.plan import PlanInput, make_plan
-from understudy.core.planning.questions import Finding
-from understudy.core.planning.spof import GatewayFacts, Surroundings, audit
+from understudy.core.questions.losses import Standing
+from understudy.core.questions.records import Finding
+from understudy.core.questions.spof import GatewayFacts, Surroundings, audit
 from understudy.wire.records import AppVersion, ArtifactRef, NodeInfo, Profile, Variant
 
 GATEWAYS = (

@@ -319,9 +319,9 @@ def plan(
     def show() -> None:
         control = _controllers(url, cluster)
         if fail or add_node or remove_node or explain:
-            from understudy.cli.what_if import question, run_what_if
+            from understudy.cli.questions import question, run_questions
 
-            run_what_if(control, question(fail or (), add_node or (), remove_node or (), explain), output)
+            run_questions(control, question(fail or (), add_node or (), remove_node or (), explain), output)
         else:
             from understudy.cli.plan import run_plan
 

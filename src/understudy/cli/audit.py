@@ -10,9 +10,9 @@ from rich.text import Text
 
 from understudy.cli.control import Servers
 from understudy.cli.output import Output
+from understudy.cli.questions import TIMEOUT_S
 from understudy.cli.tables import counted
-from understudy.cli.what_if import TIMEOUT_S
-from understudy.core.planning.questions import Audit, Finding
+from understudy.core.questions.records import Audit, Finding
 from understudy.wire.errors import ProtocolError
 
 if TYPE_CHECKING:

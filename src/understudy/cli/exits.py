@@ -1,4 +1,4 @@
-"""What a command's exit status means, and which failure leads to which. The only such table."""
+"""What a command's exit status means; which failure leads to which is in `wire.statuses`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from enum import IntEnum
 from typing import Any
 
 from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.statuses import STATUSES
 
 
 class Exit(IntEnum):
@@ -18,33 +19,8 @@ class Exit(IntEnum):
     UNMET = 6  # `status --check`: an app is degraded or down; `audit`: something was found
 
 
-EXITS: dict[Code, Exit] = {
-    Code.INVALID_ARGUMENT: Exit.USAGE,
-    Code.UNAUTHENTICATED: Exit.USAGE,
-    Code.FORBIDDEN: Exit.FAILED,
-    Code.NOT_FOUND: Exit.NOT_FOUND,
-    Code.CONFLICT: Exit.FAILED,
-    Code.TOO_LARGE: Exit.USAGE,
-    Code.TIMEOUT: Exit.TIMEOUT,
-    Code.BUSY: Exit.UNAVAILABLE,
-    Code.SHED: Exit.UNAVAILABLE,
-    Code.RATE_LIMITED: Exit.UNAVAILABLE,
-    Code.DRAINING: Exit.UNAVAILABLE,
-    Code.UNAVAILABLE: Exit.UNAVAILABLE,
-    Code.LINK_LOST: Exit.UNAVAILABLE,
-    Code.CANCELLED: Exit.FAILED,
-    Code.MODEL_FAILED: Exit.FAILED,
-    Code.OUTPUT_INVALID: Exit.FAILED,
-    Code.OUT_OF_MEMORY: Exit.FAILED,
-    Code.POISON: Exit.FAILED,
-    Code.ARTIFACT_CORRUPT: Exit.FAILED,
-    Code.ARTIFACT_MISSING: Exit.NOT_FOUND,
-    Code.LOAD_FAILED: Exit.FAILED,
-    Code.STORE_UNAVAILABLE: Exit.UNAVAILABLE,
-    Code.PROTOCOL: Exit.FAILED,
-    Code.CONFIG: Exit.USAGE,
-    Code.INTERNAL: Exit.FAILED,
-}
+def exit_of(code: Code) -> Exit:
+    return Exit(STATUSES[code].exit)
 
 
 class CommandError(UnderstudyError):

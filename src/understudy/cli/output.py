@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from understudy.cli.exits import EXITS, CommandError, Exit
+from understudy.cli.exits import CommandError, Exit, exit_of
 from understudy.wire.errors import UnderstudyError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Output:
             if hint:
                 text.append_text(Text.assemble("\n", (" hint: ", "cyan"), hint))
             self.stderr.print(text, soft_wrap=True, highlight=False)
-        return EXITS[error.code]
+        return exit_of(error.code)
 
 
 def _console(*, stderr: bool) -> Console:

@@ -12,7 +12,7 @@ from rich.text import Text
 from understudy.cli.control import Servers
 from understudy.cli.output import Output
 from understudy.cli.tables import counted, name, shortened, table
-from understudy.core.planning.questions import Held
+from understudy.core.questions.records import Held
 from understudy.wire.errors import ProtocolError
 from understudy.wire.records import Outcome, Placement, Plan, Role
 

@@ -23,30 +23,19 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from understudy.config import explain
 from understudy.controller.deployments import Deployment
+from understudy.controller.questions import Questions
 from understudy.controller.requests import AppRequest
 from understudy.controller.shell import Controller
 from understudy.controller.status import ClusterStatus, StoreStatus
 from understudy.controller.uploads import Uploads
-from understudy.controller.what_if import WhatIf
-from understudy.core.planning.holdings import Holdings
 from understudy.core.planning.plan import overhead
-from understudy.core.planning.questions import Answer, Audit, Held, Question
+from understudy.core.questions.holdings import Holdings
+from understudy.core.questions.records import Answer, Audit, Held, Question
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event, Plan
+from understudy.wire.statuses import STATUSES
 
-STATUS: dict[Code, HTTPStatus] = {
-    Code.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
-    Code.ARTIFACT_CORRUPT: HTTPStatus.BAD_REQUEST,
-    Code.NOT_FOUND: HTTPStatus.NOT_FOUND,
-    Code.ARTIFACT_MISSING: HTTPStatus.NOT_FOUND,
-    Code.CONFLICT: HTTPStatus.CONFLICT,
-    Code.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    Code.BUSY: HTTPStatus.SERVICE_UNAVAILABLE,
-    Code.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
-    Code.STORE_UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
-    Code.TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
-}
 REQUEST_BYTES_MAX = 16 * 1024 * 1024  # of everything but artifacts
 EVENTS_PER_ANSWER_MAX = 1000
 STOP_TIMEOUT_S = 2
@@ -140,7 +129,7 @@ def build_api(controller: Controller, config: ClusterConfig) -> Litestar:
                     *_app_routes(controller),
                     *_operator_routes(controller),
                     *_reading_routes(controller),
-                    *_asking_routes(controller.what_if),
+                    *_asking_routes(controller.questions),
                 ],
             )
         ],
@@ -258,14 +247,14 @@ def _reading_routes(controller: Controller) -> list[Any]:
     return [status, plan, events, health]
 
 
-def _asking_routes(what_if: WhatIf) -> list[Any]:
+def _asking_routes(questions: Questions) -> list[Any]:
     @post(ASKING_PATH, status_code=HTTPStatus.OK, summary="What a loss or another node would do, and why")
     async def ask(data: JSONBody[Question]) -> Answer:
-        return await what_if.ask(data)
+        return await questions.ask(data)
 
     @get("/audit/spof", summary="Single points of failure, with remedies")
     async def spof() -> Audit:
-        return await what_if.audit()
+        return await questions.audit()
 
     return [ask, spof]
 
@@ -292,7 +281,7 @@ def _answer(code: Code, message: str, status: int) -> Response[Any]:
 
 
 def _on_expected(_: Request[Any, Any, Any], error: UnderstudyError) -> Response[Any]:
-    return _answer(error.code, str(error), STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR))
+    return _answer(error.code, str(error), STATUSES[error.code].http)
 
 
 def _on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[Any]:

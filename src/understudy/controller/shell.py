@@ -21,10 +21,10 @@ from understudy.adapters.store import Store
 from understudy.controller.bookkeeping import Bookkeeper
 from understudy.controller.deployments import Deployments
 from understudy.controller.profiling import Profiler
+from understudy.controller.questions import Questions
 from understudy.controller.solver import Solver
 from understudy.controller.status import ClusterStatus, cluster_status
 from understudy.controller.traffic import Traffic
-from understudy.controller.what_if import WhatIf
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.stored import Memory, Save
@@ -88,7 +88,7 @@ class Controller:
             self.artifacts,
             tasks.create_task,
         )
-        self.what_if = WhatIf(config, name, self.machine, self.traffic)
+        self.questions = Questions(config, name, self.machine, self.traffic)
         self.step(ev.Started())
         self.deployments.recall(memory, self._loop.time())
 

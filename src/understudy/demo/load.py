@@ -40,7 +40,7 @@ class AppLoad(msgspec.Struct, frozen=True):
     bodies: tuple[bytes, ...]
     labels: tuple[int, ...]
     classes: int
-    rate_per_s: float
+    rate_per_s: float  # 0: closed loop, `CONNECTIONS_READY` connections that ask again once they are answered
     deadline_ms: float
 
 
@@ -196,7 +196,7 @@ class _Sender:
             f"POST /v2/models/{load.app}/infer HTTP/1.1\r\nHost: demo\r\nContent-Type: application/json\r\n"
         )
         self._wires = [f"{head}Content-Length: {len(b)}\r\n\r\n".encode() + b for b in load.bodies]
-        self._period_s = 1.0 / load.rate_per_s
+        self._period_s = 1.0 / load.rate_per_s if load.rate_per_s else 0.0  # 0: closed loop
         self._sent = 0
         self._start_s = start_s
         self._closed = False
@@ -206,17 +206,25 @@ class _Sender:
         self._in_flight: deque[_Request] = deque()  # by due time; answered ones leave lazily
 
     def send_due(self, now_s: float) -> None:
+        if not self._period_s:
+            while self.idle and self._start_s <= now_s:
+                self.idle.pop().send(self._next_request(now_s))
+            return
         while (due_s := self._start_s + self._sent * self._period_s) <= now_s:
-            row = self._sent % len(self._wires)
-            self._sent += 1
-            deadline_s = due_s + self._load.deadline_ms / 1000.0
-            request = _Request(due_s, deadline_s, self._wires[row], self._load.labels[row])
-            self._in_flight.append(request)
+            request = self._next_request(due_s)
             if self.idle:
                 self.idle.pop().send(request)
             else:
                 self._waiting.append(request)
                 self.connect()
+
+    def _next_request(self, due_s: float) -> _Request:
+        row = self._sent % len(self._wires)
+        self._sent += 1
+        deadline_s = due_s + self._load.deadline_ms / 1000.0
+        request = _Request(due_s, deadline_s, self._wires[row], self._load.labels[row])
+        self._in_flight.append(request)
+        return request
 
     def connect(self) -> None:
         if self._connections < CONNECTIONS_MAX:
@@ -232,8 +240,10 @@ class _Sender:
                 return
         if self._closed:
             connection.close()
-        else:
+        elif self._period_s or not self._generator.sending:
             self.idle.append(connection)
+        else:
+            connection.send(self._next_request(time.monotonic()))
 
     def connect_failed(self) -> None:
         while self._waiting:
@@ -315,23 +325,23 @@ class LoadGenerator:
         self._group = group
         self._loop = asyncio.get_running_loop()
         self._senders: list[_Sender] = []
-        self._sending = False
+        self.sending = False
         self._next_sweep_s = 0.0
 
     def start(self) -> None:
         start_s = time.monotonic() + 0.2  # time for the first connections
         for index, load in enumerate(self._plan.apps):
-            offset_s = index / len(self._plan.apps) / load.rate_per_s
+            offset_s = index / len(self._plan.apps) / load.rate_per_s if load.rate_per_s else 0.0
             sender = _Sender(self, index, load, start_s + offset_s)
             self._senders.append(sender)
             for _ in range(CONNECTIONS_READY):
                 sender.connect()
-        self._sending = True
+        self.sending = True
         self._tick()
 
     async def stop(self) -> None:
         """Send nothing more; wait until each request was answered or its deadline passed."""
-        self._sending = False
+        self.sending = False
         while any(sender.outstanding for sender in self._senders):
             await asyncio.sleep(SWEEP_S)
             self._sweep(time.monotonic())
@@ -357,7 +367,7 @@ class LoadGenerator:
                 sender.connected(connection)
 
     def _tick(self) -> None:
-        if not self._sending:
+        if not self.sending:
             return
         self._loop.call_later(TICK_S, self._tick)
         now_s = time.monotonic()

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from understudy.adapters.neighbours import BUSY_SHARE, Neighbours, too_busy
 from understudy.adapters.task_groups import first_of
 from understudy.cli.deploy import Bars, Silent, deploy
 from understudy.cli.output import Output
@@ -37,9 +38,10 @@ from understudy.demo.scenario import (
     GATEWAY,
     NODE_MEMORY_MB,
     NODES,
-    RATE_PER_S,
+    OFFERED_FRACTION,
     Scenario,
     load_plan,
+    offered_per_s,
     write_cluster,
 )
 from understudy.demo.view import REFRESH_S, View
@@ -47,12 +49,14 @@ from understudy.wire.errors import Code, UnderstudyError
 
 START_TIMEOUT_S = 30.0
 DEPLOY_TIMEOUT_S = 120.0
+CALIBRATED_S = 1.5  # of a closed loop, to find what this machine can do
 LIBRARIES = ("msgspec", "numpy", "onnxruntime", "scikit-learn", "uvloop")
 
 
 def run_demo(out_dir: Path, *, json_output: bool = False) -> int:
     """The whole demonstration. 0 if everything promised was kept, else 1; the report says what was not.
 
+    Raises BUSY where something was not kept while others used most of this machine: that says nothing.
     Writes `report.json`, the models, the cluster's files and logs under `out_dir`. With `json_output` the
     report goes to standard output and everything for people to standard error.
     """
@@ -81,23 +85,40 @@ def run_demo(out_dir: Path, *, json_output: bool = False) -> int:
         console.print(f"[bold red]not kept:[/] {sentence}", soft_wrap=True)
     if broken:
         console.print(f"logs: {cluster.logs_dir}", soft_wrap=True)
+        if (share := report.environment["others_share"]) >= BUSY_SHARE:
+            raise UnderstudyError(Code.BUSY, too_busy(share))
     return 1 if broken else 0
 
 
 async def _run(cluster: Cluster, apps: list[BuiltApp], console: Console) -> tuple[Report, list[str]]:
     facts = {a.family.app: AppFacts(a.family.criticality, "none", a.variants[0].name) for a in apps}
-    load = LoadProcess(load_plan(apps, cluster.config.gateway_named(GATEWAY).http))
+    address = cluster.config.gateway_named(GATEWAY).http
+    neighbours = Neighbours()
+    neighbours.start()
     set_up_s = time.monotonic()
     async with cluster:
         await _deploy(cluster, apps, console)
+        deployed_s = time.monotonic()
+        capacity_per_s = await _capacity_per_s(apps, address)
+        rate_per_s = offered_per_s(capacity_per_s, len(apps))
+        load = LoadProcess(load_plan(apps, address, rate_per_s))
         started_s = time.monotonic()
         with View(console, load.recording, facts) as view:
-            view.tell(f"{len(apps)} apps deployed in {started_s - set_up_s:.1f} s; sending requests")
+            view.tell(f"{len(apps)} apps deployed in {deployed_s - set_up_s:.1f} s")
+            sent_per_s = len(apps) * rate_per_s
+            view.tell(f"the machine does {capacity_per_s:,.0f} requests/s now; sending {sent_per_s:,.0f}")
             scenario = Scenario(cluster, load.recording, facts, view)
             memory = await _play(scenario, cluster, load, view)
     phases = scenario.phases
     reports = [phase_report(load.recording, phase, facts) for phase in phases]
-    environment = _environment(load.recording, memory, time.monotonic() - started_s)
+    ended_s = time.monotonic()
+    neighbours.stop()
+    environment = _environment(load.recording, memory, ended_s - started_s) | {
+        "capacity_per_s": round(capacity_per_s),
+        "offered_fraction_max": OFFERED_FRACTION,
+        "rate_per_s_per_app": round(rate_per_s, 1),
+        "others_share": round(neighbours.share(started_s, ended_s), 3),
+    }
     report = Report(reports, totals_of(reports, memory.overhead_pct), environment)
     return report, broken_promises(load.recording, phases, reports, facts)
 
@@ -114,6 +135,20 @@ async def _deploy(cluster: Cluster, apps: list[BuiltApp], console: Console) -> N
     failed = [f"{d.app}: {d.message}" for d in deployed if d.state != "ready"]
     if failed:
         raise UnderstudyError(Code.LOAD_FAILED, f"deployment failed: {'; '.join(failed)}")
+
+
+async def _capacity_per_s(apps: list[BuiltApp], address: str) -> float:
+    """Right answers per second, over a few connections per app that ask again once they are answered."""
+    load = LoadProcess(load_plan(apps, address, 0.0))
+    async with asyncio.TaskGroup() as group:
+        sending = group.create_task(load.run())
+        await asyncio.sleep(CALIBRATED_S)
+        load.stop()
+        await sending
+    recording = load.recording
+    samples = [s for app in recording.apps for s in recording.window(app, 0.0, float("inf"))]
+    ends_s = sorted(s.done_s for s in samples if s.outcome == "ok")
+    return (len(ends_s) - 1) / (ends_s[-1] - ends_s[0]) if len(ends_s) > 1 else 0.0
 
 
 async def _play(scenario: Scenario, cluster: Cluster, load: LoadProcess, view: View) -> Memory:
@@ -156,7 +191,6 @@ def _environment(recording: Recording, memory: Memory, run_s: float) -> dict[str
         "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         "nodes": {name: {"site": site, "memory_mb": NODE_MEMORY_MB} for name, site in NODES.items()},
         "run_s": round(run_s, 1),
-        "rate_per_s_per_app": RATE_PER_S,
         "send_lag_ms": {
             "p50": round(quantile(lags_ms, 0.5) or 0.0, 2),
             "p99": round(quantile(lags_ms, 0.99) or 0.0, 2),
@@ -169,6 +203,8 @@ def _environment(recording: Recording, memory: Memory, run_s: float) -> dict[str
             "failed": "anything but a 200 with a well-formed answer within its deadline, for the client",
             "latency": "from the time at which a request was due, whenever it was sent",
             "accuracy": "share of answers with the true label; totals are over apps that lost their replica",
+            "capacity_per_s": "what cluster and load generator do in a closed loop, before any fault",
+            "others_share": "of the processors, used by processes that don't belong to the demonstration",
             "memory_overhead_pct": "PSS of standby replicas and blank workers, by that of primaries",
         },
     }

@@ -29,7 +29,9 @@ GATEWAY, CONTROLLER = "g1", "c1"
 NODES = {"n1": "east", "n2": "east", "n3": "west"}
 # Everything in full size takes some 260 MB: three nodes hold it and smaller standbys, but no second copy.
 NODE_MEMORY_MB = 170.0
-RATE_PER_S = 210.0  # per app: the next request is due 4.8 ms after a recovery at the latest
+RATE_PER_S_MAX = 210.0  # per app: the next request is due 4.8 ms after a recovery at the latest
+RATE_PER_S_MIN = 5.0  # per app; a machine that can't do this tells nothing
+OFFERED_FRACTION = 0.3  # of what cluster and load generator together do on this machine in a closed loop
 DEADLINE_MS = 1000.0
 
 STEADY_S = 1.5  # before each fault
@@ -89,13 +91,22 @@ def write_cluster(directory: Path) -> Path:
     return path
 
 
-def load_plan(apps: Sequence[BuiltApp], address: str) -> LoadPlan:
+def offered_per_s(capacity_per_s: float, apps: int) -> float:
+    """What to ask of each app where `capacity_per_s` is answered in all. Raises BUSY if it is too little."""
+    rate_per_s = min(RATE_PER_S_MAX, OFFERED_FRACTION * capacity_per_s / apps)
+    if rate_per_s < RATE_PER_S_MIN:
+        what = "this machine is too busy to tell: its cluster answers too few requests even in a closed loop"
+        raise UnderstudyError(Code.BUSY, what, requests_per_s=round(capacity_per_s, 1))
+    return rate_per_s
+
+
+def load_plan(apps: Sequence[BuiltApp], address: str, rate_per_s: float) -> LoadPlan:
     """Every held-out row of every app as a request, in the order in which the rows were split off."""
     host, _, port = address.rpartition(":")
-    return LoadPlan(host, int(port), tuple(_app_load(app) for app in apps))
+    return LoadPlan(host, int(port), tuple(_app_load(app, rate_per_s) for app in apps))
 
 
-def _app_load(app: BuiltApp) -> AppLoad:
+def _app_load(app: BuiltApp, rate_per_s: float) -> AppLoad:
     rows, labels = app.held_out()
     shape = [1, rows.shape[1]]
     bodies = [
@@ -110,7 +121,7 @@ def _app_load(app: BuiltApp) -> AppLoad:
         for row in rows.astype(np.float64)
     ]
     classes = int(labels.max()) + 1
-    return AppLoad(app.family.app, tuple(bodies), tuple(labels.tolist()), classes, RATE_PER_S, DEADLINE_MS)
+    return AppLoad(app.family.app, tuple(bodies), tuple(labels.tolist()), classes, rate_per_s, DEADLINE_MS)
 
 
 class Scenario:

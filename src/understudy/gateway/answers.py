@@ -9,26 +9,9 @@ from typing import Any
 import msgspec
 
 from understudy.core.gateway.rotation import Source
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer
-
-# The one place that knows which HTTP status a failure has.
-STATUS: dict[Code, HTTPStatus] = {
-    Code.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
-    Code.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
-    Code.FORBIDDEN: HTTPStatus.FORBIDDEN,
-    Code.NOT_FOUND: HTTPStatus.NOT_FOUND,
-    Code.CONFLICT: HTTPStatus.CONFLICT,
-    Code.TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    Code.TIMEOUT: HTTPStatus.REQUEST_TIMEOUT,
-    Code.BUSY: HTTPStatus.SERVICE_UNAVAILABLE,
-    Code.SHED: HTTPStatus.SERVICE_UNAVAILABLE,
-    Code.RATE_LIMITED: HTTPStatus.TOO_MANY_REQUESTS,
-    Code.DRAINING: HTTPStatus.SERVICE_UNAVAILABLE,
-    Code.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
-    Code.LINK_LOST: HTTPStatus.BAD_GATEWAY,
-    Code.OUT_OF_MEMORY: HTTPStatus.SERVICE_UNAVAILABLE,
-}
+from understudy.wire.statuses import STATUSES
 
 JSON_TYPE = b"Content-Type: application/json\r\n"
 # The length of the JSON before the tensors, of a request and of an answer (binary tensor extension).
@@ -40,7 +23,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def status_of(error: UnderstudyError) -> int:
-    return STATUS.get(error.code, HTTPStatus.INTERNAL_SERVER_ERROR).value
+    return STATUSES[error.code].http
 
 
 def head(status: int, *headers: tuple[str, str]) -> bytes:
@@ -48,6 +31,10 @@ def head(status: int, *headers: tuple[str, str]) -> bytes:
     lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}", "Content-Type: application/json"]
     lines += [f"{name}: {value}" for name, value in headers]
     return ("\r\n".join(lines) + "\r\n").encode("latin-1", "replace")
+
+
+def options_head(methods: str) -> bytes:
+    return head(200, ("Allow", methods)).replace(JSON_TYPE, b"")
 
 
 def whole(

@@ -21,6 +21,7 @@ from understudy.core.gateway.rotation import App, Request
 from understudy.gateway import answers, openapi, triton
 from understudy.gateway.auth import Authenticator
 from understudy.gateway.compression import Decompressor
+from understudy.gateway.cors import Cors
 from understudy.gateway.exchange import Exchange, Head, InferRequest
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.request_id import RequestIds
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 CONTENT_ENCODING = b"content-encoding"
 JSON_LENGTH = answers.JSON_LENGTH.lower()
 LENGTH_DIGITS_MAX = 10
+PLATFORMS = {"onnx": "onnx_onnxv1"}  # as the protocol lists them; Triton's configuration has names of its own
 
 Answer = tuple[int, Any]
 
@@ -47,6 +49,7 @@ class Api:
         self.retry_after_s = settings.admission.retry_after_s
         self.draining = False
         self.authenticator: Authenticator | None = None  # None: everybody may do everything
+        self.cors = Cors(settings.cors) if settings.cors.origins else None
         self.request_ids = RequestIds()
         self.connections: set[HttpConnection] = set()
         self.handshakes: set[asyncio.Task[None]] = set()  # of TLS; each becomes a connection
@@ -59,9 +62,10 @@ class Api:
         model = r"/v2/models/(?P<app>[^/]+)(?:/versions/(?P<version>[^/]+))?"
         repository = r"/v2/repository/models/(?P<app>[^/]+)"
         self._get = _routes(
-            (r"/v2/?", self._server),
+            (r"/v2", self._server),
             (r"/v2/health/live", self._live),
             (r"/v2/health/ready", self._server_ready),
+            (r"/v2/models", self._models),
             (r"/v2/models/stats", self._statistics),
             (model, self._model),
             (model + "/ready", self._model_ready),
@@ -179,6 +183,9 @@ class Api:
     def _handle_rest(self, exchange: Exchange, head: Head, body: Buffer, now: float) -> None:
         method = head.method.decode("latin-1")
         path = unquote(head.url.partition(b"?")[0].decode("latin-1"))
+        if method == "OPTIONS":  # before anybody is asked who they are: a browser's preflight doesn't say
+            exchange.finish(answers.options_head(self._methods(path)), b"")
+            return
         if self.authenticator is not None:
             identity = self.authenticator.check_path(head.headers, path, exchange.connection)
             exchange.client = identity.client if identity else ""
@@ -197,7 +204,17 @@ class Api:
                     status, content = answer(*given, **match.groupdict())
                     exchange.finish(answers.head(status), answers.json_body(content))
                     return
-        raise UnderstudyError(Code.NOT_FOUND, f"no such path: {path[:200]}")
+        raise UnderstudyError(Code.NOT_FOUND, f"no such path: {path[:200]}; all are listed at /openapi.json")
+
+    def _methods(self, path: str) -> str:
+        """What is allowed at `path`. Raises NOT_FOUND."""
+        if path == "*":
+            return "GET, HEAD, OPTIONS, POST"
+        if self._infer_pattern.fullmatch(path) or any(p.fullmatch(path) for p, _ in self._post):
+            return "OPTIONS, POST"
+        if any(pattern.fullmatch(path) for pattern, _ in self._get):
+            return "GET, HEAD, OPTIONS"
+        raise UnderstudyError(Code.NOT_FOUND, f"no such path: {path[:200]}; all are listed at /openapi.json")
 
     def _allow(self, method: str, allowed: str) -> None:
         if method != allowed:
@@ -239,6 +256,10 @@ class Api:
         if not self.ready:
             content["error"] = "the gateway is draining" if self.draining else "no app is ready"
         return (200 if self.ready else 503), content
+
+    def _models(self) -> Answer:
+        """As KServe lists them: names only. What each is, and whether it is ready, is asked one by one."""
+        return 200, {"models": sorted(self.gateway.apps)}
 
     def _model(self, app: str, version: str | None) -> Answer:
         return 200, model_metadata(self.app(app, version).spec)
@@ -313,7 +334,7 @@ def model_metadata(spec: AppVersion) -> dict[str, Any]:
     return {
         "name": spec.app,
         "versions": [str(spec.version)],
-        "platform": triton.platform(spec),
+        "platform": PLATFORMS.get(spec.full_size.runtime, spec.full_size.runtime),
         "inputs": [msgspec.to_builtins(tensor) for tensor in spec.inputs],
         "outputs": [msgspec.to_builtins(tensor) for tensor in spec.outputs],
     }

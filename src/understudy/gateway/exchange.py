@@ -25,6 +25,20 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     body_bytes: int
 
 
+def target_path(target: bytes) -> bytes:
+    """The path of a request's target as it is looked up here: as proxies write it, without a last slash.
+
+    A target may be a whole URL (RFC 9112, 3.2.2). What follows a "?" stays.
+    """
+    if not target.startswith(b"/"):
+        scheme, found, rest = target.partition(b"://")
+        if found and scheme.lower() in (b"http", b"https"):
+            target = rest[min(at for at in (rest.find(b"/"), rest.find(b"?"), len(rest)) if at >= 0) :]
+            target = target if target.startswith(b"/") else b"/" + target
+    path, mark, query = target.partition(b"?")
+    return (path.rstrip(b"/") or path[:1]) + mark + query
+
+
 class Exchange:
     """A place in the order of answers on one connection."""
 

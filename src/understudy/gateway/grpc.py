@@ -25,6 +25,7 @@ from understudy.gateway import grpc_answers as answers
 from understudy.gateway import triton
 from understudy.gateway.api import Api, model_metadata, server_metadata
 from understudy.gateway.auth import headers_of
+from understudy.gateway.grpc_health import HEALTH, Health, enable_reflection
 from understudy.gateway.tls import Certificate, ServerContext
 from understudy.settings.gateway import GatewayTuning
 from understudy.wire import inference
@@ -110,7 +111,9 @@ class GrpcServer:
             )
         self._listeners: list[socket.socket] = []
         service = grpc.method_handlers_generic_handler(inference.SERVICE, handlers)
-        self._server.add_generic_rpc_handlers((service,))
+        health = grpc.method_handlers_generic_handler(HEALTH, Health(api, self._plain).handlers)
+        self._server.add_generic_rpc_handlers((service, health))
+        enable_reflection(self._server)
 
     async def start(self, address: str, tls: ServerContext | None = None) -> int:
         """Listen on "host:port"; returns the port, which is chosen for 0. Raises `ConfigError`."""

@@ -16,33 +16,14 @@ from google.protobuf.json_format import ParseDict
 from grpc import StatusCode
 
 from understudy.wire import inference
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import UnderstudyError
 from understudy.wire.protobuf import length_delimited
 from understudy.wire.records import AppVersion
+from understudy.wire.statuses import STATUSES
 
 Metadata = tuple[tuple[str, str], ...]
 
-# The one place that knows which gRPC status a failure has.
-STATUS: dict[Code, StatusCode] = {
-    Code.INVALID_ARGUMENT: StatusCode.INVALID_ARGUMENT,
-    Code.UNAUTHENTICATED: StatusCode.UNAUTHENTICATED,
-    Code.FORBIDDEN: StatusCode.PERMISSION_DENIED,
-    Code.NOT_FOUND: StatusCode.NOT_FOUND,
-    Code.CONFLICT: StatusCode.FAILED_PRECONDITION,
-    Code.TOO_LARGE: StatusCode.RESOURCE_EXHAUSTED,  # as the library says of a message that is too large
-    Code.TIMEOUT: StatusCode.DEADLINE_EXCEEDED,
-    Code.BUSY: StatusCode.RESOURCE_EXHAUSTED,
-    Code.SHED: StatusCode.RESOURCE_EXHAUSTED,
-    Code.RATE_LIMITED: StatusCode.RESOURCE_EXHAUSTED,
-    Code.DRAINING: StatusCode.UNAVAILABLE,
-    Code.UNAVAILABLE: StatusCode.UNAVAILABLE,
-    Code.LINK_LOST: StatusCode.UNAVAILABLE,
-    Code.CANCELLED: StatusCode.CANCELLED,
-    Code.OUT_OF_MEMORY: StatusCode.UNAVAILABLE,
-    Code.CONFIG: StatusCode.FAILED_PRECONDITION,
-}
-
-
+_BY_NUMBER = {status.value[0]: status for status in StatusCode}
 _STREAM_ERROR, _STREAM_RESPONSE = 1, 2  # fields of ModelStreamInferResponse
 _ID = 3  # of ModelInferResponse
 _FORMATS = {
@@ -55,7 +36,7 @@ _FORMATS = {
 
 
 def status_of(error: UnderstudyError) -> StatusCode:
-    return STATUS.get(error.code, StatusCode.INTERNAL)
+    return _BY_NUMBER[STATUSES[error.code].grpc]
 
 
 def error_metadata(error: UnderstudyError, retry_after_s: int) -> Metadata:

@@ -18,7 +18,8 @@ from understudy.adapters.buffers import BUFFERS
 from understudy.adapters.filling import fill
 from understudy.core.gateway.rotation import Request
 from understudy.gateway.auth import CREDENTIALS, Authenticator
-from understudy.gateway.exchange import Exchange, Head, HeadExchange
+from understudy.gateway.cors import Cors
+from understudy.gateway.exchange import Exchange, Head, HeadExchange, target_path
 from understudy.gateway.request_id import REQUEST_ID, RequestIds
 from understudy.settings.gateway import HttpLimits
 from understudy.wire.errors import Code, UnderstudyError
@@ -31,6 +32,8 @@ HEAD_END = b"\r\n\r\n"
 UNAUTHENTICATED_BYTES_MAX = 65_536  # of a body that is read before its sender has to show who it is
 KNOWN_HEADS_MAX = 512  # kept by a gateway; beyond them it starts anew
 KNOWN_HEAD_BYTES_MAX = 1024
+HOST = b"host"
+SINGLE = CREDENTIALS | {HOST}  # of two, some would look at the first and others at the last
 LINGER_S = 1.0  # a client that was cut off may go on sending for this long, so that it reads its answer
 
 
@@ -42,6 +45,7 @@ class Service(Protocol):
     body_bytes_held: int
     retry_after_s: int
     authenticator: Authenticator | None
+    cors: Cors | None
     request_ids: RequestIds
 
     def connection_opened(self, connection: HttpConnection) -> bool: ...
@@ -249,8 +253,7 @@ class HttpConnection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.phase == "header":  # trailers are none of ours (RFC 9110, 6.5.1)
             name = name.lower()
-            if name in CREDENTIALS and name in self._headers:
-                # Whoever looks at the first and whoever looks at the last would let in different clients.
+            if name in SINGLE and name in self._headers:
                 self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"two headers {name.decode()}"))
                 raise _Refused
             self._headers[name] = value
@@ -267,6 +270,9 @@ class HttpConnection(asyncio.Protocol):
         version = self._parser.get_http_version()
         if version not in ("1.1", "1.0"):
             self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"HTTP/{version} is not spoken here"), 505)
+            raise _Refused
+        if HOST not in self._headers and version == "1.1":  # RFC 9112, 3.2
+            self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, "the Host header is missing"))
             raise _Refused
         self.phase = "body"
         self.due = monotonic() + self.limits.body_timeout_s
@@ -368,10 +374,12 @@ class HttpConnection(asyncio.Protocol):
             raise _Refused  # whatever follows on this connection is not for us
 
     def _head(self, body_bytes: int) -> Head:
-        return Head(self._parser.get_method(), self._url, self._headers, body_bytes)
+        return Head(self._parser.get_method(), target_path(self._url), self._headers, body_bytes)
 
     def _complete(self, header: bytes, head: Head, body: Buffer) -> None:
         """A request is whole; its answer will have the Connection `header`."""
+        if self.api.cors is not None:
+            header += self.api.cors.lines(head.method, head.headers)
         kind = Exchange if head.method != b"HEAD" else HeadExchange
         exchange = kind(self, header, head.body_bytes, self.api.request_ids.of(head.headers))
         self.queue.append(exchange)
@@ -435,7 +443,8 @@ class HttpConnection(asyncio.Protocol):
         self._parts = []
         self._large = None
         self.due = monotonic() + self.limits.header_timeout_s
-        exchange = Exchange(self, CLOSE, 0, self.api.request_ids.of(self._headers))
+        header = CLOSE + (self.api.cors.lines(b"", self._headers) if self.api.cors is not None else b"")
+        exchange = Exchange(self, header, 0, self.api.request_ids.of(self._headers))
         self.queue.append(exchange)
         exchange.fail(error, status)
 

@@ -11,15 +11,16 @@ from http import HTTPStatus
 from typing import Any, get_args
 
 import understudy
-from understudy.gateway.answers import JSON_LENGTH, STATUS
+from understudy.gateway.answers import JSON_LENGTH
 from understudy.settings import Datatype
 from understudy.settings.gateway import GatewayTuning
+from understudy.wire.statuses import STATUSES
 
 Json = dict[str, Any]
 
 # What a client can meet wherever it asks: malformed, slow, too large, too many.
 ANYWHERE = (400, 408, 413, 431, 503)
-INFERENCE = (*ANYWHERE, 415, 500, *(status.value for status in STATUS.values()))
+INFERENCE = (*ANYWHERE, 415, *(statuses.http for statuses in STATUSES.values()))
 JSON_LENGTH_NAME = JSON_LENGTH.decode()
 
 
@@ -58,7 +59,8 @@ def _server_paths() -> Json:
 
 def _model_paths(settings: GatewayTuning) -> Json:
     paths: Json = {
-        "/v2/models/stats": _get("statistics", "Statistics of every app, by this gateway", _ref("Statistics"))
+        "/v2/models": _get("models", "Names of all apps, as KServe lists them", _ref("Models")),
+        "/v2/models/stats": _get("statistics", "Statistics of all apps, by this gateway", _ref("Statistics")),
     }
     for path, suffix, parameters in (
         ("/v2/models/{model}", "", [_path("model")]),
@@ -319,4 +321,5 @@ def _description_schemas() -> Json:
         "Statistics": _object({"model_stats": _array(statistics)}),
         "IndexRequest": _object({"ready": FLAG}, "ready"),
         "Index": _array(_object(indexed)),
+        "Models": _object({"models": _array(TEXT)}),
     }

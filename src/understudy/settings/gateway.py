@@ -26,6 +26,14 @@ class HttpLimits(Settings, frozen=True):
     drain_timeout_s: Positive = 10.0
 
 
+class CorsSettings(Settings, frozen=True):
+    """Which web pages may use this gateway from a browser. Without origins none may."""
+
+    origins: tuple[str, ...] = ()  # such as "https://shop.example"; "*": any
+    headers: tuple[str, ...] = ()  # that pages may send, beyond those of the protocols served here
+    max_age_s: Count = 600  # for which a browser remembers that it was allowed
+
+
 class GrpcLimits(Settings, frozen=True):
     """What a gRPC client may ask beyond that; the bounds on bodies and draining are those of HTTP."""
 
@@ -123,6 +131,7 @@ class ActivationSettings(Settings, frozen=True):
 
 class GatewayTuning(Settings, frozen=True):
     http: HttpLimits = HttpLimits()
+    cors: CorsSettings = CorsSettings()
     grpc: GrpcLimits = GrpcLimits()
     admission: AdmissionSettings = AdmissionSettings()
     retry: RetrySettings = RetrySettings()

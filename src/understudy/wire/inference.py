@@ -77,6 +77,12 @@ _MESSAGES = {
     "RepositoryModelUnloadResponse": "",
 }
 
+# One request, one answer. ModelStreamInfer is the other one.
+METHODS = (
+    "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelInfer", "ModelConfig",
+    "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload",
+)  # fmt: skip
+
 _DATA_TYPES = (
     "TYPE_INVALID", "TYPE_BOOL", "TYPE_UINT8", "TYPE_UINT16", "TYPE_UINT32", "TYPE_UINT64", "TYPE_INT8",
     "TYPE_INT16", "TYPE_INT32", "TYPE_INT64", "TYPE_FP16", "TYPE_FP32", "TYPE_FP64", "TYPE_STRING",
@@ -134,16 +140,23 @@ def _file() -> Any:
         messages[name] = message
         for field in filter(None, fields.split(", ")):
             _add_field(name, message, field.split())
+    service = file.service.add(name=SERVICE.removeprefix(f"{PACKAGE}."))
+    for name in METHODS:
+        asked, answer = f".{PACKAGE}.{name}Request", f".{PACKAGE}.{name}Response"
+        service.method.add(name=name, input_type=asked, output_type=answer)
+    stream = service.method.add(name="ModelStreamInfer", client_streaming=True, server_streaming=True)
+    stream.input_type = f".{PACKAGE}.ModelInferRequest"
+    stream.output_type = f".{PACKAGE}.ModelStreamInferResponse"
     return file
 
 
-_pool = descriptor_pool.DescriptorPool()
-_pool.Add(_file())
+POOL = descriptor_pool.DescriptorPool()
+POOL.Add(_file())
 
 
 def message(name: str) -> Any:
     """The class of `inference.<name>`."""
-    return message_factory.GetMessageClass(_pool.FindMessageTypeByName(f"{PACKAGE}.{name}"))
+    return message_factory.GetMessageClass(POOL.FindMessageTypeByName(f"{PACKAGE}.{name}"))
 
 
 ModelInferRequest = message("ModelInferRequest")

@@ -10,6 +10,8 @@ before by more than what can't be told apart, so that replanning moves nothing w
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 
 from understudy.core.planning import solver
@@ -79,7 +81,7 @@ class _Search:
     ) -> None:
         self._problem = problem
         self._program = PlacementProgram(problem, choices)
-        self._replanning = bool(current is not None and problem.existing)
+        self._current = current if current is not None and problem.existing else None
         self._draft = draft
         self._best: Solution | None = None
         self._loss_bound = loss_bound
@@ -88,7 +90,10 @@ class _Search:
     def run(self) -> tuple[Plan, float, float, float]:
         """The plan, its loss, the least loss possible, and the seconds spent."""
         self._detail(self._draft, 0.0)
-        if self._replanning:
+        if self._current is not None:
+            # What runs, just as it is: a draft may have moved what is as good where it was.
+            here = [p for p in self._current.placements if place(p) in self._problem.existing]
+            self._detail(msgspec.structs.replace(self._current, placements=tuple(here)), 0.0)
             keep = self._worth_keeping(self._draft.placements)
             self._improve(POLISH_SHARE, POLISH_GAIN, keep)
             self._improve(1.0, max(UPHEAVAL_GAIN, self._tolerance))
@@ -115,7 +120,8 @@ class _Search:
             return
         if not keep:
             self._loss_bound = max(self._loss_bound, found.loss_bound)
-        if start is None or set(found.plan.placements) != set(start.plan.placements):
+        # Counted: two replicas of an app on one node are equal records.
+        if start is None or Counter(found.plan.placements) != Counter(start.plan.placements):
             self._detail(found.plan, margin)
 
     def _solve(
@@ -135,10 +141,12 @@ class _Search:
         return ideal(self._problem) - score(self._problem, plan)
 
     def _worth_keeping(self, placements: tuple[Placement, ...]) -> frozenset[Place]:
-        """Full-size primaries: nothing about them can be better than it is."""
+        """Full-size primaries that run: nothing about them can be better than it is."""
         full_size = {(app.app, app.full_size.name) for app in self._problem.apps}
         return frozenset(
             place(placed)
             for placed in placements
-            if placed.role is Role.PRIMARY and (placed.app, placed.variant) in full_size
+            if placed.role is Role.PRIMARY
+            and (placed.app, placed.variant) in full_size
+            and place(placed) in self._problem.existing
         )

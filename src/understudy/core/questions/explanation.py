@@ -6,9 +6,9 @@ import msgspec
 
 from understudy.core.planning import objective
 from understudy.core.planning.footprint import replica_mb
-from understudy.core.planning.holdings import Holdings, named, some
 from understudy.core.planning.plan import PlanInput, make_plan, problem_of
-from understudy.core.planning.questions import Explanation, Reason
+from understudy.core.questions.holdings import Holdings, named, some
+from understudy.core.questions.records import Explanation, Reason
 from understudy.failures import any_count, lost_nodes, to_survive
 from understudy.wire.records import (
     AppVersion,

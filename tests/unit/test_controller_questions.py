@@ -9,11 +9,11 @@ import msgspec
 import pytest
 from controller_world import World, app, primary
 
+from understudy.controller.questions import Questions
 from understudy.controller.status import StoreStatus, cluster_status
 from understudy.controller.traffic import Traffic
-from understudy.controller.what_if import WhatIf
 from understudy.core.controller import events as ev
-from understudy.core.planning.questions import Question
+from understudy.core.questions.records import Question
 from understudy.settings.gateway import GatewayConfig
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Criticality, Outcome, Plan, Role
@@ -28,14 +28,14 @@ def world() -> World:
     return world
 
 
-def what_if(world: World, traffic: Traffic | None = None, *gateways: str) -> WhatIf:
+def questions(world: World, traffic: Traffic | None = None, *gateways: str) -> Questions:
     config = msgspec.structs.replace(
         world.config,
         data_dir="/data",
         artifacts_dir="/data/artifacts",
         gateways=tuple(GatewayConfig(name) for name in gateways or ("g1",)),
     )
-    return WhatIf(config, "c1", world.machine, traffic or Traffic())
+    return Questions(config, "c1", world.machine, traffic or Traffic())
 
 
 # The page
@@ -76,7 +76,7 @@ def test_a_standby_is_warm_though_no_loss_is_to_be_survived(world: World) -> Non
 
 
 def test_a_second_question_is_refused_while_the_first_is_answered(world: World) -> None:
-    asking = what_if(world)
+    asking = questions(world)
 
     async def test() -> None:
         answered = threading.Event()
@@ -93,7 +93,7 @@ def test_a_second_question_is_refused_while_the_first_is_answered(world: World) 
 
 
 def test_a_question_that_fails_leaves_the_way_free(world: World) -> None:
-    asking = what_if(world)
+    asking = questions(world)
     for _ in range(2):
         with pytest.raises(UnderstudyError, match="did you mean 'n3'"):
             asyncio.run(asking.ask(Question(fail=("n4",))))
@@ -101,13 +101,13 @@ def test_a_question_that_fails_leaves_the_way_free(world: World) -> None:
 
 def test_without_a_plan_nothing_can_be_told() -> None:
     with pytest.raises(UnderstudyError) as refused:
-        asyncio.run(what_if(World()).ask(Question(fail=("n1",))))
+        asyncio.run(questions(World()).ask(Question(fail=("n1",))))
     assert refused.value.code is Code.UNAVAILABLE
 
 
 def test_nodes_that_do_not_answer_are_away(world: World) -> None:
     world.kill("n3")
-    answer = asyncio.run(what_if(world).ask(Question(fail=("n1",))))
+    answer = asyncio.run(questions(world).ask(Question(fail=("n1",))))
     assert answer.away == ("n3",)
 
 
@@ -115,10 +115,10 @@ def test_gateways_are_connected_if_one_of_their_processes_is(world: World) -> No
     traffic = Traffic()
     for name in ("g1.2", "g2"):
         traffic.connected(name)
-    findings = asyncio.run(what_if(world, traffic, "g1", "g2", "g22").audit()).findings
+    findings = asyncio.run(questions(world, traffic, "g1", "g2", "g22").audit()).findings
     (found,) = [finding for finding in findings if finding.part == "gateway"]
     assert "listen on the loopback" in found.problem
     traffic.disconnected("g2")
-    findings = asyncio.run(what_if(world, traffic, "g1", "g2", "g22").audit()).findings
+    findings = asyncio.run(questions(world, traffic, "g1", "g2", "g22").audit()).findings
     (found,) = [finding for finding in findings if finding.part == "gateway"]
     assert found.problem == "of 3 gateways only 1 is connected: g2, g22 not"

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from understudy.core.planning.losses import Stage, Standing
 from understudy.core.planning.plan import PlanInput, make_plan
-from understudy.core.planning.questions import Answer, Answered, Change, Loss, NewNode, Question
-from understudy.core.planning.what_if import answer
+from understudy.core.questions.answers import answer
+from understudy.core.questions.losses import Stage, Standing
+from understudy.core.questions.records import Answer, Answered, Change, Loss, NewNode, Question
 from understudy.settings.plan import PlanSettings
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import (

@@ -1,4 +1,4 @@
-"""What an operator may ask of the plan, and the answers, as records. Who works them out is in `what_if`.
+"""What an operator may ask of the plan, and the answers, as records. Who works them out is in `answers`.
 
 Part of the control API: names are stable, new fields have defaults. Imports nothing that takes time.
 """

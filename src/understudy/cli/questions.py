@@ -15,7 +15,7 @@ from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
 from understudy.cli.plan import HOW
 from understudy.cli.tables import counted, name, shortened, table
-from understudy.core.planning.questions import (
+from understudy.core.questions.records import (
     Answer,
     Answered,
     AnyLoss,
@@ -77,7 +77,7 @@ def _is_number(text: str) -> bool:
     return text.replace(".", "", 1).isdecimal()
 
 
-def run_what_if(control: Servers, asked: Question, output: Output) -> None:
+def run_questions(control: Servers, asked: Question, output: Output) -> None:
     document = control.ask("POST", "/v1/plan/what-if", body=asked, timeout_s=TIMEOUT_S)
     if output.as_json:
         output.data(document)

@@ -22,8 +22,8 @@ from understudy.core.agent.progressive import Activation, plan_activation
 from understudy.core.gateway.activation import choose
 from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.core.planning.objective import accuracy_lost
-from understudy.core.planning.questions import Answered, AnyLoss, Fill, Together
 from understudy.core.planning.replay import COLD_MS, WARM_MS, silence
+from understudy.core.questions.records import Answered, AnyLoss, Fill, Together
 from understudy.failures import ANY
 from understudy.wire.records import AppVersion, Contingency, NodeInfo, Placement, Plan, Role, Variant
 

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 import msgspec
 
 from understudy.core.planning import objective
-from understudy.core.planning.explanation import explain
-from understudy.core.planning.losses import Stage, Standing
 from understudy.core.planning.objective import place
 from understudy.core.planning.plan import PlanInput, make_plan, overhead, problem_of
-from understudy.core.planning.questions import (
+from understudy.core.questions.explanation import explain
+from understudy.core.questions.losses import Stage, Standing
+from understudy.core.questions.records import (
     Answer,
     Change,
     Figures,

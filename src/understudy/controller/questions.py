@@ -11,17 +11,17 @@ from understudy.controller.solver import in_thread
 from understudy.controller.traffic import Traffic
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.targets import ANSWERING_NODES
-from understudy.core.planning.losses import Standing
-from understudy.core.planning.questions import Answer, Audit, Question
-from understudy.core.planning.spof import GatewayFacts, Surroundings, audit
-from understudy.core.planning.what_if import answer
+from understudy.core.questions.answers import answer
+from understudy.core.questions.losses import Standing
+from understudy.core.questions.records import Answer, Audit, Question
+from understudy.core.questions.spof import GatewayFacts, Surroundings, audit
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, UnderstudyError
 
 T = TypeVar("T")
 
 
-class WhatIf:
+class Questions:
     """One per controller. What it tells is of the plan in force and changes nothing."""
 
     def __init__(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 
 from understudy.core.planning.footprint import replica_mb
 from understudy.core.planning.plan import PlanInput, devices_of, usable_nodes
-from understudy.core.planning.questions import Held
+from understudy.core.questions.records import Held
 from understudy.wire.records import Plan
 
 NAMED_MAX = 5

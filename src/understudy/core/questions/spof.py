@@ -1,6 +1,6 @@
 """Looks for single points of failure from the app down to its artifacts, each with its remedy.
 
-Lives here: what follows from facts. Does not live here: how the facts are come by (`controller.what_if`).
+Lives here: what follows from facts. Does not live here: how the facts are come by (`controller.questions`).
 Weaknesses against failures that the plan was made for are found by playing the loss of each node and site
 as it would go now, whether the plan was asked to survive it or not.
 """
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from understudy.core.planning.footprint import replica_mb
-from understudy.core.planning.losses import Stage, Standing
-from understudy.core.planning.questions import Answered, Audit, Finding
+from understudy.core.questions.losses import Stage, Standing
+from understudy.core.questions.records import Answered, Audit, Finding
 from understudy.failures import to_survive
 from understudy.wire.records import AppVersion, NodeInfo
 

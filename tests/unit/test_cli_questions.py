@@ -13,10 +13,10 @@ from control_api import Api, serving
 from rich.console import Console, RenderableType
 from typer.testing import CliRunner
 
-from understudy.cli import audit, what_if
+from understudy.cli import audit, questions
 from understudy.cli.app import app
 from understudy.cli.exits import Exit
-from understudy.core.planning.questions import (
+from understudy.core.questions.records import (
     Answer,
     Answered,
     AnyLoss,
@@ -96,7 +96,7 @@ def run(api: Api, *args: str) -> Any:
 
 
 def test_a_loss_is_shown_with_who_answers_and_how_full_nodes_get() -> None:
-    text = shown(what_if.render(Answer(7, ("n3",), loss=LOSS)))
+    text = shown(questions.render(Answer(7, ("n3",), loss=LOSS)))
     assert "Away already: n3." in text
     assert "If node:n1 is lost now (plan revision 7), 2 of 5 apps notice: 1 cold, 1 LOST." in text
     assert line_of(text, "digits") == "digits cnn n2 (first linear) cold 0.950 0.0% 31"
@@ -110,13 +110,13 @@ def test_a_loss_is_shown_with_who_answers_and_how_full_nodes_get() -> None:
 
 def test_a_loss_of_everything() -> None:
     last = msgspec.structs.replace(LOSS, failure="site:a+site:b", next_plan=None, fills=())
-    text = shown(what_if.render(Answer(7, loss=last)))
+    text = shown(questions.render(Answer(7, loss=last)))
     assert "If site:a and site:b are lost now" in text
     assert "No node would be left to plan for." in text
 
 
 def test_of_any_two_the_worst_and_the_pairs_are_shown() -> None:
-    text = shown(what_if.render(Answer(7, any_loss=ANY_LOSS)))
+    text = shown(questions.render(Answer(7, any_loss=ANY_LOSS)))
     assert "3 of 6 such losses were played" in text
     assert "Played were those of the nodes that hold most replicas." in text
     assert line_of(text, "wine") == "wine nobody n1 + n2 LOST - - -"
@@ -124,7 +124,7 @@ def test_of_any_two_the_worst_and_the_pairs_are_shown() -> None:
 
 
 def test_a_change_is_shown_side_by_side() -> None:
-    text = shown(what_if.render(Answer(7, change=CHANGE)))
+    text = shown(questions.render(Answer(7, change=CHANGE)))
     assert "What would change with new-1" in text
     assert line_of(text, "weighted accuracy retained").endswith("95.00% 99.00%")
     assert line_of(text, "apps that answer when any node is lost").endswith("lost 3 of 5 5 of 5")
@@ -135,7 +135,7 @@ def test_a_change_is_shown_side_by_side() -> None:
 
 
 def test_an_explanation_is_sentences() -> None:
-    text = shown(what_if.render(Answer(7, explanation=WHY)))
+    text = shown(questions.render(Answer(7, explanation=WHY)))
     assert "digits version 3, plan revision 7" in text
     assert "Where it runs\n  It runs as 'cnn'.\n\nWhat it takes to be warm\n  It is warm." in text
 
@@ -173,7 +173,7 @@ def test_what_is_no_node_is_refused_at_once(api: Api, node: str) -> None:
 
 def test_what_is_no_question_is_refused() -> None:
     with pytest.raises(UnderstudyError, match=r"Expected `str` (of length|matching)"):
-        what_if.question((), (), ("no node",), None)
+        questions.question((), (), ("no node",), None)
 
 
 def test_an_answer_that_is_none_is_said_to_be_none(api: Api) -> None:
