@@ -170,8 +170,10 @@ class AgentProcess:
                 self._peers.answer(token, activated)
             case ev.AnswerMeasure(token, measured):
                 self._peers.answer(token, measured)
-            case ev.RefuseMeasure(token, code, message):
-                self._peers.refuse(token, UnderstudyError(code, message))
+            case ev.RefuseMeasure(token, code, message, traceback):
+                refusal = UnderstudyError(code, message)
+                refusal.traceback = traceback
+                self._peers.refuse(token, refusal)
             case ev.Publish(state):
                 self._peers.publish(state)
             case ev.Tell(kind, message, app, replica, data):

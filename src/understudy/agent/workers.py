@@ -202,7 +202,7 @@ class Workers:
             if error.code is Code.LINK_LOST:
                 _kill(handle)  # its exit says more than this
             else:
-                self._step(ev.LoadFailed(worker, error.code, str(error), _jitter()))
+                self._step(ev.LoadFailed(worker, error.code, str(error), _jitter(), error.traceback))
         except OSError as error:
             self._step(ev.LoadFailed(worker, Code.UNAVAILABLE, f"memory limit: {error}", _jitter()))
         else:
@@ -323,6 +323,7 @@ class Workers:
         self._clear_away(record)
 
     def _clear_away(self, record: Record) -> None:
+        self._limits.end_all(record.cgroup)
         self._limits.remove(record.cgroup)
         Path(record.socket).unlink(missing_ok=True)
         (self._records / f"{record.worker}.json").unlink(missing_ok=True)

@@ -98,6 +98,7 @@ class LoadFailed:
     code: Code
     message: str
     jitter: float = 0.0
+    traceback: str = ""  # of the model's own code
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +230,7 @@ class RefuseMeasure:
     token: int
     code: Code
     message: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -249,7 +249,13 @@ class AgentMachine:
         self._kill(event.worker)
         kind = "worker.out_of_memory" if event.code is Code.OUT_OF_MEMORY else "load.failed"
         message = f"{replica.key[2]}: {event.message}"
-        self._tell(kind, message, replica.key[0], event.worker, code=event.code.value)
+        more = {"traceback": event.traceback} if event.traceback else {}
+        self._tell(kind, message, replica.key[0], event.worker, code=event.code.value, **more)
+        if replica.asker is not None:
+            refusal = ev.RefuseMeasure(replica.asker, Code.LOAD_FAILED, event.message, event.traceback)
+            self._effects.append(refusal)
+            self._replicas.remove(replica)
+            return
         self._crash(replica, "load_failed", event.message, event.jitter, event.code)
 
     def _probe_passed(self, worker: str) -> None:
