@@ -42,17 +42,16 @@ class Guard:
         accepted: dict[str, Array] = {}
         for rule in self._rules:
             array = outputs.get(rule.name)
-            if not isinstance(array, np.ndarray):
-                what = "is missing" if array is None else f"is {type(array).__name__}, not an array"
-                raise _invalid(f"output {rule.name!r} {what}")
+            if type(array) is not np.ndarray:
+                array = _plain(rule.name, array)
             if array.dtype != rule.dtype and not (rule.datatype == "BYTES" and array.dtype.kind in "US"):
                 raise _invalid(f"output {rule.name!r} is {array.dtype}, not {rule.datatype} ({rule.dtype})")
             self._check_shape(rule, array, rows)
             if rule.is_float:
                 if not is_finite(array):
                     raise _not_finite(rule.name, inputs)
-            elif rule.datatype == "BYTES" and not _is_text(array):
-                raise _invalid(f"output {rule.name!r} has elements that are neither text nor bytes")
+            elif rule.datatype == "BYTES":
+                array = _texts(rule.name, array)
             accepted[rule.name] = array
         return accepted
 
@@ -64,8 +63,43 @@ class Guard:
             raise _invalid(f"output {rule.name!r} has {len(array)} rows for {rows} rows of input")
 
 
-def _is_text(array: Array) -> bool:
-    return array.dtype.kind in "US" or all(isinstance(value, str | bytes) for value in array.ravel().tolist())
+def _plain(name: str, array: Any) -> Array:
+    """NumPy's own kind of array, of which nothing is the model's but its memory."""
+    if not isinstance(array, np.ndarray):
+        what = "is missing" if array is None else f"is {type(array).__name__}, not an array"
+        raise _invalid(f"output {name!r} {what}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise _invalid(f"output {name!r} is a masked array; fill in what is masked")
+    return np.asarray(array)
+
+
+def _texts(name: str, array: Array) -> Array:
+    """`array` if all its elements are text or bytes that can be sent; strings of NumPy's as Python's."""
+    elements = array.ravel().tolist()
+    if not {str, bytes}.issuperset(map(type, elements)):
+        elements = [_text(name, element) for element in elements]
+        plain = np.empty(len(elements), dtype=object)
+        plain[:] = elements
+        array = plain.reshape(array.shape)
+    for element in elements:
+        if type(element) is str and not element.isascii():
+            _check_unicode(name, element)
+    return array
+
+
+def _text(name: str, element: Any) -> str | bytes:
+    if isinstance(element, str):
+        return str.__str__(element)
+    if isinstance(element, bytes):
+        return bytes.__getitem__(element, slice(None))
+    raise _invalid(f"output {name!r} has elements that are neither text nor bytes")
+
+
+def _check_unicode(name: str, element: str) -> None:
+    try:
+        element.encode()
+    except UnicodeEncodeError as error:
+        raise _invalid(f"output {name!r} has text that is not valid Unicode; return bytes instead") from error
 
 
 def _not_finite(name: str, inputs: dict[str, Array]) -> UnderstudyError:

@@ -1,12 +1,13 @@
 """A loaded model: from a `Load` message to a runtime that is known to work, and its execution.
 
-`load_model` blocks and runs in the worker's thread; `Model.execute` runs there or on the loop. Nothing
-here touches the loop.
+`load_model` blocks and runs in the main thread, and so does `Model.execute` if the runtime wants that; else
+it may run on the loop. Nothing here touches the loop.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 from collections.abc import Sequence
 from time import perf_counter
@@ -15,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from understudy.adapters.memory import pss_mb
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import UnderstudyError
 from understudy.wire.messages import Load, Loaded
 from understudy.wire.tensors import Array
 from understudy.worker.guard import Guard
 from understudy.worker.oip import Request, encode_probe
+from understudy.worker.raised import contain, describe, loading_error, model_error
 from understudy.worker.runtimes import make_runtime
 from understudy.worker.runtimes.contract import Runtime, load_failed
 from understudy.worker.signature import Signature, agree
@@ -31,9 +33,6 @@ except ModuleNotFoundError:  # protobuf is an extra
 
 WARM_RUNS = 4
 WARM_MS_MAX = 4.0  # spent on them at most
-ERROR_CHARS_MAX = 500  # of an exception's text in a message
-# ONNX Runtime reports a failed allocation as an ordinary failure with one of these texts.
-_ALLOCATION_FAILED = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 
 
 class Done(NamedTuple):
@@ -52,7 +51,12 @@ class Model:
         self.inputs = signature.inputs
         self.outputs = signature.outputs
         self.batched = signature.batched
+        self.own_thread = runtime.own_thread
+        self._unload = runtime.unload
         self.codec = Codec(load.app, load.version, self.inputs, self.outputs, batched=self.batched)
+        self.codec.keeps_parameters = runtime.takes_parameters
+        self._source = runtime.source
+        self._pid = os.getpid()
         self._guard = Guard(self.outputs, batched=self.batched)
         self._predict = runtime.predict
         self.probe = encode_probe(load.probe, self.inputs)
@@ -68,33 +72,30 @@ class Model:
                 name: np.concatenate([request.inputs[name] for request in requests])
                 for name in requests[0].inputs
             }
-            outputs = self._guard.accept(self._predict(inputs), inputs, rows)
-        except (Exception, SystemExit):
+            outputs = self._guard.accept(self._predict(inputs, requests[0].parameters), inputs, rows)
+        except BaseException as error:
+            contain(error, self._pid)
             return [self._execute_one(request) for request in requests]
         return [Done(requests, rows, outputs, None)]
+
+    def unload(self) -> str:
+        """The model's last call; what it raised, or nothing."""
+        try:
+            self._unload()
+        except BaseException as error:
+            contain(error, self._pid)
+            return describe(error)
+        return ""
 
     def _execute_one(self, request: Request) -> Done:
         inputs = request.inputs
         rows = request.rows
         try:
-            return Done((request,), rows, self._guard.accept(self._predict(inputs), inputs, rows), None)
-        except (Exception, SystemExit) as error:
-            return Done((request,), rows, None, model_error(error))
-
-
-def model_error(error: BaseException) -> UnderstudyError:
-    """What an exception of a model means to the caller; its text is cut to `ERROR_CHARS_MAX`."""
-    if isinstance(error, UnderstudyError):
-        return error
-    text = str(error).strip()
-    if isinstance(error, MemoryError) or any(sign in text for sign in _ALLOCATION_FAILED):
-        return UnderstudyError(Code.OUT_OF_MEMORY, f"the model ran out of memory: {describe(error)}")
-    return UnderstudyError(Code.MODEL_FAILED, f"the model raised {describe(error)}")
-
-
-def describe(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {str(error).strip()}".removesuffix(": ")
-    return text if len(text) <= ERROR_CHARS_MAX else text[:ERROR_CHARS_MAX] + "…"
+            outputs = self._guard.accept(self._predict(inputs, request.parameters), inputs, rows)
+        except BaseException as error:
+            contain(error, self._pid)
+            return Done((request,), rows, None, model_error(error, self._source))
+        return Done((request,), rows, outputs, None)
 
 
 def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
@@ -104,7 +105,8 @@ def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
     profiled: it takes some milliseconds, and somebody may be waiting for this replica.
     """
     profiling = load.measure_latency_runs > 1
-    name = f"{load.app}/{load.variant}"
+    runtime: Runtime | None = None
+    pid = os.getpid()
     try:
         base_mb = pss_mb() if profiling else 0.0
         started_s = perf_counter()
@@ -117,13 +119,9 @@ def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
         median_ms = statistics.median(latencies_ms)
         model.probe_s = _warm_latency_s(model, min(latencies_ms))
         memory_mb = max(0.0, pss_mb() - base_mb) if profiling else 0.0
-    except MemoryError as error:
-        raise UnderstudyError(Code.OUT_OF_MEMORY, f"{name}: not enough memory to load") from error
-    except UnderstudyError as error:
-        code = Code.OUT_OF_MEMORY if error.code is Code.OUT_OF_MEMORY else Code.LOAD_FAILED
-        raise UnderstudyError(code, f"{name}: {error.message}") from error
-    except (Exception, SystemExit) as error:
-        raise load_failed(f"{name}: {describe(error)}") from error
+    except BaseException as error:
+        contain(error, pid)
+        raise loading_error(error, runtime.source if runtime else "", f"{load.app}/{load.variant}") from None
     # What is alive now stays alive: later collections needn't look at it.
     gc.freeze()
     return model, Loaded(load_ms, latencies_ms[0], median_ms, base_mb, memory_mb, model.inputs, model.outputs)

@@ -1,15 +1,14 @@
 """A loaded model at work: queue, batches, answers.
 
-Everything here happens on the event loop except `Model.execute`, which runs inline when it costs less than
-a hop to the thread, and in the thread otherwise, while arrivals gather for the next batch. One batch runs
-at a time. No task is made and nothing is logged on the way of a request that succeeds.
+Everything here happens on the event loop except `Model.execute`. That runs in the model's thread, while
+arrivals gather for the next batch; or inline, if the runtime doesn't care and it costs less than a hop to the
+thread. One batch runs at a time. No task is made and nothing is logged on the way of a request that succeeds.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from functools import partial
 from time import monotonic
 
@@ -19,9 +18,10 @@ import structlog
 from understudy.adapters.links import FrameLink
 from understudy.core.batching import Batcher, Durations
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
-from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
+from understudy.wire.frames import ENCODING_PROTOBUF, FRAME_BYTES_MAX_DEFAULT, HEADER_BYTES_MAX, Buffer
 from understudy.wire.messages import Infer, Load, Probed, Result, encode_result
 from understudy.worker.model import Done, Model
+from understudy.worker.model_thread import ModelThread
 from understudy.worker.oip import Answer, Request
 
 # The loop's timers have a resolution of 1 ms. The rest of a shorter wait is spent polling for arrivals.
@@ -46,7 +46,14 @@ class Waiting(msgspec.Struct, gc=False):
 class Replica:
     """Takes requests, answers every one of them on its link unless it is cancelled or the link is gone."""
 
-    def __init__(self, model: Model, load: Load, hop_s: float, thread: Executor) -> None:
+    def __init__(
+        self,
+        model: Model,
+        load: Load,
+        hop_s: float,
+        thread: ModelThread,
+        answer_bytes_max: int = FRAME_BYTES_MAX_DEFAULT - HEADER_BYTES_MAX,
+    ) -> None:
         self.requests = 0  # taken in, probes not counted
         self.batches = 0  # executed
         self.failures = 0  # answered with a failure that is the model's
@@ -55,6 +62,7 @@ class Replica:
         self._decode = model.codec.decode
         self._loop = asyncio.get_running_loop()
         self._thread = thread
+        self._answer_bytes_max = answer_bytes_max
         self._batcher: Batcher[Waiting] = Batcher(
             max(1, load.batching.rows_max) if model.batched else 1,
             load.batching.wait_us / 1e6,
@@ -157,7 +165,7 @@ class Replica:
             return
         requests = [waiting.request for waiting in batch]
         rows = sum([request.rows for request in requests])
-        if self._durations.run_inline(rows):
+        if not self._model.own_thread and self._durations.run_inline(rows):
             results = self._model.execute(requests)
             ended_s = monotonic()
             self._observe(results, rows, ended_s - now, inline=True)
@@ -166,8 +174,7 @@ class Replica:
                 self._schedule()
             return
         self._in_thread = True
-        future = self._loop.run_in_executor(self._thread, self._execute_timed, requests)
-        future.add_done_callback(partial(self._answer_from_thread, batch, rows))
+        self._thread.call(self._execute_timed, requests, partial(self._answer_from_thread, batch, rows))
 
     def _wait_for_more(self, now: float) -> None:
         wake_s = self._batcher.wake_s()
@@ -192,12 +199,13 @@ class Replica:
         self,
         batch: list[Waiting],
         rows: int,
-        future: asyncio.Future[tuple[list[Done], float, float]],
+        timed: tuple[list[Done], float, float],
+        broken: BaseException | None,
     ) -> None:
         self._in_thread = False
-        if future.cancelled():  # the process is ending
-            return
-        results, started_s, ended_s = future.result()
+        if broken is not None:
+            raise broken
+        results, started_s, ended_s = timed
         self._observe(results, rows, ended_s - started_s, inline=False)
         self._answer(batch, results, rows, started_s, ended_s)
         self._pump()
@@ -229,6 +237,9 @@ class Replica:
                 if isinstance(answer, InvalidArgument):
                     waiting.link.fail(waiting.stream, answer)
                     continue
+                if len(answer.body) > self._answer_bytes_max:
+                    self._fail([waiting], _too_long(len(answer.body), self._answer_bytes_max))
+                    continue
                 queue_us = int((started_s - waiting.arrived_s) * 1e6)
                 result = Result(infer_us, queue_us, rows, answer.json_bytes)
                 waiting.link.write(*encode_result(result, waiting.stream, answer.body))
@@ -249,7 +260,13 @@ class Replica:
         now = monotonic()
         if now - self._logged_s > LOG_INTERVAL_S:
             self._logged_s = now
-            log.warning("inference.failed", code=error.code, error=error.message, failures=self.failures)
+            log.warning(
+                "inference.failed",
+                code=error.code,
+                error=error.message,
+                failures=self.failures,
+                traceback=error.traceback,
+            )
 
     def _expire(self, waiting: Waiting) -> bool:
         """Answer a request whose time ran out in the queue. False: it is not to be run."""
@@ -265,3 +282,8 @@ def _busy(queued_rows: int) -> UnderstudyError:
 
 def _out_of_memory(what: str) -> UnderstudyError:
     return UnderstudyError(Code.OUT_OF_MEMORY, f"not enough memory to {what}")
+
+
+def _too_long(bytes_: int, bytes_max: int) -> UnderstudyError:
+    what = f"the answer has {bytes_} bytes, and {bytes_max} can be sent (worker.frame_bytes_max)"
+    return UnderstudyError(Code.OUTPUT_INVALID, what)

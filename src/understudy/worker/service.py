@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
 
@@ -19,7 +18,7 @@ from understudy.adapters.memory import pss_mb
 from understudy.core.lifecycle import Table, advance
 from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import Code, UnderstudyError
-from understudy.wire.frames import Frame
+from understudy.wire.frames import HEADER_BYTES_MAX, Frame
 from understudy.wire.messages import (
     Cancel,
     Drain,
@@ -35,6 +34,7 @@ from understudy.wire.messages import (
     decode_message,
 )
 from understudy.worker.model import Model, load_model
+from understudy.worker.model_thread import ModelThread
 from understudy.worker.replica import Replica
 
 WORKER: Table = {
@@ -48,7 +48,7 @@ WORKER: Table = {
     ("draining", "load_failed"): "draining",
 }
 
-# Round trips to the thread. The shortest counts: it is kept for good, and the machine may be busy just now.
+# Round trips to the model's thread. The shortest counts: it is kept, and the machine may be busy just now.
 HOPS_MEASURED = 9
 
 log = structlog.get_logger()
@@ -57,12 +57,15 @@ log = structlog.get_logger()
 class Worker:
     """Dispatches frames. `stopped` is set when the process should end; `tasks` outlives every load."""
 
-    def __init__(self, name: str, settings: WorkerTuning, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, name: str, settings: WorkerTuning, tasks: asyncio.TaskGroup, thread: ModelThread
+    ) -> None:
         self.tcp_address = ""
         self.stopped = asyncio.Event()
         self.links: set[FrameLink] = set()
         self.unlinked = asyncio.Event()  # set while nobody is connected
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
+        self.model: Model | None = None
+        self._thread = thread
         self._name = name
         self._settings = settings
         self._tasks = tasks
@@ -202,13 +205,17 @@ class Worker:
     async def _finish_load(self, link: FrameLink, stream: int, load: Load) -> None:
         hop_s = await self._hop_s
         try:
-            model, loaded = await self._loop.run_in_executor(
-                self.thread, load_model, load, self._settings.threads
-            )
+            model, loaded = await self._thread.lend(load_model, load, self._settings.threads)
         except UnderstudyError as error:
             self._state = advance(WORKER, self._state, "load_failed")
             self._load = None
-            log.error("model.load_failed", replica=load.replica, path=load.path, error=error.message)
+            log.error(
+                "model.load_failed",
+                replica=load.replica,
+                path=load.path,
+                error=error.message,
+                traceback=error.traceback,
+            )
             link.fail(stream, error)
             return
         self._become_ready(load, model, loaded, hop_s)
@@ -219,7 +226,9 @@ class Worker:
 
     def _become_ready(self, load: Load, model: Model, loaded: Loaded, hop_s: float) -> None:
         self._state = advance(WORKER, self._state, "loaded")
-        self._replica = Replica(model, load, hop_s, self.thread)
+        self.model = model
+        bytes_max = self._settings.frame_bytes_max - HEADER_BYTES_MAX
+        self._replica = Replica(model, load, hop_s, self._thread, bytes_max)
         log.info(
             "model.loaded",
             replica=load.replica,
@@ -232,7 +241,7 @@ class Worker:
         hops_s = []
         for _ in range(HOPS_MEASURED):
             started_s = perf_counter()
-            await self._loop.run_in_executor(self.thread, int)
+            await self._thread.ask(int)
             hops_s.append(perf_counter() - started_s)
         return min(hops_s)
 

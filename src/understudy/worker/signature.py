@@ -9,6 +9,9 @@ from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import DATATYPES, RANK_MAX, show_shape
 from understudy.worker.runtimes.contract import Runtime, load_failed
 
+TENSORS_MAX = 1024  # inputs, and outputs, of a model
+NAME_CHARS_MAX = 512  # of one of them
+
 
 class Signature(NamedTuple):
     inputs: tuple[TensorSpec, ...]
@@ -28,7 +31,27 @@ def agree(load: Load, runtime: Runtime) -> Signature:
         undeclared = needed - {spec.name for spec in load.inputs}
         if undeclared:
             raise load_failed(f"the model needs an input {min(undeclared)!r} that the app doesn't declare")
-    return Signature(inputs, _merge("output", load.outputs, runtime.outputs))
+    outputs = _merge("output", load.outputs, runtime.outputs)
+    for what, specs in (("input", inputs), ("output", outputs)):
+        _check_sizes(what, specs)
+    return Signature(inputs, outputs)
+
+
+def _check_sizes(what: str, specs: tuple[TensorSpec, ...]) -> None:
+    """Every answer to a question about the model carries these."""
+    if len(specs) > TENSORS_MAX:
+        raise load_failed(
+            f"the model has {len(specs)} {what}s; {TENSORS_MAX} are allowed: declare those that are needed"
+        )
+    for spec in specs:
+        if not spec.name:
+            raise load_failed(f"an {what} has no name; requests can't refer to it")
+        if len(spec.name) > NAME_CHARS_MAX:
+            begin = repr(spec.name[:64] + "…")
+            length = len(spec.name)
+            raise load_failed(
+                f"{what} {begin}: its name has {length} characters; {NAME_CHARS_MAX} are allowed"
+            )
 
 
 def _merge(

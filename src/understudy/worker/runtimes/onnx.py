@@ -10,6 +10,7 @@ import msgspec
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
+from understudy.worker.inputs import Parameters
 from understudy.worker.runtimes.contract import load_failed, options_as
 
 _CPU = "CPUExecutionProvider"
@@ -41,6 +42,10 @@ class _OnnxOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 class OnnxRuntime:
     """An ONNX file in ONNX Runtime: one inference at a time, threads that don't spin between inferences."""
+
+    own_thread = False  # a session doesn't care, and some take less time than a hop
+    source = ""
+    takes_parameters = False
 
     def __init__(self, threads: int) -> None:
         self.inputs: tuple[TensorSpec, ...] = ()
@@ -78,13 +83,16 @@ class OnnxRuntime:
         self._text_inputs = [spec.name for spec in self.inputs if spec.datatype == "BYTES"]
         self._run = session.run
 
-    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+    def predict(self, inputs: dict[str, Array], parameters: Parameters | None = None) -> dict[str, Array]:
         for name in self._text_inputs:
             # ONNX Runtime would make text of the Python literal: "b'\\xff'".
             if any(isinstance(element, bytes) for element in inputs[name].ravel().tolist()):
                 raise InvalidArgument(f"input {name!r}: an ONNX model takes text, and this is not UTF-8")
         names = self._names
         return dict(zip(names, self._run(names, inputs), strict=True))
+
+    def unload(self) -> None:
+        pass
 
 
 def _providers(asked: tuple[str, ...], available: list[str]) -> list[str]:
