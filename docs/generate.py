@@ -41,6 +41,7 @@ EVALUATION = ROOT / "docs" / "evaluation.md"
 PLANNING = ROOT / "docs" / "planning.md"
 RESULTS = ROOT / "benchmarks" / "results"
 Figures = Callable[[dict[str, Any]], Iterator[str]]
+BOUND_MAX = 1e15  # beyond it, a limit is that of numbers and no setting's own
 NOTICE = "<!-- Written by docs/generate.py. Change the code, then run `make docs`. -->"
 
 
@@ -356,7 +357,9 @@ def _words(info: msgspec.inspect.Type) -> str:
         case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
             word = "whole number" if isinstance(info, msgspec.inspect.IntType) else "number"
             limits = ((">", info.gt), ("≥", info.ge), ("<", info.lt), ("≤", info.le))
-            bounds = [f"{sign} {limit:g}" for sign, limit in limits if limit is not None]
+            bounds = [
+                f"{sign} {limit:g}" for sign, limit in limits if limit is not None and limit < BOUND_MAX
+            ]
             return " ".join([word, ", ".join(bounds)]).strip()
         case msgspec.inspect.StrType(pattern=pattern):
             return "name" if pattern else "text"

@@ -6,25 +6,29 @@ with the nearest known name.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import hashlib
 import os
 import re
 import tomllib
+from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from understudy.failures import mistake_in
+from understudy.settings import PATTERNS
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
-from understudy.settings.manifest import AppManifest
+from understudy.settings.manifest import AppManifest, check_manifest
 from understudy.settings.security import AuthSettings
-from understudy.wire.errors import ConfigError
-from understudy.wire.records import fallback_mistake
+from understudy.wire.errors import ConfigError, InvalidArgument
 
 T = TypeVar("T")
+MESSAGE_CHARS_MAX = 1000  # a mistake may quote what it is about, however long that is
 
 
 def load_cluster(path: Path) -> ClusterConfig:
@@ -115,15 +119,15 @@ def _default_run_dir(data_dir: Path) -> str:
 
 def load_manifest(path: Path) -> AppManifest:
     """Read and check APP.toml. Raises `ConfigError`; artifacts are not opened here."""
-    manifest = read_toml(path, AppManifest)
-    names = [v.name for v in manifest.variants]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{path}: variants: the name {name!r} is used twice")
-    if manifest.fallback is not None:
-        mistake = fallback_mistake(manifest.fallback, manifest.static is not None)
-        if mistake:
-            raise ConfigError(f"{path}: fallback: {mistake}")
+    return checked_manifest(read_toml(path, AppManifest), str(path))
+
+
+def checked_manifest(manifest: AppManifest, source: str) -> AppManifest:
+    """`manifest`, if it holds together as far as it can be told without a cluster. Raises `ConfigError`."""
+    try:
+        check_manifest(manifest)
+    except InvalidArgument as error:
+        raise ConfigError(f"{source}: {error.message}") from error
     return manifest
 
 
@@ -138,39 +142,82 @@ def read_toml(path: Path, type_: type[T]) -> T:
 
 def parse_toml(text: bytes, source: str, type_: type[T]) -> T:
     """As `read_toml`, of a text that was read from `source`."""
+    if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ConfigError(f"{source}: is UTF-16 text; save it as UTF-8")
     try:
-        raw = tomllib.loads(text.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source}: not valid TOML: {error}") from error
+        raw = tomllib.loads(text.decode("utf-8-sig"))  # editors on Windows put a mark in front
+    except RecursionError as error:
+        raise ConfigError(f"{source}: not valid TOML: nested too deep") from error
+    except ValueError as error:  # of a number with thousands of digits, say; the others are subclasses
+        raise ConfigError(f"{source}: not valid TOML: {_cut(str(error))}") from error
     try:
         return msgspec.convert(raw, type_)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {explain(str(error), type_)}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: nested too deep") from error
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= MESSAGE_CHARS_MAX else message[:MESSAGE_CHARS_MAX] + "…"
 
 
 _UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]*)`")
+_NO_VALUE = re.compile(r"[Ii]nvalid enum value (?P<value>.*)$", re.DOTALL)
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 
 def explain(message: str, type_: type) -> str:
-    """A validation message as `path.of.field: what is wrong`, with the nearest known name."""
+    """A validation message as `path.of.field: what is wrong`, with the nearest known name or value."""
+    return _cut(_explain(message, type_))
+
+
+def _explain(message: str, type_: type) -> str:
     at = _AT.search(message)
     path = at["path"] if at else ""
     what = _AT.sub("", message).removeprefix("Object ")
-    unknown = _UNKNOWN.search(what)
-    if not unknown:
-        return f"{path or 'top level'}: {what[:1].lower()}{what[1:]}"
-    field = unknown["field"]
-    known = _fields_at(type_, path)
-    near = difflib.get_close_matches(field, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-    return f"{path + '.' if path else ''}{field}: unknown field; {hint}"
+    unknown, no_value = _UNKNOWN.search(what), _NO_VALUE.search(what)
+    if unknown:
+        field = unknown["field"]
+        hint = _nearest(field, getattr(_type_at(type_, path), "__struct_encode_fields__", ()))
+        return f"{path + '.' if path else ''}{field}: unknown field; {hint}"
+    if no_value:
+        value = no_value["value"].strip("'")
+        valid = _values(_type_at(type_, path))
+        near = difflib.get_close_matches(value, valid, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{path}: {value!r} is not known; valid: {', '.join(valid)}{hint}"
+    for pattern, meaning in PATTERNS.items():
+        if repr(pattern) in what:
+            what = meaning
+    return f"{path or 'top level'}: {what[:1].lower()}{what[1:]}"
 
 
-def _fields_at(type_: Any, path: str) -> list[str]:
+def _nearest(name: str, known: Iterable[str]) -> str:
+    listed = sorted(known)
+    near = difflib.get_close_matches(name, listed, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(listed)}"
+
+
+def _type_at(type_: Any, path: str) -> Any:
     for part in (p for p in re.split(r"\.|\[\.\.\.\]|\[\d+\]", path) if p):
-        type_ = get_type_hints(type_).get(part)
-        args = [a for a in getattr(type_, "__args__", ()) if isinstance(a, type)]
-        if args:
-            type_ = args[0]
-    return list(getattr(type_, "__struct_fields__", ()))
+        try:
+            type_ = _plain(get_type_hints(type_).get(part))
+        except TypeError:
+            return None
+    return type_
+
+
+def _plain(type_: Any) -> Any:
+    """What a list, a tuple or an optional value is made of."""
+    while get_origin(type_) not in (None, Literal):
+        type_ = next((each for each in get_args(type_) if each not in (type(None), ...)), None)
+    return type_
+
+
+def _values(type_: Any) -> list[str]:
+    if get_origin(type_) is Literal:
+        return [str(value) for value in get_args(type_)]
+    if isinstance(type_, type) and issubclass(type_, Enum):
+        return [str(member.value) for member in type_]
+    return []

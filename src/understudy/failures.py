@@ -17,7 +17,7 @@ from understudy.wire.records import NodeInfo
 _NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"
 _DOMAIN = rf"(node:{_NAME}|site:{_NAME}(/{_NAME})*)"
 
-Site = Annotated[str, Meta(pattern=rf"^{_NAME}(/{_NAME}){{0,7}}$")]
+Site = Annotated[str, Meta(pattern=rf"^{_NAME}(/{_NAME}){{0,7}}$(?!\n)")]
 _SURVIVABLE = re.compile(rf"node|site|any-[1-9]|{_DOMAIN}(\+{_DOMAIN})*")
 
 ANY = "any-"

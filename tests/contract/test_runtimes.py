@@ -171,7 +171,7 @@ def test_what_can_not_be_loaded_is_said_and_the_worker_stays_blank(
         ({"path": str(tmp_path / "nowhere")}, "nowhere"),
         ({"path": str(garbage)}, "app/small"),
         ({"runtime": "julia"}, "unknown runtime 'julia'; known: onnx, python"),
-        ({"options": {"thread": 3}}, "unknown field `thread`"),
+        ({"options": {"thread": 3}}, "thread: unknown field; "),
         ({"outputs": (TensorSpec("z", "FP32", (-1, 2)),)}, "'z'"),
         ({"outputs": (TensorSpec("y", "FP32", (-1, 5)),)}, "[-1,5]"),
         ({"inputs": wrong_input}, "'z'"),

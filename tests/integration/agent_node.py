@@ -80,7 +80,10 @@ ORDERS = Path({orders!r})
 class Model:
     def load(self, path):
         if (ORDERS / "crash-{name}").exists():
+            print("about to crash")
             signal.raise_signal(signal.SIGSEGV)
+        if (ORDERS / "cramped-{name}").exists():
+            raise RuntimeError("no cache") from OSError(28, "No space left on device")
 
     def predict(self, inputs):
         if (ORDERS / "hoard-{name}").exists():
@@ -89,6 +92,10 @@ class Model:
             time.sleep(0.1)
         while (ORDERS / "hang-{name}").exists():
             time.sleep(0.01)
+        if (ORDERS / "print-{name}").exists():
+            for _ in range(40):
+                os.write(1, b"\\xff" * 500_000)
+            print("\\ncustomer record")
         return {{"y": inputs["x"] * {factor}}}
 """
 

@@ -64,11 +64,11 @@ X, Y = TensorSpec("x", "FP32", (-1, 4)), TensorSpec("y", "FP32", (-1, 2))
 class RealController:
     """The process, and its HTTP API. Calls block: the controller never waits for what the test plays."""
 
-    def __init__(self, folder: Path, nodes: tuple[str, ...]) -> None:
+    def __init__(self, folder: Path, nodes: tuple[str, ...], settings: str = "") -> None:
         self.folder = folder
         self.port = free_ports(1)[0]
         tables = "\n".join(f'[[nodes]]\nname = "{name}"\nmemory_mb = 1000' for name in nodes)
-        (folder / "cluster.toml").write_text(CLUSTER.format(nodes=tables, port=self.port))
+        (folder / "cluster.toml").write_text(CLUSTER.format(nodes=tables, port=self.port) + settings)
         self.config: ClusterConfig = load_cluster(folder / "cluster.toml")
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -93,6 +93,11 @@ class RealController:
         assert self._process is not None
         self._process.terminate()
         return self._process.wait(DEADLINE_S)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid if self._process.poll() is None else 0
 
     @property
     def address(self) -> str:
@@ -242,11 +247,14 @@ async def until(holds: Callable[[], bool], what: str) -> None:
 
 @contextlib.asynccontextmanager
 async def control_plane(
-    *names: str, folder: Path | None = None
+    *names: str, folder: Path | None = None, settings: str = ""
 ) -> AsyncIterator[tuple[RealController, dict[str, PlayedAgent]]]:
-    """A controller and agents of these names. When the test fails, the controller's log is in the report."""
+    """A controller and agents of these names; `settings` are of its table.
+
+    When the test fails, the controller's log is in the report.
+    """
     with _short_folder(folder) as place:
-        controller = RealController(place, names)
+        controller = RealController(place, names, settings)
         agents = {name: PlayedAgent(name, controller.address) for name in names}
         try:
             await controller.start()

@@ -67,8 +67,8 @@ def test_without_another_replica_readiness_says_that_users_are_failed(tmp_path: 
     async def test() -> None:
         async with running(tmp_path, nodes={"n1": "a"}) as harness:
             (orders / "full-raise").touch()
-            for _ in range(3):
-                assert (await ask(harness, "picky")).status == 500
+            for number in range(3):
+                assert (await ask(harness, "picky", other_rows(number))).status == 500
 
             async def not_ready() -> bool:
                 return (await harness.ask("GET", "/v2/models/picky/ready")).status == 503
@@ -76,6 +76,11 @@ def test_without_another_replica_readiness_says_that_users_are_failed(tmp_path: 
             await harness.until(not_ready, 5, "readiness is 503 although the probe passes")
 
     asyncio.run(test())
+
+
+def other_rows(number: int) -> list[list[float]]:
+    """Different requests: the same one over and over would be its own fault."""
+    return [[number + 1.0, 0.5, 0.5, 0.5]]
 
 
 def write_chain(folder: Path, chain: str) -> Path:
@@ -149,7 +154,7 @@ def test_the_previous_version_is_loaded_again_when_the_new_one_fails_users(tmp_p
             (orders / "v2-raise").touch()
 
             async def called_back() -> bool:
-                answers = [await ask(harness, "picky") for _ in range(10)]
+                answers = [await ask(harness, "picky", other_rows(number)) for number in range(10)]
                 return {(a.status, a.degraded) for a in answers} == {(200, "previous-version")}
 
             await harness.until(called_back, 30, "version 1 answers")

@@ -93,8 +93,12 @@ class HalfOpen(RuleBasedStateMachine):
     @invariant()
     def a_probe_is_always_under_way_or_permitted_in_time(self) -> None:
         for replica in self.world.gateway.replicas.values():
-            if replica.breaker.probe:
-                assert replica.breaker.probe in replica.outstanding, "nobody will ever end this probe"
+            probe = replica.breaker.probe
+            if probe and probe not in replica.outstanding:
+                # It failed, and whose fault that is shows when its request ends, by its deadline.
+                waits = [r for r in self.requests if not r.done]  # type: ignore[attr-defined]
+                judged = {(f.replica.id, f.stream) for r in waits for f in r.faults}  # type: ignore[attr-defined]
+                assert (replica.id, probe) in judged, "nobody will ever end this probe"
 
 
 TestHalfOpen = HalfOpen.TestCase

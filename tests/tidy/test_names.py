@@ -24,10 +24,11 @@ UNITLESS = {
     "waiting_max", "lag_inflight_min", "clients_max", "burst", "budget_min",
     "attempts_max", "poison_kills", "consecutive_failures", "calls_min", "heartbeats_missed",
     "readmit_heartbeats", "events_max", "threads", "processes", "blank_workers", "probe_failures_restart",
-    "crash_loop_count", "versions_max", "replicas",
+    "crash_loop_count", "file_count", "versions_max", "replicas",
     "calls_max", "streams_max", "stream_pipeline_max", "tokens_max",
     "uploads_max", "events_pending_max", "deployments_max", "profile_attempts_max",
-    "entries_max", "accuracy", "deviations", "factor", "gap", "quantile", "weight",
+    "entries_max", "failures_min", "failures_max",
+    "accuracy", "deviations", "factor", "gap", "quantile", "weight",
 }  # fmt: skip
 
 

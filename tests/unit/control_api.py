@@ -20,6 +20,7 @@ class Api(ThreadingHTTPServer):
         self.uploads = 0
         self.deployed: list[Any] = []  # whatever was posted
         self.answers: dict[str, Any] = {}
+        self.refusals: list[tuple[int, dict[str, Any]]] = []  # of what is posted, before anything is taken
 
     @property
     def url(self) -> str:
@@ -42,7 +43,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.server.deployed.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        if self.path in self.server.answers:
+        if self.server.refusals:
+            self.reply(*self.server.refusals.pop(0))
+        elif self.path in self.server.answers:
             self.reply(200, self.server.answers[self.path])
         else:
             self.reply(202, {"deployment": "d1-1"})

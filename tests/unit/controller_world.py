@@ -78,6 +78,8 @@ class FakeNode:
         self.target = Target(0)
         self.replicas: list[ReplicaState] = []
         self.quarantined: tuple[tuple[str, int, str], ...] = ()  # until a target lifts it
+        self.crashes: set[tuple[str, int, str]] = set()  # what crashes again and again when it is started
+        self.trouble: tuple[str, ...] = ()
 
     def take(self, target: Target) -> None:
         if target.revision < self.target.revision:
@@ -86,7 +88,7 @@ class FakeNode:
         self.quarantined = tuple(key for key in self.quarantined if key not in lifted)
         self.target = target
         wanted = Counter((r.app, r.version, r.variant) for r in target.replicas)
-        running, self.replicas = [r for r in self.replicas if r.state != "backoff"], []
+        running, self.replicas = [r for r in self.replicas if r.state not in ("backoff", "quarantined")], []
         for replica in sorted(running, key=lambda r: bool(r.activation)):
             what = (replica.app, replica.version, replica.variant)
             if wanted[what] > 0:
@@ -108,13 +110,21 @@ class FakeNode:
         state, detail = "ready" if self.loads else "loading", ""
         if used_mb + replica_mb(what) > self.memory_mb:
             state, detail = "backoff", "memory: refused"
-        memory_mb = 0.0 if state == "backoff" else replica_mb(what)
+        if (name, version, what.name) in (*self.crashes, *self.quarantined):
+            state = "quarantined"
+            self.quarantined = tuple({*self.quarantined, (name, version, what.name)})
+        memory_mb = 0.0 if state in ("backoff", "quarantined") else replica_mb(what)
         self.replicas.append(
             ReplicaState(
                 f"r{next(self._ids)}", name, version, what.name, role, state,
                 memory_mb=memory_mb, activation=activation, detail=detail,
             )
         )  # fmt: skip
+
+    def retry(self) -> None:
+        """Its own pauses are over: what doesn't crash any more runs."""
+        self.quarantined = tuple(key for key in self.quarantined if key in self.crashes)
+        self.take(self.target)
 
     def finish_loading(self) -> None:
         self.loads = True
@@ -131,6 +141,8 @@ class FakeNode:
             self.target.revision,
             tuple(self.replicas),
             quarantined=self.quarantined,
+            memory_used_mb=sum(r.memory_mb for r in self.replicas),
+            trouble=self.trouble,
         )
 
     def running(self) -> list[str]:

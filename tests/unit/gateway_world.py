@@ -120,8 +120,10 @@ class World:
         self.serials[node] = self.serials.get(node, 0) + 1
         return self.step(core.NodeStateReceived(NodeState(node, 1, self.serials[node], 1, replicas)))
 
-    def request(self, timeout_s: float = 1.0, body: bytes = b"{}", app: str = "digits") -> FakeRequest:
-        request = FakeRequest(self.gateway.apps[app], body, self.now, self.now + timeout_s)
+    def request(
+        self, timeout_s: float = 1.0, body: bytes = b"{}", app: str = "digits", client: str = ""
+    ) -> FakeRequest:
+        request = FakeRequest(self.gateway.apps[app], body, self.now, self.now + timeout_s, client=client)
         self.gateway.dispatcher.submit(request, self.now)
         return request
 

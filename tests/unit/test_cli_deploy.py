@@ -105,3 +105,42 @@ def test_an_app_is_sent_after_those_that_stand_in_for_it(api: Api, manifest: Pat
     done = run(api, "deploy", str(manifest.parent))
     assert done.exit_code == Exit.OK, done.stderr
     assert [deployed["name"] for deployed in api.deployed] == ["letters", "able", "baker"]
+
+
+def test_warnings_are_told_and_a_traceback_where_it_is_wanted(api: Api, manifest: Path) -> None:
+    api.states = [{"state": "ready", "version": 1, "warnings": ["variant 'small' is never placed"]}]
+    assert "letters: warning: variant 'small' is never placed" in run(api, "deploy", str(manifest)).stderr
+    trace = 'Traceback (most recent call last):\n  File "model.py", line 9'
+    api.states = [{"state": "failed", "message": "KeyError", "traceback": trace}]
+    brief = run(api, "deploy", str(manifest))
+    assert trace not in brief.stderr
+    assert "--verbose shows the traceback" in brief.stderr
+    assert trace in run(api, "deploy", str(manifest), "--verbose").stderr
+    assert (
+        json.loads(run(api, "deploy", str(manifest), "--json").stdout)["deployments"][0]["traceback"] == trace
+    )
+
+
+def test_a_controller_with_too_much_to_do_is_waited_for(api: Api, manifest: Path) -> None:
+    api.refusals = [(503, {"error": "too many deployments", "code": "busy"})] * 3
+    done = run(api, "deploy", str(manifest))
+    assert done.exit_code == Exit.OK, done.stderr
+    assert len(api.deployed) == 4
+
+
+def test_of_several_one_that_is_refused_keeps_none_back(api: Api, manifest: Path) -> None:
+    (manifest.parent / "more.toml").write_text(MANIFEST.replace('"letters"', '"more"'))
+    api.refusals = [(400, {"error": "static: no such output", "code": "invalid-argument"})]
+    done = run(api, "deploy", str(manifest.parent))
+    assert done.exit_code == Exit.FAILED
+    assert "letters failed: static: no such output" in done.stdout
+    assert done.stdout.count("is ready") == 1
+    (manifest.parent / "twice.toml").write_text(MANIFEST)
+    assert "name: 'letters' is that of" in run(api, "deploy", str(manifest.parent)).stderr
+
+
+def test_a_deployment_that_is_forgotten_has_an_end_too(api: Api, manifest: Path) -> None:
+    api.states = [{"error": "no deployment 'd1-1'", "code": "not-found"}]
+    done = run(api, "deploy", str(manifest))
+    assert done.exit_code == Exit.FAILED
+    assert "the controller no longer knows how it ended" in done.stdout

@@ -106,8 +106,11 @@ def test_variants_of_one_file_are_uploaded_once(app: Path) -> None:
         (("large.onnx", "lost.onnx"), "variants[0].artifact"),
         (('artifact = "large.onnx"', 'artifact = "code"'), "is a directory; onnx takes a file"),
         (("accuracy = 0.9", "acuracy = 0.9"), "did you mean 'accuracy'?"),
-        (('"python"', '"pyton"'), "variants[1].runtime: invalid enum value"),
-        (('name = "code"', 'name = "large"'), "the name 'large' is used twice"),
+        (
+            ('"python"', '"pyton"'),
+            "variants[1].runtime: 'pyton' is not known; valid: onnx, python; did you mean 'python'?",
+        ),
+        (('name = "code"', 'name = "large"'), "'large' is used twice"),
     ],
 )
 def test_mistakes_are_named(app: Path, edit: tuple[str, str], message: str) -> None:

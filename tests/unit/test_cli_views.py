@@ -20,6 +20,7 @@ from understudy.controller.status import (
     ClusterStatus,
     GatewayStatus,
     NodeStatus,
+    QuarantineStatus,
     ReplicaStatus,
     StandbyStatus,
     StoreStatus,
@@ -74,6 +75,9 @@ CLUSTER = ClusterStatus(
     nodes=[NODE, DEAD],
     gateways=[GatewayStatus("g1", True, "127.0.0.1:8080", 12, [])],
     quarantined=[("digits", 3, "forest")],
+    quarantines=[
+        QuarantineStatus("digits", 3, "forest", "quarantined", "crashed on n1 and n2", ["n1", "n2"], "", 60.0)
+    ],
     warnings=["losing n3 leaves wine without an answer"],
 )
 GATEWAY: dict[str, Any] = {
@@ -173,7 +177,7 @@ def test_what_needs_attention_is_said_once_below() -> None:
 
 
 def test_an_empty_cluster_says_what_to_do() -> None:
-    empty = msgspec.structs.replace(CLUSTER, apps=[], quarantined=[], warnings=[])
+    empty = msgspec.structs.replace(CLUSTER, apps=[], quarantined=[], quarantines=[], warnings=[])
     text = shown(status.render(from_controller(msgspec.to_builtins(empty), "")))
     assert "understudy deploy" in text
 
@@ -278,6 +282,28 @@ def test_an_event_is_one_line() -> None:
     text = events.line(event).plain
     assert ".123  node.suspected" in text
     assert text.endswith("n2            no heartbeat for 150 ms [not markup]")
+
+
+def test_without_any_gateway_nothing_is_ok() -> None:
+    gone = msgspec.structs.replace(CLUSTER.gateways[0], connected=False)
+    with serving() as api:
+        runner = CliRunner(env={"UNDERSTUDY_URL": api.url})
+        for gateways in ([], [gone]):
+            api.states = [
+                msgspec.to_builtins(msgspec.structs.replace(CLUSTER, apps=[APP], gateways=gateways))
+            ]
+            assert runner.invoke(app, ["status", "--check"]).exit_code == Exit.UNMET
+
+
+def test_an_app_that_fails_its_users_is_not_ok_whoever_tells_so() -> None:
+    why = "201 of 201 requests failed in the last 60 s: model-failed: too old"
+    failing = msgspec.structs.replace(APP, state="failing", reason=why)
+    view = from_controller(msgspec.to_builtins(msgspec.structs.replace(CLUSTER, apps=[failing])), "")
+    assert not view.met
+    assert f"digits: {why}" in shown(status.render(view))
+    told = {**GATEWAY["apps"][0], "degraded": "", "failing": why}
+    view = from_gateway({**GATEWAY, "apps": [told]}, "")
+    assert (view.apps[0].state, view.apps[0].reason, view.met) == ("failing", why, False)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,8 @@ CLUSTER_REFUSALS = [
     ),
     pytest.param(
         NODE + "[worker]\nxyz = 5\n",
-        "worker.xyz: unknown field; known: frame_bytes_max, orphan_timeout_s, queue_rows_max, threads",
+        "worker.xyz: unknown field; "
+        "known: frame_bytes_max, orphan_timeout_s, output_bytes_max, queue_rows_max, threads",
         id="nothing-near",
     ),
     pytest.param(
@@ -149,7 +150,7 @@ CLUSTER_REFUSALS = [
         '[[nodes]]\nname = "n1"\nmemory_mb = 0\n', "nodes[0].memory_mb: expected `float` > 0.0", id="limit"
     ),
     pytest.param(
-        '[[nodes]]\nname = "a b"\nmemory_mb = 1\n', "nodes[0].name: expected `str` matching regex", id="name"
+        '[[nodes]]\nname = "a b"\nmemory_mb = 1\n', "nodes[0].name: a name is 1 to 64 letters", id="name"
     ),
     pytest.param(
         NODE + '[[nodes]]\nname = "n2"\n', "nodes[1]: missing required field `memory_mb`", id="second-node"
@@ -174,7 +175,7 @@ def test_a_bad_cluster_file_is_refused(text: str, says: str, write: Write) -> No
 MANIFEST_REFUSALS = [
     pytest.param('name = "digits"\nvariants = []', "variants: ", id="no-variants"),
     pytest.param(
-        f'name = "digits"\n{VARIANT}{VARIANT}', "variants: the name 'small' is used twice", id="variant-twice"
+        f'name = "digits"\n{VARIANT}{VARIANT}', "variants[1].name: 'small' is used twice", id="variant-twice"
     ),
     pytest.param(
         f'name = "digits"\n{VARIANT}acuracy = 1\n',
@@ -188,12 +189,12 @@ MANIFEST_REFUSALS = [
     ),
     pytest.param(
         f'name = "digits"\n{VARIANT.replace("onnx", "tensorflow", 1)}',
-        "variants[0].runtime: invalid enum value 'tensorflow'",
+        "variants[0].runtime: 'tensorflow' is not known; valid: onnx, python",
         id="runtime",
     ),
     pytest.param(
         f'name = "digits"\ncriticality = "high"\n{VARIANT}',
-        "criticality: invalid enum value 'high'",
+        "criticality: 'high' is not known; valid: critical, standard, best-effort",
         id="enum",
     ),
     pytest.param(
@@ -208,7 +209,7 @@ MANIFEST_REFUSALS = [
     ),
     pytest.param(
         f'name = "digits"\n{VARIANT}[[inputs]]\nname = "x"\ndatatype = "float32"\nshape = [-1, 64]\n',
-        "inputs[0].datatype: invalid enum value 'float32'",
+        "inputs[0].datatype: 'float32' is not known; valid: BOOL, UINT8",
         id="datatype",
     ),
     pytest.param(
@@ -246,3 +247,30 @@ def test_every_default_keeps_its_own_limits() -> None:
 
 def test_datatypes_are_those_that_travel() -> None:
     assert set(get_args(Datatype)) == set(DATATYPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted"), [("a", True), ("a" * 64, True), ("a\\n", False), ("a" * 65, False), ("-a", False)]
+)
+def test_a_name_ends_where_it_ends(name: str, accepted: bool, write: Write) -> None:
+    """A newline after it would split headers and logs."""
+    path = write(f'name = "{name}"\n{VARIANT}')
+    if accepted:
+        load_manifest(path)
+    else:
+        assert "name: a name is 1 to 64 letters" in refusal(load_manifest, path)
+
+
+def test_text_that_windows_writes_is_read_or_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "APP.toml"
+    text = f'name = "digits"\n{VARIANT}'.replace("\n", "\r\n")
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert load_manifest(path).name == "digits"
+    path.write_bytes(text.encode("utf-16"))
+    assert "is UTF-16 text; save it as UTF-8" in refusal(load_manifest, path)
+
+
+@pytest.mark.parametrize("value", ["1979-05-27", "07:32:00", "inf", "nan", "9" * 40, "[" * 60 + "]" * 60])
+def test_options_that_cant_be_sent_are_refused_with_their_place(value: str, write: Write) -> None:
+    path = write(f'name = "digits"\n{VARIANT}options = {{ a = {value} }}\n')
+    assert ": variants[0].options" in refusal(load_manifest, path)

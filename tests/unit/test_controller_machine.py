@@ -79,8 +79,8 @@ def test_a_plan_for_what_is_no_more_is_discarded(world: World, change: str) -> N
     elif change == "removal":
         world.step(ev.Removed("b"))
     else:
-        world.nodes["n1"].quarantined = (("b", 1, "full"),)
-        world.report("n1")
+        quarantine(world, "n1", ("b", 1, "full"))
+        quarantine(world, "n2", ("b", 1, "full"))
     world.answer(world.plans()[0])
     assert "plan.discarded" in world.kinds()
 
@@ -179,6 +179,7 @@ def quarantine(world: World, node: str, *keys: tuple[str, int, str]) -> None:
 def test_a_quarantined_variant_is_planned_without_everywhere(world: World) -> None:
     world.placing = lambda facts: [primary(a, "n1", _best(a.app, facts)) for a in facts.apps]
     quarantine(world, "n1", ("a", 1, "full"))
+    quarantine(world, "n2", ("a", 1, "full"))
     world.run(0.2)
     assert world.plans()[-1].reason == "full of a is quarantined"
     assert world.plans()[-1].input.quarantined == {("a", 1, "full")}
@@ -193,19 +194,23 @@ def _best(name: str, facts: PlanInput) -> str:
 
 def test_a_cleared_quarantine_is_not_brought_back_by_a_node_that_does_not_know_yet(world: World) -> None:
     quarantine(world, "n1", ("a", 1, "full"))
+    quarantine(world, "n2", ("a", 1, "full"))
     world.run(1)
     late = world.nodes["n1"].report()
     world.step(ev.QuarantineCleared("a", "full"))
     late = msgspec.structs.replace(late, serial=late.serial + 100)
     world.step(ev.StateReported(late))
+    world.nodes["n1"].serial += 100
     assert world.machine.quarantined == set()
     assert not any(key.startswith("quarantine/") for key in world.stored)
-    quarantine(world, "n1", ("a", 1, "full"))  # it was told, and reports it anew
+    quarantine(world, "n1", ("a", 1, "full"))  # they were told, and report it anew
+    quarantine(world, "n2", ("a", 1, "full"))
     assert world.machine.quarantined == {("a", 1, "full")}
 
 
 def test_a_new_version_begins_without_quarantine(world: World) -> None:
     quarantine(world, "n1", ("a", 1, "full"))
+    quarantine(world, "n2", ("a", 1, "full"))
     world.run(1)
     world.deploy(app("a", version=2))
     assert world.machine.quarantined == set()

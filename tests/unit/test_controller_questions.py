@@ -16,6 +16,7 @@ from understudy.core.controller import events as ev
 from understudy.core.questions.records import Question
 from understudy.settings.gateway import GatewayConfig
 from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.messages import AppStats, GatewayStats
 from understudy.wire.records import Criticality, Outcome, Plan, Role
 
 
@@ -70,6 +71,19 @@ def test_a_standby_is_warm_though_no_loss_is_to_be_survived(world: World) -> Non
     world.step(ev.Planned(Plan(5, placements), world.machine.plan.facts))
     page = cluster_status(world.machine, Traffic(), StoreStatus(True), "test", "c1")
     assert page.apps[1].protection == "warm n2"
+
+
+def test_the_page_says_when_users_are_failed_and_when_there_is_no_gateway(world: World) -> None:
+    traffic = Traffic()
+    page = cluster_status(world.machine, traffic, StoreStatus(True), "test", "c1")
+    assert any("no gateway" in warning for warning in page.warnings)
+    traffic.connected("g1")
+    traffic.reported("g1", GatewayStats("g1", 1, {"plain": AppStats(failing="9 of 9 requests failed")}))
+    page = cluster_status(world.machine, traffic, StoreStatus(True), "test", "c1")
+    assert not any("no gateway" in warning for warning in page.warnings)
+    assert traffic.failing("plain") == "9 of 9 requests failed"
+    traffic.disconnected("g1")
+    assert traffic.failing("plain") == "", "what it said is of the past"
 
 
 # Questions

@@ -204,8 +204,8 @@ def released_anew(**spec: Any) -> World:
 
 
 def fail_users(world: World) -> None:
-    for _ in range(110):
-        request = world.request()
+    for number in range(110):
+        request = world.request(body=b"%d" % number)
         for _ in range(3):
             for flight in list(request.flights):
                 frame = next(f for f in world.links[flight.replica.id].infers() if f.stream == flight.stream)

@@ -13,12 +13,15 @@ import re
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, NamedTuple, Self
 
+from understudy.adapters.disks import Room, is_place_trouble
+from understudy.settings.places import DiskSettings
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.records import ArtifactRef
 
@@ -80,6 +83,11 @@ class Upload:
             _sync_directory(self._target.parent)
 
 
+class Collected(NamedTuple):
+    files: int
+    bytes: int
+
+
 class DirectoryStore:
     """Artifacts as files of a directory that all nodes see: `<digest[:2]>/<digest>`."""
 
@@ -112,6 +120,35 @@ class DirectoryStore:
                 Code.ARTIFACT_MISSING, f"the artifact store lacks it: {error.strerror}", digest=digest
             ) from error
 
+    def touch(self, digest: str) -> None:
+        """Somebody counts on it: `collect` takes it for new. Nothing happens if it isn't there."""
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.path(digest))
+
+    def size_bytes(self) -> int:
+        """Of all that is stored."""
+        return sum(status.st_size for _, status in self._files())
+
+    def free_bytes(self) -> int:
+        """Of the disk."""
+        return Room.of(self._root).free_bytes
+
+    def collect(self, needed: Collection[str], oldest_s: float) -> Collected:
+        """Delete what is neither in `needed` nor newer than `oldest_s` (Unix seconds), partial files too."""
+        files = size_bytes = 0
+        for path, status in self._files():
+            if path.name not in needed and status.st_mtime <= oldest_s:
+                path.unlink(missing_ok=True)
+                files, size_bytes = files + 1, size_bytes + status.st_size
+        return Collected(files, size_bytes)
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Artifacts, and files that are being written or never were to their end. None of anybody else's."""
+        for path in self._root.glob("[0-9a-f][0-9a-f]/*"):
+            if _DIGEST.fullmatch(path.name) or path.name.startswith(_PARTIAL):
+                with contextlib.suppress(FileNotFoundError):
+                    yield path, path.stat()
+
     def verify(self, digest: str) -> None:
         """Raises ARTIFACT_MISSING or ARTIFACT_CORRUPT unless it is there and whole."""
         with self.open(digest) as file:
@@ -119,17 +156,23 @@ class DirectoryStore:
 
 
 class LocalArtifacts:
-    """A node's own copies, `<root>/<digest>`, bounded by `bytes_max`.
+    """A node's own copies, `<root>/<digest>`, bounded by `bytes_max` and by what the disk has free.
+
+    Copies that nobody wants go when there is need of room, the one that was used longest ago first.
 
     A copy is checked while it is made, and again before a use unless nothing has touched it since the last
     check in this process: hashing 100 MB takes longer than loading them. It needs no fsync: a torn one is
     found by the next process and fetched again.
     """
 
-    def __init__(self, root: Path, store: DirectoryStore, bytes_max: int) -> None:
+    def __init__(
+        self, root: Path, store: DirectoryStore, bytes_max: int, disk: DiskSettings | None = None
+    ) -> None:
         self._root = root
         self._store = store
         self._bytes_max = bytes_max
+        self._disk = disk or DiskSettings()
+        self._used_s: dict[str, float] = {}  # digest -> newest use by this process, as a file's times are
         self._checked: dict[str, tuple[int, ...]] = {}  # digest -> mark of the copy that was found whole
         root.mkdir(parents=True, exist_ok=True)
         for leftover in root.glob(f"{_PARTIAL}*"):
@@ -151,6 +194,7 @@ class LocalArtifacts:
                 if self._checked.get(digest) != mark:
                     _check_content(file, digest)
                     self._checked[digest] = mark
+                self._used_s[digest] = time.time()
         except OSError as error:
             raise UnderstudyError(
                 Code.ARTIFACT_MISSING, f"not staged: {error.strerror}", digest=digest
@@ -163,37 +207,55 @@ class LocalArtifacts:
     def stage(self, ref: ArtifactRef, keep: Collection[str]) -> list[str]:
         """Copy `ref` from the store, verified; the digests evicted to make room.
 
-        Raises ARTIFACT_MISSING, ARTIFACT_CORRUPT (the store's own copy is bad), or TOO_LARGE when it doesn't
-        fit beside what must be kept.
+        Raises ARTIFACT_MISSING, ARTIFACT_CORRUPT (the store's own copy is bad), TOO_LARGE when it doesn't
+        fit beside what must be kept, or UNAVAILABLE when the disk is full of that.
         """
         try:
-            evicted = self._make_room(ref, keep)
-            with self._store.open(ref.digest) as source, Upload(self.path(ref.digest)) as copy:
-                for chunk in _chunks(source):
-                    copy.write(chunk)
-                copy.commit(durable=False)
-            with self.path(ref.digest).open("rb") as file:
-                self._checked[ref.digest] = _mark(file)
+            evicted = self._keep_quota(ref, keep)
+            evicted += self.make_room(ref.size_bytes, keep)
+            self._copy(ref)
         except OSError as error:
-            raise UnderstudyError(
-                Code.ARTIFACT_MISSING, f"can't be staged: {error.strerror}", digest=ref.digest
-            ) from error
+            code = Code.UNAVAILABLE if is_place_trouble(error) else Code.ARTIFACT_MISSING
+            raise UnderstudyError(code, f"can't be staged: {error.strerror}", digest=ref.digest) from error
         self.warm(ref.digest)
         return evicted
+
+    def _copy(self, ref: ArtifactRef) -> None:
+        with self._store.open(ref.digest) as source, Upload(self.path(ref.digest)) as copy:
+            for chunk in _chunks(source):
+                copy.write(chunk)
+            copy.commit(durable=False)
+        with self.path(ref.digest).open("rb") as file:
+            self._checked[ref.digest] = _mark(file)
+        self._used_s[ref.digest] = time.time()
 
     def warm(self, digest: str) -> None:
         """Ask the kernel to hold the copy in its page cache: a failover must not wait for the disk."""
         with contextlib.suppress(OSError), self.path(digest).open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
-    def _make_room(self, ref: ArtifactRef, keep: Collection[str]) -> list[str]:
+    def make_room(self, bytes_more: int, keep: Collection[str]) -> list[str]:
+        """Evict what isn't in `keep` until the disk has `bytes_more` free, and isn't filling beside them.
+
+        The digests evicted; they may not suffice.
+        """
+        evicted: list[str] = []
+        for digest in self._oldest_first():
+            if not Room.of(self._root).lacks_bytes(self._disk, bytes_more):
+                break
+            if digest not in keep:
+                self._evict(digest)
+                evicted.append(digest)
+        return evicted
+
+    def _keep_quota(self, ref: ArtifactRef, keep: Collection[str]) -> list[str]:
         sizes_bytes = {digest: self.path(digest).stat().st_size for digest in self.digests()}
         evicted: list[str] = []
-        for digest in sorted(sizes_bytes, key=lambda d: self.path(d).stat().st_atime):
+        for digest in self._oldest_first():
             if sum(sizes_bytes.values()) + ref.size_bytes <= self._bytes_max:
                 return evicted
             if digest not in keep:
-                self.path(digest).unlink()
+                self._evict(digest)
                 del sizes_bytes[digest]
                 evicted.append(digest)
         if sum(sizes_bytes.values()) + ref.size_bytes > self._bytes_max:
@@ -205,17 +267,32 @@ class LocalArtifacts:
             )
         return evicted
 
+    def _oldest_first(self) -> list[str]:
+        def used_s(digest: str) -> float:
+            return self._used_s.get(digest) or self.path(digest).stat().st_atime
+
+        return sorted(self.digests(), key=used_s)
+
+    def _evict(self, digest: str) -> None:
+        self.path(digest).unlink(missing_ok=True)
+        self._checked.pop(digest, None)
+        self._used_s.pop(digest, None)
+
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar file into `folder`, made anew. Raises LOAD_FAILED if it would leave the folder."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Unpack a tar file into `folder`, made anew.
+
+    Raises LOAD_FAILED if it would leave the folder, UNAVAILABLE where the place is at fault: a full disk.
+    """
     try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
         with tarfile.open(archive) as tar:
             tar.extractall(folder, filter="data")
     except (tarfile.TarError, OSError) as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise UnderstudyError(Code.LOAD_FAILED, f"the artifact can't be unpacked: {error}") from error
+        code = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED
+        raise UnderstudyError(code, f"the artifact can't be unpacked: {error}") from error
 
 
 def _chunks(source: BinaryIO) -> Iterator[bytes]:

@@ -22,6 +22,7 @@ from understudy.adapters import logs
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
 from understudy.adapters.state_file import StateFile
 from understudy.adapters.task_groups import ungrouped
+from understudy.agent.disk import NodeDisk
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.peers import Peers
 from understudy.agent.staging import Staging
@@ -33,6 +34,7 @@ from understudy.wire.errors import ConfigError, UnderstudyError
 from understudy.wire.messages import Hello
 from understudy.wire.records import Device, Event
 
+SAVE_RETRY_S = 2.0
 STOP_GRACE_S = 1.0  # beyond the drain timeout, before workers are left to SIGKILL
 
 
@@ -81,7 +83,9 @@ class AgentProcess:
         self._peers = Peers(config, hello, self.step)
         self._limits = MemoryLimits(cgroup_name(self._state_dir, name))
         store = DirectoryStore(Path(config.artifacts_dir))
-        artifacts = LocalArtifacts(self._state_dir / "artifacts", store, config.agent.stage_bytes_max)
+        artifacts = LocalArtifacts(
+            self._state_dir / "artifacts", store, config.agent.stage_bytes_max, config.disk
+        )
         self._staging = Staging(artifacts, self._state_dir / "replicas", self.step, self._tell)
         self._workers = Workers(config, self._node, self._limits, self._staging, self.step, self._spawn)
         self._timer: asyncio.TimerHandle | None = None
@@ -99,6 +103,9 @@ class AgentProcess:
             await self._begin()
             await self._peers.listen()
             self._spawn(self._staging.run())
+            disk = NodeDisk(self._state_dir, self._config.disk, self._staging, self.step, self._tell)
+            self._spawn(disk.run())
+            self._spawn(self._workers.prints.run())
             self._spawn(self._peers.beat())
             self._spawn(self._save())
             for address in self._config.controller_addresses():
@@ -203,15 +210,22 @@ class AgentProcess:
         self._peers.report(event)
 
     async def _save(self) -> None:
-        """Write the newest state whenever it changed. Ends when cancelled."""
+        """Write the newest state whenever it changed, and until it is written. Ends when cancelled."""
+        unsaved = False
         while True:
             await self._save_asked.wait()
             self._save_asked.clear()
             stored = Stored(self._incarnation, self._saved)
             try:
                 await asyncio.to_thread(self._state_file.save, stored)
-            except OSError as error:  # serve on; the next change tries again
-                self._log.error("state.unsaved", reason=str(error))
+            except OSError as error:  # serve on
+                if not unsaved:
+                    self._tell("state.unsaved", str(error))
+                unsaved = True
+                self._save_asked.set()
+                await asyncio.sleep(SAVE_RETRY_S)
+            else:
+                unsaved = False
 
     def _callback_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         if "handle" in context:

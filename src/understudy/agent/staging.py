@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class Staging:
         self._staged: set[str] = set()
         self._complained: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
+        self._held: dict[str, str] = {}  # replica -> digest that it is being loaded from
 
     def find(self) -> list[str]:
         """Digests that survived from a former life."""
@@ -82,11 +84,12 @@ class Staging:
                 retry_s = min(retry_s * 2, RETRY_S_MAX)
 
     async def provide(self, ref: ArtifactRef, replica: str) -> Path:
-        """A verified copy of `ref` for `replica`; a directory of its own for a packed one.
+        """A verified copy of `ref`, kept until `let_go`; for a packed one a directory of the replica's own.
 
-        Raises ARTIFACT_CORRUPT when the store's copy is damaged too, ARTIFACT_MISSING, TOO_LARGE or
-        LOAD_FAILED.
+        Raises ARTIFACT_CORRUPT when the store's copy is damaged too, ARTIFACT_MISSING, TOO_LARGE,
+        UNAVAILABLE for a full disk, or LOAD_FAILED.
         """
+        self._held[replica] = ref.digest
         try:
             path = await asyncio.to_thread(self._artifacts.verify, ref.digest)
         except UnderstudyError as error:
@@ -97,11 +100,26 @@ class Staging:
                 )
             await self._stage(ref)
             path = self._artifacts.path(ref.digest)
-        if ref.format == "tar":
-            folder = self.folder(replica)
-            await asyncio.to_thread(unpack, path, folder)
-            return folder
-        return path
+        if ref.format != "tar":
+            return path
+        folder = self.folder(replica)
+        await self.make_room(ref.size_bytes)
+        await asyncio.to_thread(unpack, path, folder)
+        return folder
+
+    async def make_room(self, bytes_more: int = 0) -> None:
+        """Let copies go that nobody wants, if the disk needs that. Raises nothing: writing will tell."""
+        with contextlib.suppress(OSError):
+            for digest in await asyncio.to_thread(self._artifacts.make_room, bytes_more, self._kept):
+                self._forget(digest)
+
+    def let_go(self, replica: str) -> None:
+        """It is loaded, or never will be."""
+        self._held.pop(replica, None)
+
+    @property
+    def _kept(self) -> frozenset[str]:
+        return self._keep.union(self._held.values())
 
     def folder(self, replica: str) -> Path:
         """Where a replica's unpacked artifact lies."""
@@ -122,7 +140,7 @@ class Staging:
         async with self._locks.setdefault(ref.digest, asyncio.Lock()):
             if ref.digest in self._staged:
                 return
-            evicted = await asyncio.to_thread(self._artifacts.stage, ref, self._keep | {ref.digest})
+            evicted = await asyncio.to_thread(self._artifacts.stage, ref, self._kept | {ref.digest})
             for digest in evicted:
                 self._forget(digest)
             self._staged.add(ref.digest)

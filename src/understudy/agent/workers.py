@@ -23,6 +23,7 @@ import structlog
 
 from understudy.adapters.links import FrameLink, dial
 from understudy.agent.limits import MemoryLimits
+from understudy.agent.prints import Prints
 from understudy.agent.spawner import Spawner
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
@@ -80,6 +81,7 @@ class Workers:
         self._tuning = config.agent
         self._limits = limits
         self._staging = staging
+        self.prints = Prints(config.logs)
         self._step = step
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
@@ -147,6 +149,7 @@ class Workers:
                 await asyncio.sleep(delay_s)  # it is not listening yet
                 delay_s = min(delay_s * 2, CONNECT_RETRY_S_MAX)
             else:
+                self.prints.follow(handle.record.worker, handle.record.pid)
                 await self._introduce(handle)
                 return
 
@@ -178,6 +181,7 @@ class Workers:
 
     async def _load(self, handle: _Handle, effect: ev.LoadWorker) -> None:
         worker, app, variant = effect.worker, effect.app, effect.variant
+        self.prints.label(worker, app.app, app.version, variant.name)
         try:
             self._limits.limit(handle.record.cgroup, handle.record.pid, effect.limit_mb)
             path = await self._staging.provide(variant.artifact, worker)
@@ -207,6 +211,8 @@ class Workers:
             self._step(ev.LoadFailed(worker, Code.UNAVAILABLE, f"memory limit: {error}", _jitter()))
         else:
             self._step(ev.LoadDone(worker, loaded))
+        finally:
+            self._staging.let_go(worker)
 
     def probe(self, worker: str) -> None:
         handle = self._handles.get(worker)
@@ -305,8 +311,11 @@ class Workers:
         if self._handles.get(worker) is not handle:
             return  # the status came after all
         out_of_memory = self._limits.exceeded(handle.record.cgroup)
+        printed = self.prints.end(worker)
         self._bury(handle)
         reason = "killed for exceeding its memory limit" if out_of_memory else _why(handle.status)
+        if printed:
+            reason += f"; it printed last: {printed}"
         self._step(ev.WorkerExited(worker, reason, out_of_memory, _jitter()))
 
     def _bury(self, handle: _Handle) -> None:
@@ -363,6 +372,8 @@ class Workers:
             _kill(handle)
             return
         address = stats.tcp_address or f"unix:{record.socket}"
+        self.prints.follow(record.worker, record.pid)
+        self.prints.label(record.worker, stats.app, stats.version, stats.variant)
         self._step(ev.WorkerFound(record.worker, address, stats))
 
     def _read_records(self) -> list[Record]:

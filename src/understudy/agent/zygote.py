@@ -23,6 +23,7 @@ import msgspec
 
 from understudy.adapters.descendants import adopt_orphans, end_children
 from understudy.adapters.parents import run_and_exit
+from understudy.adapters.printing import capture
 from understudy.settings.worker import WorkerTuning
 
 MESSAGE_BYTES_MAX = 65_536
@@ -105,7 +106,8 @@ class Zygote:
             signal.signal(number, signal.SIG_DFL)
         from understudy.worker.process import WorkerArgs, run_worker
 
-        run_worker(WorkerArgs(request.worker, request.socket, request.tcp_host, request.settings))
+        log = capture()
+        run_worker(WorkerArgs(request.worker, request.socket, request.tcp_host, request.settings, log))
 
     def _reap(self, pidfd: int) -> None:
         pid = self._children.pop(pidfd)

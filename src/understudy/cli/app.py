@@ -175,23 +175,71 @@ def _role(role: RoleName, name: str, cluster: Path, parent: int | None) -> None:
     _attempt(Output(), lambda: run_role(role, name, cluster, parent))
 
 
+Paths = Annotated[
+    list[Path],
+    typer.Argument(metavar="PATH...", help="A manifest, a directory of manifests, or models without one."),
+]
+AppName = Annotated[str, typer.Option("--name", metavar="APP", help="Of models without a manifest.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option("--input", metavar="NAME:DATATYPE:SHAPE", help="What a Python model takes: x:FP32:-1,4."),
+]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option("--output", metavar="NAME:DATATYPE:SHAPE", help="What it gives; -1 is any length."),
+]
+Save = Annotated[
+    Path | None, typer.Option("--save", metavar="FILE", help="Keep the manifest that was written for models.")
+]
+
+
 @app.command(rich_help_panel=OPERATE)
 def deploy(
-    path: Annotated[Path, typer.Argument(metavar="APP.toml|DIR", help="A manifest, or several.")],
+    paths: Paths,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Return once it is accepted.")] = False,
     timeout: Annotated[
         float, typer.Option(help="How long to wait for readiness, in seconds.", min=0)
     ] = 300.0,
+    name: AppName = "",
+    input: Inputs = None,
+    output: Outputs = None,
+    save: Save = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show the traceback of a model's code that failed.")
+    ] = False,
     url: Url = None,
     cluster: ClusterFile = None,
     json: Json = False,
 ) -> None:
-    """Upload an app's variants, measure them, place them, and wait until it answers."""
-    from understudy.cli.deploy import run_deploy
+    """Upload an app's variants, measure them, place them, and wait until it answers.
 
-    output = Output(as_json=json)
+    Of models alone (.onnx, .py, a directory with model.py) it writes the manifest itself and shows it.
+    """
+    from understudy.cli.bare import Wishes, run_deploy_any
+
+    out = Output(as_json=json)
+    wishes = Wishes(name, tuple(input or ()), tuple(output or ()), save)
     wait_s = None if no_wait else timeout
-    _attempt(output, lambda: run_deploy(_controllers(url, cluster), path, output, wait_s))
+    _attempt(
+        out, lambda: run_deploy_any(_controllers(url, cluster), paths, wishes, out, wait_s, verbose=verbose)
+    )
+
+
+@app.command(rich_help_panel=LOOK)
+def check(
+    paths: Paths,
+    name: AppName = "",
+    input: Inputs = None,
+    output: Outputs = None,
+    json: Json = False,
+) -> None:
+    """Check manifests, models and cluster files without a cluster. Nothing is sent or changed."""
+    from understudy.cli.bare import Wishes
+    from understudy.cli.check import run_check
+
+    out = Output(as_json=json)
+    wishes = Wishes(name, tuple(input or ()), tuple(output or ()))
+    _attempt(out, lambda: run_check(paths, wishes, out))
 
 
 @app.command(rich_help_panel=OPERATE)
@@ -264,7 +312,10 @@ def quarantine_clear(
 def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep showing it until Ctrl-C.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit with 6 unless every app is served by its full-size variant.")
+        bool,
+        typer.Option(
+            "--check", help="Exit with 6 unless every app is served in full and its users get answers."
+        ),
     ] = False,
     url: Url = None,
     gateway: Gateway = None,
@@ -364,6 +415,29 @@ def events(
             _controllers(url, cluster), output, app=name, node=node, limit=limit, follow=follow
         ),
     )
+
+
+@app.command(rich_help_panel=LOOK)
+def failures(
+    name: Annotated[str, typer.Argument(metavar="[APP]", help="Only of this app.")] = "",
+    request_id: Annotated[str, typer.Option("--id", help="Only of the request with this X-Request-Id.")] = "",
+    gateway: Gateway = None,
+    api_key_file: ApiKeyFile = None,
+    ca: CaFile = None,
+    cluster: ClusterFile = None,
+    json: Json = False,
+) -> None:
+    """Show requests that a gateway failed lately, oldest first, with tracebacks of models."""
+    from understudy.cli.control import gateway_access, gateways
+    from understudy.cli.failed_requests import run_failures
+
+    output = Output(as_json=json)
+
+    def show() -> None:
+        servers = gateways(gateway, cluster, gateway_access(api_key_file, ca))
+        run_failures(servers, output, app=name, request_id=request_id)
+
+    _attempt(output, show)
 
 
 @app.command(rich_help_panel=LOOK)

@@ -149,6 +149,10 @@ class Servers:
             f"with {'--gateway' if self.what == 'gateway' else '--url'} or --cluster FILE",
         )
 
+    def each(self) -> list[Servers]:
+        """Every one for itself."""
+        return [Servers([url], self.what, self.source, self.timeout_s, self.access) for url in self.urls]
+
     def get(self, path: str, **query: Any) -> Any:
         given = {name: value for name, value in query.items() if value not in (None, "")}
         return self.ask("GET", f"{path}?{urlencode(given)}" if given else path)

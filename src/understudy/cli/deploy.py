@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -13,11 +13,13 @@ import msgspec
 from understudy.cli.control import Servers, failure, segment
 from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
-from understudy.cli.packing import Artifact, Package, find_manifests, pack
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.cli.packing import Artifact, Package, Source, find_manifests
+from understudy.wire.errors import Code, ConfigError, Origin, UnderstudyError
 from understudy.wire.records import OTHER_APP
 
 FOLLOW_INTERVAL_S = 0.1
+FOLLOWED_OFTEN = 10  # deployments
+BUSY_WAIT_S = 600.0  # for a controller that has too many to do, where nobody says how long to wait
 UPLOAD_TIMEOUT_S = 120.0  # for one block to go through, or the digest to be checked
 
 
@@ -31,6 +33,8 @@ class Deployment(msgspec.Struct):
     app: str = ""
     version: int = 0
     deployment: str | int = ""
+    warnings: tuple[str, ...] = ()
+    traceback: str = ""  # of the model's own code
 
     @property
     def finished(self) -> bool:
@@ -57,11 +61,12 @@ def submit(control: Servers, package: Package, progress: Progress) -> Deployment
     for artifact in package.artifacts:
         path = f"/v1/artifacts/{artifact.ref.digest}"
         if control.call("HEAD", path).status != 200:
+            artifact.content.seek(0)  # it may have been tried before
             source = _Metered(artifact, progress)
             upload = (source, artifact.ref.size_bytes)
             reply = control.call("PUT", path, upload=upload, timeout_s=UPLOAD_TIMEOUT_S)
             if reply.status >= 400:
-                raise failure(reply)
+                raise _upload_failure(failure(reply), artifact)
         progress.uploading(artifact, artifact.ref.size_bytes)
     answer = control.ask("POST", "/v1/apps", body=package.description)
     begun = msgspec.convert(answer, Deployment, strict=False)
@@ -70,17 +75,22 @@ def submit(control: Servers, package: Package, progress: Progress) -> Deployment
 
 
 def follow(
-    control: Servers, begun: Iterable[Deployment], progress: Progress, timeout_s: float
+    control: Servers,
+    begun: Iterable[Deployment],
+    progress: Progress,
+    timeout_s: float,
+    since_s: float | None = None,
 ) -> list[Deployment]:
-    """Poll until each is ready or failed. Raises TIMEOUT; a controller that is away is waited for."""
-    deadline_s = time.monotonic() + timeout_s
+    """Poll until each is ready or failed. Raises TIMEOUT; a controller that is away is waited for.
+
+    `since_s`: from when on the time counts, by the monotonic clock; from now by default.
+    """
+    deadline_s = (time.monotonic() if since_s is None else since_s) + timeout_s
     current = list(begun)
     while not all(d.finished for d in current):
         if time.monotonic() > deadline_s:
-            late = ", ".join(f"{d.app} ({_describe(d)})" for d in current if not d.finished)
-            hint = "it goes on by itself: see `understudy status` and `understudy events`"
-            raise CommandError(Code.TIMEOUT, f"not ready within {timeout_s:g} s: {late}", hint)
-        time.sleep(FOLLOW_INTERVAL_S)
+            raise _late(current, timeout_s)
+        time.sleep(_interval_s(current))
         current = refresh(control, current, progress)
     return current
 
@@ -94,27 +104,74 @@ def refresh(control: Servers, deployments: Iterable[Deployment], progress: Progr
 
 
 def deploy(
-    control: Servers, path: Path, progress: Progress | None = None, *, wait_s: float | None = 120.0
+    control: Servers,
+    path: Path | Sequence[Source],
+    progress: Progress | None = None,
+    *,
+    wait_s: float | None = 120.0,
 ) -> list[Deployment]:
-    """Deploy a manifest or a directory of manifests. `wait_s` None: return without waiting.
+    """Deploy a manifest, a directory of manifests, or what they say. `wait_s` None: don't wait for readiness.
 
-    Everything is read and checked before anything is sent.
+    Everything is read and checked before anything is sent. Of several, one that is refused is told as failed
+    and doesn't keep the others back. While the controller has too many to do, it is waited for.
     """
     progress = progress or Silent()
-    with contextlib.ExitStack() as opened:
-        packages = [opened.enter_context(pack(manifest)) for manifest in find_manifests(path)]
-        begun = [submit(control, package, progress) for package in _stand_ins_first(packages)]
-    return begun if wait_s is None else follow(control, begun, progress, wait_s)
+    sources = [Source.of(each) for each in find_manifests(path)] if isinstance(path, Path) else path
+    for source in sources:
+        source.check()
+    began_s = time.monotonic()
+    deadline_s = began_s + (BUSY_WAIT_S if wait_s is None else wait_s)
+    current: list[Deployment] = []
+    for source in _stand_ins_first(sources):
+        with source.pack() as package:
+            while True:
+                try:
+                    current.append(submit(control, package, progress))
+                except UnderstudyError as error:
+                    if error.code is Code.BUSY and time.monotonic() < deadline_s:
+                        time.sleep(_interval_s(current))
+                        current = refresh(control, current, progress)
+                        continue
+                    if len(sources) == 1 or error.origin is not Origin.CALLER:
+                        raise
+                    refused = Deployment("failed", app=package.name, message=error.message)
+                    current.append(refused)
+                break
+    return current if wait_s is None else follow(control, current, progress, wait_s, began_s)
 
 
-def _stand_ins_first(packages: Iterable[Package]) -> list[Package]:
+def _late(current: Sequence[Deployment], timeout_s: float) -> CommandError:
+    late = ", ".join(f"{d.app} ({_describe(d)})" for d in current if not d.finished)
+    hint = "it goes on by itself: see `understudy status` and `understudy events`; --timeout waits longer"
+    return CommandError(Code.TIMEOUT, f"not ready within {timeout_s:g} s: {late}", hint)
+
+
+def _interval_s(current: Sequence[Deployment]) -> float:
+    """Each is asked about by itself: many are asked about less often."""
+    return FOLLOW_INTERVAL_S * max(1.0, sum(not d.finished for d in current) / FOLLOWED_OFTEN)
+
+
+def _upload_failure(error: UnderstudyError, artifact: Artifact) -> UnderstudyError:
+    if error.code is not Code.ARTIFACT_CORRUPT:
+        return error
+    return CommandError(
+        error.code, f"{artifact.ref.file_name}: the content changed while it was read", "deploy it again"
+    )
+
+
+def _stand_ins_first(sources: Sequence[Source]) -> list[Source]:
     """An app that another one names in its fallback chain has to be there before that one."""
-    by_name = {package.name: package for package in packages}
-    ordered: dict[str, Package] = {}
+    by_name: dict[str, Source] = {}
+    for source in sources:
+        name = source.manifest.name
+        if name in by_name:
+            raise ConfigError(f"{source.name}: name: {name!r} is that of {by_name[name].name} too")
+        by_name[name] = source
+    ordered: dict[str, Source] = {}
 
     def add(name: str, above: tuple[str, ...]) -> None:
         if name in by_name and name not in above:  # a circle is for the controller to refuse
-            for link in by_name[name].description.get("fallback") or ():
+            for link in by_name[name].manifest.fallback or ():
                 add(link.removeprefix(OTHER_APP), (*above, name))
             ordered.setdefault(name, by_name[name])
 
@@ -129,7 +186,10 @@ def _refreshed(control: Servers, deployment: Deployment) -> Deployment:
     except UnderstudyError as error:
         if error.code in (Code.UNAVAILABLE, Code.TIMEOUT):
             return deployment
-        raise
+        if error.code is not Code.NOT_FOUND:
+            raise
+        message = "the controller no longer knows how it ended: see `understudy status`"
+        return msgspec.structs.replace(deployment, state="failed", message=message)
     fresh = msgspec.convert(answer, Deployment, strict=False)
     fresh.deployment = deployment.deployment
     return fresh
@@ -150,8 +210,12 @@ class _Metered:
         self._sent_bytes = 0
 
     def read(self, size: int = -1, /) -> bytes:
-        block = self._content.read(size)
+        left_bytes = self._artifact.ref.size_bytes - self._sent_bytes
+        block = self._content.read(left_bytes if size < 0 else min(size, left_bytes))
         self._sent_bytes += len(block)
+        if not block and left_bytes:
+            what = f"{self._artifact.ref.file_name}: became shorter while it was read"
+            raise CommandError(Code.CONFIG, what, "deploy it again")
         self._progress.uploading(self._artifact, self._sent_bytes)
         return block
 
@@ -203,25 +267,42 @@ class Bars:
         self._bars.update(self._tasks[key], completed=done, total=total, state=state)
 
 
-def run_deploy(control: Servers, path: Path, output: Output, wait_s: float | None) -> bool:
+def run_deploy(
+    control: Servers,
+    sources: Sequence[Source],
+    output: Output,
+    wait_s: float | None,
+    *,
+    verbose: bool = False,
+) -> bool:
     """The command. False when a deployment failed."""
     bars: contextlib.AbstractContextManager[Progress] = (
         contextlib.nullcontext(Silent()) if output.as_json else Bars(output)
     )
     with bars as progress:
-        finished = deploy(control, path, progress, wait_s=wait_s)
+        finished = deploy(control, sources, progress, wait_s=wait_s)
     if output.as_json:
         output.data({"deployments": finished})
     else:
         for deployment in finished:
-            output.stdout.print(sentence(deployment), markup=False, soft_wrap=True)
+            _tell(deployment, output, verbose=verbose)
     return not any(d.state == "failed" for d in finished)
+
+
+def _tell(deployment: Deployment, output: Output, *, verbose: bool) -> None:
+    output.stdout.print(sentence(deployment), markup=False, soft_wrap=True)
+    for warning in deployment.warnings:
+        output.note(f"{deployment.app}: warning: {warning}")
+    if deployment.traceback and verbose:
+        output.note(deployment.traceback.rstrip())
+    elif deployment.traceback:
+        output.note(f"{deployment.app}: --verbose shows the traceback of the model's code")
 
 
 def sentence(deployment: Deployment) -> str:
     name = f"{deployment.app} version {deployment.version}" if deployment.version else deployment.app
     if deployment.state == "ready":
-        return f"{name} is ready"
+        return f"{name} is ready ({deployment.message})" if deployment.message else f"{name} is ready"
     if deployment.state == "failed":
         return f"{name} failed: {deployment.message}"
     return f"{name} accepted as deployment {deployment.deployment}"

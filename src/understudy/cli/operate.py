@@ -32,13 +32,13 @@ def _done(output: Output, document: dict[str, object], sentence: str) -> None:
 
 
 def run_quarantine_list(control: Servers, output: Output) -> None:
-    found = from_controller(control.get("/v1/status"), control.urls[0]).quarantined or []
+    found = from_controller(control.get("/v1/status"), control.urls[0]).quarantines
     if output.as_json:
-        output.data(
-            {"quarantined": [dict(zip(("app", "version", "variant"), key, strict=True)) for key in found]}
-        )
+        output.data({"quarantined": found})
         return
-    for app, version, variant in found:
-        output.stdout.print(f"{app} version {version}: {variant}", markup=False)
+    for quarantine in found:
+        output.stdout.print(
+            f"version {quarantine.version} of {quarantine.sentence}", markup=False, soft_wrap=True
+        )
     if not found:
         output.note("no variant is in quarantine")

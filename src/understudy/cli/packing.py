@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
 
 import msgspec
 
+from understudy.cli import kinds
 from understudy.cli.exits import CommandError
 from understudy.config import load_manifest
 from understudy.settings.manifest import AppManifest, VariantManifest
@@ -53,10 +54,10 @@ class Package:
 
 def find_manifests(path: Path) -> list[Path]:
     """`path` itself, or the manifests in a directory: */APP.toml, APP.toml and other *.toml with variants."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+    if not path.exists():
         raise ConfigError(f"{path}: no such file or directory")
+    if not path.is_dir():
+        return [path]
     found = sorted({*path.glob("*/APP.toml"), *path.glob("*.toml")})
     # A cluster file may lie in the same directory; it has no variants.
     manifests = [p for p in found if p.name == "APP.toml" or VARIANTS.search(p.read_text(errors="replace"))]
@@ -65,24 +66,52 @@ def find_manifests(path: Path) -> list[Path]:
     return manifests
 
 
-def pack(manifest_path: Path) -> Package:
-    """Read a manifest and hash its artifacts; directories become tar files of the same bytes every time.
+@dataclass(frozen=True)
+class Source:
+    """A manifest, the folder that its paths are relative to, and what to call it."""
 
-    Raises `ConfigError` naming the field whose artifact is missing or unusable.
-    """
-    manifest = load_manifest(manifest_path)
-    artifacts: dict[str, Artifact] = {}
-    variants = []
-    with contextlib.ExitStack() as opened:
-        for index, variant in enumerate(manifest.variants):
-            path = manifest_path.parent / variant.artifact
-            _check_artifact(manifest_path, f"variants[{index}].artifact", variant, path)
-            content = opened.enter_context(_pack_directory(path) if path.is_dir() else _open_file(path))
-            ref = _refer(content, path)
-            artifacts.setdefault(ref.digest, Artifact(ref, content))
-            variants.append({**_plain(variant), "artifact": msgspec.to_builtins(ref)})
-        description = {**_plain(manifest), "variants": variants}
-        return Package(description, tuple(artifacts.values()), opened.pop_all())
+    manifest: AppManifest
+    folder: Path
+    name: str
+
+    @staticmethod
+    def of(path: Path) -> Source:
+        """Raises `ConfigError`."""
+        return Source(load_manifest(path), path.parent, str(path))
+
+    def check(self) -> None:
+        """Raises `ConfigError` naming the field whose artifact is missing or unusable."""
+        for index, variant in enumerate(self.manifest.variants):
+            where = f"{self.name}: variants[{index}].artifact"
+            path = self.folder / variant.artifact
+            try:
+                _check_artifact(where, variant, path)
+            except (OSError, ValueError) as error:  # ValueError: a path that can't be one
+                reason = error.strerror if isinstance(error, OSError) else str(error)
+                raise ConfigError(f"{where}: {path} can't be read: {reason}") from error
+
+    def pack(self) -> Package:
+        """Hash the artifacts; directories become tar files of the same bytes every time.
+
+        Raises as `check` does.
+        """
+        self.check()
+        artifacts: dict[str, Artifact] = {}
+        variants = []
+        with contextlib.ExitStack() as opened:
+            for variant in self.manifest.variants:
+                path = self.folder / variant.artifact
+                content = opened.enter_context(_pack_directory(path) if path.is_dir() else _open_file(path))
+                ref = _refer(content, path)
+                artifacts.setdefault(ref.digest, Artifact(ref, content))
+                variants.append({**_plain(variant), "artifact": msgspec.to_builtins(ref)})
+            description = {**_plain(self.manifest), "variants": variants}
+            return Package(description, tuple(artifacts.values()), opened.pop_all())
+
+
+def pack(manifest_path: Path) -> Package:
+    """Read a manifest and hash its artifacts. Raises `ConfigError`."""
+    return Source.of(manifest_path).pack()
 
 
 def _plain(settings: AppManifest | VariantManifest) -> dict[str, Any]:
@@ -90,19 +119,30 @@ def _plain(settings: AppManifest | VariantManifest) -> dict[str, Any]:
     return plain
 
 
-def _check_artifact(manifest_path: Path, field: str, variant: VariantManifest, path: Path) -> None:
+def _check_artifact(where: str, variant: VariantManifest, path: Path) -> None:
     if not path.exists():
         raise CommandError(
             Code.CONFIG,
-            f"{manifest_path}: {field}: {path} does not exist",
+            f"{where}: {path} does not exist (looked at {path.absolute()})",
             "the path is relative to the manifest",
         )
     if path.is_dir() and variant.runtime != "python":
-        raise ConfigError(f"{manifest_path}: {field}: {path} is a directory; {variant.runtime} takes a file")
+        raise ConfigError(f"{where}: {path} is a directory; {variant.runtime} takes a file")
     if path.is_dir() and not (path / PYTHON_ENTRY).is_file():
-        raise ConfigError(f"{manifest_path}: {field}: {path} has no {PYTHON_ENTRY}")
-    if path.is_file() and path.stat().st_size == 0:
-        raise ConfigError(f"{manifest_path}: {field}: {path} is empty")
+        raise ConfigError(f"{where}: {path} has no {PYTHON_ENTRY}")
+    if not path.is_dir():
+        _check_file(where, variant, path)
+
+
+def _check_file(where: str, variant: VariantManifest, path: Path) -> None:
+    kind = kinds.describe(path)
+    if kind == "an empty file":
+        raise ConfigError(f"{where}: {path} is empty")
+    odd = not path.is_file() or (variant.runtime == "onnx" and kind not in ("", "text"))
+    if variant.runtime == "python" and path.suffix != ".py" and kind != "text":
+        odd, kind = True, kind or "no Python source"
+    if odd:
+        raise CommandError(Code.CONFIG, f"{where}: {path} is {kind}", kinds.ADVICE)
 
 
 def _open_file(path: Path) -> IO[bytes]:
@@ -119,21 +159,37 @@ def _pack_directory(path: Path) -> IO[bytes]:
             for file in _files(path):
                 # Names and contents only: who packed it, when and where must not change the digest.
                 entry = tarfile.TarInfo(file.relative_to(path).as_posix())
-                entry.size = file.stat().st_size
                 entry.mode = 0o755 if os.access(file, os.X_OK) else 0o644
                 with file.open("rb") as source:
+                    entry.size = os.fstat(source.fileno()).st_size
                     tar.addfile(entry, source)
     except OSError as error:
         content.close()
         raise ConfigError(f"{path}: can't be packed: {error}") from error
+    except ConfigError:
+        content.close()
+        raise
     return content
 
 
-def _files(path: Path) -> Iterator[Path]:
-    for file in sorted(path.rglob("*"), key=lambda f: f.relative_to(path).as_posix()):
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in file.relative_to(path).parts)
-        if file.is_file() and not hidden:
-            yield file
+def _files(path: Path) -> list[Path]:
+    """All that is in a directory, and what links lead to; without what is hidden or compiled."""
+    found: list[Path] = []
+    for folder, folders, files in os.walk(path, followlinks=True, onerror=_raise):
+        above = itertools.takewhile(lambda parent: parent != path.parent, Path(folder).parents)
+        if any(os.path.samefile(folder, parent) for parent in above):
+            raise ConfigError(f"{folder}: can't be packed: the link leads into a directory that it is in")
+        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        found += [Path(folder, name) for name in files if not name.startswith(".")]
+    for file in found:
+        if not file.is_file():
+            what = kinds.describe(file) if file.exists() else "a link that leads nowhere"
+            raise ConfigError(f"{file}: can't be packed: it is {what}")
+    return sorted(found, key=lambda file: file.relative_to(path).as_posix())
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _refer(content: IO[bytes], path: Path) -> ArtifactRef:

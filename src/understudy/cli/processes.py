@@ -10,7 +10,9 @@ import subprocess
 import time
 from pathlib import Path
 
-LOG_BYTES_MAX = 8 * 1024 * 1024  # of one role; beyond it the log is set aside when the role starts
+from understudy.settings.places import LogSettings
+
+COPY_BYTES = 1024 * 1024
 RESTART_DELAY_S = 0.1  # first restart is at once, then this, doubling
 RESTART_DELAY_S_MAX = 5.0
 HEALTHY_AFTER_S = 10.0  # alive for this long: the back-off starts anew
@@ -24,13 +26,16 @@ class RoleProcess:
     The kernel ties the process to the thread that calls `start` (see `parents.follow_parent`).
     """
 
-    def __init__(self, role: str, name: str, argv: list[str], log_path: Path) -> None:
+    def __init__(
+        self, role: str, name: str, argv: list[str], log_path: Path, logs: LogSettings | None = None
+    ) -> None:
         self.role = role
         self.name = name
         self.log_path = log_path
         self.wanted = False
         self.starts = 0
         self._argv = argv
+        self._logs = logs or LogSettings()
         self._process: subprocess.Popen[bytes] | None = None
         self._group = 0
         self._killed = False
@@ -58,8 +63,7 @@ class RoleProcess:
         if self.pid:
             return
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        if self.log_path.exists() and self.log_path.stat().st_size > LOG_BYTES_MAX:
-            self.log_path.replace(self.log_path.with_suffix(".log.1"))
+        self.rotate_log()
         self._group = self._group if self.pids() else 0
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -102,11 +106,41 @@ class RoleProcess:
         delay_s: float = min(RESTART_DELAY_S * 2 ** min(tries - 1, 16), RESTART_DELAY_S_MAX)
         return delay_s * random.uniform(0.8, 1.2)
 
+    def rotate_log(self) -> None:
+        """Set a long log aside and begin it anew, under its writers: they append, so none needs to be told.
+
+        What is written between the copy and the cut is lost. A disk without room for a copy costs the log.
+        """
+        try:
+            size_bytes = self.log_path.stat().st_size
+            if size_bytes <= self._logs.bytes_max:
+                return
+            aside = [self.log_path, *(Path(f"{self.log_path}.{n}") for n in range(1, self._logs.file_count))]
+            for older, newer in zip(aside[:1:-1], aside[-2:0:-1], strict=True):
+                with contextlib.suppress(FileNotFoundError):
+                    newer.replace(older)
+            try:
+                if len(aside) > 1:
+                    _copy_end(self.log_path, aside[1], self._logs.bytes_max)
+            finally:
+                os.truncate(self.log_path, 0)
+        except OSError:
+            return  # missing, or not ours to write: the next look tries again
+
     def log_tail(self) -> str:
         try:
             return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
         except OSError:
             return ""
+
+
+def _copy_end(source: Path, target: Path, bytes_max: int) -> None:
+    with source.open("rb") as reader, target.open("wb") as writer:
+        reader.seek(-bytes_max, os.SEEK_END)
+        left_bytes = bytes_max
+        while left_bytes > 0 and (data := reader.read(min(COPY_BYTES, left_bytes))):
+            writer.write(data)
+            left_bytes -= len(data)
 
 
 def group_pids(group: int) -> list[int]:

@@ -17,6 +17,7 @@ from understudy.cli.tables import name, shortened, table
 from understudy.cli.views import (
     DEGRADED,
     DOWN,
+    FAILING,
     OK,
     AppView,
     NodeView,
@@ -31,7 +32,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WATCH_INTERVAL_S = 0.5
-STYLES = {OK: "green", DEGRADED: "yellow", DOWN: "bold red", "ready": "green", "dead": "bold red"}
+STYLES = {
+    OK: "green",
+    DEGRADED: "yellow",
+    FAILING: "bold red",
+    DOWN: "bold red",
+    "ready": "green",
+    "dead": "bold red",
+}
 
 
 def fetch(control: Servers, fallback: Servers) -> StatusView:
@@ -52,7 +60,7 @@ def fetch(control: Servers, fallback: Servers) -> StatusView:
 
 
 def run_status(control: Servers, fallback: Servers, output: Output) -> bool:
-    """Show it once. False if an app isn't served by its full-size variant."""
+    """Show it once. False if an app isn't served in full, fails its users, or there is no gateway."""
     view = fetch(control, fallback)
     if output.as_json:
         output.data(view)
@@ -96,7 +104,7 @@ def render(view: StatusView) -> RenderableType:
 
 def _head(view: StatusView) -> Text:
     head = Text.assemble((view.cluster or "cluster", "bold"), f"  revision {view.revision}")
-    for state in (OK, DEGRADED, DOWN):
+    for state in (OK, DEGRADED, FAILING, DOWN):
         number = sum(app.state == state for app in view.apps)
         if number:
             head.append(f"  {number} {state}", style=STYLES[state])
@@ -110,7 +118,7 @@ def _remarks(view: StatusView) -> list[str]:
     """What a person should know beyond the tables."""
     remarks = [f"{app.name}: {app.reason}" for app in view.apps if app.reason]
     remarks += [f"{node.name}: {node.reason}" for node in view.nodes if node.reason]
-    remarks += [f"{app}/{variant}: in quarantine" for app, _version, variant in view.quarantined or []]
+    remarks += [quarantine.sentence for quarantine in view.quarantines]
     return remarks + view.warnings
 
 

@@ -51,7 +51,7 @@ class Cluster:
         names += [("agent", n.name) for n in self.config.nodes]
         self.roles = {
             (role, name): RoleProcess(
-                role, name, self._argv(role, name), self.logs_dir / f"{role}-{name}.log"
+                role, name, self._argv(role, name), self.logs_dir / f"{role}-{name}.log", self.config.logs
             )
             for role, name in names
         }
@@ -220,6 +220,7 @@ class Cluster:
         while True:
             now_s = time.monotonic()
             for role in self.roles.values():
+                role.rotate_log()
                 if not role.wanted or role.pid or _cannot_start(role):
                     continue
                 if not restart:

@@ -12,7 +12,7 @@ import msgspec
 
 from understudy.wire.errors import ProtocolError
 
-OK, DEGRADED, DOWN = "ok", "degraded", "down"
+OK, DEGRADED, FAILING, DOWN = "ok", "degraded", "failing", "down"
 
 
 class ReplicaView(msgspec.Struct):
@@ -32,7 +32,7 @@ class AppView(msgspec.Struct):
     name: str
     version: int
     criticality: str
-    state: str  # ok | degraded | down
+    state: str  # ok | degraded | failing | down
     serving: str | None  # best variant that is ready; "static" for the declared answer
     full_size: str
     reason: str | None  # why it isn't ok
@@ -66,6 +66,26 @@ class StoreView(msgspec.Struct):
     error: str = ""
 
 
+class QuarantineView(msgspec.Struct):
+    app: str
+    version: int
+    variant: str
+    state: str = "quarantined"  # doubted | quarantined | on trial
+    why: str = ""
+    nodes: list[str] = []
+    node: str = ""
+    retry_s: float | None = None
+
+    @property
+    def sentence(self) -> str:
+        what = f"{self.app}/{self.variant}"
+        if self.state == "doubted":
+            return f"{what}: {self.why}" + (f"; tried on {self.node} meanwhile" if self.node else "")
+        then = f"; on trial on {self.node}" if self.node else ""
+        then = f"; tried again in {self.retry_s:.0f} s" if self.retry_s is not None else then
+        return f"{what}: in quarantine: {self.why}{then}" if self.why else f"{what}: in quarantine{then}"
+
+
 class StatusView(msgspec.Struct):
     apps: list[AppView]
     nodes: list[NodeView]
@@ -77,12 +97,13 @@ class StatusView(msgspec.Struct):
     leader: str | None = None
     store: StoreView | None = None
     quarantined: list[tuple[str, int, str]] | None = None  # (app, version, variant)
+    quarantines: list[QuarantineView] = []
     warnings: list[str] = []
 
     @property
     def met(self) -> bool:
-        """Every app is served by its full-size variant."""
-        return all(app.state == OK for app in self.apps)
+        """Every app is served by its full-size variant, users get answers, and there is whom to ask."""
+        return all(app.state == OK for app in self.apps) and any(g.connected for g in self.gateways)
 
 
 def from_controller(document: dict[str, Any], address: str) -> StatusView:
@@ -126,10 +147,13 @@ def _gateway_app(app: dict[str, Any]) -> dict[str, Any]:
         state = DEGRADED if app["degraded"] else OK
     else:
         state = DEGRADED if app["serving"] == "static" else DOWN
+    failing = app.get("failing", "") if state != DOWN else ""
+    if failing:
+        state = FAILING
     return {
         **app,
         "state": state,
-        "reason": None if state == OK else app["degraded"] or "no replica is ready",
+        "reason": None if state == OK else failing or app["degraded"] or "no replica is ready",
         "protection": None,
         "p50_ms": app["p50_ms"] or None,
         "p99_ms": app["p99_ms"] or None,

@@ -136,6 +136,8 @@ def build_api(controller: Controller, config: ClusterConfig) -> Litestar:
         exception_handlers={
             UnderstudyError: _on_expected,
             HTTPException: _on_http,
+            UnicodeDecodeError: _on_unreadable,  # which the framework lets through
+            RecursionError: _on_unreadable,
             Exception: _on_unexpected,
         },
         openapi_config=OpenAPIConfig(
@@ -296,6 +298,11 @@ def _on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[
     if isinstance(error.__cause__, SerializationException):
         return _answer(code, f"the body is not valid JSON: {error.detail}", error.status_code)
     return _answer(code, error.detail, error.status_code)
+
+
+def _on_unreadable(_: Request[Any, Any, Any], error: Exception) -> Response[Any]:
+    what = "nested too deep" if isinstance(error, RecursionError) else "not UTF-8 text"
+    return _answer(Code.INVALID_ARGUMENT, f"the body is {what}", HTTPStatus.BAD_REQUEST)
 
 
 def _on_unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Any]:

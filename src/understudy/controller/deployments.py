@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+import structlog
 
 from understudy.adapters.artifacts import DirectoryStore
 from understudy.adapters.task_groups import ungrouped
@@ -26,6 +27,7 @@ from understudy.controller.requests import (
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.profiles import without_disturbance
+from understudy.core.controller.promises import check_promises
 from understudy.core.controller.signature import common_signature
 from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
@@ -37,6 +39,7 @@ from understudy.wire.records import AppVersion, Variant
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 Note = Callable[[ev.Note], None]
 FINISHED = ("ready", "failed")
+log = structlog.get_logger()
 LOST = "the controller restarted; deploy again"
 
 
@@ -50,6 +53,8 @@ class Deployment(msgspec.Struct):
     done: int = 0
     total: int = 0
     message: str = ""
+    warnings: tuple[str, ...] = ()  # of one that goes on all the same
+    traceback: str = ""  # of the model's own code, where that is what failed
 
 
 class Coming(NamedTuple):
@@ -57,6 +62,7 @@ class Coming(NamedTuple):
 
     stand_ins: tuple[str, ...]
     decided: asyncio.Event
+    digests: frozenset[str]
 
 
 class Deployments:
@@ -82,6 +88,7 @@ class Deployments:
         self._spawn = spawn
         self._profiles: dict[str, Measured] = {}
         self._known: dict[str, Deployment] = {}
+        self._unread_s: dict[str, float] = {}  # deployment -> loop time of its end, until somebody asks
         self._give_up_s: dict[str, float] = {}  # deployment -> loop time; while placing
         self._coming: dict[str, Coming] = {}  # by app; until their version is committed, or never will be
         self._next = 1
@@ -107,6 +114,7 @@ class Deployments:
             raise UnderstudyError(
                 Code.NOT_FOUND, f"no deployment {id!r}; finished ones are forgotten in time or at a restart"
             )
+        self._unread_s.pop(id, None)
         return self._known[id]
 
     def running(self, app: str) -> Deployment | None:
@@ -141,11 +149,17 @@ class Deployments:
         else:
             stored = StoredDeployment(deployment.deployment, request.name, content)
             self._bookkeeper.save({deployment_key(stored.id): stored}, ())
-            self._coming[app.app] = Coming(app.stand_ins, asyncio.Event())
+            digests = frozenset(variant.artifact.digest for variant in app.variants)
+            self._coming[app.app] = Coming(app.stand_ins, asyncio.Event(), digests)
             self._spawn(self._run(deployment, app, content))
         self._next += 1
         self._known[deployment.deployment] = deployment
         return deployment
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """Of artifacts of versions that are being measured."""
+        return frozenset().union(*(coming.digests for coming in self._coming.values()))
 
     def observe(self, now: float) -> None:
         """Finish what is placed. To be called after each step of the machine."""
@@ -189,12 +203,22 @@ class Deployments:
                 if name in self._coming:
                     await self._coming[name].decided.wait()
             app = _assembled(draft_app, measured)
+            try:
+                deployment.warnings = check_promises(app)
+            except InvalidArgument:
+                self._forget_profiles(draft_app)  # the node may have been disturbed: measured anew next time
+                raise
             check_signatures(app, self._machine.apps)
             deployment.version = app.version
             release = Release(app, content)
             await self._bookkeeper.commit(*self._machine.release_records(release))
         except UnderstudyError as error:
+            deployment.traceback = error.traceback[-self._tuning.deployment_traceback_bytes_max :]
             self._fail(deployment, error.message)
+            return
+        except Exception as error:  # of ours: it ends this deployment, and nothing else
+            log.exception("deployment.broke", deployment=deployment.deployment, app=deployment.app)
+            self._fail(deployment, f"{type(error).__name__}; the controller's log has the details")
             return
         else:
             self._place(deployment, asyncio.get_running_loop().time())
@@ -221,15 +245,26 @@ class Deployments:
             try:
                 measured = await self._profiler.measure(app, variant.name)
             except UnderstudyError as error:
-                raise UnderstudyError(error.code, f"variant {variant.name!r}: {error.message}") from error
+                limit_mb = variant.memory_limit_mb
+                hint = f" (memory_limit_mb = {limit_mb:g})" if limit_mb and "memory" in error.message else ""
+                told = UnderstudyError(error.code, f"variant {variant.name!r}: {error.message}{hint}")
+                told.traceback = error.traceback
+                raise told from error
             self._profiles[key] = measured
             self._bookkeeper.save({key: measured}, ())
         return self._profiles[key]
+
+    def _forget_profiles(self, app: AppVersion) -> None:
+        keys = [profile_key(v.artifact.digest, measuring_method(app, v)) for v in app.variants]
+        for key in keys:
+            self._profiles.pop(key, None)
+        self._bookkeeper.save({}, keys)
 
     def _check_artifacts(self, request: AppRequest) -> None:
         for index, variant in enumerate(request.variants):
             artifact = variant.artifact
             field = f"variants[{index}].artifact"
+            self._artifacts.touch(artifact.digest)
             try:
                 size_bytes = self._artifacts.path(artifact.digest).stat().st_size
             except OSError:
@@ -248,20 +283,28 @@ class Deployments:
     def _fail(self, deployment: Deployment, reason: str) -> None:
         deployment.message = reason
         self._finish(deployment, "failed")
-        self._note(ev.Note("deployment.failed", f"{deployment.deployment}: {reason}", app=deployment.app))
+        data = {"traceback": deployment.traceback} if deployment.traceback else {}
+        message = f"{deployment.deployment}: {reason}"
+        self._note(ev.Note("deployment.failed", message, app=deployment.app, data=data))
 
     def _finish(self, deployment: Deployment, state: str) -> None:
         deployment.state = state
+        self._unread_s[deployment.deployment] = asyncio.get_running_loop().time()
         self._give_up_s.pop(deployment.deployment, None)
         self._bookkeeper.save({}, (deployment_key(deployment.deployment),))
 
     def _forget_oldest(self) -> None:
+        """Make room for one more: of those that ended, first what was read, then what nobody asked for."""
         if len(self._known) < self._tuning.deployments_max:
             return
-        oldest = next((id for id, d in self._known.items() if d.state in FINISHED), None)
-        if oldest is None:
+        ended = [id for id, d in self._known.items() if d.state in FINISHED]
+        oldest = next((id for id in ended if id not in self._unread_s), ended[0] if ended else None)
+        patience_s = self._tuning.deployment_memory_s
+        now = asyncio.get_running_loop().time()
+        if oldest is None or now - self._unread_s.get(oldest, now - patience_s) < patience_s:
             raise UnderstudyError(Code.BUSY, "too many deployments are in progress; try again later")
         del self._known[oldest]
+        self._unread_s.pop(oldest, None)
 
 
 def _assembled(app: AppVersion, measured: Mapping[str, Measured]) -> AppVersion:

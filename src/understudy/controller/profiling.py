@@ -12,6 +12,7 @@ from understudy.wire.records import AppVersion
 
 OnNode = Callable[[str, Measure], Awaitable[Measured]]
 # The node's trouble, not the variant's: another node may do.
+PAUSE_S = 2.0
 ELSEWHERE = frozenset(
     {Code.LINK_LOST, Code.UNAVAILABLE, Code.BUSY, Code.DRAINING, Code.ARTIFACT_CORRUPT, Code.INTERNAL}
 )
@@ -36,6 +37,8 @@ class Profiler:
         tried: list[str] = []
         while True:
             node = await self._free_node(tried)
+            if node in tried:  # it had trouble of its own, which may end: old copies go from its disk
+                await asyncio.sleep(PAUSE_S)
             tried.append(node)
             self._busy.add(node)
             try:
@@ -48,15 +51,19 @@ class Profiler:
                 self._changed.set()
 
     async def _free_node(self, tried: list[str]) -> str:
-        try:
-            async with asyncio.timeout(self._tuning.profile_timeout_s):
-                while True:
-                    free = [node for node in self._nodes() if node not in self._busy]
-                    if free:
-                        return min(free, key=lambda node: (tried.count(node), node))
-                    self._changed.clear()
+        """Waits its turn for as long as there is a node; without one, profile_timeout_s."""
+        while True:
+            free = [node for node in self._nodes() if node not in self._busy]
+            if free:
+                return min(free, key=lambda node: (tried.count(node), node))
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(self._tuning.profile_timeout_s):
                     await self._changed.wait()
-        except TimeoutError:
-            raise UnderstudyError(
-                Code.UNAVAILABLE, "no node is there to measure it on", waited_s=self._tuning.profile_timeout_s
-            ) from None
+            except TimeoutError:
+                if not self._nodes():
+                    raise UnderstudyError(
+                        Code.UNAVAILABLE,
+                        "no node is there to measure it on",
+                        waited_s=self._tuning.profile_timeout_s,
+                    ) from None

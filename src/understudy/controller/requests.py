@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from math import prod
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from understudy.config import explain
 from understudy.settings import Count, FallbackLink, Fraction, Name, NonNegative, Positive
 from understudy.settings.cluster import ClusterConfig
+from understudy.settings.manifest import AppManifest, check_manifest
+from understudy.wire.documents import check_document
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import (
     DEFAULT_FALLBACK,
@@ -20,14 +24,15 @@ from understudy.wire.records import (
     Criticality,
     TensorSpec,
     Variant,
-    fallback_mistake,
 )
+
+LIMIT_LATER = 2**63
 
 
 class ArtifactRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$(?!\n)")]
     size_bytes: Count
-    file_name: Annotated[str, Meta(min_length=1, max_length=255, pattern="^[^/\0]+$")]
+    file_name: Annotated[str, Meta(min_length=1, max_length=255, pattern="^[^/\0\n\r]+$(?!\n)")]
     format: Literal["file", "tar"] = "file"
 
 
@@ -62,41 +67,43 @@ class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 def check_request(request: AppRequest, config: ClusterConfig) -> None:
     """What the types can't say. Raises `InvalidArgument`; the message begins with the field's path."""
-    names = [variant.name for variant in request.variants]
+    tuning = config.controller
+    check_manifest(
+        _as_manifest(request),
+        static_bytes_max=tuning.static_bytes_max,
+        probe_bytes_max=tuning.probe_bytes_max,
+        options_bytes_max=tuning.options_bytes_max,
+    )
     for index, variant in enumerate(request.variants):
-        if variant.name in names[:index]:
-            raise InvalidArgument(f"variants[{index}].name: {variant.name!r} is used twice")
         if variant.runtime == "onnx" and variant.artifact.format != "file":
             raise InvalidArgument(f"variants[{index}].artifact.format: the onnx runtime takes a single file")
     longest_ms = config.gateway.admission.deadline_ms_max
     if request.deadline_ms > longest_ms:
         raise InvalidArgument(f"deadline_ms: the cluster's limit is {longest_ms:g} ms")
-    if request.batching.rows_max < 1 or request.batching.wait_us < 0:
-        raise InvalidArgument("batching: rows_max must be at least 1 and wait_us at least 0")
-    if request.fallback is not None:
-        mistake = fallback_mistake(request.fallback, request.static is not None)
-        if mistake:
-            raise InvalidArgument(f"fallback: {mistake}")
-    rate = request.client_rate
-    if rate is not None and (rate.requests_per_s <= 0 or rate.burst < 1):
-        raise InvalidArgument("client_rate: requests_per_s must be positive and burst at least 1")
     for index, output in enumerate(request.outputs):
         if output.optional:
             raise InvalidArgument(f"outputs[{index}].optional: only inputs can be left out")
-    _check_tensors("static.outputs", request.static, "outputs")
-    _check_tensors("probe.inputs", request.probe, "inputs")
+    body_bytes_max = config.gateway.http.body_bytes_max
+    for index, spec in enumerate(request.inputs):
+        elements = prod(1 if length == -1 else length for length in spec.shape)
+        if elements > body_bytes_max:  # and an element takes a byte at least
+            what = f"{elements} elements are more than a request may have bytes"
+            raise InvalidArgument(f"inputs[{index}].shape: {what} (gateway.http.body_bytes_max)")
 
 
-def _check_tensors(field: str, document: dict[str, Any] | None, part: str) -> None:
-    if document is None:
-        return
-    tensors = document.get(part)
-    if not isinstance(tensors, list) or not tensors:
-        raise InvalidArgument(f"{field}: a list with at least one tensor is needed")
-    for index, tensor in enumerate(tensors):
-        missing = {"name", "datatype", "shape", "data"} - set(tensor if isinstance(tensor, dict) else ())
-        if missing:
-            raise InvalidArgument(f"{field}[{index}]: a tensor needs {', '.join(sorted(missing))}")
+def _as_manifest(request: AppRequest) -> AppManifest:
+    """The same limits for what comes over HTTP as for a file. Raises `InvalidArgument`."""
+    for index, variant in enumerate(request.variants):  # before anything walks through them
+        check_document(f"variants[{index}].options", variant.options, LIMIT_LATER)
+    check_document("static", request.static, LIMIT_LATER)
+    check_document("probe", request.probe, LIMIT_LATER)
+    fields = msgspec.to_builtins(request)
+    for variant in fields["variants"]:
+        variant["artifact"] = variant["artifact"]["file_name"]
+    try:
+        return msgspec.convert(fields, AppManifest)
+    except msgspec.ValidationError as error:
+        raise InvalidArgument(explain(str(error), AppManifest)) from error
 
 
 def draft(request: AppRequest, version: int) -> AppVersion:

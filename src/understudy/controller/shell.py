@@ -19,6 +19,7 @@ from understudy.adapters.artifacts import DirectoryStore
 from understudy.adapters.links import FrameLink
 from understudy.adapters.store import Store
 from understudy.controller.bookkeeping import Bookkeeper
+from understudy.controller.collecting import Collector
 from understudy.controller.deployments import Deployments
 from understudy.controller.profiling import Profiler
 from understudy.controller.questions import Questions
@@ -89,6 +90,7 @@ class Controller:
             tasks.create_task,
         )
         self.questions = Questions(config, name, self.machine, self.traffic)
+        self._collector = Collector(config, self.machine, self.deployments, self.artifacts, self._note)
         self.step(ev.Started())
         self.deployments.recall(memory, self._loop.time())
 
@@ -98,6 +100,7 @@ class Controller:
             tasks.create_task(self.bookkeeper.run())
             tasks.create_task(self._publish())
             tasks.create_task(self._tick())
+            tasks.create_task(self._collector.run())
 
     def accept(self) -> FrameLink:
         """A link for a peer that just connected."""
@@ -108,9 +111,16 @@ class Controller:
             link.close()
 
     def status(self) -> ClusterStatus:
-        return cluster_status(
-            self.machine, self.traffic, self.bookkeeper.status, self._config.name, self._name
+        status = cluster_status(
+            self.machine,
+            self.traffic,
+            self.bookkeeper.status,
+            self._config.name,
+            self._name,
+            self._loop.time(),
         )
+        status.warnings += self._collector.problems
+        return status
 
     async def remove(self, app: str) -> None:
         """Raises NOT_FOUND, CONFLICT while it is being deployed, STORE_UNAVAILABLE."""

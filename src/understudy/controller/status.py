@@ -9,6 +9,7 @@ import msgspec
 from understudy.controller.traffic import Traffic
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.nodes import Node
+from understudy.core.controller.quarantine import Case
 from understudy.core.controller.targets import ANSWERING_NODES
 from understudy.core.planning.objective import placements_by_app
 from understudy.wire.messages import ReplicaState
@@ -16,7 +17,7 @@ from understudy.wire.records import AppVersion, Outcome, Placement, Plan, Role
 
 Observed = list[tuple[str, ReplicaState]]  # replicas of one app, by node
 
-OK, DEGRADED, DOWN = "ok", "degraded", "down"
+OK, DEGRADED, FAILING, DOWN = "ok", "degraded", "failing", "down"
 
 
 class StoreStatus(msgspec.Struct):
@@ -51,7 +52,9 @@ class AppStatus(msgspec.Struct):
     version: int
     criticality: str
     weight: float
-    state: str  # ok: full-size variant ready; degraded: something else answers; down: nothing does
+    # ok: full-size variant ready; degraded: something else answers; down: nobody does
+    # failing: too many users get errors of ours, whatever is ready
+    state: str
     serving: str | None  # best variant that is ready; "static" for the declared answer; None: nobody
     full_size: str
     reason: str | None  # why it is not ok
@@ -67,11 +70,24 @@ class AppStatus(msgspec.Struct):
     p99_ms: float | None
 
 
+class QuarantineStatus(msgspec.Struct):
+    """A variant that crashes again and again somewhere. `state`: doubted, quarantined or on trial."""
+
+    app: str
+    version: int
+    variant: str
+    state: str
+    why: str  # whose trouble it is, and by what evidence
+    nodes: list[str]  # where it crashed
+    node: str  # that is to try it now
+    retry_s: float | None  # until it is tried again
+
+
 class NodeStatus(msgspec.Struct):
     name: str
     site: str
     state: str
-    reason: str  # of the state, where it is not ready
+    reason: str  # of the state, where it is not ready; or what is wrong with the node itself
     connected: bool
     memory_mb: float
     memory_used_mb: float
@@ -98,11 +114,17 @@ class ClusterStatus(msgspec.Struct):
     nodes: list[NodeStatus]
     gateways: list[GatewayStatus]
     quarantined: list[tuple[str, int, str]]
+    quarantines: list[QuarantineStatus]
     warnings: list[str]
 
 
 def cluster_status(
-    machine: ControllerMachine, traffic: Traffic, store: StoreStatus, cluster: str, leader: str
+    machine: ControllerMachine,
+    traffic: Traffic,
+    store: StoreStatus,
+    cluster: str,
+    leader: str,
+    now: float = 0.0,
 ) -> ClusterStatus:
     plan = machine.plan.plan if machine.plan else Plan(0)
     return ClusterStatus(
@@ -125,7 +147,8 @@ def cluster_status(
             for _, view in sorted(traffic.gateways.items())
         ],
         quarantined=sorted(machine.quarantined),
-        warnings=_warnings(machine, plan, store),
+        quarantines=[_quarantine(case, now) for _, case in sorted(machine.quarantine.cases.items())],
+        warnings=_warnings(machine, plan, store, traffic),
     )
 
 
@@ -167,6 +190,9 @@ def _app(
     primaries = [p for p in placements if p.role is Role.PRIMARY]
     standby = _standby(placements, outcomes)
     state = OK if serving == app.full_size.name else DEGRADED if serving else DOWN
+    failing = traffic.failing(app.app) if serving else ""
+    if failing:
+        state = FAILING
     return AppStatus(
         name=app.app,
         version=app.version,
@@ -175,7 +201,7 @@ def _app(
         state=state,
         serving=serving,
         full_size=app.full_size.name,
-        reason=None if state == OK else _reason(app, plan, replicas, machine.planning),
+        reason=None if state == OK else failing or _reason(app, plan, replicas, machine.planning),
         primary_nodes=[p.node for p in primaries],
         primary_variant=primaries[0].variant if primaries else None,
         standby=standby,
@@ -261,7 +287,7 @@ def _node(node: Node) -> NodeStatus:
         name=node.info.name,
         site=node.info.site,
         state=node.state,
-        reason=reasons.get(node.state, ""),
+        reason=reasons.get(node.state) or "; ".join(observed.trouble if observed else ()),
         connected=node.connected,
         memory_mb=node.info.memory_mb,
         memory_used_mb=observed.memory_used_mb if observed else 0.0,
@@ -270,8 +296,25 @@ def _node(node: Node) -> NodeStatus:
     )
 
 
-def _warnings(machine: ControllerMachine, plan: Plan, store: StoreStatus) -> list[str]:
+def _quarantine(case: Case, now: float) -> QuarantineStatus:
+    retry_s = round(max(case.retry_at_s - now, 0.0), 1) if case.state == "quarantined" else None
+    why = (
+        case.why
+        or f"crashes again and again on {' and '.join(sorted(case.witnesses))} only: that node's trouble"
+    )
+    return QuarantineStatus(*case.key, case.state, why, sorted(case.witnesses), case.asked, retry_s)
+
+
+def _warnings(machine: ControllerMachine, plan: Plan, store: StoreStatus, traffic: Traffic) -> list[str]:
     warnings = list(plan.warnings)
+    if not traffic.served:
+        warnings.append("no gateway is connected: nobody is answered")
+    observed = [node.observed for _, node in sorted(machine.nodes.by_name.items()) if node.connected]
+    warnings += [
+        f"{state.node}: {state.warning}"
+        for state in observed
+        if state is not None and state.warning and state.warning not in state.trouble
+    ]
     warnings += [f"{app} has no primary: {why}" for app, why in sorted(plan.unplaced.items())]
     if machine.planning_error:
         warnings.append(f"planning failed: {machine.planning_error}")

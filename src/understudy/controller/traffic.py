@@ -58,6 +58,16 @@ class Traffic:
     def app(self, name: str) -> AppTraffic:
         return self._apps.get(name, AppTraffic())
 
+    def failing(self, name: str) -> str:
+        """What the users of an app meet lately, by a gateway that sees it; empty if all is well."""
+        reports = [v.stats.apps.get(name) for v in self.gateways.values() if v.connected and v.stats]
+        return next((report.failing for report in reports if report is not None and report.failing), "")
+
+    @property
+    def served(self) -> bool:
+        """Is there a gateway at all that clients could ask?"""
+        return any(view.connected for view in self.gateways.values())
+
     def forget(self, name: str) -> None:
         """The app was removed."""
         self._apps.pop(name, None)

@@ -14,6 +14,7 @@ class Uploads:
     def __init__(self, artifacts: DirectoryStore, tuning: ControllerTuning) -> None:
         self._artifacts = artifacts
         self._bytes_max = tuning.upload_bytes_max
+        self._quota_bytes = tuning.artifacts_bytes_max
         self._uploads_max = tuning.uploads_max
         self._running = 0
 
@@ -21,12 +22,13 @@ class Uploads:
         """Raises NOT_FOUND or `InvalidArgument`."""
         if not self._artifacts.has(digest):
             raise UnderstudyError(Code.NOT_FOUND, "no such artifact", digest=check_digest(digest))
+        self._artifacts.touch(digest)  # who asks is about to deploy it
 
     async def receive(self, digest: str, chunks: AsyncIterator[bytes], declared_bytes: int | None) -> int:
         """Store it; its size in bytes.
 
         Raises ARTIFACT_CORRUPT when the content is something else, TOO_LARGE, BUSY, or UNAVAILABLE when the
-        disk refuses. Nothing is left behind then.
+        disk is full or refuses. Nothing is left behind then.
         """
         if declared_bytes is not None:
             self._check_size(declared_bytes)
@@ -34,6 +36,7 @@ class Uploads:
             raise UnderstudyError(Code.BUSY, "too many uploads at once; try again", uploads=self._running)
         self._running += 1
         try:
+            await asyncio.to_thread(self.check_room, declared_bytes or 0)
             with await asyncio.to_thread(self._artifacts.upload, digest) as upload:
                 await self._copy(upload, chunks)
                 await asyncio.to_thread(upload.commit)
@@ -56,6 +59,27 @@ class Uploads:
                 waiting.clear()
         self._check_size(upload.size_bytes + len(waiting))
         await asyncio.to_thread(upload.write, bytes(waiting))
+
+    def check_room(self, size_bytes: int) -> None:
+        """Raises TOO_LARGE or UNAVAILABLE; blocks."""
+        used_bytes, quota_bytes = self._artifacts.size_bytes(), self._quota_bytes
+        if used_bytes + size_bytes > quota_bytes:
+            raise UnderstudyError(
+                Code.TOO_LARGE,
+                "no room for the artifact: raise controller.artifacts_bytes_max, or remove apps; what they "
+                "leave is deleted after controller.artifact_grace_s",
+                used_bytes=used_bytes,
+                size_bytes=size_bytes,
+                artifacts_bytes_max=quota_bytes,
+            )
+        free_bytes = self._artifacts.free_bytes()
+        if size_bytes > free_bytes:
+            raise UnderstudyError(
+                Code.UNAVAILABLE,
+                "the disk of the artifact store has no room for it",
+                size_bytes=size_bytes,
+                free_bytes=free_bytes,
+            )
 
     def _check_size(self, size_bytes: int) -> None:
         if size_bytes > self._bytes_max:

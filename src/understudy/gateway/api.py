@@ -72,6 +72,7 @@ class Api:
             (model + "/config", self._configuration),
             (model + "/stats", self._statistics),
             (r"/understudy/status", self._status),
+            (r"/understudy/failures(?:/(?P<app>[^/]+))?", self._failures),
             (r"/openapi\.json", self._document),
         )
         self._post = _routes(
@@ -135,8 +136,7 @@ class Api:
     def _dispatch(self, exchange: Exchange, request: InferRequest, now: float) -> None:
         request.exchange = exchange
         exchange.request = request
-        if request.app.clients is not None:
-            request.client = exchange.client or exchange.connection.address
+        request.client = exchange.client or exchange.connection.address
         self.gateway.dispatcher.submit(request, now)
 
     def _submit_plain(
@@ -249,7 +249,7 @@ class Api:
         """Ready to be sent traffic: it has routes and can answer for at least one app."""
         apps = self.gateway.apps.values()
         ready = self.gateway.table.revision >= 0 and not self.draining
-        return ready and (not apps or any(app.ready for app in apps))
+        return ready and (not apps or any(app.fit for app in apps))
 
     def _server_ready(self) -> Answer:
         content: dict[str, Any] = {"ready": self.ready}
@@ -266,10 +266,13 @@ class Api:
 
     def _model_ready(self, app: str, version: str | None) -> Answer:
         """True if a replica answered a real inference within the last probe interval."""
-        ready = self.app(app, version).ready
+        found = self.app(app, version)
+        ready, failing = found.fit, found.health.failing
         content: dict[str, Any] = {"name": app, "ready": ready}
+        if failing:
+            content["failing"] = failing
         if not ready:
-            content["error"] = f"no replica of {app!r} is ready"
+            content["error"] = failing if found.ready else f"no replica of {app!r} is ready"
         return (200 if ready else 503), content
 
     def _configuration(self, app: str, version: str | None) -> Answer:
@@ -288,6 +291,11 @@ class Api:
 
     def _unload(self, body: bytes, app: str) -> Answer:
         triton.refuse_unload(self.app(app, None))
+
+    def _failures(self, app: str | None = None) -> Answer:
+        """Requests that got an error of ours, the newest first. Of this process, and not many."""
+        apps = self.sorted_apps() if app is None else [self.app(app, None)]
+        return 200, {"failures": failure_records(apps, monotonic(), time())}
 
     def sorted_apps(self) -> list[App]:
         return [app for _, app in sorted(self.gateway.apps.items())]
@@ -340,6 +348,27 @@ def model_metadata(spec: AppVersion) -> dict[str, Any]:
     }
 
 
+def failure_records(apps: list[App], now: float, unix_s: float) -> list[dict[str, Any]]:
+    records = [
+        {
+            "request_id": failure.request_id,
+            "at_unix_ms": round((unix_s - (now - failure.at)) * 1000),
+            "app": app.name,
+            "version": failure.version,
+            "variant": failure.variant,
+            "node": failure.node,
+            "replica": failure.replica,
+            "client": failure.client,
+            "code": failure.code,
+            "message": failure.message,
+            "traceback": failure.traceback,
+        }
+        for app in apps
+        for failure in app.health.failures
+    ]
+    return sorted(records, key=lambda record: -record["at_unix_ms"])
+
+
 def _app_status(app: App) -> dict[str, Any]:
     spec: AppVersion = app.spec
     best = app.ranked[0] if app.ranked else None
@@ -357,6 +386,8 @@ def _app_status(app: App) -> dict[str, Any]:
         "p99_ms": _ms(app.digest.quantile(0.99)),
         "requests": app.stats_total.requests + app.stats.requests,
         "failed": app.stats_total.failed + app.stats.failed,
+        "rejected": app.stats_total.rejected + app.stats.rejected,
+        "failing": app.health.failing,
         "retried": app.stats_total.retried + app.stats.retried,
         "hedged": app.stats_total.hedged + app.stats.hedged,
         "shed": app.stats_total.shed + app.stats.shed,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from understudy.core.gateway.rotation import Request, Source
 from understudy.gateway import answers
-from understudy.wire.errors import UnderstudyError
+from understudy.gateway.static_answers import Static, as_http
+from understudy.wire.errors import InvalidArgument, UnderstudyError
 from understudy.wire.frames import LARGE_BYTES, Buffer
 from understudy.wire.messages import Result
 
@@ -101,7 +102,12 @@ class InferRequest(Request):
     def failed(self, error: UnderstudyError) -> None:
         self.exchange.fail(error)
 
-    def answered_static(self, static: dict[str, Any]) -> None:
+    def answered_static(self, static: Static) -> None:
         spec = self.app.spec
-        body = {"model_name": spec.app, "model_version": str(spec.version), **static}
-        self.exchange.finish(answers.static_head(spec.version), answers.json_body(body))
+        try:
+            body, json_bytes = as_http(spec, static, self.body, self.json_bytes)
+        except InvalidArgument as error:  # it would have been refused by a replica too
+            self.exchange.fail(error)
+            return
+        head = answers.static_head(spec.version)
+        self.exchange.finish(head if json_bytes < 0 else answers.binary_head(head, json_bytes), body)

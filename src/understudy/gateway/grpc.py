@@ -26,10 +26,11 @@ from understudy.gateway import triton
 from understudy.gateway.api import Api, model_metadata, server_metadata
 from understudy.gateway.auth import headers_of
 from understudy.gateway.grpc_health import HEALTH, Health, enable_reflection
+from understudy.gateway.static_answers import Static
 from understudy.gateway.tls import Certificate, ServerContext
 from understudy.settings.gateway import GatewayTuning
 from understudy.wire import inference
-from understudy.wire.errors import Code, ConfigError, UnderstudyError
+from understudy.wire.errors import Code, ConfigError, InvalidArgument, UnderstudyError
 from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
 from understudy.wire.messages import Result
 from understudy.wire.protobuf import read_infer_head
@@ -74,10 +75,15 @@ class GrpcRequest(Request):
         )
         self._end(b"".join((body, parameters)), metadata)
 
-    def answered_static(self, static: dict[str, Any]) -> None:
+    def answered_static(self, static: Static) -> None:
         spec = self.app.spec
         parameters, metadata = answers.provenance("static", spec.version, "static")
-        self._end(answers.static_answer(spec, static, self.id_bytes) + parameters, metadata)
+        try:
+            answer = answers.static_answer(spec, static, self.body, self.id_bytes)
+        except InvalidArgument as error:  # it would have been refused by a replica too
+            self.failed(error)
+        else:
+            self._end(answer + parameters, metadata)
 
     def failed(self, error: UnderstudyError) -> None:
         if not self.ended.done():
@@ -204,8 +210,7 @@ class GrpcServer:
         request = GrpcRequest(app, message, now, now + self._patience_s(app, context.time_remaining()))
         request.ended = self._loop.create_future()
         request.id_bytes = head.id
-        if app.clients is not None:
-            request.client = client or peer.address
+        request.client = client or peer.address
         api.body_bytes_held += len(message)
         self._gateway.dispatcher.submit(request, now)
         return request
@@ -266,7 +271,7 @@ class GrpcServer:
     def _model_ready(self, asked: Any) -> Any:
         """An unknown model is not ready, and no error: clients poll this until it is there."""
         app = self._gateway.apps.get(asked.name)
-        ready = app is not None and asked.version in ("", str(app.spec.version)) and app.ready
+        ready = app is not None and asked.version in ("", str(app.spec.version)) and app.fit
         return answers.described("ModelReadyResponse", {"ready": ready})
 
     def _model_metadata(self, asked: Any) -> Any:

@@ -6,17 +6,18 @@ server.
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote
 
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
+from understudy.gateway.static_answers import Static, for_outputs
 from understudy.wire import inference
-from understudy.wire.errors import UnderstudyError
+from understudy.wire.errors import InvalidArgument, UnderstudyError
+from understudy.wire.frames import Buffer
 from understudy.wire.protobuf import length_delimited
 from understudy.wire.records import AppVersion
 from understudy.wire.statuses import STATUSES
@@ -26,10 +27,6 @@ Metadata = tuple[tuple[str, str], ...]
 _BY_NUMBER = {status.value[0]: status for status in StatusCode}
 _STREAM_ERROR, _STREAM_RESPONSE = 1, 2  # fields of ModelStreamInferResponse
 _ID = 3  # of ModelInferResponse
-_FORMATS = {
-    "BOOL": "?", "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h",
-    "INT32": "i", "INT64": "q", "FP16": "e", "FP32": "f", "FP64": "d",
-}  # fmt: skip
 
 
 # Failures
@@ -91,32 +88,28 @@ def stream_answer(answer: bytes) -> bytes:
     return length_delimited(_STREAM_RESPONSE, answer + _FINAL)
 
 
-def static_answer(spec: AppVersion, static: dict[str, Any], request_id: bytes) -> bytes:
-    """A declared static answer, which is an inference response in JSON, as a ModelInferResponse."""
+def static_answer(spec: AppVersion, static: Static, request: Buffer, request_id: bytes) -> bytes:
+    """A static answer to the serialized `request`, as a ModelInferResponse. Raises `InvalidArgument`."""
+    try:
+        asked = inference.ModelInferRequest.FromString(bytes(request)).outputs
+    except DecodeError as error:
+        raise InvalidArgument(f"not a ModelInferRequest: {error}") from error
+    wishes = [(output.name, _parameters(output)) for output in asked]
     response = inference.ModelInferResponse(model_name=spec.app, model_version=str(spec.version))
-    for output in static["outputs"]:
-        response.outputs.add(name=output["name"], datatype=output["datatype"], shape=output["shape"])
-        response.raw_output_contents.append(_raw(output["datatype"], list(_flat(output["data"]))))
+    for tensor in for_outputs(spec, static, wishes):
+        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        response.raw_output_contents.append(tensor.raw)
     encoded: bytes = response.SerializeToString()
     return encoded + length_delimited(_ID, request_id)
 
 
-def _flat(data: Any) -> Iterator[Any]:
-    if isinstance(data, list):
-        for item in data:
-            yield from _flat(item)
-    else:
-        yield data
-
-
-def _raw(datatype: str, values: list[Any]) -> bytes:
-    """Elements as the protocol's raw little-endian bytes. Few of them: a static answer is written by hand."""
-    if datatype == "BYTES":
-        encoded = [str(value).encode() for value in values]
-        return b"".join(struct.pack("<I", len(value)) + value for value in encoded)
-    if datatype == "BF16":
-        return b"".join(struct.pack("<f", value)[2:] for value in values)  # cut, not rounded
-    return struct.pack(f"<{len(values)}{_FORMATS[datatype]}", *values)
+def _parameters(output: Any) -> dict[str, Any]:
+    """Those of a requested output but for what JSON calls `binary_data`: here everything is binary."""
+    return {
+        name: getattr(value, choice)
+        for name, value in output.parameters.items()
+        if (choice := value.WhichOneof("parameter_choice")) and name != "binary_data"
+    }
 
 
 # Everything but inference

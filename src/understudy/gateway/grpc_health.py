@@ -67,7 +67,7 @@ class Health:
         if service in WHOLE:
             ready = self._api.ready
         elif service in self._api.gateway.apps:
-            ready = self._api.gateway.apps[service].ready
+            ready = self._api.gateway.apps[service].fit
         else:
             return int(_UNKNOWN)
         return int(_SERVING if ready else _NOT_SERVING)

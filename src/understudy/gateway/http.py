@@ -91,13 +91,16 @@ class HttpConnection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._body_bytes = 0
         self._unparsed_bytes = 0  # of a body that the parser left to us
+        self._address = ""  # asked for once: it costs a system call
         self._large: memoryview | None = None  # a body of known size; its memory is taken up as it comes
 
     @property
     def address(self) -> str:
         """Of the client."""
-        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return str(peer[0]) if peer else ""
+        if not self._address and self._transport is not None:
+            peer = self._transport.get_extra_info("peername")
+            self._address = str(peer[0]) if peer else ""
+        return self._address
 
     # asyncio.Protocol
 

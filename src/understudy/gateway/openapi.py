@@ -52,6 +52,9 @@ def _server_paths() -> Json:
             _ref("Ready"),
             not_ready=_ref("NotReady"),
         ),
+        "/understudy/failures": _get(
+            "failures", "The newest requests that failed by our fault", {"type": "object"}
+        ),
         "/understudy/status": _get("status", "What this gateway sees, for operators", {"type": "object"}),
         "/openapi.json": _get("openapi", "This document", {"type": "object"}),
     }

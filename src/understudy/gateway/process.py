@@ -51,6 +51,7 @@ from understudy.wire.records import Event, NodeInfo, RouteTable
 if TYPE_CHECKING:
     from understudy.gateway.grpc import GrpcServer
 
+COUNTERS = ("requests", "failed", "rejected", "degraded", "shed", "limited", "retried", "hedged")
 IDLE_TICK_S = 0.01  # while nothing is in flight
 SWEEP_S = 0.5
 CONNECT_RETRY_S = 0.02
@@ -59,6 +60,7 @@ PULSE = b"."  # a process that accepts connections says so; before that it says 
 START = b"s"
 TAKEOVER_WAIT_S = 3.0  # for replicas, before it accepts connections in the place of a gateway that serves
 DRAIN_IDLE_S = 0.5  # a draining gateway closes a connection when its client sent nothing for this long
+SAVE_RETRY_S = 2.0  # after the table could not be written
 GC_THRESHOLD = 50_000  # requests leave no cycles behind, so collections find little; have few of them
 
 
@@ -230,7 +232,7 @@ class GatewayProcess:
     def _note(self, note: core.Note) -> None:
         at = time.time_ns() // 1_000_000
         source = f"gateway:{self.name}"
-        data = {"request_id": note.request_id} if note.request_id else {}
+        data = {"request_id": note.request_id, **note.data} if note.request_id else note.data
         event = Event(note.kind, at, source, note.message, note.app, note.node, note.replica, data)
         self.log.info(note.kind, message=note.message, app=note.app, node=note.node, **data)
         self.events.append(event)
@@ -365,6 +367,7 @@ class GatewayProcess:
                 connection.sweep(now)
 
     async def _save_tables(self) -> None:
+        failed = False
         while True:
             await self._unsaved_set.wait()
             self._unsaved_set.clear()
@@ -375,7 +378,13 @@ class GatewayProcess:
                 await asyncio.to_thread(self.table_file.save, table)
             except OSError as error:
                 # Serving goes on; only a restart without a controller would miss this revision.
-                self.log.warning("table.save_failed", path=str(self.table_file.path), error=str(error))
+                if not failed:
+                    self.log.warning("table.save_failed", path=str(self.table_file.path), error=str(error))
+                failed = True
+                self._unsaved_set.set()
+                await asyncio.sleep(SAVE_RETRY_S)
+            else:
+                failed = False
 
     async def _report(self) -> None:
         while True:
@@ -393,7 +402,7 @@ class GatewayProcess:
         app = self.gateway.apps[name]
         stats, app.stats = app.stats, AppStats()
         total = app.stats_total
-        for field in ("requests", "failed", "degraded", "shed", "limited", "retried", "hedged"):
+        for field in COUNTERS:
             setattr(total, field, getattr(total, field) + getattr(stats, field))
         p50_s, p99_s = app.digest.quantile(0.5), app.digest.quantile(0.99)
         return msgspec.structs.replace(
@@ -402,6 +411,7 @@ class GatewayProcess:
             p99_ms=(p99_s or 0.0) * 1000,
             serving=app.ranked[0].variant if app.ranked else "",
             ready=app.ready,
+            failing=app.health.failing,
         )
 
 

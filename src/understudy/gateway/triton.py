@@ -104,11 +104,11 @@ def index(apps: Iterable[App], *, ready_only: bool) -> list[dict[str, str]]:
         {
             "name": app.name,
             "version": str(app.spec.version),
-            "state": "READY" if app.ready else "UNAVAILABLE",
-            "reason": "" if app.ready else "no replica is ready",
+            "state": "READY" if app.fit else "UNAVAILABLE",
+            "reason": "" if app.fit else app.health.failing if app.ready else "no replica is ready",
         }
         for app in apps
-        if app.ready or not ready_only
+        if app.fit or not ready_only
     ]
 
 

@@ -10,6 +10,7 @@ from understudy.settings import Name, NonNegative, Positive, Settings
 from understudy.settings.agent import AgentTuning
 from understudy.settings.controller import ControllerConfig, ControllerTuning
 from understudy.settings.gateway import GatewayConfig, GatewayTuning
+from understudy.settings.places import DiskSettings, LogSettings
 from understudy.settings.plan import PlanSettings
 from understudy.settings.security import AuthSettings
 from understudy.settings.worker import WorkerTuning
@@ -49,6 +50,8 @@ class ClusterConfig(Settings, frozen=True):
     worker: WorkerTuning = WorkerTuning()
     controller: ControllerTuning = ControllerTuning()
     plan: PlanSettings = PlanSettings()
+    disk: DiskSettings = DiskSettings()
+    logs: LogSettings = LogSettings()
 
     def role_dir(self, role: str, name: str) -> Path:
         """State of one process across its restarts."""

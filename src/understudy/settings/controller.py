@@ -17,12 +17,24 @@ class ControllerTuning(Settings, frozen=True):
     versions_max: Count = 20  # per app, kept in the store
     upload_bytes_max: Count = 8 * 1024**3
     uploads_max: Count = 8  # at once
+    artifacts_bytes_max: Count = 1024**4  # of all that is stored
+    artifact_grace_s: Positive = 3600.0  # no version needs it, nobody asked for it: it is deleted
+    collect_interval_s: Positive = 60.0
     release_after_s: NonNegative = 1.0  # primaries ready for this long before anything is taken away
     store_timeout_s: Positive = 1.0  # publishing waits no longer than this for the store
     events_pending_max: Count = 5000  # kept in memory while the store is away
-    deployments_max: Count = 100  # remembered by the controller, the running ones among them
+    deployments_max: Count = 1000  # remembered; waiting and running ones among them. Beyond it: BUSY
+    deployment_memory_s: Positive = 60.0  # an end that nobody has asked for yet is kept this long
+    deployment_traceback_bytes_max: Count = 16 * 1024
+    static_bytes_max: Count = 64 * 1024  # of an app's static answer, as JSON
+    probe_bytes_max: Count = 8 * 1024**2
+    options_bytes_max: Count = 64 * 1024  # of one variant
     profile_timeout_s: Positive = 120.0  # of one variant
     profile_attempts_max: Count = 3  # of one variant, each on another node if there is one
+    quarantine_pause_s: Positive = 60.0  # then one node tries the variant; doubles each time that it fails
+    quarantine_pause_s_max: Positive = 3600.0
+    trial_s: Positive = 10.0  # ready for so long on trial, and not crashing: it is well
+    trial_timeout_s: Positive = 180.0  # for the node that tries it
     placing_timeout_s: Positive = 120.0  # plan committed -> primary ready
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -56,7 +56,9 @@ class AdmissionSettings(Settings, frozen=True):
     waiting_max: Count = 1024  # per app, parked until a replica is ready
     inflight_total_max: Count = 8192  # over all apps; beyond half of it each has its fair share only
     lag_ms_max: Positive = 30.0  # own loop later than this on average: shed by criticality
-    lag_inflight_min: Annotated[int, Meta(ge=0)] = 64  # with fewer over all apps, others make it late
+    lag_inflight_min: Annotated[int, Meta(ge=0, le=2**53)] = (
+        64  # with fewer over all apps, others make it late
+    )
     deadline_ms_max: Positive = 300_000.0
     retry_after_s: Count = 1
     clients_max: Count = 10_000  # per app with a rate limit, remembered at once
@@ -82,7 +84,7 @@ class HedgeSettings(Settings, frozen=True):
 
 
 class BreakerSettings(Settings, frozen=True):
-    """When a replica is taken out of rotation for what it answers (Envoy's outlier detection, tightened)."""
+    """When a replica is taken out of rotation for what it answers (what counts: `core.gateway.conduct`)."""
 
     consecutive_failures: Count = 3
     failure_fraction: Fraction = 0.5
@@ -96,6 +98,17 @@ class BreakerSettings(Settings, frozen=True):
     latency_ms_min: NonNegative = 5.0  # nobody is ejected for answering sooner than this
     failure_margin_fraction: Fraction = 0.1  # failed fraction above that of its equals (and significantly)
     slow_start_s: NonNegative = 10.0  # a new or re-admitted replica's share grows for so long; 0: at once
+
+
+class HealthSettings(Settings, frozen=True):
+    """When an app is said to fail its users, and what is remembered of that."""
+
+    window_s: Positive = 60.0
+    failing_fraction: Fraction = 0.05  # of the requests in the window, and at least:
+    failures_min: Count = 3
+    failures_max: Count = 100  # records kept per app and process, the newest
+    event_interval_s: Positive = 10.0  # per app and code, between two `request.failed`
+    readiness: Literal["replicas", "users"] = "replicas"  # "users": an app that fails its users isn't ready
 
 
 class PoisonSettings(Settings, frozen=True):
@@ -139,6 +152,7 @@ class GatewayTuning(Settings, frozen=True):
     breaker: BreakerSettings = BreakerSettings()
     suspicion: SuspicionSettings = SuspicionSettings()
     activation: ActivationSettings = ActivationSettings()
+    health: HealthSettings = HealthSettings()
     poison: PoisonSettings = PoisonSettings()
     last_good: LastGoodSettings = LastGoodSettings()
     tick_ms: Positive = 2.0  # resolution of hedges, deadlines and suspicion

@@ -12,18 +12,24 @@ from understudy.settings import (
     Datatype,
     FallbackLink,
     Fraction,
+    Length,
     Name,
     NonNegative,
     Positive,
     Settings,
 )
-from understudy.wire.records import Criticality
+from understudy.wire.documents import check_document
+from understudy.wire.errors import InvalidArgument
+from understudy.wire.records import Criticality, fallback_mistake
+from understudy.wire.statics import check_static, read_static
 
 
 class VariantManifest(Settings, frozen=True):
     name: Name
     runtime: Literal["onnx", "python"]
-    artifact: str  # file, or directory with a model.py for the python runtime; relative to the manifest
+    artifact: Annotated[
+        str, Meta(min_length=1, max_length=4096)
+    ]  # file, or directory with a model.py for the python runtime; relative to the manifest
     accuracy: Fraction
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     memory_limit_mb: Positive | None = None
@@ -32,22 +38,22 @@ class VariantManifest(Settings, frozen=True):
 class TensorSettings(Settings, frozen=True):
     """An input or output, where the runtime doesn't know it from the model itself."""
 
-    name: str
+    name: Annotated[str, Meta(min_length=1, max_length=1024)]
     datatype: Datatype
-    shape: tuple[Annotated[int, Meta(ge=-1)], ...]  # -1: any length
+    shape: Annotated[tuple[Length, ...], Meta(max_length=32)]  # -1: any length
     optional: bool = False  # inputs only: requests may leave it out, and so may what `predict` is given
 
 
 class ClientRateSettings(Settings, frozen=True):
     """What one client may ask of an app, at each process of a gateway. Beyond it: 429."""
 
-    requests_per_s: Positive
+    requests_per_s: Annotated[float, Meta(ge=0.001, le=1e9)]
     burst: Count = 10  # at once, after a pause
 
 
 class BatchingSettings(Settings, frozen=True):
-    rows_max: Count = 32
-    wait_us: Annotated[int, Meta(ge=0)] = 0  # for more rows, when fewer are there
+    rows_max: Annotated[int, Meta(ge=1, le=2**20)] = 32
+    wait_us: Annotated[int, Meta(ge=0, le=10_000_000)] = 0  # for more rows, when fewer are there
 
 
 class AppManifest(Settings, frozen=True):
@@ -56,17 +62,62 @@ class AppManifest(Settings, frozen=True):
     name: Name
     variants: Annotated[tuple[VariantManifest, ...], Meta(min_length=1, max_length=32)]
     criticality: Criticality = Criticality.STANDARD
-    weight: Positive = 1.0
-    replicas: Count = 1
+    weight: Annotated[float, Meta(ge=1e-6, le=1e6)] = 1.0
+    replicas: Annotated[int, Meta(ge=1, le=1000)] = 1
     idempotent: bool = True
     deadline_ms: Positive = 1000.0
     objective_ms: Positive | None = None  # latency to keep, by slower variants never; default: deadline / 2
     brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
     client_rate: ClientRateSettings | None = None
     requests_per_s: NonNegative = 0.0  # expected of all clients; 0: not stated, so it takes no compute
-    inputs: tuple[TensorSettings, ...] = ()
-    outputs: tuple[TensorSettings, ...] = ()
+    inputs: Annotated[tuple[TensorSettings, ...], Meta(max_length=1024)] = ()
+    outputs: Annotated[tuple[TensorSettings, ...], Meta(max_length=1024)] = ()
     batching: BatchingSettings = BatchingSettings()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
     fallback: tuple[FallbackLink, ...] | None = None  # default: smaller-variant, previous-version, static
+
+
+def check_manifest(
+    manifest: AppManifest,
+    *,
+    static_bytes_max: int = 64 * 1024,
+    probe_bytes_max: int = 8 * 1024**2,
+    options_bytes_max: int = 64 * 1024,
+) -> None:
+    """What the types can't say and no cluster is needed for. Raises `InvalidArgument`, the field first."""
+    names: set[str] = set()
+    for index, variant in enumerate(manifest.variants):
+        if variant.name in names:
+            raise InvalidArgument(f"variants[{index}].name: {variant.name!r} is used twice")
+        names.add(variant.name)
+        check_document(f"variants[{index}].options", variant.options, options_bytes_max)
+    for side in ("inputs", "outputs"):
+        declared = [tensor.name for tensor in getattr(manifest, side)]
+        for index, name in enumerate(declared):
+            if name in declared[:index]:
+                raise InvalidArgument(f"{side}[{index}].name: {name!r} is used twice")
+    if manifest.static is not None:
+        check_document("static", manifest.static, static_bytes_max)
+        if manifest.outputs:
+            check_static(manifest.static, manifest.outputs)
+        else:  # the model says which it has
+            read_static(manifest.static, strict=True)
+    if manifest.probe is not None:
+        check_document("probe", manifest.probe, probe_bytes_max)
+        _check_probe(manifest.probe)
+    if manifest.fallback is not None:
+        mistake = fallback_mistake(manifest.fallback, manifest.static is not None)
+        if mistake:
+            raise InvalidArgument(f"fallback: {mistake}")
+
+
+def _check_probe(probe: dict[str, Any]) -> None:
+    """Only that it is a request: the replica that measures the app reads the rest, and answers it."""
+    inputs = probe.get("inputs")
+    if not isinstance(inputs, list) or not inputs:
+        raise InvalidArgument("probe.inputs: a list with at least one tensor is needed")
+    for index, tensor in enumerate(inputs):
+        missing = {"name", "datatype", "shape", "data"} - set(tensor if isinstance(tensor, dict) else ())
+        if missing:
+            raise InvalidArgument(f"probe.inputs[{index}]: a tensor needs {', '.join(sorted(missing))}")

@@ -26,7 +26,7 @@ class KeyEntry(Settings, frozen=True):
     """One API key. The key itself is written nowhere."""
 
     name: Name  # of whoever holds it; while a key is changed, two entries may have the same
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]  # of the key, in hexadecimal
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$(?!\\n)")]  # of the key, in hexadecimal
     apps: tuple[str, ...] = ()  # patterns such as "shop-*": the apps it may use
     operator: bool = False  # may see the whole gateway and load and unload models
 

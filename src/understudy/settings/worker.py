@@ -10,3 +10,4 @@ class WorkerTuning(Settings, frozen=True):
     frame_bytes_max: Count = 72 * 1024 * 1024
     orphan_timeout_s: Positive = 60.0  # without an agent and without a request: exit
     threads: Count = 1  # of one inference
+    output_bytes_max: Count = 16 * 1024 * 1024  # printed while no agent reads it; beyond it, it is lost

@@ -12,6 +12,7 @@ from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Replica
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.gateway import GatewayTuning
 from understudy.sim.clock import Process
+from understudy.sim.scenario import BAD_CLIENT
 
 if TYPE_CHECKING:
     from understudy.sim.gateways import ClientRequest, WorkerLink
@@ -38,6 +39,7 @@ class Checks:
         self._world = world
         self._settings: GatewayTuning = world.config.gateway
         self._asked: dict[App, deque[float]] = {}  # when, in the gateway's time
+        self._deaths: Counter[tuple[tuple[str, int, str], str]] = Counter()
         self._retried: dict[App, deque[float]] = {}
 
     def that(self, holds: bool, what: str) -> None:
@@ -56,6 +58,17 @@ class Checks:
         """Of a target or a route table that a process gets from the controller."""
         self.that(revision >= held, f"{receiver} holds revision {held} and is sent {revision}")
 
+    def died(self, node: Node, what: tuple[str, int, str]) -> None:
+        """A worker that was loading or had loaded `what`."""
+        self._deaths[(what, node.name)] += 1
+
+    def quarantined(self, what: tuple[str, int, str], nodes: int) -> None:
+        """By a controller that sees `nodes` of them. A full disk is no evidence."""
+        count = self._world.config.agent.crash_loop_count
+        witnesses = [node for (of, node), deaths in self._deaths.items() if of == what and deaths >= count]
+        enough = len(witnesses) >= min(2, nodes)
+        self.that(enough, f"{what} is quarantined, and crashed again and again on {witnesses} only")
+
     # requests
 
     def asked(self, request: ClientRequest, process: Process) -> None:
@@ -72,8 +85,17 @@ class Checks:
     def ended(self, request: ClientRequest, outcome: str) -> None:
         self.that(not request.outcome, f"a request ended twice: {request.outcome}, then {outcome}")
         self._world.outcomes[f"{request.phase}: {outcome}"] += 1
+        if request.client == BAD_CLIENT:
+            return
         answered = outcome in ("ok", "degraded", "shed")  # limits that follow latency open again by and by
         self.that(answered or request.phase != "settled", f"{outcome} from a cluster that is whole")
+
+    def harmless(self) -> None:
+        """Before the first fault: whatever one client sent, nobody is avoided for it."""
+        for gateway in self._world.gateways:
+            for replica in gateway.machine.replicas.values():
+                what = f"{replica.id} is avoided for what one client sent it"
+                self.that(replica.breaker.closed or not replica.breaker.failures_alike, what)
 
     def queues(self, app: App) -> None:
         parked = sum(request.attempts == 0 and not request.done for request in app.waiting)

@@ -92,6 +92,13 @@ class Controller:
         self.process.every(lambda: interval_s, lambda _: self.step(ev.Tick()))
 
     def step(self, event: ev.Event) -> None:
+        before = self.machine.quarantined
+        self._carry_out(event)
+        for what in sorted(self.machine.quarantined - before):
+            asked = [node for node in self.machine.nodes.by_name.values() if node.state == "ready"]
+            self.world.checks.quarantined(what, len(asked))
+
+    def _carry_out(self, event: ev.Event) -> None:
         for effect in self.machine.step(event, self.process.now):
             match effect:
                 case Save(puts, deletes):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.rotation import App, Replica, Request, Source
 from understudy.sim.clock import Host, Process
 from understudy.sim.disks import Disk, StateFile
 from understudy.sim.network import RECONNECT_S, End
+from understudy.sim.scenario import BAD_CLIENT, BAD_DATA
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame, FrameDecoder
 from understudy.wire.messages import (
@@ -25,33 +26,40 @@ from understudy.wire.messages import (
     encode_message,
 )
 from understudy.wire.records import NodeInfo, RouteTable
+from understudy.wire.statics import StaticTensor
 
 if TYPE_CHECKING:
     from understudy.sim.world import World
 
 IDLE_TICK_S = 0.02
 RESTART_S = 0.1
+LESS = 0.1
 REFUSED = frozenset({Code.BUSY, Code.DRAINING, Code.UNAVAILABLE, Code.TIMEOUT})  # nothing ran
 
 
 class ClientRequest(Request):
     """Knows how it ended, and that it did so once."""
 
-    __slots__ = ("outcome", "phase", "world")
+    __slots__ = ("failed_at", "outcome", "phase", "world")
 
-    def __init__(self, world: World, app: App, arrived: float, deadline: float) -> None:
-        super().__init__(app, b"%r" % arrived, arrived, deadline)
+    def __init__(self, world: World, app: App, arrived: float, deadline: float, bad: bool) -> None:
+        client = BAD_CLIENT if bad else "good"
+        super().__init__(app, (BAD_DATA if bad else b"") + b"%r" % arrived, arrived, deadline, client=client)
         self.world = world
         self.phase = world.phase  # of the run, when it was asked
         self.outcome = ""
+        self.failed_at: list[Replica] = []
 
     def answered(self, source: Source, result: Result, body: Buffer) -> None:
+        for replica in self.failed_at:
+            if isinstance(source, Replica) and isinstance(replica.link, WorkerLink):
+                replica.link.put_to_shame(replica.equals(source))
         self._end("degraded" if source.degraded else "ok")
 
     def failed(self, error: UnderstudyError) -> None:
         self._end(str(error.code))
 
-    def answered_static(self, static: dict[str, Any]) -> None:
+    def answered_static(self, static: tuple[StaticTensor, ...]) -> None:
         self._end("static")
 
     def _end(self, outcome: str) -> None:
@@ -65,7 +73,7 @@ class WorkerLink:
     def __init__(self, gateway: Gateway, replica: Replica, end: End) -> None:
         self.end = end
         self.last_heard_s = gateway.process.now
-        self.failures = 0  # in a row, by what it answered
+        self.failures = 0.0  # in a row, of requests that another replica answered
         self.failed_s = 0.0  # when it did so last
         self._gateway, self._replica = gateway, replica
 
@@ -84,8 +92,14 @@ class WorkerLink:
             return
         answer = decode_answer(frame)
         if isinstance(answer, Failure) and answer.code not in REFUSED:
-            self.failures += 1
             self.failed_s = now
+            request = self._replica.outstanding[frame.stream].request
+            assert isinstance(request, ClientRequest)
+            request.failed_at.append(self._replica)
+
+    def put_to_shame(self, by_equal: bool) -> None:
+        """Another replica answered what this one failed; by another variant it says less."""
+        self.failures += 1 if by_equal else LESS
 
 
 class GatewayHost:
@@ -132,13 +146,13 @@ class Gateway:
         busy = self.machine.dispatcher.inflight
         return self.world.config.gateway.tick_ms / 1000 if busy else IDLE_TICK_S
 
-    def submit(self, app: str) -> ClientRequest | None:
+    def submit(self, app: str, *, bad: bool = False) -> ClientRequest | None:
         """A client asks. None: nobody takes its connection, or the app isn't known yet."""
         now = self.process.now
         known = self.machine.apps.get(app)
         if known is None or not self.process.alive or self.process.paused:
             return None
-        request = ClientRequest(self.world, known, now, now + known.spec.deadline_ms / 1000)
+        request = ClientRequest(self.world, known, now, now + known.spec.deadline_ms / 1000, bad)
         self.world.checks.asked(request, self.process)
         self.machine.dispatcher.submit(request, now)
         self.world.checks.queues(known)
@@ -194,9 +208,10 @@ class Gateway:
             now = self.process.now
             for frame in decoder.feed(data):
                 link.heard(frame, now)
-                app, retried, ejections = replica.app, replica.app.stats.retried, replica.breaker.ejections
+                app, retried = replica.app, replica.app.stats.retried
+                probing = frame.stream == replica.breaker.probe
                 self.machine.dispatcher.frame_received(replica, frame, now)
-                if app.stats.retried > retried and replica.breaker.ejections == ejections:
+                if app.stats.retried > retried and not probing:
                     self.world.checks.retried(app, now)
 
         def lost() -> None:

@@ -13,6 +13,7 @@ from understudy.sim.clock import Host, Process
 from understudy.sim.disks import Disk, StateFile
 from understudy.sim.network import RECONNECT_S, End
 from understudy.sim.workers import Worker
+from understudy.wire.errors import Code
 from understudy.wire.messages import Activate, Heartbeat, Hello, Loaded, NodeState, Target, WorkerStats
 
 if TYPE_CHECKING:
@@ -161,6 +162,8 @@ class Agent:
 
     def _watch(self, worker: Worker) -> None:
         def gone(power_lost: bool) -> None:
+            if worker.variant is not None:
+                self.world.checks.died(self.node, (worker.app, worker.version, worker.variant.name))
             self.node.workers.pop(worker.name, None)
             jitter = 2 * self._random.random() - 1
             exited = ev.WorkerExited(worker.name, "killed", jitter=jitter)
@@ -178,6 +181,10 @@ class Agent:
             loaded = Loaded(took_ms, 1.0, 1.0, 40.0, size_mb, (), ())
             self.process.post(lambda: self.step(ev.LoadDone(worker.name, loaded)))
 
+        if self.node.disk.fails:  # there is no room to unpack it
+            failed = ev.LoadFailed(worker.name, Code.UNAVAILABLE, "no space left", self._random.random())
+            self.process.post(lambda: self.step(failed))
+            return
         worker.load(effect.app, effect.variant, done)
         self.world.checks.memory(self.node)
 

@@ -22,6 +22,8 @@ PER_S = 0.05, 0.6  # least and most, of a kind that it has
 FAULTS_S = 8.0
 DELAYS_MS = 0.05, 0.2, 2.0, 10.0
 LOSSES = 0.0, 0.0, 0.001, 0.02
+BAD_CLIENT, BAD_DATA = "bad", b"bad"  # who sends what no model can take, and how that begins
+BAD_FRACTIONS = 0.0, 0.0, 0.0, 0.01, 0.5, 0.9
 LOADS_PER_S = 10.0, 20.0, 40.0
 DRILLS = "", "", "killed", "power lost", "frozen", "cut off"
 DRIFT = 0.01  # of the machines' clocks; good ones stay below 0.0001
@@ -50,6 +52,7 @@ class Scenario:
     requests_per_s: float
     delay_ms: float
     loss: float
+    bad_fraction: float  # of the requests: of one client, and nothing that a model can take
     skewed: bool  # the clocks are wrong, each in its own way
     drill: str  # what happens to one node before the faults; the controller is away then: see `drill_alone`
     drill_alone: bool
@@ -64,6 +67,11 @@ class Scenario:
             f"{self.seed}: {nodes}; {apps}; {self.gateways} gateway(s); "
             f"{self.requests_per_s:g} requests/s{drill}; {kinds}; {self.loss:.1%} of packets lost, "
             f"{self.delay_ms:g} ms on the way; clocks {'wrong' if self.skewed else 'right'}"
+            + (
+                f"; {self.bad_fraction:.0%} of the requests are one client's bad data"
+                if self.bad_fraction
+                else ""
+            )
         )
 
     @property
@@ -85,7 +93,7 @@ class Scenario:
         """What can be left out; two nodes, an app and a gateway always stay."""
         parts = [*(n.name for n in self.nodes[2:]), *(a.app for a in self.apps[1:])]
         parts += ["g2"] if self.gateways > 1 else []
-        parts += [name for name in ("loss", "delay", "skew", "drill") if self._has(name)]
+        parts += [name for name in ("loss", "delay", "skew", "drill", "bad") if self._has(name)]
         return (*parts, *self.faults)
 
     @property
@@ -96,7 +104,13 @@ class Scenario:
 
     def _has(self, trait: str) -> bool:
         return bool(
-            {"loss": self.loss, "delay": self.delay_ms, "skew": self.skewed, "drill": self.drill}[trait]
+            {
+                "loss": self.loss,
+                "delay": self.delay_ms,
+                "skew": self.skewed,
+                "drill": self.drill,
+                "bad": self.bad_fraction,
+            }[trait]
         )
 
     def only(self, parts: Collection[str]) -> Scenario:
@@ -113,6 +127,7 @@ class Scenario:
             loss=self.loss if "loss" in parts else 0.0,
             delay_ms=self.delay_ms if "delay" in parts else 0.0,
             skewed=self.skewed and "skew" in parts,
+            bad_fraction=self.bad_fraction if "bad" in parts else 0.0,
             drill=self.drill if "drill" in parts else "",
             reduced=True,
         )
@@ -134,6 +149,7 @@ def draw(seed: int, kinds: Collection[str]) -> Scenario:
         requests_per_s=random.choice(LOADS_PER_S),
         delay_ms=random.choice(DELAYS_MS),
         loss=random.choice(LOSSES),
+        bad_fraction=Random(f"bad data {seed}").choice(BAD_FRACTIONS),
         skewed=random.random() < 0.5,
         drill=random.choice(DRILLS),
         drill_alone=random.random() < 0.5,

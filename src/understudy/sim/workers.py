@@ -11,6 +11,7 @@ from understudy.core.batching import Batcher
 from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.sim.clock import Act, Process
 from understudy.sim.network import End
+from understudy.sim.scenario import BAD_DATA
 from understudy.wire.errors import Code
 from understudy.wire.frames import Buffer, FrameDecoder
 from understudy.wire.messages import (
@@ -35,6 +36,7 @@ class Waiting:
     end: End | None
     stream: int
     deadline_s: float
+    bad: bool = False  # the model can't do anything with it, wherever it runs
     probed: Act | None = None
 
 
@@ -92,7 +94,7 @@ class Worker:
                     continue
                 order = decode_message(frame)
                 if isinstance(order, Infer):
-                    self._infer(end, frame.stream, order)
+                    self._infer(end, frame.stream, order, bytes(frame.payload).startswith(BAD_DATA))
                 else:
                     assert isinstance(order, Cancel)
                     self._queue.remove(partial(_is_of, end, frame.stream))
@@ -103,8 +105,8 @@ class Worker:
     def _forget(self, end: End) -> None:
         self._queue.remove(lambda waiting: waiting.end is end)
 
-    def _infer(self, end: End, stream: int, infer: Infer) -> None:
-        waiting = Waiting(end, stream, self.process.now + infer.timeout_us / 1e6)
+    def _infer(self, end: End, stream: int, infer: Infer, bad: bool) -> None:
+        waiting = Waiting(end, stream, self.process.now + infer.timeout_us / 1e6, bad)
         if self.state != "ready":
             code = Code.DRAINING if self.state == "draining" else Code.UNAVAILABLE
             end.send(encode_message(Failure(code, "not ready"), stream))
@@ -116,7 +118,7 @@ class Worker:
     def probe(self, probed: Act) -> None:
         """An inference of the agent's, in the same queue."""
         if self.state == "ready":
-            waiting = Waiting(None, 0, float("inf"), probed)
+            waiting = Waiting(None, 0, float("inf"), probed=probed)
             self._queue.add_beyond_bound(waiting, 1, "", self.process.now)
             self._pump()
 
@@ -143,7 +145,9 @@ class Worker:
     def _executed(self, batch: list[Waiting], took_s: float) -> None:
         self._running = False
         self.batches += 1
-        self._answer(batch, Code.MODEL_FAILED if self._random.random() < self.fails else None, took_s)
+        fails = self._random.random() < self.fails
+        self._answer([w for w in batch if w.bad], Code.MODEL_FAILED, took_s)
+        self._answer([w for w in batch if not w.bad], Code.MODEL_FAILED if fails else None, took_s)
         self._pump()
 
     def _answer(self, batch: list[Waiting], failure: Code | None, took_s: float) -> None:

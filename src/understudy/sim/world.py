@@ -45,6 +45,7 @@ class World:
         self.scenario = scenario
         self.config = scenario.config
         self.random = Random(scenario.seed)
+        self._data = Random(scenario.seed)  # of its own, so that it may be left out
         self.clock = Clock()
         self.network = Network(self.clock, self.random)
         self.timeline: list[str] = []
@@ -97,8 +98,11 @@ class World:
         for at in self.gateway_hosts:
             at.start()
         self.clock.at(DEPLOY_S, self._deploy)
+        if scenario.bad_fraction:
+            self.clock.at(LOAD_S, self._introduce)
         self.clock.at(LOAD_S, self._ask)
         self.clock.run(CALM_S)
+        self.checks.harmless()
         if scenario.drill and not self.checks.unsettled():
             self._drill()
         self.phase, began_s = "faults", self.clock.now
@@ -176,11 +180,19 @@ class World:
             self.controller.books.save(dict(puts))
             self.controller.step(controller_events.Deployed(release))
 
+    def _introduce(self) -> None:
+        """Nobody is alone with its bad data."""
+        for gateway in self.gateways:
+            for app in self.scenario.apps:
+                gateway.submit(app.app)
+
     def _ask(self) -> None:
         gateway = self.random.choice(self.gateway_hosts).gateway
         if gateway is not None:
             hot = self.random.random() < HOT_FRACTION
-            gateway.submit((self.scenario.apps[0] if hot else self.random.choice(self.scenario.apps)).app)
+            app = (self.scenario.apps[0] if hot else self.random.choice(self.scenario.apps)).app
+            bad = self.phase in ("calm", "faults") and self._data.random() < self.scenario.bad_fraction
+            gateway.submit(app, bad=bad)
         self.after(self.random.expovariate(self.scenario.requests_per_s), self._ask)
 
     def plan(self, facts: PlanInput, revision: int, reason: str) -> Plan:

@@ -19,6 +19,7 @@ import uvloop
 from understudy.adapters.descendants import adopt_orphans, end_children
 from understudy.adapters.links import listen
 from understudy.adapters.logs import configure
+from understudy.adapters.printing import keep_small
 from understudy.adapters.task_groups import ungrouped
 from understudy.invariants import InvariantBroken
 from understudy.settings.worker import WorkerTuning
@@ -37,12 +38,16 @@ log = structlog.get_logger()
 
 
 class WorkerArgs(msgspec.Struct, frozen=True):
-    """`worker`: a name for logs. `socket`: path to listen at. `tcp_host`: listen on a free port there too."""
+    """`worker`: a name for logs. `socket`: path to listen at. `tcp_host`: listen on a free port there too.
+
+    `log`: a descriptor; -1 stands for standard error.
+    """
 
     worker: str
     socket: str
     tcp_host: str = ""
     settings: WorkerTuning = WorkerTuning()
+    log: int = -1
 
 
 class _Process:
@@ -82,6 +87,7 @@ class _Process:
         async with asyncio.TaskGroup() as tasks:
             worker = Worker(args.worker, args.settings, tasks, self._model_thread)
             self._model_thread.on_signal(partial(worker.drain, DRAIN_TIMEOUT_S))
+            output = tasks.create_task(keep_small(args.settings.output_bytes_max))
             servers = [await listen(f"unix:{args.socket}", worker.make_link)]
             if args.tcp_host:
                 server = await listen(f"tcp:{args.tcp_host}:0", worker.make_link)
@@ -96,6 +102,7 @@ class _Process:
             Path(args.socket).unlink(missing_ok=True)
             await _close_links(worker)
             worker.stop_loading()
+            output.cancel()
             if worker.model is not None and not self._model_thread.busy:
                 await _unload(worker.model, self._model_thread)
         log.info("worker.stopped")
@@ -107,7 +114,7 @@ def run_worker(args: WorkerArgs) -> None:
     An inference or a load that didn't end in time ends the process instead, with the same status: the caller
     should end it with `os._exit(0)`. Raises `ConfigError` if the addresses can't be listened at.
     """
-    configure("worker", args.worker)
+    configure("worker", args.worker, args.log)
     process = _Process(args)
     process.run()
     if process.error is not None:

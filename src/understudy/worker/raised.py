@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 import understudy
+from understudy.adapters.disks import is_place_trouble
 from understudy.invariants import InvariantBroken
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 
@@ -64,10 +65,11 @@ def loading_error(error: BaseException, source: str, name: str) -> UnderstudyErr
 def _told_of_load(error: BaseException, source: str, name: str) -> UnderstudyError:
     if issubclass(type(error), MemoryError):
         return _traced(Code.OUT_OF_MEMORY, f"{name}: not enough memory to load: ", error, source)
+    otherwise = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED  # a full disk, say
     if type(error) not in (UnderstudyError, InvalidArgument):
-        return _traced(Code.LOAD_FAILED, f"{name}: ", error, source)
+        return _traced(otherwise, f"{name}: ", error, source)
     why = _restated(error)
-    code = Code.OUT_OF_MEMORY if why.code is Code.OUT_OF_MEMORY else Code.LOAD_FAILED
+    code = Code.OUT_OF_MEMORY if why.code is Code.OUT_OF_MEMORY else otherwise
     told = UnderstudyError(code, f"{name}: {why.message}")
     told.traceback = why.traceback
     return told

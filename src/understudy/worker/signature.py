@@ -10,7 +10,7 @@ from understudy.wire.tensors import DATATYPES, RANK_MAX, show_shape
 from understudy.worker.runtimes.contract import Runtime, load_failed
 
 TENSORS_MAX = 1024  # inputs, and outputs, of a model
-NAME_CHARS_MAX = 512  # of one of them
+NAME_CHARS_MAX = 1024  # of one of them
 
 
 class Signature(NamedTuple):

@@ -42,6 +42,11 @@ class BlankPool:
         """Nothing here and nothing on its way."""
         return not self._blanks and not self._forking
 
+    @property
+    def failures(self) -> int:
+        """In a row."""
+        return self._failures
+
     def due_s(self, now: float) -> float:
         due_s = [blank.check_at_s for blank in self._blanks.values() if not blank.checking]
         if self._fork_at_s > now:

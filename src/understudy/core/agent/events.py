@@ -84,6 +84,7 @@ class WorkerExited:
     reason: str
     out_of_memory: bool = False
     jitter: float = 0.0
+    trouble: str = ""  # of the node, which ended it
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,14 @@ class ArtifactDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceChanged:
+    """The node's disk: what is wrong with it, and what will be; empty where nothing is any more."""
+
+    trouble: str
+    warning: str
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """`due_s` has come."""
 
@@ -155,7 +164,7 @@ class StopAsked:
 Event = (
     Started | TargetReceived | ActivateAsked | MeasureAsked | WorkerBlank | WorkerFound | WorkerExited
     | LoadDone | LoadFailed | ProbePassed | ProbeUnanswered | ProbeFailed | LinkLost | ArtifactStaged
-    | ArtifactDropped | Tick | StopAsked
+    | ArtifactDropped | PlaceChanged | Tick | StopAsked
 )  # fmt: skip
 
 

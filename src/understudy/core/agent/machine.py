@@ -16,17 +16,16 @@ from typing import assert_never
 
 from understudy.core.agent import events as ev
 from understudy.core.agent.blanks import BlankPool
+from understudy.core.agent.place import Place
 from understudy.core.agent.progressive import plan_activation, wanted_replicas
 from understudy.core.agent.replicas import LIVE, Replica, Wanted, limit_mb, match, still_needed
-from understudy.core.agent.restarts import CrashHistory
+from understudy.core.agent.restarts import Blame, CrashHistory, blame
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
 from understudy.wire.messages import Activated, Loaded, Measured, NodeState, Target
 from understudy.wire.records import AppVersion, Profile, Role
 
-# Failures to load that say nothing about the variant: they back off and never lead to quarantine.
-_NOT_THE_VARIANTS = frozenset({Code.ARTIFACT_MISSING, Code.TOO_LARGE, Code.LINK_LOST, Code.UNAVAILABLE})
 _DRAIN_GRACE_S = 0.5  # beyond the worker's own drain timeout, before it is killed
 _LATE_FACTOR = 4.0  # a probe that took this many timeouts to fail: the agent itself stood still
 
@@ -44,6 +43,7 @@ class AgentMachine:
         self._target = saved.target
         self._activations = {activation.key: activation for activation in saved.activations}
         self._history = CrashHistory(tuning)
+        self._place = Place()
         self._replicas: list[Replica] = []
         self._pool = BlankPool(tuning, self._history.delay_s)
         self._dying: set[str] = set()  # killed, exit not seen yet
@@ -66,6 +66,7 @@ class AgentMachine:
             self._reconcile_stop()
         elif self._started:
             self._reconcile()
+        self._notice(Place.LOADING, next((r.trouble for r in self._replicas if r.trouble), ""))
         self._publish()
         effects, self._effects = self._effects, []
         return effects
@@ -74,7 +75,7 @@ class AgentMachine:
     def due_s(self) -> float:
         """When the next `Tick` is needed; infinity if only an event can change anything."""
         replicas_s = (replica.due_s(self._now) for replica in self._replicas)
-        return min(self._pool.due_s(self._now), *replicas_s, math.inf)
+        return min(self._pool.due_s(self._now), self._history.due_s(self._now), *replicas_s, math.inf)
 
     def _handle(self, event: ev.Event) -> None:
         match event:
@@ -101,6 +102,10 @@ class AgentMachine:
                 self._ask_measure(event)
             case ev.WorkerBlank(worker, pid, address):
                 self._pool.add(worker, pid, address, self._now)
+                self._notice(Place.FORKING)
+            case ev.PlaceChanged(trouble, warning):
+                self._notice(Place.DISK, trouble)
+                self._place.warning = warning
             case ev.WorkerFound():
                 self._adopt(event)
             case ev.ArtifactStaged(digest):
@@ -215,6 +220,8 @@ class AgentMachine:
         self._dying.discard(worker)
         if self._pool.exited(worker, self._now, event.jitter):
             self._tell("worker.crashed", f"a blank worker ended: {event.reason}", replica=worker)
+            if self._pool.failures >= self._tuning.crash_loop_count:
+                self._notice(Place.FORKING, f"workers can't be started: {event.reason}")
             return
         replica = self._carried_by(worker)
         if replica is None:
@@ -222,7 +229,9 @@ class AgentMachine:
         if replica.state != "draining":
             kind = "worker.out_of_memory" if event.out_of_memory else "worker.crashed"
             self._tell(kind, f"{replica.key[2]}: {event.reason}", replica.key[0], worker)
-        self._crash(replica, "crashed", event.reason, event.jitter)
+        whose = Blame.PLACE if event.trouble else Blame.VARIANT
+        self._crash(replica, "crashed", event.reason, event.jitter, whose)
+        replica.trouble = event.trouble
 
     def _loaded(self, worker: str, loaded: Loaded) -> None:
         replica = self._carried_by(worker)
@@ -230,6 +239,9 @@ class AgentMachine:
             return
         replica.advance("loaded")
         replica.detail = ""
+        replica.trouble = ""
+        if replica.asker is None and self._history.loaded(replica.key, self._now):
+            self._tell("variant.recovered", f"{replica.key[2]} runs here again", replica.key[0], worker)
         replica.probe_failures = 0
         replica.probe_at_s = self._now + self._tuning.probe_interval_ms / 1000
         if replica.asker is None:
@@ -249,14 +261,12 @@ class AgentMachine:
         self._kill(event.worker)
         kind = "worker.out_of_memory" if event.code is Code.OUT_OF_MEMORY else "load.failed"
         message = f"{replica.key[2]}: {event.message}"
-        more = {"traceback": event.traceback} if event.traceback else {}
-        self._tell(kind, message, replica.key[0], event.worker, code=event.code.value, **more)
-        if replica.asker is not None:
-            refusal = ev.RefuseMeasure(replica.asker, Code.LOAD_FAILED, event.message, event.traceback)
-            self._effects.append(refusal)
-            self._replicas.remove(replica)
-            return
-        self._crash(replica, "load_failed", event.message, event.jitter, event.code)
+        trace = {"traceback": event.traceback} if event.traceback else {}
+        self._tell(kind, message, replica.key[0], event.worker, code=event.code.value, **trace)
+        whose = blame(event.code)
+        self._crash(replica, "load_failed", event.message, event.jitter, whose, event.traceback)
+        what = f"{replica.key[2]} of {replica.key[0]} can't be loaded: {event.message}"
+        replica.trouble = what if whose is Blame.PLACE else ""
 
     def _probe_passed(self, worker: str) -> None:
         self._pool.passed(worker)
@@ -293,7 +303,7 @@ class AgentMachine:
         if replica.probe_failures >= self._tuning.probe_failures_restart:
             self._kill(replica.worker)
             self._tell("worker.given_up", f"{replica.key[2]}: {reason}", replica.key[0], replica.worker)
-            self._crash(replica, "gave_up", reason, jitter)
+            self._crash(replica, "gave_up", reason, jitter, Blame.NOBODY)  # we ended it
 
     def _link_lost(self, worker: str) -> None:
         if self._pool.remove(worker):
@@ -310,9 +320,9 @@ class AgentMachine:
             self._tell("replica.failed", f"{replica.key[2]}: {reason}", replica.key[0], replica.worker)
 
     def _crash(
-        self, replica: Replica, how: str, reason: str, jitter: float, code: Code = Code.INTERNAL
+        self, replica: Replica, how: str, reason: str, jitter: float, whose: Blame, traceback: str = ""
     ) -> None:
-        """The replica lost its worker: plan its next start, or give its variant up."""
+        """The replica lost its worker: plan its next start, or pause its variant."""
         replica.advance(how)
         replica.worker, replica.pid, replica.address = "", 0, ""
         replica.probing = False
@@ -320,19 +330,28 @@ class AgentMachine:
             self._replicas.remove(replica)
             return
         if replica.asker is not None:
-            self._effects.append(ev.RefuseMeasure(replica.asker, Code.LOAD_FAILED, reason))
+            code = Code.UNAVAILABLE if whose is Blame.PLACE else Code.LOAD_FAILED
+            self._effects.append(ev.RefuseMeasure(replica.asker, code, reason, traceback))
             self._replicas.remove(replica)
             return
         replica.restarts += 1
         replica.detail = reason
-        before = self._history.quarantined
-        delay_s = self._history.note(
-            replica.key, self._now, jitter, blames_variant=code not in _NOT_THE_VARIANTS
-        )
+        before = self._history.paused(self._now)
+        delay_s = self._history.note(replica.key, self._now, jitter, whose)
         if delay_s is not None:
             replica.retry_at_s = self._now + delay_s
         elif replica.key not in before:
-            self._tell("variant.quarantined", f"{replica.key[2]} crash-loops: {reason}", replica.key[0])
+            pause_s = self._history.pause_left_s(replica.key, self._now)
+            message = (
+                f"{replica.key[2]} crashes again and again here; tried again in {pause_s:.0f} s: {reason}"
+            )
+            self._tell("variant.quarantined", message, replica.key[0])
+
+    def _notice(self, source: str, trouble: str = "") -> None:
+        """Something about this node itself: what is wrong, or that it no longer is."""
+        if self._place.take(source, trouble):
+            kind = "node.troubled" if trouble else "node.recovered"
+            self._tell(kind, trouble or "nothing is wrong with this node any more")
 
     # Reconciliation
 
@@ -358,7 +377,7 @@ class AgentMachine:
         quarantined = self._quarantined()
         for replica in [r for r in self._replicas if r.state == "quarantined"]:
             if replica.key not in quarantined:
-                self._release(replica)  # lifted; if it is still wanted, it starts anew
+                self._release(replica)  # lifted, or its pause is over; if it is still wanted, it starts anew
         ours = [r for r in self._replicas if r.state != "draining" and r.asker is None]
         result = match(wanted_replicas(target, self._activations.values(), ours), ours)
         for wish in result.missing:
@@ -455,7 +474,8 @@ class AgentMachine:
         return next((a for a in apps if (a.app, a.version) == (name, version)), None)
 
     def _quarantined(self) -> frozenset[tuple[str, int, str]]:
-        return frozenset(self._history.quarantined + (self._target.quarantined if self._target else ()))
+        listed = self._target.quarantined if self._target else ()
+        return frozenset(self._history.paused(self._now) + listed)
 
     def _used_mb(self) -> float:
         return sum(r.memory_mb for r in self._replicas if r.state in LIVE)
@@ -492,7 +512,9 @@ class AgentMachine:
             target_revision=self._target.revision if self._target else 0,
             replicas=tuple(r.view() for r in self._replicas if r.asker is None),
             staged=tuple(sorted(self._staged)),
-            quarantined=self._history.quarantined,
+            quarantined=self._history.looping,
+            trouble=self._place.troubles,
+            warning=self._place.warning,
             memory_used_mb=self._used_mb(),
             blank_workers=len(self._pool),
         )

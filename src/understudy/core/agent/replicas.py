@@ -62,6 +62,7 @@ class Replica:
     probing: bool = False
     probe_failures: int = 0
     refused_for_memory: bool = False
+    trouble: str = ""  # of the node, which kept it from being loaded
     asker: int | None = None
 
     def advance(self, event: str) -> None:

@@ -18,12 +18,12 @@ import msgspec
 from understudy.core.controller import events as ev
 from understudy.core.controller import stored
 from understudy.core.controller.nodes import Nodes, Transition
+from understudy.core.controller.quarantine import Facts, Quarantine
 from understudy.core.controller.reasons import moves, what_changed, why
 from understudy.core.controller.stand_ins import mismatch
 from understudy.core.controller.stored import (
     CurrentVersion,
     PlanFacts,
-    Quarantined,
     Release,
     Save,
     StoredPlan,
@@ -38,7 +38,7 @@ from understudy.core.controller.targets import (
 )
 from understudy.core.planning.plan import PlanInput
 from understudy.settings.cluster import ClusterConfig
-from understudy.wire.messages import NodeState, Target
+from understudy.wire.messages import Target
 from understudy.wire.records import AppVersion, Plan, RouteTable
 
 REVISIONS_PER_EPOCH = 1_000_000
@@ -57,7 +57,9 @@ class ControllerMachine:
         self.currents = memory.currents
         self.releases = memory.releases
         self.plan = memory.plan
-        self.quarantined = {key for key in memory.quarantined if self._is_current(*key[:2])}
+        self.quarantine = Quarantine(config.controller)
+        known = [record for key, record in memory.quarantined.items() if self._is_current(*key[:2])]
+        self.quarantine.recall(known, now)
         self.planning = False
         self.planning_error = ""
         self._plan_after_s = now
@@ -69,7 +71,6 @@ class ControllerMachine:
         self._stable: frozenset[str] = frozenset()
         self._activated: frozenset[tuple[str, str]] = frozenset()  # (app, replica), as reported last
         self._waits: dict[str, ReleaseWait] = {}  # of apps that gateways had something loaded for
-        self._lifted: dict[What, int] = {}  # -> revision of the first target without it
         self._effects: list[ev.Effect] = []
 
     def step(self, event: ev.Event, now: float) -> list[ev.Effect]:
@@ -86,11 +87,14 @@ class ControllerMachine:
                 return self._node_changes(self.nodes.heartbeat(beat, now))
             case ev.Tick():
                 self._node_changes(self.nodes.tick(now))
+                if self.quarantine.cases:
+                    self._judge(now)
                 self._consider_planning(now)
             case ev.StateReported(state):
                 self._node_changes(self.nodes.reported(state, now))
                 self._jump_ahead(state.target_revision)
-                self._take_quarantine(state)
+                if state.quarantined or self.quarantine.cases:
+                    self._judge(now)
             case ev.AgentHello(hello):
                 self._node_changes(self.nodes.hello(hello, now))
                 self._jump_ahead(hello.revision)
@@ -135,6 +139,11 @@ class ControllerMachine:
         }
 
     @property
+    def quarantined(self) -> frozenset[What]:
+        """Variants of current versions that are kept off all nodes."""
+        return self.quarantine.keys
+
+    @property
     def settled(self) -> frozenset[str]:
         """Apps whose planned primaries are all ready; an app with a newer version than planned is not."""
         planned = dict(self.plan.facts.apps) if self.plan else {}
@@ -170,22 +179,21 @@ class ControllerMachine:
             self._note(change.kind, change.reason, node=change.node)
         return bool(changes)
 
-    def _take_quarantine(self, state: NodeState) -> None:
-        for key in state.quarantined:
-            app, version, variant = key
-            outdated = state.target_revision < self._lifted.get(key, 0)  # lifted, and it doesn't know yet
-            if key in self.quarantined or outdated or not self._is_current(app, version):
-                continue
-            self.quarantined.add(key)
-            self._save({stored.quarantine_key(*key): Quarantined(*key)}, reason="quarantine reported")
-            message = f"{variant} of version {version} crash-looped on {state.node}: not placed anywhere"
-            self._note("quarantine.recorded", message, app=app, node=state.node)
+    def _judge(self, now: float) -> None:
+        """Take in what crashes on the nodes."""
+        versions = {(app.app, app.version): app for app in self.apps.values()}
+        facts = Facts(self.nodes.by_name, versions, self.revision + 1)
+        for change in self.quarantine.look(facts, now):
+            self._note(change.kind, change.message, app=change.key[0])
+            key = stored.quarantine_key(*change.key)
+            if change.record is not None:
+                self._save({key: change.record}, reason=change.message)
+            elif change.kind == "quarantine.ended":
+                self._save({}, (key,), change.message)
 
     def _lift_quarantine(self, app: str, variant: str) -> None:
-        lifted = [key for key in self.quarantined if key[0] == app and key[2] == variant]
-        for key in lifted:
-            self.quarantined.remove(key)
-            self._lifted[key] = self.revision + 1
+        for key in sorted(key for key in self.quarantined if key[0] == app and key[2] == variant):
+            self.quarantine.lift(key, self.revision + 1)
             self._save({}, (stored.quarantine_key(*key),), "quarantine lifted by an operator")
             self._note("quarantine.cleared", f"{variant} may be placed again", app=app)
 
@@ -201,7 +209,7 @@ class ControllerMachine:
         self.currents[app.app] = CurrentVersion(app.version, app.version)
         for key in self._outdated(app.app, app.version):
             del self.releases[key]
-        self.quarantined = {key for key in self.quarantined if key[0] != app.app}
+        self.quarantine.forget(app.app)
         names = ", ".join(variant.name for variant in app.variants)
         self._note("app.deployed", f"version {app.version}: {names}", app=app.app)
 
@@ -214,7 +222,7 @@ class ControllerMachine:
     def _remove(self, app: str) -> None:
         self.currents[app] = CurrentVersion(0, self.currents[app].newest)
         self.releases = {key: release for key, release in self.releases.items() if key[0] != app}
-        self.quarantined = {key for key in self.quarantined if key[0] != app}
+        self.quarantine.forget(app)
         self._note("app.removed", "removed by an operator", app=app)
 
     # Planning
@@ -378,7 +386,8 @@ class ControllerMachine:
             versions={key: release.app for key, release in self.releases.items()},
             nodes=self.nodes.by_name,
             stable=self._stable,
-            quarantined=frozenset(self.quarantined),
+            quarantined=self.quarantined,
+            asked=self.quarantine.asked,
             previous=self._previous(published),
         )
         for node, target in make_targets(facts).items():

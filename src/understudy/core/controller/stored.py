@@ -69,6 +69,9 @@ class Quarantined(msgspec.Struct, frozen=True):
     app: str
     version: int
     variant: str
+    nodes: tuple[str, ...] = ()  # where it crashed again and again
+    why: str = ""
+    pauses: int = 0  # so far
 
 
 class StoredDeployment(msgspec.Struct, frozen=True):
@@ -85,7 +88,7 @@ class Memory(msgspec.Struct):
     currents: dict[str, CurrentVersion] = {}
     releases: dict[tuple[str, int], Release] = {}
     nodes: dict[str, StoredNode] = {}
-    quarantined: set[tuple[str, int, str]] = set()
+    quarantined: dict[tuple[str, int, str], Quarantined] = {}
     profiles: dict[str, Measured] = {}  # by key
     deployments: dict[str, StoredDeployment] = {}
 
@@ -146,7 +149,7 @@ def recall(entries: Iterable[tuple[str, bytes]]) -> Memory:
                 memory.nodes[name] = _decode(value, StoredNode)
             case ["quarantine", _, _, _]:
                 entry = _decode(value, Quarantined)
-                memory.quarantined.add((entry.app, entry.version, entry.variant))
+                memory.quarantined[(entry.app, entry.version, entry.variant)] = entry
             case ["profiles", _, _]:
                 memory.profiles[key] = _decode(value, Measured)
             case ["deployments", id]:

@@ -48,6 +48,7 @@ class TargetFacts(msgspec.Struct):
     nodes: Mapping[str, Node]
     stable: frozenset[str] = frozenset()  # apps whose planned primaries have been ready for long enough
     quarantined: frozenset[What] = frozenset()
+    asked: Mapping[str, tuple[What, ...]] = msgspec.field(default_factory=dict)  # to be tried, by node
     previous: Mapping[str, AppVersion] = msgspec.field(default_factory=dict)  # may be called back by gateways
 
     def is_planned(self, app: str, version: int) -> bool:
@@ -149,6 +150,8 @@ def make_targets(facts: TargetFacts) -> dict[str, Target]:
 
 def _draft(node: Node, facts: TargetFacts, placements: list[Placement]) -> _Draft:
     planned = [TargetReplica(p.app, p.version, p.variant, p.role) for p in placements if node.plannable]
+    asked = facts.asked.get(node.info.name, ()) if node.plannable else ()
+    planned += [TargetReplica(*what, Role.STANDBY) for what in asked if what not in map(_what, planned)]
     draft = _Draft(node, planned)
     missing = Counter(_what(replica) for replica in planned)
     # An activation that the plan wants too is re-labelled, but a replica of the plan's own comes first.
@@ -295,7 +298,7 @@ def _target(draft: _Draft, facts: TargetFacts, contingencies: tuple[Contingency,
         contingencies=contingencies,
         stage=_artifacts(wanted, facts),
         released=tuple(sorted(draft.released)),
-        quarantined=tuple(sorted(facts.quarantined)),
+        quarantined=tuple(sorted(facts.quarantined - set(facts.asked.get(draft.node.info.name, ())))),
     )
 
 

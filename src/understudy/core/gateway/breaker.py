@@ -16,10 +16,12 @@ class Breaker:
     """closed -> open -> half-open -> closed or open again. All times in seconds, monotonic."""
 
     __slots__ = (
+        "_alike",
         "_calls",
         "_consecutive",
         "_failures",
         "_limit_s",
+        "_previous_alike",
         "_previous_calls",
         "_previous_failures",
         "_rotate_at",
@@ -42,9 +44,7 @@ class Breaker:
         self._silent = False  # it last failed by not answering, which a broken network looks like, too
         self._limit_s = 0.0  # ejected for being slow: what a probe must keep to; 0: any answer will do
         self._consecutive = 0
-        self._calls = self._failures = 0
-        self._previous_calls = self._previous_failures = 0
-        self._rotate_at = now + settings.window_s / 2
+        self._forget(now)
 
     @property
     def state(self) -> str:
@@ -59,7 +59,13 @@ class Breaker:
 
     @property
     def failures(self) -> int:
+        """By which nobody else was found to fail."""
         return self._failures + self._previous_failures
+
+    @property
+    def failures_alike(self) -> int:
+        """By which others failed too, or nobody else was asked."""
+        return self._alike + self._previous_alike
 
     def permits(self, now: float) -> bool:
         """May a request be sent? In half-open state: only while no probe is under way."""
@@ -110,6 +116,23 @@ class Breaker:
         self._open(now + self._next_open_s(jitter))
         return True
 
+    def failed_alike(self, now: float, stream: int) -> bool:
+        """Note a failure that may be the request's own: it counts in comparisons only. True: a probe ended.
+
+        It doesn't show that the replica is well either, so the next probe waits, no longer than at first.
+        """
+        if self.closed:
+            if now >= self._rotate_at:
+                self._rotate(now)
+            self._calls += 1
+            self._alike += 1
+            return False
+        if stream != self.probe:
+            return False
+        self.probe = 0
+        self.open_until = max(self.open_until, now + self._settings.open_s)
+        return True
+
     def eject(self, now: float, jitter: float, limit_s: float = 0.0) -> None:
         """Open although it didn't fail by itself: an outlier. `limit_s`: it is too slow (see `succeeded`)."""
         self._limit_s = limit_s
@@ -153,13 +176,17 @@ class Breaker:
         self.closed_at = now
         self.probe = 0
         self._limit_s = 0.0
-        self._calls = self._failures = 0
-        self._previous_calls = self._previous_failures = 0
+        self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        self._calls = self._failures = self._alike = 0
+        self._previous_calls = self._previous_failures = self._previous_alike = 0
         self._rotate_at = now + self._settings.window_s / 2
 
     def _rotate(self, now: float) -> None:
         self._previous_calls, self._calls = self._calls, 0
         self._previous_failures, self._failures = self._failures, 0
+        self._previous_alike, self._alike = self._alike, 0
         self._rotate_at = now + self._settings.window_s / 2
         if not self._previous_failures:
             self.ejections = max(0, self.ejections - 1)

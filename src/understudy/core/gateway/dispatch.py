@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from understudy.core.gateway.balancing import pick
+from understudy.core.gateway.blame import FAILURES, settle
 from understudy.core.gateway.fallback import Fallback
 from understudy.core.gateway.hedging import hedge_due, may_hedge
 from understudy.core.gateway.last_good import LastGood
 from understudy.core.gateway.pace import SAMPLE_MASK
 from understudy.core.gateway.poison import Poison
 from understudy.core.gateway.pressure import Gate
-from understudy.core.gateway.rotation import App, Flight, Replica, Request, load_of
+from understudy.core.gateway.rotation import App, Fault, Flight, Replica, Request, load_of
 from understudy.settings.gateway import GatewayTuning
 from understudy.wire.errors import TRAITS, Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame
@@ -60,6 +61,7 @@ class Dispatcher:
     def submit(self, request: Request, now: float) -> None:
         app = request.app
         app.stats.requests += 1
+        app.conducts.clients.heard(request.client, now)
         if app.clients is not None:
             error = self.gate.over_rate(app.clients, request.client, now)
             if error is not None:
@@ -139,11 +141,15 @@ class Dispatcher:
         latency_s = now - flight.sent_at
         ejected = not replica.breaker.closed  # until now, perhaps
         replica.breaker.succeeded(now, flight.stream, latency_s)
+        replica.conduct.answered += 1
         if ejected or replica not in app.ranked:
             self._changed(app, now)
         if not flight.stream & SAMPLE_MASK:
             replica.pace.sampled(latency_s, result.infer_us, result.rows)
+            replica.conduct.answered_sample(request.body)
         app.digest.record(latency_s)
+        if request.faults:
+            self._settle(request, replica, now)
         if request.done:
             return
         self.end(request, keep=flight)
@@ -159,11 +165,9 @@ class Dispatcher:
 
     def _failed(self, flight: Flight, error: UnderstudyError, now: float) -> None:
         request, replica = flight.request, flight.replica
-        code, ejected = error.code, False
-        if code in (Code.MODEL_FAILED, Code.OUTPUT_INVALID, Code.OUT_OF_MEMORY, Code.INTERNAL):
-            ejected = replica.breaker.failed(now, self._random(), flight.stream)
-            if ejected:
-                self._changed(replica.app, now)
+        code, probing = error.code, flight.stream == replica.breaker.probe
+        if code in FAILURES and not request.done:
+            request.faults += (Fault(replica, flight.stream, now),)  # whose it is shows at the end of it
         else:
             replica.breaker.abandoned(flight.stream)
         if code is Code.BUSY:
@@ -177,12 +181,12 @@ class Dispatcher:
         request.last_error = error
         if code is not Code.BUSY:
             request.tried += (replica.id,)
-        if request.flights:
+        if request.flights and code is not Code.INVALID_ARGUMENT:
             return  # another copy is on its way
         if code is Code.TIMEOUT or not TRAITS[code][0]:
             self._fail(request, error)
         else:
-            self._again(request, now, error, free=ejected)  # a probe is no storm
+            self._again(request, now, error, free=probing)  # a probe is no storm
 
     def _again(self, request: Request, now: float, error: UnderstudyError, free: bool) -> None:
         """Try another replica, wait for one, or give up. `free`: a healthy one, whatever the budget says."""
@@ -195,6 +199,10 @@ class Dispatcher:
             else:
                 self._park(request, now)
             return
+        if other is not None and request.faults:
+            failed = request.faults[-1].replica
+            if other.version != failed.version and failed.conduct.well:
+                other = None  # one client is answered by one version, while that answers others
         spent = not app.spec.idempotent or request.attempts >= self._settings.retry.attempts_max
         free = free and other is not None and other.breaker.closed
         if other is None or spent or not (free or app.retry_budget.withdraw(now)):
@@ -437,6 +445,8 @@ class Dispatcher:
 
     def end(self, request: Request, keep: Flight | None = None) -> None:
         """Exactly once per admitted request. Copies that are still on their way are called back."""
+        if request.faults:
+            self._settle(request, None, request.faults[-1].at)
         request.done = True
         request.app.inflight -= 1
         self.inflight -= 1
@@ -462,13 +472,19 @@ class Dispatcher:
         if request.app.isolated is request:
             request.app.isolated = None
 
+    def _settle(self, request: Request, by: Replica | None, now: float) -> None:
+        if settle(request, by, self._random):
+            self._changed(request.app, now)
+
     def _fail(self, request: Request, error: UnderstudyError) -> None:
+        if request.faults:  # now, and not when the rest of the chain is through
+            self._settle(request, None, request.faults[-1].at)
         if not request.app.chain or not self.fallback.claim(request, error):
             self.fail(request, error)
 
     def fail(self, request: Request, error: UnderstudyError) -> None:
         self.end(request)
-        request.app.stats.failed += 1
+        request.app.health.note(request, error, self._ticked_at or request.arrived)
         request.failed(error)
 
     def _shed(self, request: Request, why: str, **context: Any) -> None:

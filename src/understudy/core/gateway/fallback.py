@@ -15,10 +15,11 @@ Everything happens on the tick, so a chain costs a request nothing until it is n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from understudy.core.gateway.last_good import LastGood
 from understudy.core.gateway.rotation import App, Request, Source
+from understudy.core.gateway.statics import Static, Statics
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.messages import Result
@@ -84,7 +85,7 @@ class Handover(Request):
         self.step.handover = None
         self.step.link += 1
 
-    def answered_static(self, static: dict[str, Any]) -> None:
+    def answered_static(self, static: Static) -> None:
         raise NotImplementedError  # a handover has no chain of its own
 
 
@@ -97,6 +98,7 @@ class Fallback:
         self._last_good = last_good
         self._reserve_s = RESERVE_TICKS * tick_s
         self._steps: dict[Request, Step] = {}
+        self._statics = Statics()
 
     def claim(self, request: Request, error: UnderstudyError) -> bool:
         """Its replicas failed it. True: the chain goes on with it at the next tick."""
@@ -169,7 +171,7 @@ class Fallback:
     def _answer(self, request: Request, link: str, now: float) -> bool:
         """Give the answer that `link` has at hand. False: it has none."""
         if link == "static":
-            static = request.app.spec.static
+            static = self._statics.get(request.app.spec)
             if static is None:
                 return False
             self._floor.end(request)

@@ -7,7 +7,7 @@ controller, no store and no majority: route table, heartbeats and broken connect
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import assert_never
+from typing import Any, assert_never
 
 import msgspec
 
@@ -16,6 +16,7 @@ from understudy.core.gateway.activation import Activation, choose, gives_way
 from understudy.core.gateway.dispatch import Dispatcher
 from understudy.core.gateway.nodes import Node
 from understudy.core.gateway.rotation import App, Replica, Request
+from understudy.core.gateway.statics import usable
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
 from understudy.settings.gateway import GatewayTuning
 from understudy.wire.messages import Activated, Heartbeat, NodeState
@@ -115,6 +116,7 @@ class Note(msgspec.Struct, frozen=True):
     node: str = ""
     replica: str = ""
     request_id: str = ""
+    data: dict[str, Any] = {}
 
 
 GatewayEffect = SaveTable | FollowNodes | ConnectWorker | DropWorker | SendActivate | PingWorker | Note
@@ -180,8 +182,9 @@ class Gateway:
         if table.revision < self.table.revision:
             return
         changed = table != self.table
+        apps, mistakes = usable(table, self.table)
         self.table = table
-        specs = {spec.app: spec for spec in table.apps}
+        specs = {spec.app: spec for spec in apps}
         previous = {spec.app: spec for spec in table.previous}
         for name in [n for n in self.apps if n not in specs]:
             app = self.apps.pop(name)
@@ -209,6 +212,8 @@ class Gateway:
         for app in self.apps.values():
             self._refresh(app, now)
         self._effects.append(FollowNodes(table.nodes))
+        for name, why in mistakes.items():
+            self._note("static.discarded", f"version {specs[name].version}: {why}", app=name)
         if changed:
             self._effects.append(SaveTable(table))
 
@@ -446,6 +451,7 @@ class Gateway:
             for app in self.apps.values():
                 app.retune(self.settings, now)
                 self._retune_admission(app, now)
+                self._tell_health(app, now)
                 if app.asked_lately:
                     self._eject_outlier(app, now)
                 if not app.ready or app.ramping or any(not r.breaker.closed for r in app.replicas.values()):
@@ -471,6 +477,25 @@ class Gateway:
             self._note("brownout.started", f"overloaded: {names} answers what is too much", app=app.name)
         else:
             self._note("brownout.ended", "the full-size variant answers alone again", app=app.name)
+
+    def _tell_health(self, app: App, now: float) -> None:
+        event = app.health.judge(app, now)
+        if event:
+            self._note(event, app.health.failing or "its users are answered again", app=app.name)
+        for failure in app.health.news():
+            message = f"{failure.code}: {failure.message}"
+            data = {"client": failure.client, "traceback": failure.traceback}
+            self._effects.append(
+                Note(
+                    "request.failed",
+                    message,
+                    app.name,
+                    failure.node,
+                    failure.replica,
+                    failure.request_id,
+                    {name: value for name, value in data.items() if value},
+                )
+            )
 
     def _note_poison(self, request: Request) -> None:
         message = f"took down workers on {', '.join(request.kills)}"

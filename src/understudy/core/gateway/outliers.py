@@ -13,21 +13,22 @@ Alone, a replica is compared with its own history, and by inference time inside 
 is load and no fault of its own. Both the time of a batch and that of a row must be above the factor: one
 grows with the load, the other as it shrinks.
 
-Failures: the failed fraction exceeds that of the equals by `failure_margin_fraction`, and significantly:
-one-sided two-proportion z-test with pooled variance, z >= 3.
+Failures: the failed fraction exceeds that of the equals by `failure_margin_fraction`, and significantly
+(`core.evidence`, for it is looked at ten times a second).
 """
 
 from __future__ import annotations
 
-from math import sqrt
 from statistics import median
 from typing import NamedTuple
 
+from understudy.core.evidence import Tally, fails_more
+from understudy.core.gateway.breaker import Breaker
 from understudy.core.gateway.pace import SAMPLES_MIN
 from understudy.core.gateway.rotation import App, Replica
 from understudy.settings.gateway import BreakerSettings
 
-SIGNIFICANT_Z = 3.0
+ALPHA = 1e-4  # within one window
 HISTORY_WEIGHT = 0.01  # of the present, per evaluation (0.1 s) with answers: a memory of about 10 s
 EJECTED_MAX_FRACTION = 0.5
 PROBE_SPEEDUP = 2.0  # a probe must be this much faster than what it was ejected for
@@ -78,20 +79,21 @@ def _too_slow(replica: Replica, latency_s: float, usual_s: float, whose: str) ->
 
 
 def _failing(replica: Replica, equals: list[Replica], settings: BreakerSettings) -> Outlier | None:
-    calls, failures = replica.breaker.calls, replica.breaker.failures
-    if not failures or calls < settings.calls_min:
+    mine = _tally(replica.breaker)
+    if not mine.failed or mine.asked < settings.calls_min:
         return None
-    judged = [r.breaker for r in equals if r.breaker.calls >= settings.calls_min]
-    their_calls = sum(breaker.calls for breaker in judged)
-    if not their_calls:
+    theirs = [_tally(r.breaker) for r in equals if r.breaker.calls >= settings.calls_min]
+    equal = sum(theirs, Tally(0, 0))
+    if not equal.asked or mine.share - equal.share < settings.failure_margin_fraction:
         return None
-    their_failures = sum(breaker.failures for breaker in judged)
-    excess = failures / calls - their_failures / their_calls
-    pooled = (failures + their_failures) / (calls + their_calls)
-    deviation = sqrt(pooled * (1 - pooled) * (1 / calls + 1 / their_calls))
-    if excess < settings.failure_margin_fraction or excess < SIGNIFICANT_Z * deviation:
+    if not fails_more(mine, equal, ALPHA):
         return None
-    return Outlier(replica, f"{failures} of {calls} failed, {their_failures} of {their_calls} at its equals")
+    of_equals = f"{equal.failed} of {equal.asked} at its equals"
+    return Outlier(replica, f"{mine.failed} of {mine.asked} failed, {of_equals}")
+
+
+def _tally(breaker: Breaker) -> Tally:
+    return Tally(breaker.failures + breaker.failures_alike, breaker.calls)
 
 
 def _learn(replica: Replica) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 from understudy.core.gateway.activation import Activation
 from understudy.core.gateway.admission import Concurrency, target_latency_s
@@ -17,6 +17,8 @@ from understudy.core.gateway.breaker import Breaker
 from understudy.core.gateway.brownout import Brownout
 from understudy.core.gateway.budget import Budget
 from understudy.core.gateway.clients import ClientBuckets
+from understudy.core.gateway.conduct import Conducts
+from understudy.core.gateway.health import Health
 from understudy.core.gateway.latency import LatencyDigest
 from understudy.core.gateway.pace import Pace
 from understudy.core.gateway.recall import Recall
@@ -25,6 +27,7 @@ from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.messages import AppStats, Ping, ReplicaState, Result, encode_message
 from understudy.wire.records import AppVersion, Contingency
+from understudy.wire.statics import StaticTensor
 
 OLD_VERSION_PENALTY = 1000  # any variant of the current version comes before any of another one
 RAMP_SHARE_MIN = 0.1  # of a full share, for a replica that was (re-)admitted just now (Envoy's slow start)
@@ -69,6 +72,7 @@ class Replica(Source):
         "breaker",
         "busy_pause_s",
         "busy_until",
+        "conduct",
         "credit",
         "id",
         "link",
@@ -99,6 +103,7 @@ class Replica(Source):
         self.state = state.state
         self.link: Link | None = None
         self.breaker = Breaker(settings, now)
+        self.conduct = app.conducts.of(state.version, state.variant)
         self.outstanding: dict[int, Flight] = {}
         self.next_stream = 1
         self.suspect = False  # silent although it owes an answer
@@ -193,6 +198,8 @@ class App:
         self.clients: ClientBuckets | None = None
         self.describe(spec)
         self.name = spec.app
+        self.conducts = Conducts(settings.breaker)
+        self.health = Health(settings.health, now)
         self.replicas: dict[str, Replica] = {}
         self.ranked: list[Replica] = []
         self.best: list[Replica] = []
@@ -363,6 +370,11 @@ class App:
         return bool(self.ranked)
 
     @property
+    def fit(self) -> bool:
+        """What clients are told of its readiness: a replica may answer; by `health.readiness`, also well."""
+        return self.ready and not self.health.unfit
+
+    @property
     def busy(self) -> bool:
         """Does a tick have anything to look at?"""
         return bool(self.inflight or self.waiting or self.suspects)
@@ -427,6 +439,14 @@ class App:
         return self._infer_s, min(before_s, self._infer_s) / (self.spec.batching.rows_max * len(self.best))
 
 
+class Fault(NamedTuple):
+    """A replica had a request on `stream` and failed it."""
+
+    replica: Replica
+    stream: int
+    at: float
+
+
 class Flight:
     """One copy of a request, on its way to one replica."""
 
@@ -445,8 +465,8 @@ class Request:
     flags = 0  # of the frame that carries it to a worker: which encoding `body` has
 
     __slots__ = (
-        "app", "arrived", "attempts", "body", "client", "deadline", "done", "flights", "hedged", "isolated",
-        "json_bytes", "kills", "last_error", "tried",
+        "app", "arrived", "attempts", "body", "client", "deadline", "done", "faults", "flights", "hedged",
+        "isolated", "json_bytes", "kills", "last_error", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -458,7 +478,7 @@ class Request:
         json_bytes: int = -1,
         client: str = "",
     ) -> None:
-        """`client` is who asks, for rate limits: an identity, else an address."""
+        """`client` is who asks: an identity, else an address."""
         self.app = app
         self.body = body
         self.json_bytes = json_bytes
@@ -467,6 +487,7 @@ class Request:
         self.deadline = deadline
         self.flights: list[Flight] = []
         self.tried: tuple[str, ...] = ()  # replica ids that had it and gave no answer
+        self.faults: tuple[Fault, ...] = ()  # of replicas; none once it is settled whose they were
         self.kills: tuple[str, ...] = ()  # nodes of workers that died with it
         self.attempts = 0
         self.hedged = False
@@ -494,5 +515,5 @@ class Request:
     def failed(self, error: UnderstudyError) -> None:
         raise NotImplementedError
 
-    def answered_static(self, static: dict[str, Any]) -> None:
+    def answered_static(self, static: tuple[StaticTensor, ...]) -> None:
         raise NotImplementedError

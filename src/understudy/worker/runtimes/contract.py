@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from understudy.config import explain
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
@@ -48,4 +49,4 @@ def options_as(options: dict[str, Any], type_: type[T], runtime: str) -> T:
     try:
         return msgspec.convert(options, type_)
     except msgspec.ValidationError as error:
-        raise load_failed(f"options of the {runtime} runtime: {error}") from error
+        raise load_failed(f"options of the {runtime} runtime: {explain(str(error), type_)}") from error

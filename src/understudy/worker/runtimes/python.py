@@ -32,7 +32,8 @@ class PythonRuntime:
     """A class with `load(path)` and `predict(inputs) -> outputs`, from a file or a directory's model.py.
 
     `load` is called once with the path of the artifact. The file's directory is importable, so a
-    directory may hold further modules and data. One model per process: the module name is fixed.
+    directory may hold further modules and data. One model per process: the module name is fixed. The class
+    may say what it takes and gives in `inputs` and `outputs`, each a list of (name, datatype, shape).
 
     Both may be `async def`; they run on a loop that the model has for itself, one call at a time. `predict`
     gets the request's parameters if it has an argument of that name. A method `unload` is called at the end.
@@ -65,6 +66,7 @@ class PythonRuntime:
             if not callable(getattr(class_, method, None)):
                 raise load_failed(f"class {wanted.class_!r} in {source.name} has no method {method!r}")
         model: Any = class_()
+        self.inputs, self.outputs = _declared(model, "inputs"), _declared(model, "outputs")
         self._result_of(model.load(path))
         self._model = model
         self._predict = model.predict
@@ -98,6 +100,17 @@ def _takes_parameters(predict: Callable[..., Any]) -> bool:
     except (TypeError, ValueError):  # not written in Python
         return False
     return argument is not None and argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
+
+
+def _declared(model: Any, side: str) -> tuple[TensorSpec, ...]:
+    """What a class says of itself: `inputs = [("x", "FP32", [-1, 4])]`. A manifest may say it instead."""
+    said = getattr(model, side, None)
+    if not isinstance(said, list | tuple):
+        return ()  # of another use
+    try:
+        return tuple(TensorSpec(*msgspec.convert(each, tuple[str, str, tuple[int, ...]])) for each in said)
+    except msgspec.ValidationError as error:
+        raise load_failed(f'{side} of the class: {error}; such as [("x", "FP32", [-1, 4])]') from error
 
 
 def _import_file(source: Path) -> Any:

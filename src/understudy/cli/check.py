@@ -1,0 +1,69 @@
+"""`understudy check`: what can be told of manifests, models and cluster files without a cluster."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from understudy.cli.bare import Wishes, is_model, sources
+from understudy.cli.exits import CommandError
+from understudy.cli.output import Output
+from understudy.config import load_cluster
+from understudy.wire.errors import Code, UnderstudyError
+
+NODES = re.compile(rb"^\s*(\[\[nodes\]\]|nodes\s*=)", re.MULTILINE)
+
+
+def run_check(paths: Sequence[Path], wishes: Wishes, output: Output) -> None:
+    """The command. Looks at everything, then raises CONFIG if anything is wrong."""
+    good: list[str] = []
+    bad: list[str] = []
+    texts: list[str] = []
+    clusters = [path for path in paths if _is_cluster(path)]
+    models: list[Path] = []
+    groups: list[list[Path]] = []
+    for path in paths:
+        if path in clusters:
+            continue
+        if path.exists() and is_model(path):
+            models.append(path)
+        else:
+            groups.append([path])
+    groups += [models] if models and wishes.name else [[path] for path in models]
+    for path in clusters:
+        try:
+            config = load_cluster(path)
+        except UnderstudyError as error:
+            bad.append(_said(error))
+        else:
+            good.append(f"{path}: a cluster of {len(config.nodes)} nodes and {len(config.apps)} apps")
+            groups += [[Path(app)] for app in config.apps]
+    for group in groups:
+        try:
+            found, text = sources(group, wishes)
+            for source in found:
+                source.check()
+                names = ", ".join(variant.name for variant in source.manifest.variants)
+                good.append(f"{source.name}: app {source.manifest.name} with {names}")
+            texts += [text] if text else []
+        except UnderstudyError as error:
+            bad.append(_said(error))
+    if output.as_json:
+        output.data({"good": good, "bad": bad, "manifests": texts})
+    for line in () if output.as_json else (*good, *texts):
+        output.stdout.print(line, markup=False, soft_wrap=True)
+    if bad:
+        raise CommandError(Code.CONFIG, "\n       ".join(bad))
+
+
+def _is_cluster(path: Path) -> bool:
+    try:
+        return path.suffix == ".toml" and bool(NODES.search(path.read_bytes()))
+    except OSError:
+        return False  # said by whoever reads it
+
+
+def _said(error: UnderstudyError) -> str:
+    hint = error.hint if isinstance(error, CommandError) else ""
+    return f"{error}; {hint}" if hint else str(error)
