@@ -377,7 +377,8 @@ def test_a_failing_first_inference_is_traced_too(blank: WorkerProcess, tmp_path:
     source = TRACED.replace('"layer.1" if inputs["x"][0] else "layer1"', '"layer.2"')
     failure = blank.client.call(written(tmp_path, source), Failure)
     assert failure.code is Code.LOAD_FAILED
-    assert failure.message == "app/small: the model raised KeyError: 'layer.2' (model.py, line 9)"
+    assert "the model failed on the probe, which is zeros" in failure.message
+    assert "the model raised KeyError: 'layer.2' (model.py, line 9)" in failure.message
     assert "in predict" in failure.traceback
 
 
@@ -473,7 +474,7 @@ class Model:
     with worker_process(zygote, settings=WorkerTuning(frame_bytes_max=100_000)) as worker:
         worker.load(written(tmp_path, source, **fixed))
         failure = worker.client.refusal(x(100_000))
-        assert failure.code is Code.OUTPUT_INVALID
+        assert failure.code is Code.TOO_LARGE
         assert "and 34465 can be sent (worker.frame_bytes_max)" in failure.message
         assert answered(worker, x(2)) == [0, 0]
 

@@ -6,6 +6,7 @@ import pytest
 from agent_world import World, app, crashed, load_failed, loaded, of, variant, wanted
 
 from understudy.core.agent import events as ev
+from understudy.core.agent.replicas import REQUESTS_MARGIN, request_memory_mb
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
 from understudy.wire.messages import WorkerStats
@@ -123,7 +124,18 @@ def test_limits_come_from_the_variant_the_profile_or_the_node() -> None:
     world = World(memory_mb=2000.0).start()
     world.target(wanted("declared"), wanted("big"), wanted("new"), apps=apps)
     limits = {effect.variant.name: effect.limit_mb for effect in of(ev.LoadWorker, world.effects)}
-    assert limits == {"declared": 77.0, "big": 800.0, "new": 2000.0}
+    requests = REQUESTS_MARGIN * AgentTuning().request_memory_mb
+    assert limits == {"declared": 77.0, "big": 800.0 + requests, "new": 2000.0}
+
+
+def test_requests_get_what_a_declared_limit_leaves() -> None:
+    tuning = AgentTuning()
+    plain = variant("plain", 60.0)
+    assert request_memory_mb(plain, tuning) == tuning.request_memory_mb
+    assert plain.profile is not None
+    limit = plain.profile.replica_mb + 30
+    declared = type(plain)(**{**_fields(plain), "memory_limit_mb": limit})
+    assert request_memory_mb(declared, tuning) == max(30, limit / 4) / REQUESTS_MARGIN
 
 
 def _fields(record: object) -> dict[str, object]:

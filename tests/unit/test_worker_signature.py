@@ -24,6 +24,9 @@ class Silent:
     def __init__(self, inputs: Specs, outputs: Specs) -> None:
         self.inputs = inputs
         self.outputs = outputs
+        self.described = False
+        self.axes: dict[str, tuple[str, ...]] = {}
+        self.notes: tuple[str, ...] = ()
 
     def load(self, path: str, options: dict[str, Any]) -> None: ...
 

@@ -167,6 +167,8 @@ class AgentProcess:
                 self._workers.probe(worker)
             case ev.CheckBlank(worker):
                 self._workers.check(worker)
+            case ev.EndBatching(worker, reason):
+                self._workers.end_batching(worker, reason)
             case ev.DrainWorker(worker):
                 self._workers.drain(worker)
             case ev.KillWorker(worker):

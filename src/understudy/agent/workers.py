@@ -28,10 +28,28 @@ from understudy.agent.spawner import Spawner
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
 from understudy.core.agent import events as ev
+from understudy.core.agent.replicas import request_memory_mb
 from understudy.settings.cluster import ClusterConfig, NodeConfig
+from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Frame
-from understudy.wire.messages import Drain, Load, Loaded, Ping, Pong, Probe, Probed, Stats, WorkerStats
+from understudy.wire.messages import (
+    BatchingEnded,
+    Drain,
+    Kind,
+    Load,
+    Loaded,
+    Ping,
+    Pong,
+    Probe,
+    Probed,
+    Rehearse,
+    Rehearsed,
+    Stats,
+    WorkerStats,
+    decode_message,
+)
+from understudy.wire.records import BatchingVerdict, Variant
 
 CONNECT_TIMEOUT_S = 10.0  # from the fork to a worker that answers
 CONNECT_RETRY_S = 0.001
@@ -40,8 +58,6 @@ KILL_TIMEOUT_S = 1.0
 STATUS_WAIT_S = 0.1  # the zygote says at once why a process ended, unless it hangs
 ADOPT_TIMEOUT_S = 0.5
 MEASURE_LATENCY_RUNS = 20
-# By runtime. Measured with ONNX Runtime: 30 to 60 % of the time to load, 1 to 3 times that of an inference.
-BRIEF_OPTIONS: dict[str, dict[str, Any]] = {"onnx": {"optimization": "basic"}}
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -62,6 +78,8 @@ class _Handle:
     link: FrameLink | None = None
     status: int | None = None  # as the zygote reported it
     gone: bool = False  # the pidfd says so
+    rehearsing: bool = False
+    unburied: bool = False  # it ended meanwhile
 
 
 class Workers:
@@ -169,7 +187,13 @@ class Workers:
             if handle.link is link and not handle.gone:
                 self._step(ev.LinkLost(handle.record.worker))
 
-        handle.link = await dial(f"unix:{handle.record.socket}", lambda: FrameLink(_ignore, lost), timeout_s)
+        def told(_link: FrameLink, frame: Frame) -> None:
+            # What else comes unasked are late answers, and the answer to Drain.
+            message = decode_message(frame) if frame.kind == Kind.BATCHING_ENDED else None
+            if isinstance(message, BatchingEnded):
+                self._step(ev.BatchingEndedAt(handle.record.worker, message.reason))
+
+        handle.link = await dial(f"unix:{handle.record.socket}", lambda: FrameLink(told, lost), timeout_s)
         return handle.link
 
     # orders
@@ -193,15 +217,22 @@ class Workers:
                 variant=variant.name,
                 runtime=variant.runtime,
                 path=str(path),
-                options=(BRIEF_OPTIONS.get(variant.runtime, {}) if effect.brief else {}) | variant.options,
+                options=_options(variant, brief=effect.brief),
                 inputs=app.inputs,
                 outputs=app.outputs,
+                finite=app.finite,
+                request_memory_mb=request_memory_mb(variant, self._tuning),
+                memory_per_byte=variant.profile.memory_per_byte if variant.profile else 0.0,
+                output_per_byte=variant.profile.output_per_byte if variant.profile else 0.0,
                 batching=app.batching,
                 probe=app.probe,
                 queue_rows_max=self._config.worker.queue_rows_max,
                 measure_latency_runs=MEASURE_LATENCY_RUNS if effect.measure else 1,
+                verdict=variant.verdict,
             )
             loaded = await link.call(message, Loaded, self._tuning.load_timeout_s)
+            if effect.measure:
+                loaded.verdict = await self._rehearse(handle, link)
         except UnderstudyError as error:
             if error.code is Code.LINK_LOST:
                 _kill(handle)  # its exit says more than this
@@ -213,6 +244,25 @@ class Workers:
             self._step(ev.LoadDone(worker, loaded))
         finally:
             self._staging.let_go(worker)
+        handle.rehearsing = False
+        if handle.unburied:
+            self._exited(handle)
+
+    async def _rehearse(self, handle: _Handle, link: FrameLink) -> BatchingVerdict:
+        """A model that rows of no kind that it expects bring down or hold up is as good as before."""
+        handle.rehearsing = True
+        try:
+            return (await link.call(Rehearse(), Rehearsed, self._tuning.rehearsal_timeout_s)).verdict
+        except UnderstudyError as error:
+            if error.code not in (Code.LINK_LOST, Code.TIMEOUT):
+                raise
+            ended = "its worker ended" if error.code is Code.LINK_LOST else "it took too long"
+            return BatchingVerdict(False, "rehearsal", f"{ended} while it was rehearsed with drawn rows")
+
+    def end_batching(self, worker: str, reason: str) -> None:
+        handle = self._handles.get(worker)
+        if handle is not None and handle.link is not None and not handle.link.closed:
+            handle.link.send(BatchingEnded(reason))
 
     def probe(self, worker: str) -> None:
         handle = self._handles.get(worker)
@@ -310,6 +360,9 @@ class Workers:
         worker = handle.record.worker
         if self._handles.get(worker) is not handle:
             return  # the status came after all
+        if handle.rehearsing:
+            handle.unburied = True  # what was measured before is told first
+            return
         out_of_memory = self._limits.exceeded(handle.record.cgroup)
         printed = self.prints.end(worker)
         self._bury(handle)
@@ -375,6 +428,8 @@ class Workers:
         self.prints.follow(record.worker, record.pid)
         self.prints.label(record.worker, stats.app, stats.version, stats.variant)
         self._step(ev.WorkerFound(record.worker, address, stats))
+        if stats.batching_ended:
+            self._step(ev.BatchingEndedAt(record.worker, stats.batching_ended))
 
     def _read_records(self) -> list[Record]:
         records = []
@@ -395,10 +450,6 @@ class Workers:
             self._log.warning("record.unwritten", worker=record.worker, reason=str(error))
 
 
-def _ignore(_link: FrameLink, _frame: Frame) -> None:
-    """Late answers, and the answer to Drain."""
-
-
 def _jitter() -> float:
     return random.uniform(-1.0, 1.0)
 
@@ -417,6 +468,12 @@ def _start_ticks(pid: int) -> int:
     except (FileNotFoundError, ProcessLookupError):
         return -1
     return -1 if fields[0] in "ZX" else int(fields[19])
+
+
+def _options(variant: Variant, *, brief: bool) -> dict[str, Any]:
+    facts = RUNTIMES.get(variant.runtime)
+    options = facts.brief_options if brief and facts else {}
+    return options | variant.options
 
 
 def _why(status: int | None) -> str:

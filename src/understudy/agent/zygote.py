@@ -24,12 +24,19 @@ import msgspec
 from understudy.adapters.descendants import adopt_orphans, end_children
 from understudy.adapters.parents import run_and_exit
 from understudy.adapters.printing import capture
+from understudy.settings.runtimes import RUNTIMES
 from understudy.settings.worker import WorkerTuning
 
 MESSAGE_BYTES_MAX = 65_536
 # Before a fork there must be one thread, and a worker's inference uses as many as it was told.
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-RUNTIME = ("numpy", "onnxruntime", "uvloop", "understudy.worker.process")  # what is installed of these
+# What is installed of these.
+PRELOADED = (
+    "numpy",
+    *(module for facts in RUNTIMES.values() for module in facts.preload),
+    "uvloop",
+    "understudy.worker.process",
+)
 
 
 class Fork(msgspec.Struct, frozen=True, tag=True):
@@ -123,7 +130,7 @@ class Zygote:
 
 
 def import_runtime() -> None:
-    for module in RUNTIME:
+    for module in PRELOADED:
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(module)
     gc.collect()

@@ -42,6 +42,7 @@ class AppView(msgspec.Struct):
     failed: int
     p50_ms: float | None
     p99_ms: float | None
+    batching: dict[str, str] = {}  # by variant: whether its requests share batches, and why
 
 
 class NodeView(msgspec.Struct):

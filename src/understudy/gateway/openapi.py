@@ -265,8 +265,10 @@ def _description_schemas() -> Json:
             "datatype": _ref("Datatype"),
             "shape": _array({"type": "integer", "minimum": -1}),
             "optional": {"const": True, "description": "of an input that a request may leave out"},
+            "labels": {**_array(TEXT), "description": "of the classes that are an output's columns"},
         },
         "optional",
+        "labels",
     )
     configured = _object(
         {

@@ -16,12 +16,16 @@ from typing import NamedTuple
 import numpy as np
 
 from understudy.adapters.memory import pss_mb
-from understudy.wire.errors import UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Load, Loaded
 from understudy.wire.tensors import Array
+from understudy.worker.costs import ELEMENT_BYTES, Appetite, refuse_beyond
 from understudy.worker.guard import Guard
-from understudy.worker.oip import Request, encode_probe
-from understudy.worker.raised import contain, describe, loading_error, model_error
+from understudy.worker.oip import Request
+from understudy.worker.raised import blame, contain, describe, loading_error
+from understudy.worker.rehearsal.memory import appetite
+from understudy.worker.rehearsal.probes import Tried, no_probe_passed, note_of, probes
+from understudy.worker.rehearsal.shapes import corrected
 from understudy.worker.runtimes import make_runtime
 from understudy.worker.runtimes.contract import Runtime, load_failed
 from understudy.worker.signature import Signature, agree
@@ -45,22 +49,48 @@ class Done(NamedTuple):
 
 
 class Model:
-    """Runtime, codec and guard of one replica. `batched`: requests may be concatenated along dimension 0."""
+    """Runtime, codec and guard of one replica.
 
-    def __init__(self, load: Load, runtime: Runtime, signature: Signature) -> None:
+    `batched`: requests may be concatenated along dimension 0, which has been shown to be harmless.
+    """
+
+    def __init__(self, load: Load, runtime: Runtime, signature: Signature, probe: bytes) -> None:
         self.inputs = signature.inputs
         self.outputs = signature.outputs
-        self.batched = signature.batched
+        self.batched = signature.batched and load.verdict is not None and load.verdict.together
         self.own_thread = runtime.own_thread
         self._unload = runtime.unload
-        self.codec = Codec(load.app, load.version, self.inputs, self.outputs, batched=self.batched)
+        self.codec = Codec(
+            load.app,
+            load.version,
+            self.inputs,
+            self.outputs,
+            batched=signature.batched,
+            together=self.batched,
+        )
         self.codec.keeps_parameters = runtime.takes_parameters
         self._source = runtime.source
         self._pid = os.getpid()
         self._guard = Guard(self.outputs, batched=self.batched)
         self._predict = runtime.predict
-        self.probe = encode_probe(load.probe, self.inputs)
+        self._axes = runtime.axes
+        self.appetite = Appetite()
+        if load.memory_per_byte:
+            self.appetite = Appetite(load.memory_per_byte, load.output_per_byte)
+        self.request_bytes_max = int(load.request_memory_mb * 2**20) // 2 or 2**62
+        self.codec.rows_may_differ = all(spec.hint for spec in self.outputs)
+        self.codec.decoded_bytes_max = self.request_bytes_max
+        self.codec.text_bytes = ELEMENT_BYTES * self.appetite.least
+        self.probe = probe
         self.probe_s = 0.0  # shortest inference on the probe; measured by `load_model`
+
+    def cost(self, request: Request, body_bytes: int) -> int:
+        """Bytes that it takes until it is answered. Raises TOO_LARGE beyond what one request may."""
+        in_json = not request.protobuf and not request.outputs[0].binary
+        cost = self.appetite.of(request.inputs.values(), body_bytes, in_json=in_json)
+        if cost > self.request_bytes_max:
+            refuse_beyond(self.request_bytes_max, cost, "the request")
+        return cost
 
     def execute(self, requests: Sequence[Request]) -> list[Done]:
         """Run `requests` as one batch; if that fails, one by one, so that only the guilty one fails."""
@@ -72,7 +102,8 @@ class Model:
                 name: np.concatenate([request.inputs[name] for request in requests])
                 for name in requests[0].inputs
             }
-            outputs = self._guard.accept(self._predict(inputs, requests[0].parameters), inputs, rows)
+            predicted = self._predict(inputs, requests[0].parameters)
+            outputs = self._guard.accept(predicted, inputs, rows, shared=True)
         except BaseException as error:
             contain(error, self._pid)
             return [self._execute_one(request) for request in requests]
@@ -87,6 +118,13 @@ class Model:
             return describe(error)
         return ""
 
+    def answer(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """What is returned for these inputs, guarded. Raises what a request with them would be told."""
+        (done,) = self.execute([Request(inputs, 1, (), None, ())])
+        if done.outputs is None:
+            raise done.error or load_failed("the model gave no answer")
+        return done.outputs
+
     def _execute_one(self, request: Request) -> Done:
         inputs = request.inputs
         rows = request.rows
@@ -94,7 +132,7 @@ class Model:
             outputs = self._guard.accept(self._predict(inputs, request.parameters), inputs, rows)
         except BaseException as error:
             contain(error, self._pid)
-            return Done((request,), rows, None, model_error(error, self._source))
+            return Done((request,), rows, None, blame(error, self._source, inputs, self._axes))
         return Done((request,), rows, outputs, None)
 
 
@@ -112,19 +150,72 @@ def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
         started_s = perf_counter()
         runtime = make_runtime(load.runtime, threads)
         runtime.load(load.path, load.options)
-        model = Model(load, runtime, agree(load, runtime))
-        latencies_ms = [_rehearse(model)]
+        model, first_ms, notes = _first(load, runtime, agree(load, runtime), lenient=profiling)
         load_ms = (perf_counter() - started_s) * 1000
+        if profiling:
+            model, corrections = _corrected(load, runtime, model)
+            notes += corrections
+        latencies_ms = [first_ms]
         latencies_ms += [_rehearse(model) for _ in range(load.measure_latency_runs - 1)]
         median_ms = statistics.median(latencies_ms)
         model.probe_s = _warm_latency_s(model, min(latencies_ms))
         memory_mb = max(0.0, pss_mb() - base_mb) if profiling else 0.0
+        if profiling:
+            probe = model.codec.decode(model.probe).inputs
+            model.appetite = appetite(runtime.predict, probe, model.inputs)
     except BaseException as error:
         contain(error, pid)
         raise loading_error(error, runtime.source if runtime else "", f"{load.app}/{load.variant}") from None
     # What is alive now stays alive: later collections needn't look at it.
     gc.freeze()
-    return model, Loaded(load_ms, latencies_ms[0], median_ms, base_mb, memory_mb, model.inputs, model.outputs)
+    return model, Loaded(
+        load_ms,
+        first_ms,
+        median_ms,
+        base_mb,
+        memory_mb,
+        model.inputs,
+        model.outputs,
+        notes,
+        model.appetite.per_byte,
+        model.appetite.output_per_byte,
+    )
+
+
+def _first(
+    load: Load, runtime: Runtime, signature: Signature, *, lenient: bool
+) -> tuple[Model, float, tuple[str, ...]]:
+    """A model that has answered a probe, the milliseconds that this took, and what is to be said of it.
+
+    `lenient`: outputs may have any shape, where the runtime's own word for them isn't the last.
+    """
+    if lenient and runtime.described:
+        signature = signature.unpromised()
+    failures: list[tuple[Tried, UnderstudyError]] = []
+    for tried in probes(load.probe, signature.inputs):
+        model = Model(load, runtime, signature, tried.body)
+        try:
+            first_ms = _rehearse(model)
+        except UnderstudyError as error:
+            failures.append((tried, error))
+            if error.code is Code.OUT_OF_MEMORY:
+                break
+        else:
+            return model, first_ms, runtime.notes + ((note_of(failures, tried),) if failures else ())
+    raise no_probe_passed(failures)
+
+
+def _corrected(load: Load, runtime: Runtime, model: Model) -> tuple[Model, tuple[str, ...]]:
+    """The model with outputs as they are really returned. Raises what `_rehearse` does."""
+    signature = agree(load, runtime)
+    notes: tuple[str, ...] = ()
+    if runtime.described:
+        inputs = model.codec.decode(model.probe).inputs
+        outputs, notes = corrected(runtime.predict, inputs, signature.inputs, signature.outputs, runtime.axes)
+        signature = Signature(signature.inputs, outputs)
+    model = Model(load, runtime, signature, model.probe)
+    _rehearse(model)
+    return model, notes
 
 
 def _warm_latency_s(model: Model, latency_ms: float) -> float:

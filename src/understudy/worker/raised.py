@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +15,9 @@ import understudy
 from understudy.adapters.disks import is_place_trouble
 from understudy.invariants import InvariantBroken
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
+from understudy.wire.tensors import Array
 
+NOT_FINITE = "not-finite"  # the `reason` of an output that a caller's data may explain
 ERROR_CHARS_MAX = 500  # of an exception's text in a message
 TRACEBACK_CHARS_MAX = 8192  # the end of it, where the cause is
 TRACEBACK_FRAMES_MAX = 50  # innermost ones, of each exception
@@ -41,6 +44,33 @@ def model_error(error: BaseException, source: str) -> UnderstudyError:
         return _told(error, source)
     except BaseException:
         return UnderstudyError(Code.MODEL_FAILED, "the model raised an exception that can't be told")
+
+
+def blame(
+    error: BaseException, source: str, inputs: Mapping[str, Array], axes: Mapping[str, tuple[str, ...]]
+) -> UnderstudyError:
+    """As `model_error`; what only a caller's shapes explain is the caller's fault.
+
+    `axes`: names of the inputs' dimensions; those of one name should have one length.
+    """
+    found = model_error(error, source)
+    if found.code is Code.MODEL_FAILED:
+        what = _odd_shapes(inputs, axes)
+        if what:
+            return InvalidArgument(f"{what}, and {found.message}")
+    return found
+
+
+def _odd_shapes(inputs: Mapping[str, Array], axes: Mapping[str, tuple[str, ...]]) -> str:
+    lengths: dict[str, tuple[int, str]] = {}
+    for name, array in inputs.items():
+        if array.size == 0:
+            return f"input {name!r} has no elements"
+        for axis, length in zip(axes.get(name, ()), array.shape, strict=False):
+            other, where = lengths.setdefault(axis, (length, name)) if axis else (length, name)
+            if other != length:
+                return f"{axis!r} is {other} in input {where!r} and {length} in input {name!r}"
+    return ""
 
 
 def _told(error: BaseException, source: str) -> UnderstudyError:
@@ -100,7 +130,9 @@ def _restated(error: BaseException) -> UnderstudyError:
         return UnderstudyError(Code.MODEL_FAILED, f"the model raised {describe(error)}")
     if code is Code.INVALID_ARGUMENT:
         return InvalidArgument(printable(message))
-    told = UnderstudyError(code, printable(message))
+    context = getattr(error, "context", {})
+    reason = context.get("reason") if type(context) is dict else None
+    told = UnderstudyError(code, printable(message), **({"reason": reason} if reason == NOT_FINITE else {}))
     told.traceback = getattr(error, "traceback", "")
     return told
 

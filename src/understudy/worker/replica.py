@@ -17,9 +17,10 @@ import structlog
 
 from understudy.adapters.links import FrameLink
 from understudy.core.batching import Batcher, Durations
-from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
-from understudy.wire.frames import ENCODING_PROTOBUF, FRAME_BYTES_MAX_DEFAULT, HEADER_BYTES_MAX, Buffer
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
 from understudy.wire.messages import Infer, Load, Probed, Result, encode_result
+from understudy.worker.batching.rechecks import Rechecks
 from understudy.worker.model import Done, Model
 from understudy.worker.model_thread import ModelThread
 from understudy.worker.oip import Answer, Request
@@ -47,12 +48,7 @@ class Replica:
     """Takes requests, answers every one of them on its link unless it is cancelled or the link is gone."""
 
     def __init__(
-        self,
-        model: Model,
-        load: Load,
-        hop_s: float,
-        thread: ModelThread,
-        answer_bytes_max: int = FRAME_BYTES_MAX_DEFAULT - HEADER_BYTES_MAX,
+        self, model: Model, load: Load, hop_s: float, thread: ModelThread, rechecks: Rechecks
     ) -> None:
         self.requests = 0  # taken in, probes not counted
         self.batches = 0  # executed
@@ -62,11 +58,11 @@ class Replica:
         self._decode = model.codec.decode
         self._loop = asyncio.get_running_loop()
         self._thread = thread
-        self._answer_bytes_max = answer_bytes_max
         self._batcher: Batcher[Waiting] = Batcher(
             max(1, load.batching.rows_max) if model.batched else 1,
             load.batching.wait_us / 1e6,
             load.queue_rows_max,
+            model.request_bytes_max,
         )
         self._durations = Durations(hop_s)
         self._durations.observe(self._decode(model.probe).rows, model.probe_s, inline=True)
@@ -76,6 +72,12 @@ class Replica:
         self._execute_s = 0.0
         self._logged_s = 0.0
         self._when_idle: Callable[[], None] | None = None
+        self.rechecks = rechecks
+        rechecks.on_end(self._run_alone)
+
+    def _run_alone(self) -> None:
+        """Requests don't share batches any more."""
+        self._batcher.rows_max = 1
 
     @property
     def queued_rows(self) -> int:
@@ -98,6 +100,7 @@ class Replica:
                 request = self._model.codec.decode_protobuf(body)
             else:
                 request = self._decode(body, infer.json_bytes)
+            size_bytes = self._model.cost(request, len(body))
         except UnderstudyError as error:
             link.fail(stream, error)
             return
@@ -105,7 +108,7 @@ class Replica:
             link.fail(stream, _out_of_memory("decode the request"))
             return
         waiting = Waiting(link, stream, request, now, now + infer.timeout_us / 1e6, False)
-        if not self._batcher.add(waiting, request.rows, request.key, now):
+        if not self._batcher.add(waiting, request.rows or 1, request.key, now, size_bytes):
             link.fail(stream, _busy(self._batcher.rows))
         elif not self._pump_due:
             self._schedule()
@@ -155,6 +158,10 @@ class Replica:
         if self._in_thread:
             return
         now = monotonic()
+        if self.rechecks.due(now, idle=not self._batcher.rows):
+            self._in_thread = True
+            self._thread.call(lambda _: self.rechecks.run(), None, self._rechecked)
+            return
         batch = self._batcher.take(now)
         if not batch:
             self._wait_for_more(now)
@@ -170,7 +177,7 @@ class Replica:
             ended_s = monotonic()
             self._observe(results, rows, ended_s - now, inline=True)
             self._answer(batch, results, rows, now, ended_s)
-            if self._batcher.rows or self._when_idle is not None:
+            if self._batcher.rows or self._when_idle is not None or self.rechecks.waiting:
                 self._schedule()
             return
         self._in_thread = True
@@ -210,6 +217,13 @@ class Replica:
         self._answer(batch, results, rows, started_s, ended_s)
         self._pump()
 
+    def _rechecked(self, difference: str, broken: BaseException | None) -> None:
+        self._in_thread = False
+        if broken is not None:
+            raise broken
+        self.rechecks.conclude(difference)
+        self._pump()
+
     def _observe(self, results: list[Done], rows: int, duration_s: float, *, inline: bool) -> None:
         if len(results) == 1:  # otherwise it failed, and its parts ran again
             self._durations.observe(rows, duration_s, inline=inline)
@@ -225,6 +239,8 @@ class Replica:
         for done in results:
             answered = batch[index : index + len(done.requests)]
             index += len(answered)
+            if len(answered) > 1 and done.outputs is not None:
+                self.rechecks.offer(done, self._execute_s)
             answers, error = self._encode(done)
             if error is not None:
                 self._fail(answered, error)
@@ -234,17 +250,14 @@ class Replica:
                     self._probes_queued -= 1
                     waiting.link.send(Probed((ended_s - waiting.arrived_s) * 1000), waiting.stream)
                     continue
-                if isinstance(answer, InvalidArgument):
+                if isinstance(answer, UnderstudyError):
                     waiting.link.fail(waiting.stream, answer)
-                    continue
-                if len(answer.body) > self._answer_bytes_max:
-                    self._fail([waiting], _too_long(len(answer.body), self._answer_bytes_max))
                     continue
                 queue_us = int((started_s - waiting.arrived_s) * 1e6)
                 result = Result(infer_us, queue_us, rows, answer.json_bytes)
                 waiting.link.write(*encode_result(result, waiting.stream, answer.body))
 
-    def _encode(self, done: Done) -> tuple[Sequence[Answer | InvalidArgument], UnderstudyError | None]:
+    def _encode(self, done: Done) -> tuple[Sequence[Answer | UnderstudyError], UnderstudyError | None]:
         if done.outputs is None:
             return (), done.error
         try:
@@ -282,8 +295,3 @@ def _busy(queued_rows: int) -> UnderstudyError:
 
 def _out_of_memory(what: str) -> UnderstudyError:
     return UnderstudyError(Code.OUT_OF_MEMORY, f"not enough memory to {what}")
-
-
-def _too_long(bytes_: int, bytes_max: int) -> UnderstudyError:
-    what = f"the answer has {bytes_} bytes, and {bytes_max} can be sent (worker.frame_bytes_max)"
-    return UnderstudyError(Code.OUTPUT_INVALID, what)

@@ -20,6 +20,7 @@ from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import HEADER_BYTES_MAX, Frame
 from understudy.wire.messages import (
+    BatchingEnded,
     Cancel,
     Drain,
     Drained,
@@ -29,10 +30,13 @@ from understudy.wire.messages import (
     Ping,
     Pong,
     Probe,
+    Rehearse,
     Stats,
     WorkerStats,
     decode_message,
 )
+from understudy.worker.batching.asked import rehearse
+from understudy.worker.batching.rechecks import Rechecks
 from understudy.worker.model import Model, load_model
 from understudy.worker.model_thread import ModelThread
 from understudy.worker.replica import Replica
@@ -74,6 +78,7 @@ class Worker:
         self._load: Load | None = None
         self._loading: asyncio.Task[None] | None = None
         self._replica: Replica | None = None
+        self._agent: FrameLink | None = None
         self._drainers: list[tuple[FrameLink, int]] = []
         self._executed_before_drain = 0
         self._orphan_timer: asyncio.TimerHandle | None = None
@@ -147,19 +152,39 @@ class Worker:
             case Ping():
                 link.send(Pong(), stream)
             case Stats():
+                self._hear_agent(link)
                 self._send_stats(link, stream)
             case Probe():
+                self._hear_agent(link)
                 if self._state == "ready" and self._replica is not None:
                     self._replica.probe(link, stream)
                 else:
                     link.fail(stream, self._not_ready())
             case Load():
                 self._start_load(link, stream, message)
+            case Rehearse():
+                if self._load is not None and self.model is not None:
+                    rehearse(self._thread, self._load, self.model, link, stream)
+                else:
+                    link.fail(stream, self._not_ready())
+            case BatchingEnded():
+                if self._replica is not None:
+                    self._replica.rechecks.end()
             case Drain():
                 self._drainers.append((link, stream))
                 self.drain(message.timeout_ms / 1000)
             case _:
                 pass  # of a newer version, or not for a worker
+
+    def _hear_agent(self, link: FrameLink) -> None:
+        """Whoever asks these is the agent, and a new one is told what the former knew."""
+        if link is not self._agent:
+            self._agent = link
+            self._tell_batching_ended()
+
+    def _tell_batching_ended(self) -> None:
+        if self._replica is not None and self._replica.rechecks.found and self._agent is not None:
+            self._agent.send(BatchingEnded(self._replica.rechecks.found))
 
     def _not_ready(self) -> UnderstudyError:
         if self._state == "draining":
@@ -186,6 +211,7 @@ class Worker:
             stats.queued = self._replica.queued_rows
             stats.infer_us_mean = self._replica.infer_us_mean
             stats.batches = self._replica.batches
+            stats.batching_ended = self._replica.rechecks.found
         link.send(stats, stream)
 
     # loading
@@ -227,8 +253,9 @@ class Worker:
     def _become_ready(self, load: Load, model: Model, loaded: Loaded, hop_s: float) -> None:
         self._state = advance(WORKER, self._state, "loaded")
         self.model = model
-        bytes_max = self._settings.frame_bytes_max - HEADER_BYTES_MAX
-        self._replica = Replica(model, load, hop_s, self._thread, bytes_max)
+        model.codec.answer_bytes_max = self._settings.frame_bytes_max - HEADER_BYTES_MAX
+        rechecks = Rechecks(model, load, self._settings.recheck_share, self._tell_batching_ended)
+        self._replica = Replica(model, load, hop_s, self._thread, rechecks)
         log.info(
             "model.loaded",
             replica=load.replica,

@@ -132,6 +132,14 @@ class LinkLost:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchingEndedAt:
+    """A worker saw that batching changes its model's answers, and batches no more."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ArtifactStaged:
     digest: str
 
@@ -164,7 +172,7 @@ class StopAsked:
 Event = (
     Started | TargetReceived | ActivateAsked | MeasureAsked | WorkerBlank | WorkerFound | WorkerExited
     | LoadDone | LoadFailed | ProbePassed | ProbeUnanswered | ProbeFailed | LinkLost | ArtifactStaged
-    | ArtifactDropped | PlaceChanged | Tick | StopAsked
+    | BatchingEndedAt | ArtifactDropped | PlaceChanged | Tick | StopAsked
 )  # fmt: skip
 
 
@@ -202,6 +210,14 @@ class CheckBlank:
     """Ask a blank worker for a sign of life. Answered as `ProbeWorker`."""
 
     worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndBatching:
+    """The worker is to run one request at a time from now on."""
+
+    worker: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +287,6 @@ class Stopped:
 
 
 Effect = (
-    ForkWorker | LoadWorker | ProbeWorker | CheckBlank | DrainWorker | KillWorker | StageArtifacts
-    | AnswerActivate | AnswerMeasure | RefuseMeasure | Publish | Tell | Save | Stopped
+    ForkWorker | LoadWorker | ProbeWorker | CheckBlank | EndBatching | DrainWorker | KillWorker
+    | StageArtifacts | AnswerActivate | AnswerMeasure | RefuseMeasure | Publish | Tell | Save | Stopped
 )  # fmt: skip

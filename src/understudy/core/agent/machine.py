@@ -20,6 +20,7 @@ from understudy.core.agent.place import Place
 from understudy.core.agent.progressive import plan_activation, wanted_replicas
 from understudy.core.agent.replicas import LIVE, Replica, Wanted, limit_mb, match, still_needed
 from understudy.core.agent.restarts import Blame, CrashHistory, blame
+from understudy.core.agent.unbatched import Unbatched
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
@@ -46,6 +47,7 @@ class AgentMachine:
         self._place = Place()
         self._replicas: list[Replica] = []
         self._pool = BlankPool(tuning, self._history.delay_s)
+        self._unbatched = Unbatched()
         self._dying: set[str] = set()  # killed, exit not seen yet
         self._measures: deque[ev.MeasureAsked] = deque()
         self._staged: set[str] = set()
@@ -94,6 +96,8 @@ class AgentMachine:
                 self._probe_failed(event)
             case ev.LinkLost(worker):
                 self._link_lost(worker)
+            case ev.BatchingEndedAt(worker, reason):
+                self._effects += self._unbatched.seen(self._carried_by(worker), reason, self._replicas)
             case ev.ActivateAsked():
                 self._activate(event)
             case ev.TargetReceived(target):
@@ -140,6 +144,7 @@ class AgentMachine:
             if key in target.released or final in wanted:
                 del self._activations[key]
                 self._tell("activation.released", f"{key} is over", activation.app.app)
+        self._effects += self._unbatched.take(target, self._replicas)
         self._save()
         self._stage()
 
@@ -248,9 +253,20 @@ class AgentMachine:
             message = f"{replica.key[2]} loaded in {loaded.load_ms:.0f} ms"
             self._tell("replica.loaded", message, replica.key[0], worker, load_ms=loaded.load_ms)
             return
-        profile = Profile(loaded.base_mb, loaded.memory_mb, loaded.load_ms, loaded.latency_ms, self._node)
+        profile = Profile(
+            loaded.base_mb,
+            loaded.memory_mb,
+            loaded.load_ms,
+            loaded.latency_ms,
+            self._node,
+            loaded.memory_per_byte,
+            loaded.output_per_byte,
+        )
         self._effects.append(
-            ev.AnswerMeasure(replica.asker, Measured(profile, loaded.inputs, loaded.outputs))
+            ev.AnswerMeasure(
+                replica.asker,
+                Measured(profile, loaded.inputs, loaded.outputs, loaded.notes, verdict=loaded.verdict),
+            )
         )
         self._release(replica)
 
@@ -425,7 +441,8 @@ class AgentMachine:
         replica.advance("worker_started")
         limit = limit_mb(wish.variant, self._tuning, self._memory_mb)
         measure = replica.asker is not None
-        self._effects.append(ev.LoadWorker(blank.worker, wish.app, wish.variant, limit, measure, wish.brief))
+        variant = self._unbatched.applied(wish.key, wish.variant)
+        self._effects.append(ev.LoadWorker(blank.worker, wish.app, variant, limit, measure, wish.brief))
 
     def _check_deadlines(self) -> None:
         next_s = self._now + self._tuning.probe_interval_ms / 1000
@@ -517,6 +534,7 @@ class AgentMachine:
             warning=self._place.warning,
             memory_used_mb=self._used_mb(),
             blank_workers=len(self._pool),
+            unbatched=self._unbatched.view,
         )
         if state != self.state:
             state.serial += 1

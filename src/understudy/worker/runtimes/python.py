@@ -17,7 +17,7 @@ import msgspec
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
 from understudy.worker.inputs import Parameters
-from understudy.worker.runtimes.contract import load_failed, options_as
+from understudy.worker.runtimes.contract import Axes, load_failed, options_as
 
 # The file of this name runs the same code in processes that a model starts afresh, as pools do.
 _MODULE = "understudy.worker.model_source"
@@ -47,6 +47,9 @@ class PythonRuntime:
         self.takes_parameters = False
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
+        self.described = False
+        self.axes: Axes = {}
+        self.notes: tuple[str, ...] = ()
         self._model: Any = None
         self._predict: Callable[..., Any]
         self._runner: asyncio.Runner | None = None  # of the model's coroutines, once it had one
