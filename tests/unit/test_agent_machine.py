@@ -377,8 +377,10 @@ def test_a_failed_measurement_says_why_and_quarantines_nothing() -> None:
     world = World(tuning=AgentTuning(crash_loop_count=1)).start()
     world.loads = False
     load = of(ev.LoadWorker, world.measure())[0]
-    effects = world.step(load_failed(load.worker))
-    assert of(ev.RefuseMeasure, effects) == [ev.RefuseMeasure(5, Code.LOAD_FAILED, "bad model")]
+    effects = world.step(ev.LoadFailed(load.worker, Code.LOAD_FAILED, "bad model", traceback="line 9"))
+    assert of(ev.RefuseMeasure, effects) == [ev.RefuseMeasure(5, Code.LOAD_FAILED, "bad model", "line 9")]
+    (told,) = of(ev.Tell, effects)
+    assert (told.kind, told.data["traceback"]) == ("load.failed", "line 9")
     assert world.machine.state.quarantined == ()
     assert of(ev.RefuseMeasure, world.measure("nothing"))[0].code is Code.NOT_FOUND
 

@@ -385,6 +385,7 @@ class Workers:
         self._clear_away(record)
 
     def _clear_away(self, record: Record) -> None:
+        self._limits.end_all(record.cgroup)
         self._limits.remove(record.cgroup)
         Path(record.socket).unlink(missing_ok=True)
         (self._records / f"{record.worker}.json").unlink(missing_ok=True)

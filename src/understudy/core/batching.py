@@ -156,12 +156,12 @@ WEIGHT = 0.2
 OUTLIER_FACTOR = 4.0
 # What a hop costs at work, in round trips measured on an idle loop: beside a busy loop the thread also
 # waits for the interpreter's lock. Measured with dense networks and 30 small JSON requests in flight: inline
-# serves twice as many requests per second at 1 to 2 idle hops, as many at 7.
-BUSY_HOP = 5.0
+# serves twice as many requests per second at 2 to 3 idle hops, as many at 12.
+BUSY_HOP = 8.0
 # Only on the loop is a duration the truth: in the thread it includes the wait for the interpreter's lock.
 # So a batch that can't hold up the loop for more than some hops is tried there at first and now and then.
 TRIAL_BATCHES = 64
-TRIAL_HOPS_MAX = 10.0  # idle ones
+TRIAL_HOPS_MAX = 16.0  # idle ones
 
 
 class Durations:

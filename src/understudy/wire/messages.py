@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from understudy.wire.errors import Code, ProtocolError, UnderstudyError
-from understudy.wire.frames import LARGE_BYTES, Buffer, Frame, encode_frame, frame_head
+from understudy.wire.frames import HEADER_BYTES_MAX, LARGE_BYTES, Buffer, Frame, encode_frame, frame_head
 from understudy.wire.records import (
     AppVersion,
     ArtifactRef,
@@ -387,7 +387,8 @@ TYPES: dict[Kind, type] = {
 }
 KINDS: dict[type, Kind] = {type_: kind for kind, type_ in TYPES.items()}
 
-# Small messages travel in the frame's header. These can outgrow its 64 KiB, so they travel as payload.
+# Small messages travel in the frame's header. These can be long, so they travel as payload, and so does any
+# other that outgrows the header: its header is empty then.
 _AS_PAYLOAD = frozenset(
     {
         Kind.FAILURE,
@@ -411,9 +412,10 @@ _decoders: dict[int, Callable[[Buffer], Any]] = {
 def encode_message(message: Message, stream: int = 0, payload: Buffer = b"") -> bytes:
     """`message` as one frame. Only Infer and Result take a `payload` of their own."""
     kind = KINDS[type(message)]
-    if kind in _AS_PAYLOAD:
-        return encode_frame(kind, stream, b"", _encode(message))
-    return encode_frame(kind, stream, _encode(message), payload)
+    content = _encode(message)
+    if kind in _AS_PAYLOAD or len(content) > HEADER_BYTES_MAX:
+        return encode_frame(kind, stream, b"", content)
+    return encode_frame(kind, stream, content, payload)
 
 
 def encode_infer(
@@ -456,7 +458,7 @@ def decode_message(frame: Frame) -> Message | None:
     if decode is None:
         return None
     try:
-        message: Message = decode(frame.payload if frame.kind in _AS_PAYLOAD else frame.header)
+        message: Message = decode(frame.header or frame.payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"malformed {Kind(frame.kind).name} message: {error}") from error
     return message

@@ -96,6 +96,7 @@ class Request(msgspec.Struct, gc=False):
     id: str | None
     outputs: tuple[Output, ...]
     protobuf: bool = False  # so came the request, and so goes the answer
+    parameters: Parameters | None = None  # for the model, if it asks for them
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -106,9 +107,12 @@ class Answer(msgspec.Struct, gc=False):
 
 
 BINARY_SIZE = "binary_data_size"  # parameter of a tensor
+BINARY_OUTPUT = "binary_data_output"  # parameter of a request; what it means is done here
+PARAMETERS_BYTES_MAX = 64 * 1024  # of a request's, as JSON, if they are for the model
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _encode = msgspec.json.Encoder().encode
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
 class Codec:
@@ -139,6 +143,7 @@ class Codec:
         self._all_binary = tuple(Output(spec.name, binary=True) for spec in outputs)
         self._batched = batched
         self._together = together
+        self.keeps_parameters = False  # of requests, for the model
         self.decoded_bytes_max = 2**62  # of what one body may become
         self.answer_bytes_max = 2**31
         self.rows_may_differ = False  # from one input to another, if nobody has declared that they count rows
@@ -206,7 +211,21 @@ class Codec:
         outputs = self._all_json
         if parsed.outputs or parsed.parameters:
             outputs = self._requested(parsed.outputs, parsed.parameters or {})
-        return self.checked(arrays, parsed.id, outputs)
+        request = self.checked(arrays, parsed.id, outputs)
+        if parsed.parameters and self.keeps_parameters:
+            self._keep(request, parsed.parameters)
+        return request
+
+    def _keep(self, request: Request, parameters: Parameters) -> None:
+        """For the model. Only requests with the same parameters share a batch."""
+        kept = {name: value for name, value in parameters.items() if name != BINARY_OUTPUT}
+        if not kept:
+            return
+        encoded = _encode_sorted(kept)
+        if len(encoded) > PARAMETERS_BYTES_MAX:
+            raise InvalidArgument(f"parameters: {len(encoded)} bytes; {PARAMETERS_BYTES_MAX} are allowed")
+        request.parameters = kept
+        request.key = (request.key, encoded)
 
     def _refuse_many(self, datatype: str, shape: Sequence[int], size: int) -> None:
         """Texts in binary form: an element may be four bytes there."""
@@ -315,7 +334,7 @@ class Codec:
         return 1 if rows < 0 else rows  # all inputs are optional, and none was given
 
     def _requested(self, outputs: list[RequestedOutput] | None, parameters: Parameters) -> tuple[Output, ...]:
-        binary_data = _flag("parameters", parameters, "binary_data_output", False)
+        binary_data = _flag("parameters", parameters, BINARY_OUTPUT, False)
         if not outputs:
             return self._all_binary if binary_data else self._all_json
         requested: dict[str, Output] = {}

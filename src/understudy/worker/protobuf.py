@@ -80,6 +80,8 @@ class Codec(oip.Codec):
         outputs = self._requested(wanted, {"binary_data_output": True})
         request = self.checked(arrays, parsed.id, outputs)
         request.protobuf = True
+        if self.keeps_parameters and parsed.parameters:
+            self._keep(request, _parameters(parsed))
         return request
 
     def _answer(self, outputs: dict[str, Array], request: oip.Request) -> oip.Answer:
@@ -110,10 +112,10 @@ def _read_contents(rule: InputRule, tensor: Any) -> Array:
     return rule.read(FlatTensor(tensor.name, tensor.datatype, list(tensor.shape), data))
 
 
-def _parameters(output: Any) -> Parameters:
-    """Those of a requested output but for what JSON calls `binary_data`: here everything is binary."""
+def _parameters(part: Any) -> Parameters:
+    """Those of a request or an output, but for what JSON calls `binary_data`: here everything is binary."""
     return {
         name: getattr(value, choice)
-        for name, value in output.parameters.items()
+        for name, value in part.parameters.items()
         if (choice := value.WhichOneof("parameter_choice")) and name != "binary_data"
     }

@@ -99,7 +99,7 @@ class LoadFailed:
     code: Code
     message: str
     jitter: float = 0.0
-    traceback: str = ""
+    traceback: str = ""  # of the model's own code
 
 
 @dataclass(frozen=True, slots=True)
