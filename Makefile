@@ -16,10 +16,11 @@ SLOW_LEVELS := $(wildcard tests/integration tests/e2e)
 PERF_ANALYZER := build/perf_analyzer/bin/perf_analyzer
 COUNT ?= 1000000
 SEEDS ?= 1000
+CASES ?= 10000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow fuzz sim sim-planted longwork check perf-analyzer docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-demo clean
+.PHONY: help setup demo test test-fast test-slow fuzz compare-onnx sim sim-planted longwork check perf-analyzer docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -40,6 +41,9 @@ test-slow: $(VENV)/.stamp-dev $(PERF_ANALYZER)  ## run the tests that start and 
 
 fuzz: $(VENV)/.stamp-dev  ## feed COUNT generated inputs (default: a million) to each decoder of bytes from outside
 	$(BIN)/python tests/fuzz/run.py --count $(COUNT)
+
+compare-onnx: $(VENV)/.stamp-dev  ## ask random ONNX models CASES things (default: 10,000), and ONNX Runtime directly
+	$(BIN)/python tests/fuzz/onnx_compare.py --count $(CASES)
 
 sim: $(VENV)/.stamp-dev  ## simulate SEEDS clusters (default: a thousand) under faults, and check what must hold
 	$(BIN)/understudy simulate --count $(SEEDS)

@@ -316,11 +316,11 @@ def _tables(type_: type[msgspec.Struct], path: str) -> Iterator[str]:
     comments = _comments(type_)
     inner: list[tuple[type[msgspec.Struct], str]] = []
     for field in msgspec.structs.fields(type_):
-        table, is_list = _table_in(field.type)
-        if table is not None:
+        found = list(_tables_in(field.type))
+        for table, is_list in found:
             name = f"{path.strip('[]')}.{field.name}".lstrip(".")
             inner.append((table, f"[[{name}]]" if is_list else f"[{name}]"))
-        else:
+        if not found:
             default = "required" if field.required else f"`{_toml(_default(field))}`"
             words = _words(msgspec.inspect.type_info(field.type))
             yield f"| `{field.name}` | {words} | {default} | {comments.get(field.name, '')} |"
@@ -334,19 +334,14 @@ def _about(type_: type) -> str:
     return "" if text.startswith(type_.__name__ + "(") else text.strip()
 
 
-def _table_in(type_: Any) -> tuple[type[msgspec.Struct] | None, bool]:
-    """The struct that a field holds, and whether it holds a list of them."""
+def _tables_in(type_: Any) -> Iterator[tuple[type[msgspec.Struct], bool]]:
+    """The structs that a field may hold, and whether it holds a list of them."""
     if isinstance(type_, type) and issubclass(type_, msgspec.Struct):
-        return type_, False
+        yield type_, False
+        return
     for inner in get_args(type_):
-        table, _ = _table_in(inner)
-        if table is not None:
-            return table, get_origin(type_) is tuple or _is_list(type_)
-    return None, False
-
-
-def _is_list(type_: Any) -> bool:
-    return any(get_origin(inner) is tuple for inner in get_args(type_))
+        for table, is_list in _tables_in(inner):
+            yield table, is_list or get_origin(type_) is tuple
 
 
 def _words(info: msgspec.inspect.Type) -> str:
@@ -398,8 +393,13 @@ def _toml(value: Any) -> str:
 
 
 def _comments(type_: type) -> dict[str, str]:
-    """Field -> the comment at the end of its line in the source."""
-    return _comments_in(Path(sys.modules[type_.__module__].__file__ or "")).get(type_.__name__, {})
+    """Field -> the comment at the end of its line in the source, of its ancestors' fields too."""
+    found: dict[str, str] = {}
+    for class_ in type_.__mro__[::-1]:
+        source = getattr(sys.modules[class_.__module__], "__file__", None)
+        if source and issubclass(class_, msgspec.Struct) and class_ is not msgspec.Struct:
+            found |= _comments_in(Path(source)).get(class_.__name__, {})
+    return found
 
 
 @cache

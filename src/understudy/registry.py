@@ -44,6 +44,9 @@ EVENTS: dict[str, str] = {
     "worker.orphaned": "Nobody was connected to a worker for too long; it ends.",
     "model.loaded": "A worker loaded a model, which answered its first inference.",
     "model.load_failed": "A worker could not load a model; the message says why.",
+    "model.unload_failed": "A model's `unload` raised or took too long; its worker ends anyway.",
+    "batching.ended": "A batched answer differed when computed again alone; it was the last batch.",
+    "graph.not_read": "A model's graph could not be read for the proof that its rows are independent.",
     "inference.failed": "A model raised or its output was refused. Logged once a second at most.",
     "loop.failed": "A callback raised or a connection broke unexpectedly.",
     # agent
@@ -108,6 +111,8 @@ EVENTS: dict[str, str] = {
     "quarantine.ended": "A quarantined variant stayed ready on trial; it may be placed again.",
     "quarantine.cleared": "An operator let a quarantined variant run again.",
     "app.deployed": "A version was committed and is current.",
+    "batching.decided": "Whether requests to a variant share batches; the message says why.",
+    "batching.recorded": "A variant that was seen to change answers in batches runs unbatched everywhere.",
     "app.ready": "All planned primaries of a newly deployed version are ready.",
     "app.removed": "An app and all its versions are gone.",
     "artifacts.collected": "Stored files that no version needs any more, and unfinished uploads, are gone.",

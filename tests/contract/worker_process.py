@@ -32,6 +32,7 @@ from understudy.wire.messages import (
     decode_message,
     encode_message,
 )
+from understudy.wire.records import BatchingVerdict
 from understudy.worker.process import WorkerArgs
 
 M = TypeVar("M")
@@ -173,7 +174,7 @@ class Client:
     def answer(self, body: bytes) -> dict[str, Any]:
         message, payload = self.infer(body)
         assert isinstance(message, Result), message
-        parsed: dict[str, Any] = json.loads(payload)
+        parsed: dict[str, Any] = json.loads(bytes(payload))
         return parsed
 
     def refusal(self, body: bytes) -> Failure:
@@ -239,6 +240,8 @@ def worker_process(
 
 
 def loading(runtime: str, path: Path, **more: Any) -> Load:
+    """A variant whose requests may share batches."""
+    more.setdefault("verdict", BatchingVerdict(True, "graph", "its graph works row by row"))
     return Load("r1", "app", 3, "small", runtime, str(path), **more)
 
 

@@ -34,7 +34,7 @@ from understudy.wire.messages import (
     Target,
     decode_message,
 )
-from understudy.wire.records import Profile, RouteTable, TensorSpec
+from understudy.wire.records import BatchingVerdict, Profile, RouteTable, TensorSpec
 
 DEADLINE_S = 15.0
 HTTP_TIMEOUT_S = 5.0
@@ -215,7 +215,8 @@ class PlayedAgent:
 
 def measure(asked: Measure) -> Measured:
     memory_mb = 60.0 if asked.variant == "full" else 10.0
-    return Measured(Profile(40.0, memory_mb, 20.0, 1.0, "test"), (X,), (Y,))
+    verdict = BatchingVerdict(True, "graph", "its graph works row by row")
+    return Measured(Profile(40.0, memory_mb, 20.0, 1.0, "test"), (X,), (Y,), verdict)
 
 
 class PlayedGateway:

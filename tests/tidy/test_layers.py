@@ -47,7 +47,7 @@ CONFINED = {
     "litestar": ("understudy.controller",),
     "uvicorn": ("understudy.controller",),
     "onnxruntime": ("understudy.worker", "understudy.agent.zygote", "understudy.demo"),
-    "onnx": ("understudy.demo",),
+    "onnx": ("understudy.worker", "understudy.demo"),
     "skl2onnx": ("understudy.demo",),
     "sklearn": ("understudy.demo",),
     "typer": ("understudy.cli",),

@@ -27,7 +27,7 @@ UNITLESS = {
     "crash_loop_count", "file_count", "versions_max", "replicas",
     "calls_max", "streams_max", "stream_pipeline_max", "tokens_max",
     "uploads_max", "events_pending_max", "deployments_max", "profile_attempts_max",
-    "entries_max", "failures_min", "failures_max",
+    "entries_max", "failures_min", "failures_max", "recheck_share", "tolerance",
     "accuracy", "deviations", "factor", "gap", "quantile", "weight",
 }  # fmt: skip
 

@@ -7,6 +7,7 @@ import pytest
 from agent_world import World, app, crashed, load_failed, loaded, of, variant, wanted
 
 from understudy.core.agent import events as ev
+from understudy.core.agent.replicas import REQUESTS_MARGIN, request_memory_mb
 from understudy.core.agent.vitality import Signs
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
@@ -126,7 +127,18 @@ def test_limits_come_from_the_variant_the_profile_or_the_node() -> None:
     world = World(memory_mb=2000.0).start()
     world.target(wanted("declared"), wanted("big"), wanted("new"), apps=apps)
     limits = {effect.variant.name: effect.limit_mb for effect in of(ev.LoadWorker, world.effects)}
-    assert limits == {"declared": 77.0, "big": 800.0, "new": 2000.0}
+    requests = REQUESTS_MARGIN * AgentTuning().request_memory_mb
+    assert limits == {"declared": 77.0, "big": 800.0 + requests, "new": 2000.0}
+
+
+def test_requests_get_what_a_declared_limit_leaves() -> None:
+    tuning = AgentTuning()
+    plain = variant("plain", 60.0)
+    assert request_memory_mb(plain, tuning) == tuning.request_memory_mb
+    assert plain.profile is not None
+    limit = plain.profile.replica_mb + 30
+    declared = type(plain)(**{**_fields(plain), "memory_limit_mb": limit})
+    assert request_memory_mb(declared, tuning) == max(30, limit / 4) / REQUESTS_MARGIN
 
 
 def _fields(record: object) -> dict[str, object]:
@@ -464,8 +476,10 @@ def test_a_failed_measurement_says_why_and_quarantines_nothing() -> None:
     world = World(tuning=AgentTuning(crash_loop_count=1)).start()
     world.loads = False
     load = of(ev.LoadWorker, world.measure())[0]
-    effects = world.step(load_failed(load.worker))
-    assert of(ev.RefuseMeasure, effects) == [ev.RefuseMeasure(5, Code.LOAD_FAILED, "bad model")]
+    effects = world.step(ev.LoadFailed(load.worker, Code.LOAD_FAILED, "bad model", traceback="line 9"))
+    assert of(ev.RefuseMeasure, effects) == [ev.RefuseMeasure(5, Code.LOAD_FAILED, "bad model", "line 9")]
+    (told,) = of(ev.Tell, effects)
+    assert (told.kind, told.data["traceback"]) == ("load.failed", "line 9")
     assert world.machine.state.quarantined == ()
     assert of(ev.RefuseMeasure, world.measure("nothing"))[0].code is Code.NOT_FOUND
 

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from onnx import TensorProto, helper
 
 from understudy.cli.packing import find_manifests, pack
 from understudy.wire.errors import UnderstudyError
@@ -104,11 +105,11 @@ def test_variants_of_one_file_are_uploaded_once(app: Path) -> None:
     ("edit", "message"),
     [
         (("large.onnx", "lost.onnx"), "variants[0].artifact"),
-        (('artifact = "large.onnx"', 'artifact = "code"'), "is a directory; onnx takes a file"),
+        (('artifact = "large.onnx"', 'artifact = "code"'), "has no model.onnx"),
         (("accuracy = 0.9", "acuracy = 0.9"), "did you mean 'accuracy'?"),
         (
             ('"python"', '"pyton"'),
-            "variants[1].runtime: 'pyton' is not known; valid: onnx, python; did you mean 'python'?",
+            "variants[1]: runtime: 'pyton' is not known; valid: onnx, python; did you mean 'python'?",
         ),
         (('name = "code"', 'name = "large"'), "'large' is used twice"),
     ],
@@ -149,3 +150,49 @@ def test_a_place_without_manifests_is_refused(tmp_path: Path, what: str) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(UnderstudyError, match=what):
         find_manifests(tmp_path / what)
+
+
+def test_a_file_with_external_data_is_packed_with_it(tmp_path: Path) -> None:
+    onnx_file(tmp_path / "large.onnx", "data/w.bin")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "w.bin").write_bytes(b"weights")
+    (tmp_path / "unrelated.bin").write_bytes(b"no")
+    manifest = tmp_path / "APP.toml"
+    manifest.write_text(MANIFEST.split('[[variants]]\nname = "code"')[0])
+    with pack(manifest) as package:
+        (artifact,) = package.artifacts
+        with tarfile.open(fileobj=io.BytesIO(artifact.content.read())) as tar:
+            assert tar.getnames() == ["data/w.bin", "model.onnx"]
+    assert (artifact.ref.format, artifact.ref.file_name) == ("tar", "large.onnx.tar")
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("w.bin", "has external data in 'w.bin', and there is no such file beside it"),
+        ("../w.bin", "which is outside of its directory"),
+        ("/etc/passwd", "which is outside of its directory"),
+        ("link", "which is outside of its directory"),
+    ],
+)
+def test_external_data_that_is_missing_or_elsewhere_is_refused(
+    tmp_path: Path, location: str, message: str
+) -> None:
+    folder = tmp_path / "app"
+    folder.mkdir()
+    (folder / "link").symlink_to("/etc/passwd")
+    onnx_file(folder / "large.onnx", location)
+    manifest = folder / "APP.toml"
+    manifest.write_text(MANIFEST.split('[[variants]]\nname = "code"')[0])
+    with pytest.raises(UnderstudyError, match=message):
+        pack(manifest)
+
+
+def onnx_file(path: Path, location: str) -> None:
+    """A weight inside a subgraph, where exporters of loops put them."""
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="offset", value="0")
+    weight.external_data.add(key="location", value=location)
+    body = helper.make_graph([], "body", [], [], [weight])
+    graph = helper.make_graph([helper.make_node("If", ["c"], ["y"], then_branch=body)], "g", [], [])
+    path.write_bytes(helper.make_model(graph).SerializeToString())

@@ -137,8 +137,8 @@ CLUSTER_REFUSALS = [
     ),
     pytest.param(
         NODE + "[worker]\nxyz = 5\n",
-        "worker.xyz: unknown field; "
-        "known: frame_bytes_max, orphan_timeout_s, output_bytes_max, queue_rows_max, threads",
+        "worker.xyz: unknown field; known: frame_bytes_max, orphan_timeout_s, output_bytes_max, "
+        "queue_rows_max, recheck_share, threads",
         id="nothing-near",
     ),
     pytest.param(
@@ -189,7 +189,7 @@ MANIFEST_REFUSALS = [
     ),
     pytest.param(
         f'name = "digits"\n{VARIANT.replace("onnx", "tensorflow", 1)}',
-        "variants[0].runtime: 'tensorflow' is not known; valid: onnx, python",
+        "variants[0]: runtime: 'tensorflow' is not known; valid: onnx, python",
         id="runtime",
     ),
     pytest.param(

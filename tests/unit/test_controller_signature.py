@@ -24,6 +24,13 @@ def test_one_variant_speaks_for_itself() -> None:
     assert common_signature({"a": measured([spec(-1, 4)], [spec(-1)])}) == ((spec(-1, 4),), (spec(-1),))
 
 
+def test_an_input_is_optional_if_every_variant_can_do_without_it() -> None:
+    needed, optional = spec(-1), TensorSpec("x", "FP32", (-1,), optional=True)
+    assert common_signature({"a": measured([optional], [needed])})[0] == (optional,)
+    both = {"a": measured([optional], [needed]), "b": measured([needed], [needed])}
+    assert common_signature(both)[0] == (needed,)
+
+
 def test_open_lengths_are_narrowed_for_inputs_and_widened_for_outputs() -> None:
     one, other = measured([spec(-1, 4)], [spec(-1, 2)]), measured([spec(-1, -1)], [spec(-1, -1)])
     for pair in ({"a": one, "b": other}, {"b": other, "a": one}):

@@ -138,7 +138,7 @@ TestBatcher = BatcherMachine.TestCase
 
 
 # What a hop costs at work is 100 us here; batches up to 200 us are tried inline.
-HOP_S = 20e-6
+HOP_S = 12.5e-6
 
 
 def observed(*durations: tuple[int, float]) -> Durations:

@@ -132,7 +132,6 @@ WRONG = {
     "shape": (body(tensor(shape=(1, 4))), "input 'x': shape [1,4] doesn't fit [-1,3]"),
     "rank": (body(tensor(shape=(3,))), "input 'x': shape [3] doesn't fit [-1,3]"),
     "negative": (body(tensor(shape=(-1, 3))), "input 'x': shape [-1,3] doesn't fit [-1,3]"),
-    "no rows": (body(tensor(shape=(0, 3), data=[])), "input 'x': shape [0,3] doesn't fit [-1,3]"),
     "huge": (body(tensor(shape=(2**31 - 1, 3))), "needs 6442450941 elements, data has 3"),
     "enormous": (body(tensor(shape=(10**400, 3))), "request body: "),
     "too few": (body(tensor(data=[1, 2])), "input 'x': shape [1,3] needs 3 elements, data has 2"),
@@ -181,6 +180,26 @@ def test_inputs_must_agree_on_rows() -> None:
 def test_missing_inputs_are_named() -> None:
     with pytest.raises(InvalidArgument, match="missing input: 'n'"):
         codec([X, N]).decode(body())
+
+
+def test_optional_inputs_may_be_left_out_and_then_share_no_batch_with_others() -> None:
+    bias = TensorSpec("b", "FP32", (-1,), optional=True)
+    one = codec((X, bias))
+    given, without = tensor("b", "FP32", [1], [1.0]), tensor(shape=[1, 3], data=[1, 2, 3])
+    both, alone = one.decode(body(without, given)), one.decode(body(without))
+    assert (sorted(both.inputs), sorted(alone.inputs)) == (["b", "x"], ["x"])
+    assert both.key != alone.key
+    assert alone.key == one.decode(body(without)).key
+    with pytest.raises(InvalidArgument, match="missing input: 'x'"):
+        one.decode(body(given))
+    assert sorted(one.decode(encode_probe(None, (X, bias))).inputs) == ["x"]
+
+
+def test_a_request_may_leave_out_everything_if_all_is_optional() -> None:
+    one = codec((TensorSpec("b", "FP32", (-1,), optional=True),))
+    nothing, something = one.decode(b'{"inputs":[]}'), one.decode(body(tensor("b", "FP32", [1], [1.0])))
+    assert (nothing.inputs, nothing.rows) == ({}, 1)
+    assert nothing.key != something.key
 
 
 def test_only_requests_of_equal_trailing_shape_share_a_key() -> None:

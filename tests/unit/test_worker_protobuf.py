@@ -49,6 +49,22 @@ def response(answer: Answer | InvalidArgument) -> Any:
     return ModelInferResponse.FromString(answer.body)
 
 
+def test_parameters_are_kept_for_a_model_that_asks_for_them_as_in_json() -> None:
+    given = {"count": 3, "ratio": 0.5, "text": "é", "on": True, "binary_data_output": True}
+    values = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
+    parameters = {name: {values[type(value)]: value} for name, value in given.items()}
+    body = message(raw=[floats(1, 2, 3)], parameters=parameters)
+    assert codec().decode_protobuf(body).parameters is None
+    asking = codec()
+    asking.keeps_parameters = True
+    request = asking.decode_protobuf(body)
+    assert request.parameters == {"count": 3, "ratio": 0.5, "text": "é", "on": True}
+    as_json = json.dumps({"inputs": [{**tensor(), "data": [1, 2, 3]}], "parameters": given}).encode()
+    same = asking.decode(as_json)
+    assert (same.parameters, same.key) == (request.parameters, request.key)
+    assert asking.decode_protobuf(message(raw=[floats(1, 2, 3)])).key != request.key
+
+
 def test_raw_and_typed_contents_are_the_same() -> None:
     raw = codec().decode_protobuf(message(raw=[floats(1, 2.5, 3)], id="q"))
     typed = codec().decode_protobuf(message(tensor(fp32_contents=[1, 2.5, 3]), id="q"))

@@ -24,6 +24,9 @@ class Silent:
     def __init__(self, inputs: Specs, outputs: Specs) -> None:
         self.inputs = inputs
         self.outputs = outputs
+        self.described = False
+        self.axes: dict[str, tuple[str, ...]] = {}
+        self.notes: tuple[str, ...] = ()
 
     def load(self, path: str, options: dict[str, Any]) -> None: ...
 
@@ -50,6 +53,16 @@ def test_the_narrower_shape_counts() -> None:
     unknown = TensorSpec("y", "FP32", ())
     assert agreed(((X,), (Y,)), ((wide,), (unknown,))) == Signature((X,), (Y,))
     assert agreed(((wide,), (Y,)), ((X,), (Y,))).inputs == (X,)
+
+
+def test_an_input_is_optional_if_the_app_says_so_and_the_model_can_do_without() -> None:
+    optional = TensorSpec("x", "FP32", (-1, 3), optional=True)
+    assert agreed(((optional,), (Y,))).inputs == (optional,)
+    assert agreed(((optional,), (Y,)), ((optional,), (Y,))).inputs == (optional,)
+    assert agreed(((X,), (Y,)), ((optional,), (Y,))).inputs == (X,)
+    assert agreed(((LABEL,), (Y,)), ((optional, LABEL), (Y,))).inputs == (LABEL,)
+    with pytest.raises(UnderstudyError, match="declared as optional, but the model needs it"):
+        agreed(((optional,), (Y,)), ((X,), (Y,)))
 
 
 def test_requests_are_batched_if_every_tensor_counts_rows() -> None:

@@ -167,6 +167,8 @@ class AgentProcess:
                 self._workers.probe(effect)
             case ev.CheckBlank(worker):
                 self._workers.check(worker)
+            case ev.EndBatching(worker, reason):
+                self._workers.end_batching(worker, reason)
             case ev.DrainWorker():
                 self._workers.drain(effect)
             case ev.KillWorker(worker):

@@ -31,11 +31,24 @@ from understudy.agent.spawner import Spawner
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
 from understudy.core.agent import events as ev
-from understudy.core.agent.replicas import load_timeout_s
+from understudy.core.agent.replicas import load_timeout_s, request_memory_mb
 from understudy.settings.cluster import ClusterConfig, NodeConfig
+from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Frame
-from understudy.wire.messages import Drain, Load, Loaded, Stats, WorkerStats
+from understudy.wire.messages import (
+    BatchingEnded,
+    Drain,
+    Kind,
+    Load,
+    Loaded,
+    Rehearse,
+    Rehearsed,
+    Stats,
+    WorkerStats,
+    decode_message,
+)
+from understudy.wire.records import BatchingVerdict, Variant
 
 CONNECT_TIMEOUT_S = 10.0  # from the fork to a worker that answers
 CONNECT_RETRY_S = 0.001
@@ -44,8 +57,6 @@ KILL_TIMEOUT_S = 1.0
 STATUS_WAIT_S = 0.1  # the zygote says at once why a process ended, unless it hangs
 ADOPT_TIMEOUT_S = 0.5
 MEASURE_LATENCY_RUNS = 20
-# By runtime. Measured with ONNX Runtime: 30 to 60 % of the time to load, 1 to 3 times that of an inference.
-BRIEF_OPTIONS: dict[str, dict[str, Any]] = {"onnx": {"optimization": "basic"}}
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -66,6 +77,8 @@ class _Handle:
     link: FrameLink | None = None
     status: int | None = None  # as the zygote reported it
     gone: bool = False  # the pidfd says so
+    rehearsing: bool = False
+    unburied: bool = False  # it ended meanwhile
 
 
 class Workers:
@@ -173,7 +186,13 @@ class Workers:
             if handle.link is link and not handle.gone:
                 self._step(ev.LinkLost(handle.record.worker))
 
-        handle.link = await dial(f"unix:{handle.record.socket}", lambda: FrameLink(_ignore, lost), timeout_s)
+        def told(_link: FrameLink, frame: Frame) -> None:
+            # What else comes unasked are late answers, and the answer to Drain.
+            message = decode_message(frame) if frame.kind == Kind.BATCHING_ENDED else None
+            if isinstance(message, BatchingEnded):
+                self._step(ev.BatchingEndedAt(handle.record.worker, message.reason))
+
+        handle.link = await dial(f"unix:{handle.record.socket}", lambda: FrameLink(told, lost), timeout_s)
         return handle.link
 
     # orders
@@ -197,16 +216,23 @@ class Workers:
                 variant=variant.name,
                 runtime=variant.runtime,
                 path=str(path),
-                options=(BRIEF_OPTIONS.get(variant.runtime, {}) if effect.brief else {}) | variant.options,
+                options=_options(variant, brief=effect.brief),
                 inputs=app.inputs,
                 outputs=app.outputs,
+                finite=app.finite,
+                request_memory_mb=request_memory_mb(variant, self._tuning),
+                memory_per_byte=variant.profile.memory_per_byte if variant.profile else 0.0,
+                output_per_byte=variant.profile.output_per_byte if variant.profile else 0.0,
                 batching=app.batching,
                 probe=app.probe,
                 queue_rows_max=self._config.worker.queue_rows_max,
                 measure_latency_runs=MEASURE_LATENCY_RUNS if effect.measure else 1,
+                verdict=variant.verdict,
             )
             timeout_s = load_timeout_s(variant, self._tuning)
             loaded = await link.call(message, Loaded, timeout_s)
+            if effect.measure:
+                loaded.verdict = await self._rehearse(handle, link)
         except UnderstudyError as error:
             if error.code is Code.LINK_LOST:
                 _kill(handle)  # its exit says more than this
@@ -221,6 +247,25 @@ class Workers:
             self._step(ev.LoadDone(worker, loaded))
         finally:
             self._staging.let_go(worker)
+        handle.rehearsing = False
+        if handle.unburied:
+            self._exited(handle)
+
+    async def _rehearse(self, handle: _Handle, link: FrameLink) -> BatchingVerdict:
+        """A model that rows of no kind that it expects bring down or hold up is as good as before."""
+        handle.rehearsing = True
+        try:
+            return (await link.call(Rehearse(), Rehearsed, self._tuning.rehearsal_timeout_s)).verdict
+        except UnderstudyError as error:
+            if error.code not in (Code.LINK_LOST, Code.TIMEOUT):
+                raise
+            ended = "its worker ended" if error.code is Code.LINK_LOST else "it took too long"
+            return BatchingVerdict(False, "rehearsal", f"{ended} while it was rehearsed with drawn rows")
+
+    def end_batching(self, worker: str, reason: str) -> None:
+        handle = self._handles.get(worker)
+        if handle is not None and handle.link is not None and not handle.link.closed:
+            handle.link.send(BatchingEnded(reason))
 
     def probe(self, effect: ev.ProbeWorker) -> None:
         handle = self._handles.get(effect.worker)
@@ -284,6 +329,9 @@ class Workers:
         worker = handle.record.worker
         if self._handles.get(worker) is not handle:
             return  # the status came after all
+        if handle.rehearsing:
+            handle.unburied = True  # what was measured before is told first
+            return
         out_of_memory = self._limits.exceeded(handle.record.cgroup)
         printed = self.prints.end(worker)
         self._bury(handle)
@@ -306,6 +354,7 @@ class Workers:
         self._clear_away(record)
 
     def _clear_away(self, record: Record) -> None:
+        self._limits.end_all(record.cgroup)
         self._limits.remove(record.cgroup)
         Path(record.socket).unlink(missing_ok=True)
         Path(progress_path(record.socket)).unlink(missing_ok=True)
@@ -350,6 +399,8 @@ class Workers:
         self.prints.follow(record.worker, record.pid)
         self.prints.label(record.worker, stats.app, stats.version, stats.variant)
         self._step(ev.WorkerFound(record.worker, address, stats))
+        if stats.batching_ended:
+            self._step(ev.BatchingEndedAt(record.worker, stats.batching_ended))
 
     def _read_records(self) -> list[Record]:
         records = []
@@ -370,10 +421,6 @@ class Workers:
             self._log.warning("record.unwritten", worker=record.worker, reason=str(error))
 
 
-def _ignore(_link: FrameLink, _frame: Frame) -> None:
-    """Late answers, and the answer to Drain."""
-
-
 def _jitter() -> float:
     return random.uniform(-1.0, 1.0)
 
@@ -388,6 +435,12 @@ def _start_ticks(pid: int) -> int:
     """When a process started, in clock ticks since the machine did; -1 for one that has ended."""
     stat = process_stat(pid)
     return -1 if stat is None or stat.gone else stat.start_ticks
+
+
+def _options(variant: Variant, *, brief: bool) -> dict[str, Any]:
+    facts = RUNTIMES.get(variant.runtime)
+    options = facts.brief_options if brief and facts else {}
+    return options | variant.options
 
 
 def _why(status: int | None) -> str:

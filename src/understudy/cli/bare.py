@@ -16,12 +16,13 @@ from understudy.cli.control import Servers
 from understudy.cli.deploy import run_deploy
 from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
-from understudy.cli.packing import PYTHON_ENTRY, VARIANTS, Source, find_manifests
+from understudy.cli.packing import VARIANTS, Source, find_manifests
 from understudy.config import checked_manifest, parse_toml
 from understudy.settings.manifest import AppManifest
+from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import Code, ConfigError
 
-ONNX_ENTRY = "model.onnx"
+PYTHON_ENTRY, ONNX_ENTRY = (RUNTIMES[name].entry for name in ("python", "onnx"))
 ACCURACY_STEP = 0.01  # between variants, while nobody has measured it
 EXAMPLE = 'inputs = [{ name = "x", datatype = "FP32", shape = [-1, 4] }]'
 

@@ -33,6 +33,7 @@ class Deployment(msgspec.Struct):
     app: str = ""
     version: int = 0
     deployment: str | int = ""
+    notes: tuple[str, ...] = ()  # what was found to be other than a file or the manifest says
     warnings: tuple[str, ...] = ()
     traceback: str = ""  # of the model's own code
 
@@ -294,6 +295,8 @@ def run_deploy(
 
 def _tell(deployment: Deployment, output: Output, *, verbose: bool) -> None:
     output.stdout.print(sentence(deployment), markup=False, soft_wrap=True)
+    for note in deployment.notes:
+        output.stdout.print(f"{deployment.app}: note: {note}", markup=False, soft_wrap=True)
     for warning in deployment.warnings:
         output.note(f"{deployment.app}: warning: {warning}")
     if deployment.traceback and verbose:

@@ -48,6 +48,7 @@ def build_request(data: Any, metadata: dict[str, Any]) -> dict[str, Any]:
             return data
         raise ConfigError('--data: a JSON object must be a complete request with "inputs"')
     inputs = metadata.get("inputs", [])
+    inputs = [each for each in inputs if not each.get("optional")] or inputs
     if len(inputs) != 1:
         names = ", ".join(i["name"] for i in inputs) or "unknown"
         raise ConfigError(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import re
 import tarfile
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self
@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple, Self
 import msgspec
 
 from understudy.cli import kinds
+from understudy.cli.contents import contents, not_a_model
 from understudy.cli.exits import CommandError
 from understudy.config import load_manifest
 from understudy.settings.manifest import AppManifest, VariantManifest
@@ -23,7 +24,6 @@ from understudy.wire.errors import Code, ConfigError
 from understudy.wire.records import ArtifactRef
 
 VARIANTS = re.compile(r"^\s*(\[\[variants\]\]|variants\s*=)", re.MULTILINE)
-PYTHON_ENTRY = "model.py"  # what a directory of the python runtime must hold
 
 
 class Artifact(NamedTuple):
@@ -101,8 +101,9 @@ class Source:
         with contextlib.ExitStack() as opened:
             for variant in self.manifest.variants:
                 path = self.folder / variant.artifact
-                content = opened.enter_context(_pack_directory(path) if path.is_dir() else _open_file(path))
-                ref = _refer(content, path)
+                files = contents(path, variant.runtime)
+                content = opened.enter_context(_pack(path, files) if files else _open_file(path))
+                ref = _refer(content, path, packed=bool(files))
                 artifacts.setdefault(ref.digest, Artifact(ref, content))
                 variants.append({**_plain(variant), "artifact": msgspec.to_builtins(ref)})
             description = {**_plain(self.manifest), "variants": variants}
@@ -126,11 +127,10 @@ def _check_artifact(where: str, variant: VariantManifest, path: Path) -> None:
             f"{where}: {path} does not exist (looked at {path.absolute()})",
             "the path is relative to the manifest",
         )
-    if path.is_dir() and variant.runtime != "python":
-        raise ConfigError(f"{where}: {path} is a directory; {variant.runtime} takes a file")
-    if path.is_dir() and not (path / PYTHON_ENTRY).is_file():
-        raise ConfigError(f"{where}: {path} has no {PYTHON_ENTRY}")
-    if not path.is_dir():
+    if path.is_dir():
+        if mistake := not_a_model(path, variant.runtime):
+            raise ConfigError(f"{where}: {path} {mistake}")
+    else:
         _check_file(where, variant, path)
 
 
@@ -152,13 +152,13 @@ def _open_file(path: Path) -> IO[bytes]:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
 
 
-def _pack_directory(path: Path) -> IO[bytes]:
+def _pack(path: Path, files: Mapping[str, Path]) -> IO[bytes]:
     content = tempfile.TemporaryFile()  # noqa: SIM115 - the package closes it
     try:
         with tarfile.open(fileobj=content, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for file in _files(path):
+            for name, file in files.items():
                 # Names and contents only: who packed it, when and where must not change the digest.
-                entry = tarfile.TarInfo(file.relative_to(path).as_posix())
+                entry = tarfile.TarInfo(name)
                 entry.mode = 0o755 if os.access(file, os.X_OK) else 0o644
                 with file.open("rb") as source:
                     entry.size = os.fstat(source.fileno()).st_size
@@ -172,32 +172,11 @@ def _pack_directory(path: Path) -> IO[bytes]:
     return content
 
 
-def _files(path: Path) -> list[Path]:
-    """All that is in a directory, and what links lead to; without what is hidden or compiled."""
-    found: list[Path] = []
-    for folder, folders, files in os.walk(path, followlinks=True, onerror=_raise):
-        above = itertools.takewhile(lambda parent: parent != path.parent, Path(folder).parents)
-        if any(os.path.samefile(folder, parent) for parent in above):
-            raise ConfigError(f"{folder}: can't be packed: the link leads into a directory that it is in")
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
-        found += [Path(folder, name) for name in files if not name.startswith(".")]
-    for file in found:
-        if not file.is_file():
-            what = kinds.describe(file) if file.exists() else "a link that leads nowhere"
-            raise ConfigError(f"{file}: can't be packed: it is {what}")
-    return sorted(found, key=lambda file: file.relative_to(path).as_posix())
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _refer(content: IO[bytes], path: Path) -> ArtifactRef:
+def _refer(content: IO[bytes], path: Path, *, packed: bool) -> ArtifactRef:
     content.seek(0)
     digest = hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
     size_bytes = content.tell()
     content.seek(0)
-    packed = path.is_dir()
     return ArtifactRef(
         digest, size_bytes, f"{path.name}.tar" if packed else path.name, "tar" if packed else "file"
     )

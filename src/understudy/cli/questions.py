@@ -41,6 +41,7 @@ ABOUT = {
     "standby": "Its standby",
     "failures": "What answers",
     "warm": "What it takes to be warm",
+    "batching": "What may share a batch",
 }
 NODE_FORM = "a node is MEMORY_MB, NAME:MEMORY_MB, MEMORY_MB:SITE or NAME:MEMORY_MB:SITE"
 

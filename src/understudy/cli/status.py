@@ -26,6 +26,7 @@ from understudy.cli.views import (
     from_gateway,
 )
 from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.records import ONE_AT_A_TIME
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -118,6 +119,12 @@ def _remarks(view: StatusView) -> list[str]:
     """What a person should know beyond the tables."""
     remarks = [f"{app.name}: {app.reason}" for app in view.apps if app.reason]
     remarks += [f"{node.name}: {node.reason}" for node in view.nodes if node.reason]
+    remarks += [
+        f"{app.name}/{variant}: {sentence}"
+        for app in view.apps
+        for variant, sentence in app.batching.items()
+        if sentence.startswith(ONE_AT_A_TIME)
+    ]
     remarks += [quarantine.sentence for quarantine in view.quarantines]
     return remarks + view.warnings
 

@@ -43,6 +43,7 @@ class AppView(msgspec.Struct):
     failed: int
     p50_ms: float | None
     p99_ms: float | None
+    batching: dict[str, str] = {}  # by variant: whether its requests share batches, and why
 
     @property
     def proven_ago_s(self) -> float | None:

@@ -43,7 +43,9 @@ def named_inputs(given: Any, specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
         raise InvalidInput(Code.INVALID_ARGUMENT, f"inputs must be a dict of arrays by name; {wanted}")
     if specs and named.keys() != specs.keys():
         unknown = _names(named.keys() - specs.keys())
-        missing = _names(specs.keys() - named.keys())
+        missing = _names({name for name in specs.keys() - named.keys() if not specs[name].optional})
+        if not unknown and not missing:
+            return named
         what = f"unknown input {unknown}" if unknown else f"missing input {missing}"
         raise InvalidInput(Code.INVALID_ARGUMENT, f"{what}; the model has {_names(specs)}")
     return named

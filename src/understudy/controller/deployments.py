@@ -32,6 +32,7 @@ from understudy.core.controller.promises import check_promises
 from understudy.core.controller.signature import common_signature
 from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
+from understudy.core.controller.unbatched import ended_at_work
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.messages import Measured
@@ -55,6 +56,7 @@ class Deployment(msgspec.Struct):
     done: int = 0
     total: int = 0
     message: str = ""
+    notes: tuple[str, ...] = ()  # what was found to be other than a file or the manifest says
     warnings: tuple[str, ...] = ()  # of one that goes on all the same
     traceback: str = ""  # of the model's own code, where that is what failed
 
@@ -143,7 +145,7 @@ class Deployments:
         deployment.total = len(request.variants)
         content = content_digest(request)
         current = self._machine.apps.get(request.name)
-        if current and self._machine.releases[(current.app, current.version)].content == content:
+        if current and _is_same(self._machine.releases[(current.app, current.version)], content):
             deployment.version = current.version
             deployment.done = deployment.total
             deployment.state = "ready"
@@ -177,7 +179,8 @@ class Deployments:
             elif app in self._machine.settled:
                 deployment.message = ""
                 self._finish(deployment, "ready")
-                self._note(ev.Note("app.ready", f"version {deployment.version} is ready", app=app))
+                told = "".join(f"; {note}" for note in deployment.notes)
+                self._note(ev.Note("app.ready", f"version {deployment.version} is ready{told}", app=app))
             elif (reason := self._without_a_place(deployment)) and self._all_nodes_ready():
                 self._fail(deployment, f"deployed, but without a place: {reason}")
             elif now > self._give_up_s[id]:
@@ -208,6 +211,7 @@ class Deployments:
             for name in draft_app.stand_ins:  # which never wait for this one: circles are refused
                 if name in self._coming:
                     await self._coming[name].decided.wait()
+            deployment.notes = _notes(measured)
             app = _assembled(draft_app, measured)
             try:
                 deployment.warnings = check_promises(app)
@@ -229,6 +233,8 @@ class Deployments:
         else:
             self._place(deployment, app, asyncio.get_running_loop().time())
             self._step(ev.Deployed(release))
+            for variant in app.variants:
+                self._note(ev.Note("batching.decided", f"{variant.name} {variant.batching}", app=app.app))
         finally:
             self._coming.pop(draft_app.app).decided.set()
 
@@ -259,7 +265,11 @@ class Deployments:
                 raise told from error
             self._profiles[key] = measured
             self._bookkeeper.save({key: measured}, ())
-        return self._profiles[key]
+        found = self._profiles[key]
+        ended = ended_at_work(self._machine.releases.values(), variant.artifact.digest)
+        if ended is not None and found.verdict is not None and found.verdict.together:
+            return msgspec.structs.replace(found, verdict=ended)
+        return found
 
     def _forget_profiles(self, app: AppVersion) -> None:
         keys = [profile_key(v.artifact.digest, measuring_method(app, v)) for v in app.variants]
@@ -333,10 +343,27 @@ def _measuring(id: str, since_s: Mapping[tuple[str, str], float]) -> str:
     return ", ".join(f"{name} for {step * PROGRESS_STEP_S:.0f} s" for name, step in steps.items() if step)
 
 
+def _is_same(release: Release, content: str) -> bool:
+    """An older version may lack what is found out today; deployed again, it is measured again."""
+    return release.content == content and all(v.verdict is not None for v in release.app.variants)
+
+
+def _notes(measured: Mapping[str, Measured]) -> tuple[str, ...]:
+    """Each once, with the variants that it is about."""
+    about: dict[str, list[str]] = {}
+    for variant, found in measured.items():
+        for note in found.notes:
+            about.setdefault(note, []).append(variant)
+    return tuple(f"{', '.join(variants)}: {note}" for note, variants in about.items())
+
+
 def _assembled(app: AppVersion, measured: Mapping[str, Measured]) -> AppVersion:
     """`app` with what was measured; variants best first, of equals the smaller first."""
     inputs, outputs = common_signature(measured)
-    variants = [msgspec.structs.replace(v, profile=measured[v.name].profile) for v in app.variants]
+    variants = [
+        msgspec.structs.replace(v, profile=measured[v.name].profile, verdict=measured[v.name].verdict)
+        for v in app.variants
+    ]
     variants.sort(key=lambda v: (-v.accuracy, measured[v.name].profile.replica_mb, v.name))
     return msgspec.structs.replace(
         app, variants=without_disturbance(variants), inputs=inputs, outputs=outputs

@@ -13,6 +13,7 @@ from understudy.config import explain
 from understudy.settings import Count, FallbackLink, Fraction, Name, NonNegative, Positive
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.manifest import AppManifest, check_manifest
+from understudy.settings.runtimes import check_runtime
 from understudy.wire.documents import check_document
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import (
@@ -22,6 +23,7 @@ from understudy.wire.records import (
     Batching,
     ClientRate,
     Criticality,
+    Finite,
     TensorSpec,
     Variant,
 )
@@ -38,12 +40,22 @@ class ArtifactRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 class VariantRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: Name
-    runtime: Literal["onnx", "python"]
+    runtime: Name
     artifact: ArtifactRequest
     accuracy: Fraction
     options: dict[str, Any] = {}
     memory_limit_mb: Positive | None = None
     load_timeout_s: Positive | None = None
+
+    def __post_init__(self) -> None:
+        check_runtime(self.runtime)
+
+
+class OutputsRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What is true for all outputs."""
+
+    finite: Finite = Finite.REQUIRED
+    tensors: tuple[TensorSpec, ...] = ()
 
 
 class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -59,11 +71,17 @@ class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     client_rate: ClientRate | None = None
     requests_per_s: NonNegative = 0.0
     inputs: tuple[TensorSpec, ...] = ()
-    outputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] | OutputsRequest = ()
     batching: Batching = Batching()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
     fallback: tuple[FallbackLink, ...] | None = None
+
+    @property
+    def all_outputs(self) -> OutputsRequest:
+        """In one form."""
+        outputs = self.outputs
+        return outputs if isinstance(outputs, OutputsRequest) else OutputsRequest(tensors=outputs)
 
 
 def check_request(request: AppRequest, config: ClusterConfig) -> None:
@@ -75,9 +93,6 @@ def check_request(request: AppRequest, config: ClusterConfig) -> None:
         probe_bytes_max=tuning.probe_bytes_max,
         options_bytes_max=tuning.options_bytes_max,
     )
-    for index, variant in enumerate(request.variants):
-        if variant.runtime == "onnx" and variant.artifact.format != "file":
-            raise InvalidArgument(f"variants[{index}].artifact.format: the onnx runtime takes a single file")
     longest_ms = config.gateway.admission.deadline_ms_max
     if request.deadline_ms > longest_ms:
         raise InvalidArgument(f"deadline_ms: the cluster's limit is {longest_ms:g} ms")
@@ -120,6 +135,7 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         )
         for v in request.variants
     ]
+    outputs = request.all_outputs
     return AppVersion(
         app=request.name,
         version=version,
@@ -134,11 +150,12 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         client_rate=request.client_rate,
         requests_per_s=request.requests_per_s,
         inputs=request.inputs,
-        outputs=request.outputs,
+        outputs=outputs.tensors,
         batching=request.batching,
         static=request.static,
         probe=request.probe,
         fallback=DEFAULT_FALLBACK if request.fallback is None else request.fallback,
+        finite=outputs.finite,
     )
 
 
@@ -149,8 +166,10 @@ def content_digest(request: AppRequest) -> str:
 
 
 def measuring_method(app: AppVersion, variant: Variant) -> str:
-    """Names everything but the artifact that a variant's profile depends on."""
-    return _digest((variant.runtime, variant.options, app.inputs, app.outputs, app.probe))[:16]
+    """Names everything but the artifact that a variant's profile and verdict on batching depend on."""
+    batching = msgspec.structs.replace(app.batching, wait_us=0)
+    described = (variant.runtime, variant.options, app.inputs, app.outputs, app.probe, app.finite, batching)
+    return _digest(described)[:16]
 
 
 def _digest(document: Any) -> str:

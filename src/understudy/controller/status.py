@@ -69,6 +69,7 @@ class AppStatus(msgspec.Struct):
     degraded: int
     p50_ms: float | None
     p99_ms: float | None
+    batching: dict[str, str] = {}  # by variant: whether its requests share batches, and why
 
 
 class QuarantineStatus(msgspec.Struct):
@@ -213,6 +214,7 @@ def _app(
         degraded=seen.degraded,
         p50_ms=seen.p50_ms,
         p99_ms=seen.p99_ms,
+        batching={variant.name: variant.batching for variant in app.variants},
     )
 
 

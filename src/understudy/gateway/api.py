@@ -26,16 +26,16 @@ from understudy.gateway.exchange import Exchange, Head, InferRequest
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.request_id import RequestIds
 from understudy.settings.gateway import GatewayTuning
+from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer
 
 if TYPE_CHECKING:
-    from understudy.wire.records import AppVersion
+    from understudy.wire.records import AppVersion, TensorSpec
 
 CONTENT_ENCODING = b"content-encoding"
 JSON_LENGTH = answers.JSON_LENGTH.lower()
 LENGTH_DIGITS_MAX = 10
-PLATFORMS = {"onnx": "onnx_onnxv1"}  # as the protocol lists them; Triton's configuration has names of its own
 
 Answer = tuple[int, Any]
 
@@ -342,10 +342,23 @@ def model_metadata(spec: AppVersion) -> dict[str, Any]:
     return {
         "name": spec.app,
         "versions": [str(spec.version)],
-        "platform": PLATFORMS.get(spec.full_size.runtime, spec.full_size.runtime),
-        "inputs": [msgspec.to_builtins(tensor) for tensor in spec.inputs],
-        "outputs": [msgspec.to_builtins(tensor) for tensor in spec.outputs],
+        "platform": _platform(spec.full_size.runtime),
+        "inputs": [_tensor_metadata(tensor) for tensor in spec.inputs],
+        "outputs": [_tensor_metadata(tensor) for tensor in spec.outputs],
     }
+
+
+def _platform(runtime: str) -> str:
+    return RUNTIMES[runtime].platform if runtime in RUNTIMES else runtime
+
+
+def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+    if spec.optional:
+        metadata["optional"] = True
+    if spec.labels:
+        metadata["labels"] = spec.labels
+    return metadata
 
 
 def failure_records(apps: list[App], now: float, unix_s: float) -> list[dict[str, Any]]:

@@ -264,10 +264,20 @@ def _description_schemas() -> Json:
             "name": TEXT,
             "datatype": _ref("Datatype"),
             "shape": _array({"type": "integer", "minimum": -1}),
-        }
+            "optional": {"const": True, "description": "of an input that a request may leave out"},
+            "labels": {**_array(TEXT), "description": "of the classes that are an output's columns"},
+        },
+        "optional",
+        "labels",
     )
     configured = _object(
-        {"name": TEXT, "data_type": TEXT, "dims": _array({"type": "integer", "minimum": -1})}
+        {
+            "name": TEXT,
+            "data_type": TEXT,
+            "dims": _array({"type": "integer", "minimum": -1}),
+            "optional": {"const": True},
+        },
+        "optional",
     )
     ready: Json = {"const": True}
     not_ready: Json = {"ready": {"const": False}, "error": TEXT}

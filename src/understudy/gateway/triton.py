@@ -12,12 +12,11 @@ from typing import Any, NoReturn
 import msgspec
 
 from understudy.core.gateway.rotation import App
+from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import AppVersion, TensorSpec
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
-PLATFORMS = {"onnx": "onnxruntime_onnx", "python": "python"}
-BACKENDS = {"onnx": "onnxruntime", "python": "python"}
 
 
 class _IndexRequest(msgspec.Struct):
@@ -33,16 +32,22 @@ _decode_load = msgspec.json.Decoder(_LoadRequest).decode
 
 
 def platform(spec: AppVersion) -> str:
-    return PLATFORMS.get(spec.full_size.runtime, spec.full_size.runtime)
+    name = spec.full_size.runtime
+    return RUNTIMES[name].triton_platform if name in RUNTIMES else name
+
+
+def _backend(spec: AppVersion) -> str:
+    name = spec.full_size.runtime
+    return RUNTIMES[name].triton_backend if name in RUNTIMES else name
 
 
 def configuration(spec: AppVersion) -> dict[str, Any]:
     """As Triton's ModelConfig in JSON. `dims` lack the batch dimension where there is one."""
-    batched = all(tensor.shape[:1] == (-1,) for tensor in spec.inputs + spec.outputs)
+    batched = bool(spec.inputs) and all(tensor.shape[:1] == (-1,) for tensor in spec.inputs + spec.outputs)
     content = {
         "name": spec.app,
         "platform": platform(spec),
-        "backend": BACKENDS.get(spec.full_size.runtime, spec.full_size.runtime),
+        "backend": _backend(spec),
         "version_policy": {"specific": {"versions": [spec.version]}},
         "max_batch_size": spec.batching.rows_max if batched else 0,
         "input": [_tensor(tensor, batched) for tensor in spec.inputs],
@@ -56,7 +61,8 @@ def configuration(spec: AppVersion) -> dict[str, Any]:
 def _tensor(spec: TensorSpec, batched: bool) -> dict[str, Any]:
     datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
     dims = spec.shape[1:] if batched else spec.shape
-    return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims}
+    more = {"optional": True} if spec.optional else {}
+    return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims, **more}
 
 
 def statistics(apps: Iterable[App], now: float, now_unix_s: float) -> dict[str, Any]:

@@ -18,30 +18,50 @@ from understudy.settings import (
     Positive,
     Settings,
 )
+from understudy.settings.runtimes import check_runtime
 from understudy.wire.documents import check_document
 from understudy.wire.errors import InvalidArgument
-from understudy.wire.records import Criticality, fallback_mistake
+from understudy.wire.records import Criticality, Finite, fallback_mistake
 from understudy.wire.statics import check_static, read_static
 
 
 class VariantManifest(Settings, frozen=True):
     name: Name
-    runtime: Literal["onnx", "python"]
-    artifact: Annotated[
-        str, Meta(min_length=1, max_length=4096)
-    ]  # file, or directory with a model.py for the python runtime; relative to the manifest
+    runtime: Name  # onnx or python
+    # A file, or a directory with a model.onnx or model.py; relative to the manifest.
+    artifact: Annotated[str, Meta(min_length=1, max_length=4096)]
     accuracy: Fraction
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     memory_limit_mb: Positive | None = None
     load_timeout_s: Positive | None = None  # how long loading may take; default: the cluster's (agent)
 
+    def __post_init__(self) -> None:
+        check_runtime(self.runtime)
 
-class TensorSettings(Settings, frozen=True):
+
+class TensorSettings(Settings, frozen=True, omit_defaults=True):
     """An input or output, where the runtime doesn't know it from the model itself."""
 
     name: Annotated[str, Meta(min_length=1, max_length=1024)]
     datatype: Datatype
     shape: Annotated[tuple[Length, ...], Meta(max_length=32)]  # -1: any length
+    optional: bool = False  # inputs only: requests may leave it out, and so may what `predict` is given
+
+
+class OutputSettings(TensorSettings, frozen=True, omit_defaults=True):
+    """An output, where the runtime doesn't know it from the model itself."""
+
+    finite: Finite = Finite.REQUIRED  # "allowed": NaN and infinity may come; in JSON they are null
+
+
+Outputs = Annotated[tuple[OutputSettings, ...], Meta(max_length=1024)]
+
+
+class OutputsSettings(Settings, frozen=True):
+    """What is true for all outputs."""
+
+    finite: Finite = Finite.REQUIRED  # "allowed": NaN and infinity may come; in JSON they are null
+    tensors: Outputs = ()
 
 
 class ClientRateSettings(Settings, frozen=True):
@@ -54,6 +74,8 @@ class ClientRateSettings(Settings, frozen=True):
 class BatchingSettings(Settings, frozen=True):
     rows_max: Annotated[int, Meta(ge=1, le=2**20)] = 32
     wait_us: Annotated[int, Meta(ge=0, le=10_000_000)] = 0  # for more rows, when fewer are there
+    mode: Literal["auto", "never", "always"] = "auto"  # auto: share a batch where that's shown to be harmless
+    tolerance: Positive | None = None  # of an answer's magnitude; default: by datatype, 0.0001 for FP32
 
 
 class AppManifest(Settings, frozen=True):
@@ -71,11 +93,17 @@ class AppManifest(Settings, frozen=True):
     client_rate: ClientRateSettings | None = None
     requests_per_s: NonNegative = 0.0  # expected of all clients; 0: not stated, so it takes no compute
     inputs: Annotated[tuple[TensorSettings, ...], Meta(max_length=1024)] = ()
-    outputs: Annotated[tuple[TensorSettings, ...], Meta(max_length=1024)] = ()
+    outputs: Outputs | OutputsSettings = ()  # [[outputs]], or [outputs] for all of them
     batching: BatchingSettings = BatchingSettings()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
     fallback: tuple[FallbackLink, ...] | None = None  # default: smaller-variant, previous-version, static
+
+    @property
+    def all_outputs(self) -> OutputsSettings:
+        """In one form."""
+        outputs = self.outputs
+        return outputs if isinstance(outputs, OutputsSettings) else OutputsSettings(tensors=outputs)
 
 
 def check_manifest(
@@ -92,15 +120,19 @@ def check_manifest(
             raise InvalidArgument(f"variants[{index}].name: {variant.name!r} is used twice")
         names.add(variant.name)
         check_document(f"variants[{index}].options", variant.options, options_bytes_max)
-    for side in ("inputs", "outputs"):
-        declared = [tensor.name for tensor in getattr(manifest, side)]
+    outputs = manifest.all_outputs.tensors
+    for side, tensors in (("inputs", manifest.inputs), ("outputs", outputs)):
+        declared = [tensor.name for tensor in tensors]
         for index, name in enumerate(declared):
             if name in declared[:index]:
                 raise InvalidArgument(f"{side}[{index}].name: {name!r} is used twice")
+    for index, output in enumerate(outputs):
+        if output.optional:
+            raise InvalidArgument(f"outputs[{index}].optional: only inputs can be left out")
     if manifest.static is not None:
         check_document("static", manifest.static, static_bytes_max)
-        if manifest.outputs:
-            check_static(manifest.static, manifest.outputs)
+        if outputs:
+            check_static(manifest.static, outputs)
         else:  # the model says which it has
             read_static(manifest.static, strict=True)
     if manifest.probe is not None:

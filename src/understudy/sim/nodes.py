@@ -148,7 +148,7 @@ class Agent:
                 self.world.tell(f"agent:{self.node.name}", kind, message, app=app, replica=replica)
             case ev.Save(saved):
                 self._file.save((self.incarnation, saved))
-            case ev.AnswerMeasure() | ev.RefuseMeasure() | ev.Stopped():
+            case ev.EndBatching() | ev.AnswerMeasure() | ev.RefuseMeasure() | ev.Stopped():
                 raise AssertionError(f"nobody asked for {effect}")
             case _:
                 assert_never(effect)

@@ -54,7 +54,7 @@ _MESSAGES = {
     "ModelConfig": "string name 1, string platform 2, int32 max_batch_size 4, repeated ModelInput input 5, "
     "repeated ModelOutput output 6, ModelDynamicBatching dynamic_batching 11 scheduling_choice, "
     "string backend 17",
-    "ModelInput": "string name 1, DataType data_type 2, repeated int64 dims 4",
+    "ModelInput": "string name 1, DataType data_type 2, repeated int64 dims 4, bool optional 8",
     "ModelOutput": "string name 1, DataType data_type 2, repeated int64 dims 3",
     "ModelDynamicBatching": "repeated int32 preferred_batch_size 1, uint64 max_queue_delay_microseconds 2",
     "ModelStatisticsRequest": "string name 1, string version 2",

@@ -4,6 +4,7 @@ Who speaks to whom (the right-hand side listens):
 
     gateway -> worker       Infer, Cancel                          Result, Failure
     agent   -> worker       Load, Probe, Ping, Stats, Drain        Loaded, Probed, Pong, WorkerStats, Drained
+    agent   -> worker       Rehearse, BatchingEnded                Rehearsed, BatchingEnded
     gateway -> agent        Hello, Activate                        Hello, NodeState, Heartbeat, Activated
     agent   -> controller   Hello, NodeState, Heartbeat, Report    Hello, Target, Measure (agent: Measured)
     gateway -> controller   Hello, Report, GatewayStats            Hello, RouteTable
@@ -22,14 +23,16 @@ from typing import Any
 import msgspec
 
 from understudy.wire.errors import Code, ProtocolError, UnderstudyError
-from understudy.wire.frames import LARGE_BYTES, Buffer, Frame, encode_frame, frame_head
+from understudy.wire.frames import HEADER_BYTES_MAX, LARGE_BYTES, Buffer, Frame, encode_frame, frame_head
 from understudy.wire.records import (
     AppVersion,
     ArtifactRef,
     Batching,
+    BatchingVerdict,
     Contingency,
     Device,
     Event,
+    Finite,
     Profile,
     Role,
     RouteTable,
@@ -55,6 +58,8 @@ class Kind(IntEnum):
     WORKER_STATS = 25
     DRAIN = 26
     DRAINED = 27
+    BATCHING_ENDED = 28
+    REHEARSE = 29
     NODE_STATE = 30
     HEARTBEAT = 31
     ACTIVATE = 32
@@ -65,6 +70,7 @@ class Kind(IntEnum):
     ROUTES = 40
     REPORT = 41
     GATEWAY_STATS = 42
+    REHEARSED = 50
 
 
 class Infer(msgspec.Struct, array_like=True):
@@ -138,6 +144,11 @@ class Load(msgspec.Struct):
     probe: dict[str, Any] | None = None
     queue_rows_max: int = 256
     measure_latency_runs: int = 1  # inferences timed after loading; 1: the mandatory first one
+    request_memory_mb: float = 0.0  # for requests that are queued and running; 0: not limited
+    memory_per_byte: float = 0.0  # as in `Profile`
+    output_per_byte: float = 0.0
+    finite: Finite = Finite.REQUIRED
+    verdict: BatchingVerdict | None = None  # None: requests run one at a time
 
 
 class Loaded(msgspec.Struct):
@@ -150,6 +161,21 @@ class Loaded(msgspec.Struct):
     memory_mb: float
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...] = ()  # what was found to be other than the file or the manifest says
+    memory_per_byte: float = 0.0  # as in `Profile`, and measured when memory is
+    output_per_byte: float = 0.0
+    verdict: BatchingVerdict | None = None  # of a variant that is measured, filled in by the agent
+
+
+class Rehearse(msgspec.Struct):
+    """Find out whether requests to the loaded model may share a batch.
+
+    Takes some inferences. LOAD_FAILED where the app insists on batching against the evidence.
+    """
+
+
+class Rehearsed(msgspec.Struct):
+    verdict: BatchingVerdict
 
 
 class Probe(msgspec.Struct):
@@ -180,6 +206,16 @@ class WorkerStats(msgspec.Struct):
     infer_us_mean: float = 0.0
     batches: int = 0  # executed; one that stands still while something is queued is a model that hangs
     tcp_address: str = ""  # "tcp:host:port" if the worker listens there too
+    batching_ended: str = ""  # why, if it was found to change answers
+
+
+class BatchingEnded(msgspec.Struct):
+    """Requests to the variant run one at a time from now on, because batching changed an answer.
+
+    A worker tells its agent what it saw; an agent tells its workers what another one saw. Not answered.
+    """
+
+    reason: str
 
 
 class Drain(msgspec.Struct):
@@ -225,6 +261,9 @@ class NodeState(msgspec.Struct):
     proven_ago_s: dict[str, float] = {}  # by replica: since an inference succeeded, when this was made
     trouble: tuple[str, ...] = ()  # of the node itself, a sentence each
     warning: str = ""  # of what will be trouble
+    unbatched: tuple[
+        tuple[str, int, str, str], ...
+    ] = ()  # (app, version, variant, reason), seen at work here
 
 
 class Heartbeat(msgspec.Struct, array_like=True):
@@ -278,6 +317,8 @@ class Measured(msgspec.Struct):
     profile: Profile
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...] = ()  # as in `Loaded`
+    verdict: BatchingVerdict | None = None
 
 
 class Report(msgspec.Struct):
@@ -314,8 +355,8 @@ class GatewayStats(msgspec.Struct):
 
 Message = (
     Infer | Result | Failure | Cancel | Ping | Pong | Hello | Load | Loaded | Probe | Probed | Stats
-    | WorkerStats | Drain | Drained | NodeState | Heartbeat | Activate | Activated | Target | Measure
-    | Measured | RouteTable | Report | GatewayStats
+    | WorkerStats | Drain | Drained | BatchingEnded | Rehearse | Rehearsed | NodeState | Heartbeat | Activate
+    | Activated | Target | Measure | Measured | RouteTable | Report | GatewayStats
 )  # fmt: skip
 
 TYPES: dict[Kind, type] = {
@@ -334,6 +375,9 @@ TYPES: dict[Kind, type] = {
     Kind.WORKER_STATS: WorkerStats,
     Kind.DRAIN: Drain,
     Kind.DRAINED: Drained,
+    Kind.BATCHING_ENDED: BatchingEnded,
+    Kind.REHEARSE: Rehearse,
+    Kind.REHEARSED: Rehearsed,
     Kind.NODE_STATE: NodeState,
     Kind.HEARTBEAT: Heartbeat,
     Kind.ACTIVATE: Activate,
@@ -347,7 +391,8 @@ TYPES: dict[Kind, type] = {
 }
 KINDS: dict[type, Kind] = {type_: kind for kind, type_ in TYPES.items()}
 
-# Small messages travel in the frame's header. These can outgrow its 64 KiB, so they travel as payload.
+# Small messages travel in the frame's header. These can be long, so they travel as payload, and so does any
+# other that outgrows the header: its header is empty then.
 _AS_PAYLOAD = frozenset(
     {
         Kind.FAILURE,
@@ -371,9 +416,10 @@ _decoders: dict[int, Callable[[Buffer], Any]] = {
 def encode_message(message: Message, stream: int = 0, payload: Buffer = b"") -> bytes:
     """`message` as one frame. Only Infer and Result take a `payload` of their own."""
     kind = KINDS[type(message)]
-    if kind in _AS_PAYLOAD:
-        return encode_frame(kind, stream, b"", _encode(message))
-    return encode_frame(kind, stream, _encode(message), payload)
+    content = _encode(message)
+    if kind in _AS_PAYLOAD or len(content) > HEADER_BYTES_MAX:
+        return encode_frame(kind, stream, b"", content)
+    return encode_frame(kind, stream, content, payload)
 
 
 def encode_infer(
@@ -416,7 +462,7 @@ def decode_message(frame: Frame) -> Message | None:
     if decode is None:
         return None
     try:
-        message: Message = decode(frame.payload if frame.kind in _AS_PAYLOAD else frame.header)
+        message: Message = decode(frame.header or frame.payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"malformed {Kind(frame.kind).name} message: {error}") from error
     return message

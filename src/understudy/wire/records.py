@@ -28,12 +28,26 @@ class Role(StrEnum):
     CONTINGENCY = "contingency"
 
 
-class TensorSpec(msgspec.Struct, frozen=True):
-    """Name, datatype (a name of `tensors.DATATYPES`) and shape; -1 stands for any length."""
+class Finite(StrEnum):
+    """Whether an output may hold NaN and infinity."""
+
+    REQUIRED = "required"
+    ALLOWED = "allowed"
+
+
+class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Name, datatype (a name of `tensors.DATATYPES`) and shape; -1 stands for any length.
+
+    Nothing but what differs from the defaults is ever written down.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    optional: bool = False  # an input that clients may leave out
+    hint: bool = False  # the shape is what a file says or was seen, not a promise: others are let through
+    finite: Finite = Finite.REQUIRED
+    labels: tuple[str, ...] = ()  # of the classes that are an output's columns
 
 
 class ArtifactRef(msgspec.Struct, frozen=True):
@@ -53,11 +67,31 @@ class Profile(msgspec.Struct, frozen=True):
     load_ms: float  # Load sent -> first inference done
     latency_ms: float  # median of single-row inferences inside the worker
     measured_on: str = ""
+    memory_per_byte: float = 0.0  # of inputs: what an inference adds at its peak; 0: not measured
+    output_per_byte: float = 0.0  # of inputs
 
     @property
     def replica_mb(self) -> float:
         """PSS of a whole replica: what placing one more costs its node."""
         return self.base_mb + self.memory_mb
+
+
+class BatchingVerdict(msgspec.Struct, frozen=True):
+    """Whether requests to a variant may share a batch, and how that is known.
+
+    `by`: graph (proven), rehearsal, declared (the app insists), setting, shape, service (seen at work).
+    """
+
+    together: bool
+    by: str
+    reason: str
+
+    @property
+    def sentence(self) -> str:
+        return f"{'runs together' if self.together else ONE_AT_A_TIME}: {self.reason}"
+
+
+ONE_AT_A_TIME = "one request at a time"
 
 
 class Variant(msgspec.Struct, frozen=True):
@@ -71,11 +105,23 @@ class Variant(msgspec.Struct, frozen=True):
     memory_limit_mb: float | None = None  # None: derived from the profile
     profile: Profile | None = None
     load_timeout_s: float | None = None  # None: the cluster's
+    verdict: BatchingVerdict | None = None  # None: never found out, so its requests run one at a time
+
+    @property
+    def batching(self) -> str:
+        """Whether its requests share batches, and why, for people."""
+        if self.verdict is None:
+            return f"{ONE_AT_A_TIME}: it was never found out whether they may share a batch; deploy it again"
+        return self.verdict.sentence
 
 
 class Batching(msgspec.Struct, frozen=True):
+    """What an app wants. `tolerance`: a fraction of an answer's magnitude, instead of the datatype's own."""
+
     rows_max: int = 32
     wait_us: int = 0
+    mode: str = "auto"
+    tolerance: float | None = None
 
 
 REPLICA_LINKS = ("smaller-variant", "previous-version")  # of a fallback chain: replicas of the app itself
@@ -128,6 +174,7 @@ class AppVersion(msgspec.Struct, frozen=True):
     brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
     client_rate: ClientRate | None = None
     requests_per_s: float = 0.0  # expected of all clients; 0: not stated, so it takes no compute
+    finite: Finite = Finite.REQUIRED  # of all its outputs
 
     @property
     def links_beyond_replicas(self) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ def from_raw(datatype: str, shape: Sequence[int], content: Buffer, start: int, s
         raise ValueError(f"{datatype} of this shape takes {wanted} bytes, not {size}")
     array = np.frombuffer(content, stored, count, start).reshape(shape)
     if datatype == "BF16":
-        return (array.astype(np.uint32) << _BF16_SHIFT).view(np.float32)
+        return np.asarray(array.astype(np.uint32) << _BF16_SHIFT).view(np.float32)  # a scalar too is an array
     # Runtimes read through pointers, which has to be aligned, and models may change what they are given.
     if not (array.flags.aligned and array.flags.writeable):
         array = array.copy()

@@ -112,6 +112,7 @@ class InputRule:
         self.dynamic = any(length == -1 for length in spec.shape[1:])
         self._datatype = spec.datatype
         self._pattern = spec.shape
+        self._any_shape = spec.hint
         self._dtype = DATATYPES[spec.datatype]
         self._float = spec.datatype in FLOATS
         self._fitting: list[int] | None = None  # the shape that was found to fit last
@@ -172,22 +173,24 @@ class InputRule:
             if self._pattern[dimension] == -1:
                 shape[dimension] = len(content) // max(1, prod(shape) * item_bytes(self._datatype))
                 break
+        if 0 in shape and 0 not in self._pattern:  # more likely cut off than meant
+            raise self._wrong(f"shape {show_shape(shape)} doesn't fit {show_shape(self._pattern)}")
         return self.read_binary(self._datatype, shape, content)
 
     def _check(self, datatype: str, shape: list[int]) -> None:
         if datatype != self._datatype:
             raise self._wrong(f"datatype {shown(datatype)} is not the model's '{self._datatype}'")
         if shape != self._fitting:
-            if not fits(shape, self._pattern):
+            if not self._any_shape and not fits(shape, self._pattern, length_min=0):
                 raise self._wrong(f"shape {show_shape(shape)} doesn't fit {show_shape(self._pattern)}")
             self._fitting = shape
 
     def _read_nested(self, tensor: ReadTensor, flat_error: Exception) -> Array:
         depth = _depth(tensor.data)
-        rank = len(self._pattern)
+        rank = len(tensor.shape)
         if depth <= 1:
             raise self._wrong(_readable(flat_error)) from flat_error
-        if depth != rank:
+        if depth != rank and 0 not in tensor.shape:  # what follows an empty dimension can't be written
             raise self._wrong(f"data is nested {depth} deep; 1 (flat) or {rank} is valid")
         try:
             nested = _data_decoder(self._datatype, depth)(tensor.data)
@@ -197,6 +200,8 @@ class InputRule:
             array = self._array(nested)
         except ValueError as error:  # ragged
             raise self._wrong("nested data has rows of different lengths") from error
+        if not array.size and 0 in tensor.shape:
+            return array.reshape(tensor.shape)
         if array.shape != tuple(tensor.shape):
             got = show_shape(array.shape)
             raise self._wrong(f"nested data has shape {got}, not {show_shape(tensor.shape)}")

@@ -1,12 +1,13 @@
 """A loaded model: from a `Load` message to a runtime that is known to work, and its execution.
 
-`load_model` blocks and runs in the worker's thread; `Model.execute` runs there or on the loop. Nothing
-here touches the loop.
+`load_model` blocks and runs in the main thread, and so does `Model.execute` if the runtime wants that; else
+it may run on the loop. Nothing here touches the loop.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 from collections.abc import Sequence
 from time import perf_counter
@@ -14,13 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from understudy.adapters.disks import is_place_trouble
 from understudy.adapters.memory import pss_mb
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Load, Loaded
 from understudy.wire.tensors import Array
+from understudy.worker.costs import ELEMENT_BYTES, Appetite, refuse_beyond
 from understudy.worker.guard import Guard
-from understudy.worker.oip import Request, encode_probe
+from understudy.worker.oip import Request
+from understudy.worker.raised import blame, contain, describe, loading_error
+from understudy.worker.rehearsal.memory import appetite
+from understudy.worker.rehearsal.probes import Tried, no_probe_passed, note_of, probes
+from understudy.worker.rehearsal.shapes import corrected
 from understudy.worker.runtimes import make_runtime
 from understudy.worker.runtimes.contract import Runtime, load_failed
 from understudy.worker.signature import Signature, agree
@@ -33,9 +38,6 @@ except ModuleNotFoundError:  # protobuf is an extra
 MEASURE_MS_MAX = 2000.0  # spent on measuring the latency: fewer runs tell as much of a slow model
 WARM_RUNS = 4
 WARM_MS_MAX = 4.0  # spent on them at most
-ERROR_CHARS_MAX = 500  # of an exception's text in a message
-# ONNX Runtime reports a failed allocation as an ordinary failure with one of these texts.
-_ALLOCATION_FAILED = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 
 
 class Done(NamedTuple):
@@ -48,17 +50,48 @@ class Done(NamedTuple):
 
 
 class Model:
-    """Runtime, codec and guard of one replica. `batched`: requests may be concatenated along dimension 0."""
+    """Runtime, codec and guard of one replica.
 
-    def __init__(self, load: Load, runtime: Runtime, signature: Signature) -> None:
+    `batched`: requests may be concatenated along dimension 0, which has been shown to be harmless.
+    """
+
+    def __init__(self, load: Load, runtime: Runtime, signature: Signature, probe: bytes) -> None:
         self.inputs = signature.inputs
         self.outputs = signature.outputs
-        self.batched = signature.batched
-        self.codec = Codec(load.app, load.version, self.inputs, self.outputs, batched=self.batched)
+        self.batched = signature.batched and load.verdict is not None and load.verdict.together
+        self.own_thread = runtime.own_thread
+        self._unload = runtime.unload
+        self.codec = Codec(
+            load.app,
+            load.version,
+            self.inputs,
+            self.outputs,
+            batched=signature.batched,
+            together=self.batched,
+        )
+        self.codec.keeps_parameters = runtime.takes_parameters
+        self._source = runtime.source
+        self._pid = os.getpid()
         self._guard = Guard(self.outputs, batched=self.batched)
         self._predict = runtime.predict
-        self.probe = encode_probe(load.probe, self.inputs)
+        self._axes = runtime.axes
+        self.appetite = Appetite()
+        if load.memory_per_byte:
+            self.appetite = Appetite(load.memory_per_byte, load.output_per_byte)
+        self.request_bytes_max = int(load.request_memory_mb * 2**20) // 2 or 2**62
+        self.codec.rows_may_differ = all(spec.hint for spec in self.outputs)
+        self.codec.decoded_bytes_max = self.request_bytes_max
+        self.codec.text_bytes = ELEMENT_BYTES * self.appetite.least
+        self.probe = probe
         self.probe_s = 0.0  # shortest inference on the probe; measured by `load_model`
+
+    def cost(self, request: Request, body_bytes: int) -> int:
+        """Bytes that it takes until it is answered. Raises TOO_LARGE beyond what one request may."""
+        in_json = not request.protobuf and not request.outputs[0].binary
+        cost = self.appetite.of(request.inputs.values(), body_bytes, in_json=in_json)
+        if cost > self.request_bytes_max:
+            refuse_beyond(self.request_bytes_max, cost, "the request")
+        return cost
 
     def execute(self, requests: Sequence[Request]) -> list[Done]:
         """Run `requests` as one batch; if that fails, one by one, so that only the guilty one fails."""
@@ -70,33 +103,38 @@ class Model:
                 name: np.concatenate([request.inputs[name] for request in requests])
                 for name in requests[0].inputs
             }
-            outputs = self._guard.accept(self._predict(inputs), inputs, rows)
-        except (Exception, SystemExit):
+            predicted = self._predict(inputs, requests[0].parameters)
+            outputs = self._guard.accept(predicted, inputs, rows, shared=True)
+        except BaseException as error:
+            contain(error, self._pid)
             return [self._execute_one(request) for request in requests]
         return [Done(requests, rows, outputs, None)]
+
+    def unload(self) -> str:
+        """The model's last call; what it raised, or nothing."""
+        try:
+            self._unload()
+        except BaseException as error:
+            contain(error, self._pid)
+            return describe(error)
+        return ""
+
+    def answer(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """What is returned for these inputs, guarded. Raises what a request with them would be told."""
+        (done,) = self.execute([Request(inputs, 1, (), None, ())])
+        if done.outputs is None:
+            raise done.error or load_failed("the model gave no answer")
+        return done.outputs
 
     def _execute_one(self, request: Request) -> Done:
         inputs = request.inputs
         rows = request.rows
         try:
-            return Done((request,), rows, self._guard.accept(self._predict(inputs), inputs, rows), None)
-        except (Exception, SystemExit) as error:
-            return Done((request,), rows, None, model_error(error))
-
-
-def model_error(error: BaseException) -> UnderstudyError:
-    """What an exception of a model means to the caller; its text is cut to `ERROR_CHARS_MAX`."""
-    if isinstance(error, UnderstudyError):
-        return error
-    text = str(error).strip()
-    if isinstance(error, MemoryError) or any(sign in text for sign in _ALLOCATION_FAILED):
-        return UnderstudyError(Code.OUT_OF_MEMORY, f"the model ran out of memory: {describe(error)}")
-    return UnderstudyError(Code.MODEL_FAILED, f"the model raised {describe(error)}")
-
-
-def describe(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {str(error).strip()}".removesuffix(": ")
-    return text if len(text) <= ERROR_CHARS_MAX else text[:ERROR_CHARS_MAX] + "…"
+            outputs = self._guard.accept(self._predict(inputs, request.parameters), inputs, rows)
+        except BaseException as error:
+            contain(error, self._pid)
+            return Done((request,), rows, None, blame(error, self._source, inputs, self._axes))
+        return Done((request,), rows, outputs, None)
 
 
 def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
@@ -106,33 +144,80 @@ def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
     profiled: it takes some milliseconds, and somebody may be waiting for this replica.
     """
     profiling = load.measure_latency_runs > 1
-    name = f"{load.app}/{load.variant}"
+    runtime: Runtime | None = None
+    pid = os.getpid()
     try:
         base_mb = pss_mb() if profiling else 0.0
         started_s = perf_counter()
         runtime = make_runtime(load.runtime, threads)
         runtime.load(load.path, load.options)
-        model = Model(load, runtime, agree(load, runtime))
-        latencies_ms = [_rehearse(model)]
+        model, first_ms, notes = _first(load, runtime, agree(load, runtime), lenient=profiling)
         load_ms = (perf_counter() - started_s) * 1000
+        if profiling:
+            model, corrections = _corrected(load, runtime, model)
+            notes += corrections
+        latencies_ms = [first_ms]
         while len(latencies_ms) < load.measure_latency_runs and sum(latencies_ms) < MEASURE_MS_MAX:
             latencies_ms.append(_rehearse(model))
         median_ms = statistics.median(latencies_ms)
         model.probe_s = _warm_latency_s(model, min(latencies_ms))
         memory_mb = max(0.0, pss_mb() - base_mb) if profiling else 0.0
-    except MemoryError as error:
-        raise UnderstudyError(Code.OUT_OF_MEMORY, f"{name}: not enough memory to load") from error
-    except UnderstudyError as error:
-        code = Code.OUT_OF_MEMORY if error.code is Code.OUT_OF_MEMORY else Code.LOAD_FAILED
-        code = Code.UNAVAILABLE if is_place_trouble(error) else code
-        raise UnderstudyError(code, f"{name}: {error.message}") from error
-    except (Exception, SystemExit) as error:
-        if is_place_trouble(error):  # a full disk, say: not the model's fault
-            raise UnderstudyError(Code.UNAVAILABLE, f"{name}: {describe(error)}") from error
-        raise load_failed(f"{name}: {describe(error)}") from error
+        if profiling:
+            probe = model.codec.decode(model.probe).inputs
+            model.appetite = appetite(runtime.predict, probe, model.inputs)
+    except BaseException as error:
+        contain(error, pid)
+        raise loading_error(error, runtime.source if runtime else "", f"{load.app}/{load.variant}") from None
     # What is alive now stays alive: later collections needn't look at it.
     gc.freeze()
-    return model, Loaded(load_ms, latencies_ms[0], median_ms, base_mb, memory_mb, model.inputs, model.outputs)
+    return model, Loaded(
+        load_ms,
+        first_ms,
+        median_ms,
+        base_mb,
+        memory_mb,
+        model.inputs,
+        model.outputs,
+        notes,
+        model.appetite.per_byte,
+        model.appetite.output_per_byte,
+    )
+
+
+def _first(
+    load: Load, runtime: Runtime, signature: Signature, *, lenient: bool
+) -> tuple[Model, float, tuple[str, ...]]:
+    """A model that has answered a probe, the milliseconds that this took, and what is to be said of it.
+
+    `lenient`: outputs may have any shape, where the runtime's own word for them isn't the last.
+    """
+    if lenient and runtime.described:
+        signature = signature.unpromised()
+    failures: list[tuple[Tried, UnderstudyError]] = []
+    for tried in probes(load.probe, signature.inputs):
+        model = Model(load, runtime, signature, tried.body)
+        try:
+            first_ms = _rehearse(model)
+        except UnderstudyError as error:
+            failures.append((tried, error))
+            if error.code is Code.OUT_OF_MEMORY:
+                break
+        else:
+            return model, first_ms, runtime.notes + ((note_of(failures, tried),) if failures else ())
+    raise no_probe_passed(failures)
+
+
+def _corrected(load: Load, runtime: Runtime, model: Model) -> tuple[Model, tuple[str, ...]]:
+    """The model with outputs as they are really returned. Raises what `_rehearse` does."""
+    signature = agree(load, runtime)
+    notes: tuple[str, ...] = ()
+    if runtime.described:
+        inputs = model.codec.decode(model.probe).inputs
+        outputs, notes = corrected(runtime.predict, inputs, signature.inputs, signature.outputs, runtime.axes)
+        signature = Signature(signature.inputs, outputs)
+    model = Model(load, runtime, signature, model.probe)
+    _rehearse(model)
+    return model, notes
 
 
 def _warm_latency_s(model: Model, latency_ms: float) -> float:

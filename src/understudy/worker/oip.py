@@ -11,6 +11,7 @@ their order. The form of the answer follows from the body alone, so every replic
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from math import prod
 from typing import Any, Generic, NoReturn, TypeVar
 
 import msgspec
@@ -20,6 +21,12 @@ from understudy.wire.frames import Buffer
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array, to_raw, zeros
 from understudy.worker.classification import best_classes
+from understudy.worker.costs import (
+    ELEMENT_BYTES,
+    SMALL_BYTES,
+    json_bytes_decoded,
+    refuse_beyond,
+)
 from understudy.worker.inputs import (
     DECODE_ERRORS,
     ELEMENTS,
@@ -89,6 +96,7 @@ class Request(msgspec.Struct, gc=False):
     id: str | None
     outputs: tuple[Output, ...]
     protobuf: bool = False  # so came the request, and so goes the answer
+    parameters: Parameters | None = None  # for the model, if it asks for them
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -99,13 +107,18 @@ class Answer(msgspec.Struct, gc=False):
 
 
 BINARY_SIZE = "binary_data_size"  # parameter of a tensor
+BINARY_OUTPUT = "binary_data_output"  # parameter of a request; what it means is done here
+PARAMETERS_BYTES_MAX = 64 * 1024  # of a request's, as JSON, if they are for the model
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _encode = msgspec.json.Encoder().encode
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
 class Codec:
     """Bodies of one model version. `batched`: dimension 0 of every tensor counts rows.
+
+    Unless requests run `together`, inputs may have different numbers of them.
 
     The specs must have datatypes of `DATATYPES`; names are unique.
     """
@@ -118,15 +131,23 @@ class Codec:
         outputs: tuple[TensorSpec, ...],
         *,
         batched: bool,
+        together: bool = True,
     ) -> None:
         self._app = app
         self._version = str(version)
         self._rules = {spec.name: InputRule(spec) for spec in inputs}
         self._dynamic = [rule.spec.name for rule in self._rules.values() if rule.dynamic]
+        self._required = [spec.name for spec in inputs if not spec.optional]
         self._outputs = {spec.name: spec.datatype for spec in outputs}
         self._all_json = tuple(Output(spec.name) for spec in outputs)
         self._all_binary = tuple(Output(spec.name, binary=True) for spec in outputs)
         self._batched = batched
+        self._together = together
+        self.keeps_parameters = False  # of requests, for the model
+        self.decoded_bytes_max = 2**62  # of what one body may become
+        self.answer_bytes_max = 2**31
+        self.rows_may_differ = False  # from one input to another, if nobody has declared that they count rows
+        self.text_bytes: float = ELEMENT_BYTES  # that one text takes until it is answered
         elements = {ELEMENTS[spec.datatype] for spec in inputs}
         body = _FlatBody[elements.pop()] if len(elements) == 1 else _Body  # type: ignore[misc]
         self._decode_body: Callable[[Buffer], _Body | _FlatBody[Any]] = msgspec.json.Decoder(body).decode
@@ -137,6 +158,9 @@ class Codec:
         Without any JSON, all of `body` is the only input. Arrays may be views of `body`.
         """
         parsed: _Body | _FlatBody[Any]
+        if len(body) > SMALL_BYTES:
+            json = body if json_bytes < 0 else memoryview(body)[: max(0, json_bytes)]
+            refuse_beyond(self.decoded_bytes_max, json_bytes_decoded(json), "request body: decoding it")
         if json_bytes < 0:
             try:
                 parsed = self._decode_body(body)
@@ -176,6 +200,7 @@ class Codec:
             if tensor.parameters:
                 size = _binary_size(tensor, len(body) - binary_at)
                 if size is not None:
+                    self._refuse_many(tensor.datatype, tensor.shape, size)
                     arrays[name] = rule.read_binary(tensor.datatype, tensor.shape, body, binary_at, size)
                     binary_at += size
                     continue
@@ -186,7 +211,28 @@ class Codec:
         outputs = self._all_json
         if parsed.outputs or parsed.parameters:
             outputs = self._requested(parsed.outputs, parsed.parameters or {})
-        return self.checked(arrays, parsed.id, outputs)
+        request = self.checked(arrays, parsed.id, outputs)
+        if parsed.parameters and self.keeps_parameters:
+            self._keep(request, parsed.parameters)
+        return request
+
+    def _keep(self, request: Request, parameters: Parameters) -> None:
+        """For the model. Only requests with the same parameters share a batch."""
+        kept = {name: value for name, value in parameters.items() if name != BINARY_OUTPUT}
+        if not kept:
+            return
+        encoded = _encode_sorted(kept)
+        if len(encoded) > PARAMETERS_BYTES_MAX:
+            raise InvalidArgument(f"parameters: {len(encoded)} bytes; {PARAMETERS_BYTES_MAX} are allowed")
+        request.parameters = kept
+        request.key = (request.key, encoded)
+
+    def _refuse_many(self, datatype: str, shape: Sequence[int], size: int) -> None:
+        """Texts in binary form: an element may be four bytes there."""
+        if datatype == "BYTES":
+            count = min(prod(shape), size // 4)  # what claims more is refused for that
+            needed = int(count * self.text_bytes * len(self._rules))
+            refuse_beyond(self.decoded_bytes_max, needed, "request body: decoding it")
 
     def _whole(self, body: Buffer) -> Request:
         if len(self._rules) != 1:
@@ -198,20 +244,32 @@ class Codec:
 
     def checked(self, arrays: dict[str, Array], id: str | None, outputs: tuple[Output, ...]) -> Request:
         """The request with these inputs, each of which has been checked alone."""
+        key: Hashable = ()
         if len(arrays) != len(self._rules):
-            missing = ", ".join(repr(name) for name in self._rules if name not in arrays)
+            key = self._given(arrays)
+        elif self._dynamic:
+            key = tuple([arrays[name].shape[1:] for name in self._dynamic])
+        rows = self._rows(arrays) if self._batched else 1
+        if rows < 0:
+            rows, key = 1, object()  # shares a batch with none
+        return Request(arrays, rows, key, id, outputs)
+
+    def _given(self, arrays: dict[str, Array]) -> Hashable:
+        """The key of a request that leaves inputs out: only those with the same inputs share a batch."""
+        missing = ", ".join(repr(name) for name in self._required if name not in arrays)
+        if missing:
             raise InvalidArgument(f"missing input: {missing}")
-        key = tuple(arrays[name].shape[1:] for name in self._dynamic) if self._dynamic else ()
-        return Request(arrays, self._rows(arrays) if self._batched else 1, key, id, outputs)
+        given = [(name, arrays[name].shape[1:]) for name in self._rules if name in arrays]
+        return "given", *given
 
     def encode(
         self, outputs: dict[str, Array], requests: Sequence[Request], rows: int
-    ) -> list[Answer | InvalidArgument]:
+    ) -> list[Answer | UnderstudyError]:
         """The answer to each of `requests`, which share `outputs` of `rows` rows in this order.
 
-        Or why one has none: it asked for a form that the output doesn't have.
+        Or why one has none: it asked for a form that the output doesn't have, or that can't be sent.
         """
-        answers: list[Answer | InvalidArgument] = []
+        answers: list[Answer | UnderstudyError] = []
         start = 0
         for request in requests:
             end = start + request.rows
@@ -221,11 +279,21 @@ class Codec:
                 for name, array in outputs.items():  # a comprehension takes twice as long in Python 3.11
                     own[name] = array[start:end]
             try:
-                answers.append(self._answer(own, request))
-            except InvalidArgument as error:
+                answers.append(self._fitting(self._answer(own, request)))
+            except UnderstudyError as error:
                 answers.append(error)
             start = end
         return answers
+
+    def _fitting(self, answer: Answer) -> Answer:
+        size = len(answer.body)
+        if size > self.answer_bytes_max:
+            raise UnderstudyError(
+                Code.TOO_LARGE,
+                f"the answer has {size} bytes, and {self.answer_bytes_max} can be sent "
+                "(worker.frame_bytes_max): ask for binary data, or for less at once",
+            )
+        return answer
 
     def _answer(self, outputs: dict[str, Array], request: Request) -> Answer:
         tensors: list[_WrittenTensor] = []
@@ -252,18 +320,21 @@ class Codec:
         return "BYTES", best_classes(array, output.classes, batched=self._batched)
 
     def _rows(self, arrays: dict[str, Array]) -> int:
-        rows = 0
+        """-1: inputs differ, and it is for the model to say whether they may."""
+        rows = -1
         for name, array in arrays.items():
-            if rows and len(array) != rows:
+            if rows not in (-1, len(array)):
+                if self.rows_may_differ or not self._together:
+                    return -1
                 first = next(iter(arrays))
                 raise InvalidArgument(
                     f"input {shown(name)}: has {len(array)} rows, input {shown(first)} has {rows}"
                 )
             rows = len(array)
-        return rows
+        return 1 if rows < 0 else rows  # all inputs are optional, and none was given
 
     def _requested(self, outputs: list[RequestedOutput] | None, parameters: Parameters) -> tuple[Output, ...]:
-        binary_data = _flag("parameters", parameters, "binary_data_output", False)
+        binary_data = _flag("parameters", parameters, BINARY_OUTPUT, False)
         if not outputs:
             return self._all_binary if binary_data else self._all_json
         requested: dict[str, Output] = {}
@@ -324,13 +395,21 @@ def refuse_shared_memory(who: str, parameters: Parameters) -> None:
 
 
 def encode_probe(probe: dict[str, Any] | None, inputs: tuple[TensorSpec, ...]) -> bytes:
-    """`probe` as a request body; without one, zeros of the declared shapes."""
+    """`probe` as a request body; without one, zeros of the declared shapes for what must be given."""
     if probe is not None:
         return _encode(probe)
-    tensors = []
-    for spec in inputs:
-        array = zeros(spec)
-        tensors.append(_WrittenTensor(spec.name, spec.datatype, array.shape, _flat_list(spec.name, array)))
+    return encode_tensors({spec.name: zeros(spec) for spec in inputs if not spec.optional}, inputs)
+
+
+def encode_tensors(arrays: dict[str, Array], inputs: tuple[TensorSpec, ...]) -> bytes:
+    """A request body with those of `inputs` that `arrays` has."""
+    tensors = [
+        _WrittenTensor(
+            spec.name, spec.datatype, arrays[spec.name].shape, _flat_list(spec.name, arrays[spec.name])
+        )
+        for spec in inputs
+        if spec.name in arrays
+    ]
     return _encode({"inputs": tensors})
 
 

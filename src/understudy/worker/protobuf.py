@@ -18,6 +18,7 @@ from understudy.wire.inference import ModelInferRequest, ModelInferResponse
 from understudy.wire.protobuf import length_prefix, without_field
 from understudy.wire.tensors import Array, text_or_bytes, to_raw
 from understudy.worker import oip
+from understudy.worker.costs import PROTOBUF_FACTOR, SMALL_BYTES, refuse_beyond
 from understudy.worker.inputs import FlatTensor, InputRule, Parameters, shown
 
 RAW_INPUT_CONTENTS, RAW_OUTPUT_CONTENTS = 7, 6  # fields of the request and of the response
@@ -48,6 +49,10 @@ class Codec(oip.Codec):
         Arrays may be views of `message`.
         """
         rest, spans = without_field(message, RAW_INPUT_CONTENTS)
+        if len(rest) > SMALL_BYTES:
+            refuse_beyond(
+                self.decoded_bytes_max, len(rest) * PROTOBUF_FACTOR, "request: decoding its contents"
+            )
         try:
             parsed = ModelInferRequest.FromString(rest)
         except DecodeError as error:
@@ -69,11 +74,14 @@ class Codec(oip.Codec):
                 raise InvalidArgument(f"input {shown(tensor.name)}: has both contents and raw_input_contents")
             start, end = spans[index]
             shape = list(tensor.shape)
+            self._refuse_many(tensor.datatype, shape, end - start)
             arrays[tensor.name] = rule.read_binary(tensor.datatype, shape, message, start, end - start)
         wanted = [oip.RequestedOutput(output.name, _parameters(output)) for output in parsed.outputs]
         outputs = self._requested(wanted, {"binary_data_output": True})
         request = self.checked(arrays, parsed.id, outputs)
         request.protobuf = True
+        if self.keeps_parameters and parsed.parameters:
+            self._keep(request, _parameters(parsed))
         return request
 
     def _answer(self, outputs: dict[str, Array], request: oip.Request) -> oip.Answer:
@@ -104,10 +112,10 @@ def _read_contents(rule: InputRule, tensor: Any) -> Array:
     return rule.read(FlatTensor(tensor.name, tensor.datatype, list(tensor.shape), data))
 
 
-def _parameters(output: Any) -> Parameters:
-    """Those of a requested output but for what JSON calls `binary_data`: here everything is binary."""
+def _parameters(part: Any) -> Parameters:
+    """Those of a request or an output, but for what JSON calls `binary_data`: here everything is binary."""
     return {
         name: getattr(value, choice)
-        for name, value in output.parameters.items()
+        for name, value in part.parameters.items()
         if (choice := value.WhichOneof("parameter_choice")) and name != "binary_data"
     }

@@ -1,15 +1,14 @@
 """A loaded model at work: queue, batches, answers.
 
-Everything here happens on the event loop except `Model.execute`, which runs inline when it costs less than
-a hop to the thread, and in the thread otherwise, while arrivals gather for the next batch. One batch runs
-at a time. No task is made and nothing is logged on the way of a request that succeeds.
+Everything here happens on the event loop except `Model.execute`. That runs in the model's thread, while
+arrivals gather for the next batch; or inline, if the runtime doesn't care and it costs less than a hop to the
+thread. One batch runs at a time. No task is made and nothing is logged on the way of a request that succeeds.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from functools import partial
 from time import monotonic
 
@@ -19,10 +18,12 @@ import structlog
 from understudy.adapters.links import FrameLink
 from understudy.adapters.progress import ProgressWriter
 from understudy.core.batching import Batcher, Durations
-from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
 from understudy.wire.messages import Infer, Load, Probed, Result, encode_result
+from understudy.worker.batching.rechecks import Rechecks
 from understudy.worker.model import Done, Model
+from understudy.worker.model_thread import ModelThread
 from understudy.worker.oip import Answer, Request
 
 # The loop's timers have a resolution of 1 ms. The rest of a shorter wait is spent polling for arrivals.
@@ -48,7 +49,13 @@ class Replica:
     """Takes requests, answers every one of them on its link unless it is cancelled or the link is gone."""
 
     def __init__(
-        self, model: Model, load: Load, hop_s: float, thread: Executor, progress: ProgressWriter
+        self,
+        model: Model,
+        load: Load,
+        hop_s: float,
+        thread: ModelThread,
+        rechecks: Rechecks,
+        progress: ProgressWriter,
     ) -> None:
         self.requests = 0  # taken in, probes not counted
         self.batches = 0  # executed
@@ -62,6 +69,7 @@ class Replica:
             max(1, load.batching.rows_max) if model.batched else 1,
             load.batching.wait_us / 1e6,
             load.queue_rows_max,
+            model.request_bytes_max,
         )
         self._durations = Durations(hop_s)
         self._durations.observe(self._decode(model.probe).rows, model.probe_s, inline=True)
@@ -72,6 +80,12 @@ class Replica:
         self._execute_s = 0.0
         self._logged_s = 0.0
         self._when_idle: Callable[[], None] | None = None
+        self.rechecks = rechecks
+        rechecks.on_end(self._run_alone)
+
+    def _run_alone(self) -> None:
+        """Requests don't share batches any more."""
+        self._batcher.rows_max = 1
 
     @property
     def queued_rows(self) -> int:
@@ -94,6 +108,7 @@ class Replica:
                 request = self._model.codec.decode_protobuf(body)
             else:
                 request = self._decode(body, infer.json_bytes)
+            size_bytes = self._model.cost(request, len(body))
         except UnderstudyError as error:
             link.fail(stream, error)
             return
@@ -101,7 +116,7 @@ class Replica:
             link.fail(stream, _out_of_memory("decode the request"))
             return
         waiting = Waiting(link, stream, request, now, now + infer.timeout_us / 1e6, False)
-        if not self._batcher.add(waiting, request.rows, request.key, now):
+        if not self._batcher.add(waiting, request.rows or 1, request.key, now, size_bytes):
             link.fail(stream, _busy(self._batcher.rows))
         elif not self._pump_due:
             self._schedule()
@@ -109,8 +124,8 @@ class Replica:
     def probe(self, link: FrameLink, stream: int, *, inference: bool = True) -> None:
         if not inference:
             began_s = monotonic()
-            noop = self._loop.run_in_executor(self._thread, int)  # behind whatever runs there
-            noop.add_done_callback(lambda _: link.send(Probed((monotonic() - began_s) * 1000), stream))
+            # Behind whatever runs there.
+            self._thread.call(int, 0, lambda *_: link.send(Probed((monotonic() - began_s) * 1000), stream))
             return
         if self._probes_queued >= PROBES_QUEUED_MAX:
             link.fail(stream, UnderstudyError(Code.BUSY, "too many probes are waiting"))
@@ -156,6 +171,11 @@ class Replica:
         if self._in_thread:
             return
         now = monotonic()
+        if self.rechecks.due(now, idle=not self._batcher.rows):
+            self._in_thread = True
+            self._progress.begin(1, now, 0.0)
+            self._thread.call(lambda _: self.rechecks.run(), None, self._rechecked)
+            return
         batch = self._batcher.take(now)
         if not batch:
             self._wait_for_more(now)
@@ -168,17 +188,16 @@ class Replica:
         rows = sum([request.rows for request in requests])
         budget_s = max([waiting.deadline_s for waiting in batch if not waiting.is_probe], default=now) - now
         self._progress.begin(rows, now, budget_s)
-        if self._durations.run_inline(rows):
+        if not self._model.own_thread and self._durations.run_inline(rows):
             results = self._model.execute(requests)
             ended_s = monotonic()
             self._observe(results, rows, ended_s - now, inline=True)
             self._answer(batch, results, rows, now, ended_s)
-            if self._batcher.rows or self._when_idle is not None:
+            if self._batcher.rows or self._when_idle is not None or self.rechecks.waiting:
                 self._schedule()
             return
         self._in_thread = True
-        future = self._loop.run_in_executor(self._thread, self._execute_timed, requests)
-        future.add_done_callback(partial(self._answer_from_thread, batch, rows))
+        self._thread.call(self._execute_timed, requests, partial(self._answer_from_thread, batch, rows))
 
     def _wait_for_more(self, now: float) -> None:
         wake_s = self._batcher.wake_s()
@@ -203,14 +222,23 @@ class Replica:
         self,
         batch: list[Waiting],
         rows: int,
-        future: asyncio.Future[tuple[list[Done], float, float]],
+        timed: tuple[list[Done], float, float],
+        broken: BaseException | None,
     ) -> None:
         self._in_thread = False
-        if future.cancelled():  # the process is ending
-            return
-        results, started_s, ended_s = future.result()
+        if broken is not None:
+            raise broken
+        results, started_s, ended_s = timed
         self._observe(results, rows, ended_s - started_s, inline=False)
         self._answer(batch, results, rows, started_s, ended_s)
+        self._pump()
+
+    def _rechecked(self, difference: str, broken: BaseException | None) -> None:
+        self._in_thread = False
+        if broken is not None:
+            raise broken
+        self._progress.end(proven=False)
+        self.rechecks.conclude(difference)
         self._pump()
 
     def _observe(self, results: list[Done], rows: int, duration_s: float, *, inline: bool) -> None:
@@ -229,6 +257,8 @@ class Replica:
         for done in results:
             answered = batch[index : index + len(done.requests)]
             index += len(answered)
+            if len(answered) > 1 and done.outputs is not None:
+                self.rechecks.offer(done, self._execute_s)
             answers, error = self._encode(done)
             if error is not None:
                 self._fail(answered, error)
@@ -238,14 +268,14 @@ class Replica:
                     self._probes_queued -= 1
                     waiting.link.send(Probed((ended_s - waiting.arrived_s) * 1000), waiting.stream)
                     continue
-                if isinstance(answer, InvalidArgument):
+                if isinstance(answer, UnderstudyError):
                     waiting.link.fail(waiting.stream, answer)
                     continue
                 queue_us = int((started_s - waiting.arrived_s) * 1e6)
                 result = Result(infer_us, queue_us, rows, answer.json_bytes)
                 waiting.link.write(*encode_result(result, waiting.stream, answer.body))
 
-    def _encode(self, done: Done) -> tuple[Sequence[Answer | InvalidArgument], UnderstudyError | None]:
+    def _encode(self, done: Done) -> tuple[Sequence[Answer | UnderstudyError], UnderstudyError | None]:
         if done.outputs is None:
             return (), done.error
         try:
@@ -261,7 +291,13 @@ class Replica:
         now = monotonic()
         if now - self._logged_s > LOG_INTERVAL_S:
             self._logged_s = now
-            log.warning("inference.failed", code=error.code, error=error.message, failures=self.failures)
+            log.warning(
+                "inference.failed",
+                code=error.code,
+                error=error.message,
+                failures=self.failures,
+                traceback=error.traceback,
+            )
 
     def _expire(self, waiting: Waiting) -> bool:
         """Answer a request whose time ran out in the queue. False: it is not to be run."""

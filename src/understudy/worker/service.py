@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
 
@@ -20,8 +19,9 @@ from understudy.adapters.progress import ProgressWriter
 from understudy.core.lifecycle import Table, advance
 from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import Code, UnderstudyError
-from understudy.wire.frames import Frame
+from understudy.wire.frames import HEADER_BYTES_MAX, Frame
 from understudy.wire.messages import (
+    BatchingEnded,
     Cancel,
     Drain,
     Drained,
@@ -31,11 +31,15 @@ from understudy.wire.messages import (
     Ping,
     Pong,
     Probe,
+    Rehearse,
     Stats,
     WorkerStats,
     decode_message,
 )
+from understudy.worker.batching.asked import rehearse
+from understudy.worker.batching.rechecks import Rechecks
 from understudy.worker.model import Model, load_model
+from understudy.worker.model_thread import ModelThread
 from understudy.worker.replica import Replica
 
 WORKER: Table = {
@@ -49,7 +53,7 @@ WORKER: Table = {
     ("draining", "load_failed"): "draining",
 }
 
-# Round trips to the thread. The shortest counts: it is kept for good, and the machine may be busy just now.
+# Round trips to the model's thread. The shortest counts: it is kept, and the machine may be busy just now.
 HOPS_MEASURED = 9
 
 log = structlog.get_logger()
@@ -58,13 +62,16 @@ log = structlog.get_logger()
 class Worker:
     """Dispatches frames. `stopped` is set when the process should end; `tasks` outlives every load."""
 
-    def __init__(self, name: str, settings: WorkerTuning, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, name: str, settings: WorkerTuning, tasks: asyncio.TaskGroup, thread: ModelThread
+    ) -> None:
         self.tcp_address = ""
         self.stopped = asyncio.Event()
         self.links: set[FrameLink] = set()
         self.unlinked = asyncio.Event()  # set while nobody is connected
         self.progress = ProgressWriter()
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
+        self.model: Model | None = None
+        self._thread = thread
         self._name = name
         self._settings = settings
         self._tasks = tasks
@@ -73,6 +80,7 @@ class Worker:
         self._load: Load | None = None
         self._loading: asyncio.Task[None] | None = None
         self._replica: Replica | None = None
+        self._agent: FrameLink | None = None
         self._drainers: list[tuple[FrameLink, int]] = []
         self._executed_before_drain = 0
         self._orphan_timer: asyncio.TimerHandle | None = None
@@ -146,19 +154,39 @@ class Worker:
             case Ping():
                 link.send(Pong(), stream)
             case Stats():
+                self._hear_agent(link)
                 self._send_stats(link, stream)
             case Probe(inference):
+                self._hear_agent(link)
                 if self._state == "ready" and self._replica is not None:
                     self._replica.probe(link, stream, inference=inference)
                 else:
                     link.fail(stream, self._not_ready())
             case Load():
                 self._start_load(link, stream, message)
+            case Rehearse():
+                if self._load is not None and self.model is not None:
+                    rehearse(self._thread, self._load, self.model, link, stream)
+                else:
+                    link.fail(stream, self._not_ready())
+            case BatchingEnded():
+                if self._replica is not None:
+                    self._replica.rechecks.end()
             case Drain():
                 self._drainers.append((link, stream))
                 self.drain(message.timeout_ms / 1000)
             case _:
                 pass  # of a newer version, or not for a worker
+
+    def _hear_agent(self, link: FrameLink) -> None:
+        """Whoever asks these is the agent, and a new one is told what the former knew."""
+        if link is not self._agent:
+            self._agent = link
+            self._tell_batching_ended()
+
+    def _tell_batching_ended(self) -> None:
+        if self._replica is not None and self._replica.rechecks.found and self._agent is not None:
+            self._agent.send(BatchingEnded(self._replica.rechecks.found))
 
     def _not_ready(self) -> UnderstudyError:
         if self._state == "draining":
@@ -185,6 +213,7 @@ class Worker:
             stats.queued = self._replica.queued_rows
             stats.infer_us_mean = self._replica.infer_us_mean
             stats.batches = self._replica.batches
+            stats.batching_ended = self._replica.rechecks.found
         link.send(stats, stream)
 
     # loading
@@ -204,13 +233,17 @@ class Worker:
     async def _finish_load(self, link: FrameLink, stream: int, load: Load) -> None:
         hop_s = await self._hop_s
         try:
-            model, loaded = await self._loop.run_in_executor(
-                self.thread, load_model, load, self._settings.threads
-            )
+            model, loaded = await self._thread.lend(load_model, load, self._settings.threads)
         except UnderstudyError as error:
             self._state = advance(WORKER, self._state, "load_failed")
             self._load = None
-            log.error("model.load_failed", replica=load.replica, path=load.path, error=error.message)
+            log.error(
+                "model.load_failed",
+                replica=load.replica,
+                path=load.path,
+                error=error.message,
+                traceback=error.traceback,
+            )
             link.fail(stream, error)
             return
         self._become_ready(load, model, loaded, hop_s)
@@ -222,7 +255,10 @@ class Worker:
     def _become_ready(self, load: Load, model: Model, loaded: Loaded, hop_s: float) -> None:
         self._state = advance(WORKER, self._state, "loaded")
         self.progress.end(proven=True)  # loading ended in an inference
-        self._replica = Replica(model, load, hop_s, self.thread, self.progress)
+        self.model = model
+        model.codec.answer_bytes_max = self._settings.frame_bytes_max - HEADER_BYTES_MAX
+        rechecks = Rechecks(model, load, self._settings.recheck_share, self._tell_batching_ended)
+        self._replica = Replica(model, load, hop_s, self._thread, rechecks, self.progress)
         log.info(
             "model.loaded",
             replica=load.replica,
@@ -235,7 +271,7 @@ class Worker:
         hops_s = []
         for _ in range(HOPS_MEASURED):
             started_s = perf_counter()
-            await self._loop.run_in_executor(self.thread, int)
+            await self._thread.ask(int)
             hops_s.append(perf_counter() - started_s)
         return min(hops_s)
 

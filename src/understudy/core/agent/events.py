@@ -100,7 +100,7 @@ class LoadFailed:
     code: Code
     message: str
     jitter: float = 0.0
-    traceback: str = ""
+    traceback: str = ""  # of the model's own code
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,14 @@ class LinkLost:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchingEndedAt:
+    """A worker saw that batching changes its model's answers, and batches no more."""
+
+    worker: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ArtifactStaged:
     digest: str
 
@@ -170,7 +178,7 @@ class StopAsked:
 Event = (
     Started | TargetReceived | ActivateAsked | MeasureAsked | WorkerBlank | WorkerFound | WorkerExited
     | LoadDone | LoadFailed | ProbePassed | ProbeUnanswered | ProbeFailed | LinkLost | ArtifactStaged
-    | ArtifactDropped | PlaceChanged | Tick | StopAsked
+    | BatchingEndedAt | ArtifactDropped | PlaceChanged | Tick | StopAsked
 )  # fmt: skip
 
 
@@ -212,6 +220,14 @@ class CheckBlank:
     """Ask a blank worker for a sign of life. Answered as `ProbeWorker`."""
 
     worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndBatching:
+    """The worker is to run one request at a time from now on."""
+
+    worker: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +298,6 @@ class Stopped:
 
 
 Effect = (
-    ForkWorker | LoadWorker | ProbeWorker | CheckBlank | DrainWorker | KillWorker | StageArtifacts
-    | AnswerActivate | AnswerMeasure | RefuseMeasure | Publish | Tell | Save | Stopped
+    ForkWorker | LoadWorker | ProbeWorker | CheckBlank | EndBatching | DrainWorker | KillWorker
+    | StageArtifacts | AnswerActivate | AnswerMeasure | RefuseMeasure | Publish | Tell | Save | Stopped
 )  # fmt: skip

@@ -28,6 +28,7 @@ from understudy.core.agent.replicas import (
     still_needed,
 )
 from understudy.core.agent.restarts import Blame, CrashHistory, blame
+from understudy.core.agent.unbatched import Unbatched
 from understudy.core.agent.vitality import Verdict
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.agent import AgentTuning
@@ -57,6 +58,7 @@ class AgentMachine:
         self._place = Place()
         self._replicas: list[Replica] = []
         self._pool = BlankPool(tuning, self._history.delay_s)
+        self._unbatched = Unbatched()
         self._dying: set[str] = set()  # killed, exit not seen yet
         self._killed: deque[str] = deque(maxlen=KILLED_TOLD_MAX)  # the newest of them
         self._kills: list[str] = []  # to be carried out as soon as the node's state was published
@@ -113,6 +115,8 @@ class AgentMachine:
                 self._probe_failed(event)
             case ev.LinkLost(worker):
                 self._link_lost(worker)
+            case ev.BatchingEndedAt(worker, reason):
+                self._effects += self._unbatched.seen(self._carried_by(worker), reason, self._replicas)
             case ev.ActivateAsked():
                 self._activate(event)
             case ev.TargetReceived(target):
@@ -159,6 +163,7 @@ class AgentMachine:
             if key in target.released or final in wanted:
                 del self._activations[key]
                 self._tell("activation.released", f"{key} is over", activation.app.app)
+        self._effects += self._unbatched.take(target, self._replicas)
         self._save()
         self._stage()
 
@@ -267,9 +272,20 @@ class AgentMachine:
             message = f"{replica.key[2]} loaded in {loaded.load_ms:.0f} ms"
             self._tell("replica.loaded", message, replica.key[0], worker, load_ms=loaded.load_ms)
             return
-        profile = Profile(loaded.base_mb, loaded.memory_mb, loaded.load_ms, loaded.latency_ms, self._node)
+        profile = Profile(
+            loaded.base_mb,
+            loaded.memory_mb,
+            loaded.load_ms,
+            loaded.latency_ms,
+            self._node,
+            loaded.memory_per_byte,
+            loaded.output_per_byte,
+        )
         self._effects.append(
-            ev.AnswerMeasure(replica.asker, Measured(profile, loaded.inputs, loaded.outputs))
+            ev.AnswerMeasure(
+                replica.asker,
+                Measured(profile, loaded.inputs, loaded.outputs, loaded.notes, verdict=loaded.verdict),
+            )
         )
         self._release(replica)
 
@@ -488,7 +504,8 @@ class AgentMachine:
         replica.advance("worker_started")
         limit = limit_mb(wish.variant, self._tuning, self._memory_mb)
         measure = replica.asker is not None
-        self._effects.append(ev.LoadWorker(blank.worker, wish.app, wish.variant, limit, measure, wish.brief))
+        variant = self._unbatched.applied(wish.key, wish.variant)
+        self._effects.append(ev.LoadWorker(blank.worker, wish.app, variant, limit, measure, wish.brief))
 
     def _check_deadlines(self) -> None:
         loaded = [r for r in self._replicas if r.state in ("ready", "failing")]
@@ -586,6 +603,7 @@ class AgentMachine:
             blank_workers=len(self._pool),
             killed=tuple(self._killed),
             proven_ago_s=self.state.proven_ago_s,
+            unbatched=self._unbatched.view,
         )
         if state != self.state or self._now >= self._proofs_due_s:
             self._proofs_due_s = self._now + PROOFS_TOLD_S

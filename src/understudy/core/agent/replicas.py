@@ -100,13 +100,27 @@ class Replica:
         )
 
 
+# Beyond what is counted: frames that are still arriving, and what an allocator can't give back.
+REQUESTS_MARGIN = 1.5
+
+
 def limit_mb(variant: Variant, tuning: AgentTuning, node_memory_mb: float) -> float:
     """Where the kernel stops the worker: as declared, derived from the profile, or the whole node's."""
     if variant.memory_limit_mb is not None:
         return variant.memory_limit_mb
     if variant.profile is None:
         return node_memory_mb
-    return max(tuning.memory_limit_mb_min, tuning.memory_limit_factor * variant.profile.replica_mb)
+    replica_mb = max(tuning.memory_limit_mb_min, tuning.memory_limit_factor * variant.profile.replica_mb)
+    return replica_mb + REQUESTS_MARGIN * tuning.request_memory_mb
+
+
+def request_memory_mb(variant: Variant, tuning: AgentTuning) -> float:
+    """What requests that are queued and running may take: less where a declared limit leaves less."""
+    if variant.memory_limit_mb is None:
+        return tuning.request_memory_mb
+    replica_mb = variant.profile.replica_mb if variant.profile else 0.0
+    left_mb = max(variant.memory_limit_mb - replica_mb, variant.memory_limit_mb / 4)
+    return min(tuning.request_memory_mb, left_mb / REQUESTS_MARGIN)
 
 
 def load_timeout_s(variant: Variant, tuning: AgentTuning) -> float:

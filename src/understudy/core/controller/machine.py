@@ -36,9 +36,10 @@ from understudy.core.controller.targets import (
     make_targets,
     settled_apps,
 )
+from understudy.core.controller.unbatched import changed_releases
 from understudy.core.planning.plan import PlanInput
 from understudy.settings.cluster import ClusterConfig
-from understudy.wire.messages import Target
+from understudy.wire.messages import NodeState, Target
 from understudy.wire.records import AppVersion, Plan, RouteTable
 
 REVISIONS_PER_EPOCH = 1_000_000
@@ -95,6 +96,7 @@ class ControllerMachine:
                 self._jump_ahead(state.target_revision)
                 if state.quarantined or self.quarantine.cases:
                     self._judge(now)
+                self._take_unbatched(state)
             case ev.AgentHello(hello):
                 self._node_changes(self.nodes.hello(hello, now))
                 self._jump_ahead(hello.revision)
@@ -190,6 +192,14 @@ class ControllerMachine:
                 self._save({key: change.record}, reason=change.message)
             elif change.kind == "quarantine.ended":
                 self._save({}, (key,), change.message)
+
+    def _take_unbatched(self, state: NodeState) -> None:
+        for release, variant, reason in changed_releases(self.releases, state):
+            key = release.app.app, release.app.version
+            self.releases[key] = release
+            self._save({stored.release_key(*key): release}, reason="batching changed an answer")
+            message = f"{variant} of version {key[1]} runs one request at a time everywhere: {reason}"
+            self._note("batching.recorded", message, app=key[0], node=state.node)
 
     def _lift_quarantine(self, app: str, variant: str) -> None:
         for key in sorted(key for key in self.quarantined if key[0] == app and key[2] == variant):

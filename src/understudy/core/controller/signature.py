@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.messages import Measured
-from understudy.wire.records import TensorSpec
+from understudy.wire.records import Finite, TensorSpec
 
 Signature = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
@@ -15,7 +17,8 @@ def common_signature(measured: Mapping[str, Measured]) -> Signature:
     """(inputs, outputs) that hold for every variant, from what each said of itself.
 
     A length that one variant fixes and another leaves open (-1) is fixed for inputs, which must suit all,
-    and open for outputs. Raises `InvalidArgument` naming two variants that a client could tell apart.
+    and open for outputs. An optional input that some variants lack isn't offered. Raises `InvalidArgument`
+    naming two variants that a client could tell apart.
     """
     (first, reference), *others = measured.items()
     inputs, outputs = reference.inputs, reference.outputs
@@ -28,6 +31,9 @@ def common_signature(measured: Mapping[str, Measured]) -> Signature:
 def _merged(
     side: str, ours: tuple[TensorSpec, ...], theirs: tuple[TensorSpec, ...], names: tuple[str, str]
 ) -> tuple[TensorSpec, ...]:
+    names_of_all = {spec.name for spec in ours} & {spec.name for spec in theirs}
+    ours = tuple(spec for spec in ours if spec.name in names_of_all or not spec.optional)
+    theirs = tuple(spec for spec in theirs if spec.name in names_of_all or not spec.optional)
     by_name = {spec.name: spec for spec in theirs}
     if {spec.name for spec in ours} != set(by_name):
         raise _differ(side, names, _listed(ours), _listed(theirs))
@@ -35,10 +41,23 @@ def _merged(
 
 
 def _merged_tensor(side: str, one: TensorSpec, other: TensorSpec, names: tuple[str, str]) -> TensorSpec:
+    if side == "inputs" and not (one.shape and other.shape) and one.hint | other.hint:  # one takes any rank
+        one, other = (other, one) if one.hint else (one, other)
+        return msgspec.structs.replace(one, optional=one.optional and other.optional)
     shape = [_merged_length(side, a, b) for a, b in zip(one.shape, other.shape, strict=False)]
     if one.datatype != other.datatype or len(one.shape) != len(other.shape) or None in shape:
         raise _differ(side, names, _listed((one,)), _listed((other,)))
-    return TensorSpec(one.name, one.datatype, tuple(length for length in shape if length is not None))
+    if one.labels and other.labels and one.labels != other.labels:
+        raise _differ(side, names, f"{one.name} of {one.labels}", f"{other.name} of {other.labels}")
+    return TensorSpec(
+        one.name,
+        one.datatype,
+        tuple(length for length in shape if length is not None),
+        optional=one.optional and other.optional,
+        hint=one.hint or other.hint,
+        finite=Finite.ALLOWED if Finite.ALLOWED in (one.finite, other.finite) else Finite.REQUIRED,
+        labels=one.labels or other.labels,
+    )
 
 
 def _merged_length(side: str, one: int, other: int) -> int | None:
@@ -51,7 +70,12 @@ def _merged_length(side: str, one: int, other: int) -> int | None:
 
 
 def _listed(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(f"{s.name} {s.datatype}[{','.join(map(str, s.shape))}]" for s in specs) or "none"
+    return ", ".join(map(_shown, specs)) or "none"
+
+
+def _shown(spec: TensorSpec) -> str:
+    optional = " (optional)" if spec.optional else ""
+    return f"{spec.name} {spec.datatype}[{','.join(map(str, spec.shape))}]{optional}"
 
 
 def _differ(side: str, names: tuple[str, str], ours: str, theirs: str) -> InvalidArgument:

@@ -62,10 +62,17 @@ def _suits(side: str, ours: TensorSpec, theirs: TensorSpec) -> bool:
     """An input must take all that ours takes; an output only must not contradict ours."""
     if ours.datatype != theirs.datatype or len(ours.shape) != len(theirs.shape):
         return False
+    if ours.optional and not theirs.optional:
+        return False
     open_too = side == "outputs"
     lengths = zip(ours.shape, theirs.shape, strict=True)
     return all(b in (-1, a) or (open_too and a == -1) for a, b in lengths)
 
 
 def _listed(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(f"{s.name} {s.datatype}[{','.join(map(str, s.shape))}]" for s in specs) or "none"
+    return ", ".join(map(_shown, specs)) or "none"
+
+
+def _shown(spec: TensorSpec) -> str:
+    optional = " (optional)" if spec.optional else ""
+    return f"{spec.name} {spec.datatype}[{','.join(map(str, spec.shape))}]{optional}"

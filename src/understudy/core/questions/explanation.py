@@ -47,6 +47,7 @@ class _Explaining:
             "standby": self._standby(),
             "failures": self._failures(),
             "warm": self._warm(),
+            "batching": [f"{variant.name!r} {variant.batching}." for variant in self._app.variants],
         }
         found = tuple(Reason(about, tuple(said)) for about, said in reasons.items() if said)
         return Explanation(self._app.app, self._app.version, found)

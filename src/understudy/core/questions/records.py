@@ -152,7 +152,7 @@ class Change(msgspec.Struct, frozen=True):
 class Reason(msgspec.Struct, frozen=True):
     """Sentences about one side of an app's place in the plan."""
 
-    about: str  # place, larger, standby, failures, warm
+    about: str  # place, larger, standby, failures, warm, batching
     sentences: tuple[str, ...]
 
 
