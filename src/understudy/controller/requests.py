@@ -45,6 +45,7 @@ class VariantRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     accuracy: Fraction
     options: dict[str, Any] = {}
     memory_limit_mb: Positive | None = None
+    load_timeout_s: Positive | None = None
 
     def __post_init__(self) -> None:
         check_runtime(self.runtime)
@@ -130,6 +131,7 @@ def draft(request: AppRequest, version: int) -> AppVersion:
             accuracy=v.accuracy,
             options=v.options,
             memory_limit_mb=v.memory_limit_mb,
+            load_timeout_s=v.load_timeout_s,
         )
         for v in request.variants
     ]

@@ -26,6 +26,7 @@ from understudy.controller.questions import Questions
 from understudy.controller.solver import Solver
 from understudy.controller.status import ClusterStatus, cluster_status
 from understudy.controller.traffic import Traffic
+from understudy.core.agent.replicas import load_timeout_s
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.stored import Memory, Save
@@ -228,7 +229,10 @@ class Controller:
         link = self._links.get(("agent", node))
         if link is None:
             raise UnderstudyError(Code.UNAVAILABLE, f"node {node} is not connected")
-        return await link.call(measure, Measured, self._config.controller.profile_timeout_s)
+        variant = measure.app.variant(measure.variant)
+        timeout_s = self._config.controller.profile_timeout_s
+        timeout_s += load_timeout_s(variant, self._config.agent) if variant is not None else 0.0
+        return await link.call(measure, Measured, timeout_s)
 
     # Links
 

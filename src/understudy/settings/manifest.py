@@ -33,6 +33,7 @@ class VariantManifest(Settings, frozen=True):
     accuracy: Fraction
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     memory_limit_mb: Positive | None = None
+    load_timeout_s: Positive | None = None  # how long loading may take; default: the cluster's (agent)
 
     def __post_init__(self) -> None:
         check_runtime(self.runtime)

@@ -3,7 +3,7 @@
 Who speaks to whom (the right-hand side listens):
 
     gateway -> worker       Infer, Cancel                          Result, Failure
-    agent   -> worker       Load, Probe, Stats, Drain              Loaded, Probed, WorkerStats, Drained
+    agent   -> worker       Load, Probe, Ping, Stats, Drain        Loaded, Probed, Pong, WorkerStats, Drained
     agent   -> worker       Rehearse, BatchingEnded                Rehearsed, BatchingEnded
     gateway -> agent        Hello, Activate                        Hello, NodeState, Heartbeat, Activated
     agent   -> controller   Hello, NodeState, Heartbeat, Report    Hello, Target, Measure (agent: Measured)
@@ -179,7 +179,9 @@ class Rehearsed(msgspec.Struct):
 
 
 class Probe(msgspec.Struct):
-    """Run the probe input through the same queue and batcher as any request."""
+    """Run the probe input through the same queue and batcher as any request; or only a no-op, behind them."""
+
+    inference: bool = True
 
 
 class Probed(msgspec.Struct):
@@ -255,6 +257,8 @@ class NodeState(msgspec.Struct):
     quarantined: tuple[tuple[str, int, str], ...] = ()  # what crashes again and again here
     memory_used_mb: float = 0.0
     blank_workers: int = 0
+    killed: tuple[str, ...] = ()  # workers that the agent has ended lately, so no request is to blame
+    proven_ago_s: dict[str, float] = {}  # by replica: since an inference succeeded, when this was made
     trouble: tuple[str, ...] = ()  # of the node itself, a sentence each
     warning: str = ""  # of what will be trouble
     unbatched: tuple[

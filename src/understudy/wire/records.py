@@ -104,6 +104,7 @@ class Variant(msgspec.Struct, frozen=True):
     options: dict[str, Any] = {}
     memory_limit_mb: float | None = None  # None: derived from the profile
     profile: Profile | None = None
+    load_timeout_s: float | None = None  # None: the cluster's
     verdict: BatchingVerdict | None = None  # None: never found out, so its requests run one at a time
 
     @property

@@ -20,6 +20,7 @@ from understudy.adapters.descendants import adopt_orphans, end_children
 from understudy.adapters.links import listen
 from understudy.adapters.logs import configure
 from understudy.adapters.printing import keep_small
+from understudy.adapters.progress import ProgressWriter, progress_path
 from understudy.adapters.task_groups import ungrouped
 from understudy.invariants import InvariantBroken
 from understudy.settings.worker import WorkerTuning
@@ -86,6 +87,7 @@ class _Process:
         args = self._args
         async with asyncio.TaskGroup() as tasks:
             worker = Worker(args.worker, args.settings, tasks, self._model_thread)
+            worker.progress = ProgressWriter(progress_path(args.socket))
             self._model_thread.on_signal(partial(worker.drain, DRAIN_TIMEOUT_S))
             output = tasks.create_task(keep_small(args.settings.output_bytes_max))
             servers = [await listen(f"unix:{args.socket}", worker.make_link)]
@@ -100,6 +102,7 @@ class _Process:
             for server in servers:
                 server.close()
             Path(args.socket).unlink(missing_ok=True)
+            Path(progress_path(args.socket)).unlink(missing_ok=True)
             await _close_links(worker)
             worker.stop_loading()
             output.cancel()

@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from understudy.adapters.links import FrameLink
+from understudy.adapters.progress import ProgressWriter
 from understudy.core.batching import Batcher, Durations
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
@@ -48,7 +49,13 @@ class Replica:
     """Takes requests, answers every one of them on its link unless it is cancelled or the link is gone."""
 
     def __init__(
-        self, model: Model, load: Load, hop_s: float, thread: ModelThread, rechecks: Rechecks
+        self,
+        model: Model,
+        load: Load,
+        hop_s: float,
+        thread: ModelThread,
+        rechecks: Rechecks,
+        progress: ProgressWriter,
     ) -> None:
         self.requests = 0  # taken in, probes not counted
         self.batches = 0  # executed
@@ -67,6 +74,7 @@ class Replica:
         self._durations = Durations(hop_s)
         self._durations.observe(self._decode(model.probe).rows, model.probe_s, inline=True)
         self._probes_queued = 0
+        self._progress = progress
         self._pump_due = False
         self._in_thread = False
         self._execute_s = 0.0
@@ -113,7 +121,12 @@ class Replica:
         elif not self._pump_due:
             self._schedule()
 
-    def probe(self, link: FrameLink, stream: int) -> None:
+    def probe(self, link: FrameLink, stream: int, *, inference: bool = True) -> None:
+        if not inference:
+            began_s = monotonic()
+            # Behind whatever runs there.
+            self._thread.call(int, 0, lambda *_: link.send(Probed((monotonic() - began_s) * 1000), stream))
+            return
         if self._probes_queued >= PROBES_QUEUED_MAX:
             link.fail(stream, UnderstudyError(Code.BUSY, "too many probes are waiting"))
             return
@@ -160,6 +173,7 @@ class Replica:
         now = monotonic()
         if self.rechecks.due(now, idle=not self._batcher.rows):
             self._in_thread = True
+            self._progress.begin(1, now, 0.0)
             self._thread.call(lambda _: self.rechecks.run(), None, self._rechecked)
             return
         batch = self._batcher.take(now)
@@ -172,6 +186,8 @@ class Replica:
             return
         requests = [waiting.request for waiting in batch]
         rows = sum([request.rows for request in requests])
+        budget_s = max([waiting.deadline_s for waiting in batch if not waiting.is_probe], default=now) - now
+        self._progress.begin(rows, now, budget_s)
         if not self._model.own_thread and self._durations.run_inline(rows):
             results = self._model.execute(requests)
             ended_s = monotonic()
@@ -221,12 +237,14 @@ class Replica:
         self._in_thread = False
         if broken is not None:
             raise broken
+        self._progress.end(proven=False)
         self.rechecks.conclude(difference)
         self._pump()
 
     def _observe(self, results: list[Done], rows: int, duration_s: float, *, inline: bool) -> None:
         if len(results) == 1:  # otherwise it failed, and its parts ran again
             self._durations.observe(rows, duration_s, inline=inline)
+        self._progress.end(proven=any(done.error is None for done in results))
         self.batches += 1
         self.executed += sum([len(done.requests) for done in results])
         self._execute_s += duration_s

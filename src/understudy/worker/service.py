@@ -15,6 +15,7 @@ import structlog
 
 from understudy.adapters.links import FrameLink
 from understudy.adapters.memory import pss_mb
+from understudy.adapters.progress import ProgressWriter
 from understudy.core.lifecycle import Table, advance
 from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import Code, UnderstudyError
@@ -68,6 +69,7 @@ class Worker:
         self.stopped = asyncio.Event()
         self.links: set[FrameLink] = set()
         self.unlinked = asyncio.Event()  # set while nobody is connected
+        self.progress = ProgressWriter()
         self.model: Model | None = None
         self._thread = thread
         self._name = name
@@ -154,10 +156,10 @@ class Worker:
             case Stats():
                 self._hear_agent(link)
                 self._send_stats(link, stream)
-            case Probe():
+            case Probe(inference):
                 self._hear_agent(link)
                 if self._state == "ready" and self._replica is not None:
-                    self._replica.probe(link, stream)
+                    self._replica.probe(link, stream, inference=inference)
                 else:
                     link.fail(stream, self._not_ready())
             case Load():
@@ -252,10 +254,11 @@ class Worker:
 
     def _become_ready(self, load: Load, model: Model, loaded: Loaded, hop_s: float) -> None:
         self._state = advance(WORKER, self._state, "loaded")
+        self.progress.end(proven=True)  # loading ended in an inference
         self.model = model
         model.codec.answer_bytes_max = self._settings.frame_bytes_max - HEADER_BYTES_MAX
         rechecks = Rechecks(model, load, self._settings.recheck_share, self._tell_batching_ended)
-        self._replica = Replica(model, load, hop_s, self._thread, rechecks)
+        self._replica = Replica(model, load, hop_s, self._thread, rechecks, self.progress)
         log.info(
             "model.loaded",
             replica=load.replica,

@@ -9,7 +9,7 @@ from understudy.wire.records import NodeInfo
 class Node:
     """What this gateway knows of a node."""
 
-    __slots__ = ("connected", "detector", "incarnation", "info", "replicas", "serial")
+    __slots__ = ("connected", "detector", "incarnation", "info", "killed", "replicas", "serial")
 
     def __init__(self, info: NodeInfo, detector: HeartbeatDetector) -> None:
         self.info = info
@@ -18,6 +18,7 @@ class Node:
         self.incarnation = 0
         self.serial = -1
         self.replicas: set[str] = set()
+        self.killed: frozenset[str] = frozenset()  # workers that its agent has ended itself, lately
 
     @property
     def alive(self) -> bool:
