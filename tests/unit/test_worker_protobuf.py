@@ -106,6 +106,26 @@ def test_typed_contents_of_every_datatype_that_has_them(datatype: str) -> None:
     assert array.tolist() == ["", "näh"] if datatype == "BYTES" else values
 
 
+@pytest.mark.parametrize("datatype", TYPED)
+def test_who_asks_in_contents_is_answered_in_contents(datatype: str) -> None:
+    field, values = TYPED[datatype]
+    spec = TensorSpec("x", datatype, (-1,))
+    echo = codec([spec], [spec])
+    asked = echo.decode_protobuf(message(tensor("x", datatype, [2], **{field: values})))
+    (answer,) = echo.encode(asked.inputs, [asked], 2)
+    said = response(answer)
+    assert list(getattr(said.outputs[0].contents, field)) == values
+    assert not said.raw_output_contents
+
+
+def test_an_answer_with_halves_is_raw_whoever_asks() -> None:
+    mixed = codec([X], [Y, TensorSpec("h", "FP16", (-1,))])
+    asked = mixed.decode_protobuf(message(tensor(fp32_contents=[1, 2, 3])))
+    outputs = {"y": np.zeros((1, 2), np.float32), "h": np.zeros(1, np.float16)}
+    (answer,) = mixed.encode(outputs, [asked], 1)
+    assert len(response(answer).raw_output_contents) == 2
+
+
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 def test_halves_travel_raw_only(datatype: str) -> None:
     body = message(tensor("x", datatype, [1], fp32_contents=[1.0]))
@@ -132,7 +152,8 @@ RAW = [floats(1, 2, 3)]
         (message(raw=RAW * 2), "raw_input_contents has 2 items for 1 inputs"),
         (message(tensor(fp32_contents=[1.0]), raw=RAW), "both contents and raw_input_contents"),
         (message(tensor(fp32_contents=[1.0])), "needs 3 elements, data has 1"),
-        (message(tensor(int_contents=[1, 2, 3])), "needs 3 elements, data has 0"),
+        (message(tensor(int_contents=[1, 2, 3])), "FP32 travels in fp32_contents, not in int_contents"),
+        (message(tensor(int_contents=[1], fp32_contents=[1.0])), "int_contents and fp32_contents; one kind"),
         (message(), "needs 3 elements, data has 0"),
         (message(raw=RAW, outputs=[{"name": "w"}]), "output 'w': unknown; the model has 'y'"),
         (

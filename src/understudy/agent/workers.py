@@ -220,6 +220,7 @@ class Workers:
                 inputs=app.inputs,
                 outputs=app.outputs,
                 finite=app.finite,
+                missing=app.missing,
                 request_memory_mb=request_memory_mb(variant, self._tuning),
                 memory_per_byte=variant.profile.memory_per_byte if variant.profile else 0.0,
                 output_per_byte=variant.profile.output_per_byte if variant.profile else 0.0,

@@ -148,6 +148,7 @@ class Load(msgspec.Struct):
     memory_per_byte: float = 0.0  # as in `Profile`
     output_per_byte: float = 0.0
     finite: Finite = Finite.REQUIRED
+    missing: str = "refused"  # as in `AppVersion`
     verdict: BatchingVerdict | None = None  # None: requests run one at a time
 
 

@@ -48,6 +48,7 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     hint: bool = False  # the shape is what a file says or was seen, not a promise: others are let through
     finite: Finite = Finite.REQUIRED
     labels: tuple[str, ...] = ()  # of the classes that are an output's columns
+    format: str = ""  # of an input that is an image: "FORMAT_NCHW" or "FORMAT_NHWC", for those who ask
 
 
 class ArtifactRef(msgspec.Struct, frozen=True):
@@ -175,6 +176,7 @@ class AppVersion(msgspec.Struct, frozen=True):
     client_rate: ClientRate | None = None
     requests_per_s: float = 0.0  # expected of all clients; 0: not stated, so it takes no compute
     finite: Finite = Finite.REQUIRED  # of all its outputs
+    missing: str = "refused"  # "nan": null and NaN in JSON reach the model as NaN
 
     @property
     def links_beyond_replicas(self) -> tuple[str, ...]:

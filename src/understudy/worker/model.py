@@ -70,6 +70,8 @@ class Model:
             together=self.batched,
         )
         self.codec.keeps_parameters = runtime.takes_parameters
+        if load.missing == "nan":
+            self.codec.allow_missing()
         self._source = runtime.source
         self._pid = os.getpid()
         self._guard = Guard(self.outputs, batched=self.batched)
