@@ -20,7 +20,7 @@ CASES ?= 10000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow fuzz compare-onnx sim sim-planted check perf-analyzer docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-demo clean
+.PHONY: help setup demo test test-fast test-slow fuzz compare-onnx sim sim-planted longwork check perf-analyzer docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -47,6 +47,9 @@ compare-onnx: $(VENV)/.stamp-dev  ## ask random ONNX models CASES things (defaul
 
 sim: $(VENV)/.stamp-dev  ## simulate SEEDS clusters (default: a thousand) under faults, and check what must hold
 	$(BIN)/understudy simulate --count $(SEEDS)
+
+longwork: $(VENV)/.stamp-dev  ## predictions and loads of up to a minute, under kills and freezes: about 8 minutes
+	$(BIN)/python tests/longwork/run.py
 
 sim-planted: $(VENV)/.stamp-dev  ## plant known bugs in a copy, one at a time, and see which seed finds each
 	$(BIN)/python tests/sim/planted.py

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
 from time import perf_counter
 from typing import cast
 
@@ -27,6 +26,7 @@ from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import PREFIX, PREFIX_BYTES
 from understudy.wire.messages import Infer, Load
 from understudy.worker.model import load_model
+from understudy.worker.model_thread import ModelThread
 from understudy.worker.replica import Replica
 
 DEADLINE_US = 1_000_000
@@ -98,26 +98,25 @@ def onnx_models(folder: Path) -> list[Load]:
     return [Load("r1", path.stem, 1, "full", "onnx", str(path)) for path in sorted(folder.glob("*.onnx"))]
 
 
-async def serve(models: list[Load], address: str) -> None:
-    thread = ThreadPoolExecutor(max_workers=1)
+async def serve(models: list[Load], address: str, thread: ModelThread) -> None:
     hop_s = await measure_hop_s(thread)
     replicas = {}
     for load in models:
-        model, _ = load_model(load, threads=1)
+        model, _ = await thread.ask(load_model, load, 1)
         replicas[load.app] = Replica(model, load, hop_s, thread)
     stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    thread.on_signal(stopped.set)
     async with await listen(address, lambda: HttpConnection(replicas)):
         gc.freeze()
         await stopped.wait()
 
 
-async def measure_hop_s(thread: ThreadPoolExecutor) -> float:
+async def measure_hop_s(thread: ModelThread) -> float:
     """Seconds to the thread and back, by which a replica decides where to infer. The shortest of a few."""
     hops_s = []
     for _ in range(9):
         started_s = perf_counter()
-        await asyncio.get_running_loop().run_in_executor(thread, int)
+        await thread.ask(int)
         hops_s.append(perf_counter() - started_s)
     return min(hops_s)
 
@@ -130,6 +129,15 @@ async def listen(address: str, make: Callable[[], HttpConnection]) -> asyncio.Se
     return await loop.create_server(make, host, port)
 
 
+def run_loop(thread: ModelThread) -> None:
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(onnx_models(Path(sys.argv[1])), sys.argv[2], thread))
+    finally:
+        thread.end()
+
+
 if __name__ == "__main__":
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(onnx_models(Path(sys.argv[1])), sys.argv[2]))
+    main_thread = ModelThread()
+    Thread(target=run_loop, args=(main_thread,)).start()
+    main_thread.serve()

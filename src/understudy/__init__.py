@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from understudy.client import Answer, AsyncClient, Client, ClientError
 
-__all__ = ["Answer", "AsyncClient", "Client", "ClientError"]
+__all__ = ["Answer", "AsyncClient", "Client", "ClientError", "InputError"]
 __version__ = "0.1.0"
+
+
+class InputError(ValueError):
+    """Raised by a Python model: the caller sent something wrong, and gets 400 and these words at once."""
 
 
 def __getattr__(name: str) -> Any:

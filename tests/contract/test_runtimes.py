@@ -38,7 +38,7 @@ from understudy.wire.messages import (
     encode_message,
 )
 from understudy.wire.records import Batching, TensorSpec
-from understudy.worker.model import ERROR_CHARS_MAX
+from understudy.worker.raised import ERROR_CHARS_MAX
 
 INPUTS = (TensorSpec("x", "FP32", (-1, 2)), TensorSpec("i", "INT64", (-1,)))
 OUTPUTS = (TensorSpec("y", "FP32", (-1, 2)),)

@@ -174,7 +174,7 @@ class Client:
     def answer(self, body: bytes) -> dict[str, Any]:
         message, payload = self.infer(body)
         assert isinstance(message, Result), message
-        parsed: dict[str, Any] = json.loads(payload)
+        parsed: dict[str, Any] = json.loads(bytes(payload))
         return parsed
 
     def refusal(self, body: bytes) -> Failure:

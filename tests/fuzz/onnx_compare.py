@@ -24,12 +24,11 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from understudy.wire.errors import UnderstudyError
-from understudy.wire.inference import ModelInferRequest, ModelInferResponse
+from understudy.wire.inference import CONTENTS, ModelInferRequest, ModelInferResponse
 from understudy.wire.messages import Load
 from understudy.wire.records import Finite
-from understudy.wire.tensors import DATATYPES, from_raw, round_to_bf16, to_raw
+from understudy.wire.tensors import DATATYPES, Array, from_raw, round_to_bf16, text_or_bytes, to_raw
 from understudy.worker.model import Model, load_model
-from understudy.worker.protobuf import _CONTENTS
 
 KINDS = {
     "BOOL": TensorProto.BOOL, "UINT8": TensorProto.UINT8, "UINT16": TensorProto.UINT16,
@@ -181,23 +180,35 @@ def ask(rng: random.Random, model: Model, sides: list[Side], arrays: list[Any], 
 
 def ask_protobuf(model: Model, sides: list[Side], arrays: list[Any], form: str) -> dict[str, Any]:
     message = ModelInferRequest(model_name="m")
-    typed = form == "contents" and all(side.datatype in _CONTENTS for side in sides)
+    typed = form == "contents" and all(side.datatype in CONTENTS for side in sides)
     for side, given in zip(sides, arrays, strict=True):
         tensor = message.inputs.add(name=side.name, datatype=side.datatype, shape=given.shape)
         if typed:
             values = given.ravel().tolist()
             values = [value.encode() for value in values] if side.datatype == "BYTES" else values
-            getattr(tensor.contents, _CONTENTS[side.datatype]).extend(values)
+            getattr(tensor.contents, CONTENTS[side.datatype]).extend(values)
         else:
             message.raw_input_contents.append(bytes(to_raw(side.datatype, given)))
     request = model.codec.decode_protobuf(bytearray(message.SerializeToString()))
     response = ModelInferResponse.FromString(encoded(model, request).body)
+    if not response.raw_output_contents:
+        return {output.name: (output.datatype, _typed(output)) for output in response.outputs}
     return {
         output.name: (
             output.datatype, from_raw(output.datatype, list(output.shape), bytearray(raw), 0, len(raw))
         )
         for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
     }  # fmt: skip
+
+
+def _typed(output: Any) -> Array:
+    values = list(getattr(output.contents, CONTENTS[output.datatype]))
+    if output.datatype == "BYTES":
+        array = np.empty(len(values), object)
+        array[:] = [text_or_bytes(value) for value in values]
+    else:
+        array = np.array(values, DATATYPES[output.datatype])
+    return array.reshape(list(output.shape))
 
 
 def encoded(model: Model, request: Any) -> Any:

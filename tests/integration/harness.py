@@ -307,7 +307,7 @@ class Harness:
     def cli(self, *arguments: str) -> Any:
         """Run the command line against this cluster; its JSON output."""
         command = [sys.executable, "-m", "understudy", *arguments, "--cluster", str(self.cluster.config_path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, f"{arguments}: {done.stderr or done.stdout}"
         content = json.loads(done.stdout)
         return content["events"] if isinstance(content, dict) and "events" in content else content

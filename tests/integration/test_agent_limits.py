@@ -79,5 +79,11 @@ def test_with_cgroups_the_kernel_ends_the_process_and_says_so() -> None:
         assert limits.exceeded(cgroup)
         assert limits.remove(cgroup)
         assert limits.remove(cgroup), "twice does no harm"
+    with hoarder() as left_behind:
+        limits.admit(cgroup, left_behind.pid)
+        limits.end_all(cgroup)
+        assert left_behind.wait() == -signal.SIGKILL
+    limits.end_all(limits.path("never-made"))
+    assert limits.remove(cgroup)
     assert limits.close()
     assert not limits.directory.exists()

@@ -23,10 +23,12 @@ from understudy.wire.messages import (
     Hello,
     Infer,
     Kind,
+    Loaded,
     Message,
     decode_message,
     encode_message,
 )
+from understudy.wire.records import TensorSpec
 
 FRAME_BYTES_MAX = 4096
 SAMPLES = Path(__file__).resolve().parents[1] / "data" / "wire-samples-v1.json"
@@ -199,6 +201,15 @@ def test_every_message_survives_the_trip(message: Message, stream: int) -> None:
     (frame,) = FrameDecoder().feed(encode_message(message, stream))
     assert decode_message(frame) == message
     assert frame.stream == stream
+
+
+def test_a_message_that_outgrows_its_header_travels_as_payload() -> None:
+    names = tuple(TensorSpec(f"{i:0100}", "FP32", (-1,)) for i in range(1000))
+    for specs in (names[:3], names):
+        loaded = Loaded(1.0, 1.0, 1.0, 1.0, 1.0, specs, specs)
+        (frame,) = FrameDecoder().feed(encode_message(loaded, 5))
+        assert bool(frame.header) == (len(specs) == 3)
+        assert decode_message(frame) == loaded
 
 
 @given(st.builds(Infer, st.integers(0, 2**40), st.integers(-1, 2**40)), st.binary(max_size=1000))

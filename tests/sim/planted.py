@@ -59,6 +59,12 @@ BUGS = (
         "return ready and not self.node_suspect",
     ),
     Bug(
+        "an agent kills workers that are slow",
+        f"{CORE}/agent/vitality.py",
+        "if signs.running_s > tuning.hang_factor * permitted_s:",
+        "if signs.running_s > 0.3:",
+    ),
+    Bug(
         "a breaker never opens",
         f"{CORE}/gateway/breaker.py",
         "        if self._consecutive < settings.consecutive_failures and not too_many:\n",

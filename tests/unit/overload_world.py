@@ -23,6 +23,8 @@ from understudy.wire.messages import (
     Heartbeat,
     Infer,
     Kind,
+    Ping,
+    Pong,
     ReplicaState,
     Result,
     decode_message,
@@ -51,6 +53,7 @@ class Server:
         self._queue: deque[tuple[float, int]] = deque()  # deadline, stream
         self._running: list[int] = []
         self._until = 0.0
+        self._pinged = False
         self._refusals: list[tuple[int, Code]] = []
         world.gateway.replicas[id_].link = self
         world.servers.append(self)
@@ -62,6 +65,9 @@ class Server:
     def write(self, data: bytes, payload: Buffer = b"") -> None:
         for frame in self._decoder.feed(data + payload):
             message = decode_message(frame)
+            if isinstance(message, Ping):
+                self._pinged = True
+                continue
             if not isinstance(message, Infer):
                 self._queue = deque(item for item in self._queue if item[1] != frame.stream)
                 continue
@@ -72,6 +78,9 @@ class Server:
                 self._queue.append((self.world.now + message.timeout_us / 1e6, frame.stream))
 
     def run(self, now: float) -> None:
+        if self._pinged:
+            self._pinged = False
+            self._answer(FrameDecoder().feed(encode_message(Pong()))[0], now)
         refusals, self._refusals = self._refusals, []
         for stream, code in refusals:
             self._answer(FrameDecoder().feed(encode_message(Failure(code, "no"), stream))[0], now)

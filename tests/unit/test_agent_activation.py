@@ -31,7 +31,7 @@ def test_the_small_variant_answers_first_and_the_wanted_one_replaces_it() -> Non
     assert world.states() == {"small": "ready", "full": "loading"}
     world.step(loaded(next(r.id for r in world.replicas if r.variant == "full")))
     assert world.states() == {"full": "ready"}
-    assert ev.DrainWorker(small.id) in world.effects
+    assert ev.DrainWorker(small.id, world.tuning.drain_timeout_ms) in world.effects
 
 
 def test_larger_variants_wait_until_every_app_answers() -> None:

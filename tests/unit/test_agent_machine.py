@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from agent_world import World, app, crashed, load_failed, loaded, of, variant, wanted
 
 from understudy.core.agent import events as ev
 from understudy.core.agent.replicas import REQUESTS_MARGIN, request_memory_mb
+from understudy.core.agent.vitality import Signs
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
 from understudy.wire.messages import WorkerStats
@@ -14,8 +16,9 @@ from understudy.wire.records import Role
 
 
 def running(name: str = "full", **options: object) -> World:
+    deadline_ms = options.pop("deadline_ms", 1000.0)
     world = World(**options).start()  # type: ignore[arg-type]
-    world.target(wanted(name))
+    world.target(wanted(name), apps=(msgspec.structs.replace(app(), deadline_ms=deadline_ms),))
     return world
 
 
@@ -73,7 +76,7 @@ def test_unwanted_replicas_are_drained_and_killed_when_they_take_too_long() -> N
     world.exits = False
     worker = world.only().id
     effects = world.target(revision=2)
-    assert of(ev.DrainWorker, effects) == [ev.DrainWorker(worker)]
+    assert of(ev.DrainWorker, effects) == [ev.DrainWorker(worker, world.tuning.drain_timeout_ms)]
     assert world.only().state == "draining"
     assert not of(ev.KillWorker, world.advance(world.tuning.drain_timeout_ms / 1000))
     assert of(ev.KillWorker, world.advance(1.0)) == [ev.KillWorker(worker)]
@@ -283,14 +286,110 @@ def test_an_agent_that_stood_still_itself_judges_nobody() -> None:
     assert of(ev.ProbeWorker, effects) == [ev.ProbeWorker(worker)], "asked again at once"
 
 
-def test_a_probe_that_waits_in_a_moving_queue_is_no_failure() -> None:
-    world = running()
-    worker = world.only().id
-    for _ in range(2 * world.tuning.probe_failures_restart):
-        effects = world.advance(world.tuning.probe_interval_ms / 1000)
-        assert of(ev.ProbeWorker, effects) == [ev.ProbeWorker(worker)]
-        world.step(ev.ProbeUnanswered(worker))
+def asked(world: World) -> str:
+    """The worker of the only replica, which owes the answer to a probe."""
+    world.advance(world.tuning.probe_interval_ms / 1000)
+    return world.only().id
+
+
+def test_a_worker_that_works_stays_however_long_its_probe_waits() -> None:
+    world = running(deadline_ms=20_000.0)
+    worker = asked(world)
+    for second in range(19):
+        for signs in (
+            Signs(second, heard=True, running_s=second),
+            Signs(second, cpu_s=0.4, running_s=second),
+        ):
+            world.step(ev.ProbeUnanswered(worker, signs))
     assert (world.only().id, world.only().state) == (worker, "ready")
+    assert not of(ev.ProbeWorker, world.advance(5.0)), "one question at a time"
+
+
+def test_a_worker_that_stands_still_leaves_rotation_at_once_and_returns_when_it_goes_on() -> None:
+    world = running()
+    worker = asked(world)
+    effects = world.step(ev.ProbeUnanswered(worker, Signs(0.4, stopped=True)))
+    assert of(ev.Publish, effects)
+    assert (world.only().state, world.only().detail) == ("failing", "its process is stopped")
+    world.step(ev.ProbeUnanswered(worker, Signs(0.8, heard=True, moved=True)))
+    assert (world.only().state, world.only().detail) == ("ready", "")
+
+
+def test_a_replica_that_fails_its_probe_is_not_well_because_it_is_busy() -> None:
+    world = running()
+    worker = asked(world)
+    world.step(ev.ProbeFailed(worker, "the model raised"))
+    world.advance(world.tuning.probe_interval_ms / 1000)
+    world.step(ev.ProbeUnanswered(worker, Signs(0.4, heard=True, running_s=0.4)))
+    assert world.only().state == "failing"
+
+
+def test_what_runs_longer_than_anybody_waits_is_routed_around_and_then_replaced() -> None:
+    world = running(deadline_ms=2000.0)
+    worker = asked(world)
+    world.step(ev.ProbeUnanswered(worker, Signs(1.0, heard=True, running_s=1.9)))
+    assert world.only().state == "ready"
+    world.step(ev.ProbeUnanswered(worker, Signs(1.4, heard=True, running_s=2.3)))
+    assert world.only().state == "failing"
+    world.step(ev.ProbeUnanswered(worker, Signs(1.8, heard=True, running_s=4.1)))
+    assert "worker.given_up" in world.told()
+    assert (world.only().state, world.only().id != worker) == ("ready", True)
+
+
+def test_whoever_was_killed_by_its_agent_is_said_to_be_before_it_dies() -> None:
+    world = running()
+    world.loads = False
+    worker = asked(world)
+    effects = world.step(ev.ProbeUnanswered(worker, Signs(90.0, heard=True, running_s=90.0)))
+    published = next(e for e in effects if isinstance(e, ev.Publish))
+    assert published.state.killed == (worker,)
+    assert effects.index(published) < effects.index(ev.KillWorker(worker))
+
+
+def test_no_variant_is_quarantined_for_what_its_agent_did() -> None:
+    world = running()
+    for _ in range(3 * world.tuning.crash_loop_count):
+        worker = asked(world)
+        world.step(ev.ProbeUnanswered(worker, Signs(90.0, heard=True, running_s=90.0)))
+        world.advance(12.0)
+        assert (world.only().state, world.only().id != worker) == ("ready", True)
+    assert not world.machine.state.quarantined
+
+
+def test_a_load_that_takes_too_long_is_not_begun_again_at_once() -> None:
+    world = World()
+    world.loads = False
+    world.start()
+    patient = msgspec.structs.replace(variant("full"), load_timeout_s=60.0)
+    world.target(wanted(), apps=(app(variants=(patient,)),))
+    assert world.only().detail == "for 60 s at most"
+    world.step(load_failed(world.only().id, Code.TIMEOUT))
+    world.advance(59.0)
+    assert world.only().state == "backoff"
+    world.advance(2.0)
+    assert world.only().state == "loading"
+
+
+def test_a_released_replica_may_finish_what_its_app_has_time_for() -> None:
+    world = running(deadline_ms=60_000.0)
+    (drain,) = of(ev.DrainWorker, world.target(revision=2))
+    assert drain.timeout_ms == 60_000.0
+
+
+def test_an_agent_that_stops_waits_for_nobody_beyond_its_own_limit() -> None:
+    world = running(deadline_ms=60_000.0)
+    (drain,) = of(ev.DrainWorker, world.step(ev.StopAsked()))
+    assert drain.timeout_ms == world.tuning.drain_timeout_ms
+
+
+def test_the_age_of_proofs_is_told_now_and_then() -> None:
+    world = running()
+    before = len(world.effects)
+    for _ in range(120):  # a minute
+        world.step(ev.ProbePassed(asked(world)))
+    told = of(ev.Publish, world.effects[before:])
+    assert 3 <= len(told) <= 7
+    assert all(0.0 <= ago_s <= 1.0 for each in told for ago_s in each.state.proven_ago_s.values())
 
 
 def test_a_lost_link_takes_the_replica_out_and_probes_it_at_once() -> None:
@@ -343,7 +442,7 @@ def test_workers_found_halfway_are_ended_and_blank_ones_used() -> None:
     world.step(ev.WorkerFound("6-2", "unix:/b", WorkerStats(42, "blank")))
     world.step(ev.WorkerFound("6-3", "unix:/c", stats("6-3", "draining")))
     assert ev.KillWorker("6-1") in world.effects
-    assert ev.DrainWorker("6-3") in world.effects
+    assert ev.DrainWorker("6-3", world.tuning.drain_timeout_ms) in world.effects
     assert world.machine.state.blank_workers == 1
 
 
@@ -377,8 +476,10 @@ def test_a_failed_measurement_says_why_and_quarantines_nothing() -> None:
     world = World(tuning=AgentTuning(crash_loop_count=1)).start()
     world.loads = False
     load = of(ev.LoadWorker, world.measure())[0]
-    effects = world.step(load_failed(load.worker))
-    assert of(ev.RefuseMeasure, effects) == [ev.RefuseMeasure(5, Code.LOAD_FAILED, "bad model")]
+    effects = world.step(ev.LoadFailed(load.worker, Code.LOAD_FAILED, "bad model", traceback="line 9"))
+    assert of(ev.RefuseMeasure, effects) == [ev.RefuseMeasure(5, Code.LOAD_FAILED, "bad model", "line 9")]
+    (told,) = of(ev.Tell, effects)
+    assert (told.kind, told.data["traceback"]) == ("load.failed", "line 9")
     assert world.machine.state.quarantined == ()
     assert of(ev.RefuseMeasure, world.measure("nothing"))[0].code is Code.NOT_FOUND
 

@@ -42,7 +42,7 @@ APP = AppStatus(
     primary_variant="cnn",
     standby=StandbyStatus("warm", "n3", "tree"),
     protection="warm n3",
-    replicas=[ReplicaStatus("r1", 3, "cnn", "n1", "primary", "ready", 4711, 60.5, 0, "")],
+    replicas=[ReplicaStatus("r1", 3, "cnn", "n1", "primary", "ready", 4711, 60.5, 0, "", 3.2)],
     requests=120,
     failed=0,
     degraded=0,
@@ -153,10 +153,10 @@ def test_the_controllers_status_is_understood() -> None:
 @pytest.mark.parametrize("width", [80, 120])
 def test_each_app_has_a_line_with_what_matters(width: int) -> None:
     text = shown(status.render(controller_view()), width)
-    assert " ".join(line_of(text, "digits ").split()) == "digits cnn ok warm n3 critical 1.2 8.9"
+    assert " ".join(line_of(text, "digits ").split()) == "digits cnn ok warm n3 critical 3s 1.2 8.9"
     assert "nobody" in line_of(text, "wine ")
     assert "down" in line_of(text, "wine ")
-    assert "degraded  none       critical" in line_of(text, "a-name-that")
+    assert "degraded  none       critical" in line_of(text, "a-name-t")
 
 
 def test_a_wide_terminal_says_what_should_serve() -> None:

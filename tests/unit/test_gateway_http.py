@@ -323,6 +323,18 @@ def test_a_client_that_is_cut_off_can_read_why():
     assert served.transport.closed
 
 
+def test_a_connection_whose_answer_took_long_is_idle_only_from_then_on():
+    held = Held()
+    held.send(request())
+    due = held.connection.due
+    held.connection.sweep(due + 0.1)
+    held.answer()
+    held.connection.sweep(due + 0.6)
+    assert not held.transport.closed, "its client may well ask again"
+    held.connection.sweep(held.connection.due + 0.1)
+    assert held.transport.closed
+
+
 def test_a_lost_connection_leaves_nothing_for_the_garbage_collector():
     """A half-sent body waited for a collection, uncounted, while the next client sent its own."""
     served = Served({}).send(b"POST /a HTTP/1.1\r\nHost: t\r\nContent-Length: 9000000\r\n\r\n" + bytes(8000))

@@ -39,6 +39,9 @@ def test_which_file_of_a_directory_is_the_model() -> None:
 class Scale:
     """Multiplies by the number in its file."""
 
+    own_thread = False
+    source = ""
+    takes_parameters = False
     described = True
     axes: dict[str, tuple[str, ...]] = {}  # noqa: RUF012
     notes: tuple[str, ...] = ()
@@ -51,8 +54,11 @@ class Scale:
     def load(self, path: str, options: dict[str, Any]) -> None:
         self.factor = float(Path(path).read_text())
 
-    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+    def predict(self, inputs: dict[str, Array], parameters: Any = None) -> dict[str, Array]:
         return {"y": inputs["x"] * self.factor}
+
+    def unload(self) -> None:
+        pass
 
 
 def test_a_new_runtime_touches_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

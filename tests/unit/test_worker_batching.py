@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from understudy.core.batching import OUTLIER_FACTOR, TRIAL_BATCHES, Batcher, Durations
+from understudy.core.batching import OUTLIER_FACTOR, STALL_BATCHES, TRIAL_BATCHES, Batcher, Durations
 
 
 def batcher(rows_max: int = 4, wait_s: float = 0.0, queue_rows_max: int = 100) -> Batcher[str]:
@@ -138,7 +138,7 @@ TestBatcher = BatcherMachine.TestCase
 
 
 # What a hop costs at work is 100 us here; batches up to 200 us are tried inline.
-HOP_S = 20e-6
+HOP_S = 12.5e-6
 
 
 def observed(*durations: tuple[int, float]) -> Durations:
@@ -156,6 +156,12 @@ def test_short_batches_run_inline_and_long_ones_in_the_thread() -> None:
     assert observed((1, 50e-6), (16, 55e-6)).run_inline(16), "measured not to"
     durations = observed((16, 55e-6))
     assert durations.estimate_s(17) == durations.estimate_s(31) == durations.estimate_s(1) == 55e-6
+
+
+def test_a_model_whose_inputs_decide_how_long_it_takes_leaves_the_loop() -> None:
+    durations = observed((1, 10e-6), (1, 1.0), (1, 10e-6), (1, 2.0), (1, 10e-6))
+    assert not any(durations.run_inline(1) for _ in range(STALL_BATCHES))
+    assert durations.run_inline(1), "and may try again, once in a while"
 
 
 def test_one_stall_does_not_flip_the_choice_but_a_slow_model_does() -> None:

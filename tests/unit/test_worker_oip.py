@@ -137,7 +137,7 @@ WRONG = {
     "too few": (body(tensor(data=[1, 2])), "input 'x': shape [1,3] needs 3 elements, data has 2"),
     "text": (body(tensor(data=[1, "2", 3])), "input 'x': data[1]: expected `float`, got `str`"),
     "null": (body(tensor(data=[1, None, 3])), "input 'x': data[1]: expected `float`, got `null`"),
-    "nan": (body(tensor(data=[1, float("nan"), 3])), "request body: not valid JSON: JSON is malformed"),
+    "nan": (body(tensor(data=[1, float("nan"), 3])), "request body: JSON has no NaN and no Infinity"),
     "1e999": (body().replace(b"2.5", b"1e999"), "input 'x': data[1]: number out of range"),
     "scalar": (body(tensor(data=1)), "input 'x': data: expected `array`, got `int`"),
     "object": (body(tensor(data={})), "input 'x': data: expected `array`, got `object`"),
@@ -298,3 +298,76 @@ def test_single_precision_survives_the_round_trip(values: list[float]) -> None:
     request = echo.decode(content)
     (answer,) = bodies(echo, {"x": request.inputs["x"]}, [request], request.rows)
     assert json.loads(answer)["outputs"][0]["data"] == values
+
+
+# JSON as other programs write it
+
+
+def test_parameters_that_are_null_say_nothing() -> None:
+    plain = codec()
+    plain.keeps_parameters = True
+    request = plain.decode(
+        body(
+            tensor(parameters={"binary_data_size": None}),
+            parameters={"a": None, "binary_data_output": None},
+            outputs=[{"name": "y", "parameters": {"classification": None, "binary_data": None}}],
+        )
+    )
+    assert request.parameters is None
+    assert request.key == plain.decode(body()).key
+
+
+def test_a_mark_before_the_json_is_passed_over() -> None:
+    assert codec().decode(b"\xef\xbb\xbf" + body()).inputs["x"].tolist() == [[1, 2.5, 3]]
+    content = b"\xef\xbb\xbf" + json.dumps({"inputs": [_binary()]}).encode()
+    request = codec().decode(content + np.ones(3, "<f4").tobytes(), len(content))
+    assert request.inputs["x"].tolist() == [[1, 1, 1]]
+
+
+def _binary() -> dict[str, Any]:
+    return {"name": "x", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": 12}}
+
+
+MISSING = {
+    "flat": b'{"inputs":[{"name":"x","datatype":"FP32","shape":[2,3],"data":[1,null,3,NaN,5,6]}]}',
+    "nested": b'{"inputs":[{"name":"x","datatype":"FP32","shape":[2,3],"data":[[1,null,3],[ NaN,5,6]]}]}',
+    "named so": b'{"id":"NaN \\" NaN","inputs":[{"name":"x","datatype":"FP32","shape":[2,3],'
+    b'"data":[1,null,3,NaN,5,6]}]}',
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_missing_values_are_nan_where_the_app_allows_them(name: str) -> None:
+    allowing = codec()
+    allowing.allow_missing()
+    request = allowing.decode(MISSING[name])
+    np.testing.assert_array_equal(request.inputs["x"], [[1, np.nan, 3], [np.nan, 5, 6]])
+    assert request.id == ('NaN " NaN' if name == "named so" else None)
+    with pytest.raises(InvalidArgument, match='missing = "nan"'):
+        codec().decode(MISSING[name])
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16", "FP64"])
+def test_any_float_may_be_missing_and_nothing_else(datatype: str) -> None:
+    allowing = codec([TensorSpec("x", datatype, (-1,)), N])
+    allowing.allow_missing()
+    n = tensor("n", "INT64", [2], [1, 2])
+    array = allowing.decode(body(tensor("x", datatype, [2], [None, 1.5]), n)).inputs["x"]
+    np.testing.assert_array_equal(array, np.array([np.nan, 1.5], array.dtype))
+    with pytest.raises(InvalidArgument, match="INT64 has no missing values"):
+        allowing.decode(body(tensor("x", datatype, [2], [1, 2]), {**n, "data": [1, None]}))
+
+
+def test_infinity_is_no_missing_value() -> None:
+    allowing = codec()
+    allowing.allow_missing()
+    with pytest.raises(InvalidArgument, match="-Infinity is no missing value"):
+        allowing.decode(body(tensor(data=[1, 2, float("-inf")])))
+
+
+def test_half_a_surrogate_pair_is_named() -> None:
+    texts = codec([LABEL])
+    with pytest.raises(InvalidArgument, match=r"half a surrogate pair \(\\ud800\)"):
+        texts.decode(b'{"inputs":[{"name":"label","datatype":"BYTES","shape":[1],"data":["\\ud800"]}]}')
+    whole = b'{"inputs":[{"name":"label","datatype":"BYTES","shape":[1],"data":["\\ud83d\\ude00"]}]}'
+    assert texts.decode(whole).inputs["label"].tolist() == ["😀"]

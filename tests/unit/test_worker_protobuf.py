@@ -49,6 +49,22 @@ def response(answer: Answer | InvalidArgument) -> Any:
     return ModelInferResponse.FromString(answer.body)
 
 
+def test_parameters_are_kept_for_a_model_that_asks_for_them_as_in_json() -> None:
+    given = {"count": 3, "ratio": 0.5, "text": "é", "on": True, "binary_data_output": True}
+    values = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
+    parameters = {name: {values[type(value)]: value} for name, value in given.items()}
+    body = message(raw=[floats(1, 2, 3)], parameters=parameters)
+    assert codec().decode_protobuf(body).parameters is None
+    asking = codec()
+    asking.keeps_parameters = True
+    request = asking.decode_protobuf(body)
+    assert request.parameters == {"count": 3, "ratio": 0.5, "text": "é", "on": True}
+    as_json = json.dumps({"inputs": [{**tensor(), "data": [1, 2, 3]}], "parameters": given}).encode()
+    same = asking.decode(as_json)
+    assert (same.parameters, same.key) == (request.parameters, request.key)
+    assert asking.decode_protobuf(message(raw=[floats(1, 2, 3)])).key != request.key
+
+
 def test_raw_and_typed_contents_are_the_same() -> None:
     raw = codec().decode_protobuf(message(raw=[floats(1, 2.5, 3)], id="q"))
     typed = codec().decode_protobuf(message(tensor(fp32_contents=[1, 2.5, 3]), id="q"))
@@ -90,6 +106,26 @@ def test_typed_contents_of_every_datatype_that_has_them(datatype: str) -> None:
     assert array.tolist() == ["", "näh"] if datatype == "BYTES" else values
 
 
+@pytest.mark.parametrize("datatype", TYPED)
+def test_who_asks_in_contents_is_answered_in_contents(datatype: str) -> None:
+    field, values = TYPED[datatype]
+    spec = TensorSpec("x", datatype, (-1,))
+    echo = codec([spec], [spec])
+    asked = echo.decode_protobuf(message(tensor("x", datatype, [2], **{field: values})))
+    (answer,) = echo.encode(asked.inputs, [asked], 2)
+    said = response(answer)
+    assert list(getattr(said.outputs[0].contents, field)) == values
+    assert not said.raw_output_contents
+
+
+def test_an_answer_with_halves_is_raw_whoever_asks() -> None:
+    mixed = codec([X], [Y, TensorSpec("h", "FP16", (-1,))])
+    asked = mixed.decode_protobuf(message(tensor(fp32_contents=[1, 2, 3])))
+    outputs = {"y": np.zeros((1, 2), np.float32), "h": np.zeros(1, np.float16)}
+    (answer,) = mixed.encode(outputs, [asked], 1)
+    assert len(response(answer).raw_output_contents) == 2
+
+
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
 def test_halves_travel_raw_only(datatype: str) -> None:
     body = message(tensor("x", datatype, [1], fp32_contents=[1.0]))
@@ -116,7 +152,8 @@ RAW = [floats(1, 2, 3)]
         (message(raw=RAW * 2), "raw_input_contents has 2 items for 1 inputs"),
         (message(tensor(fp32_contents=[1.0]), raw=RAW), "both contents and raw_input_contents"),
         (message(tensor(fp32_contents=[1.0])), "needs 3 elements, data has 1"),
-        (message(tensor(int_contents=[1, 2, 3])), "needs 3 elements, data has 0"),
+        (message(tensor(int_contents=[1, 2, 3])), "FP32 travels in fp32_contents, not in int_contents"),
+        (message(tensor(int_contents=[1], fp32_contents=[1.0])), "int_contents and fp32_contents; one kind"),
         (message(), "needs 3 elements, data has 0"),
         (message(raw=RAW, outputs=[{"name": "w"}]), "output 'w': unknown; the model has 'y'"),
         (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
@@ -81,6 +82,15 @@ class MemoryLimits:
         except OSError:
             return False
         return int(facts.get("oom_kill", "0")) > 0
+
+    def end_all(self, cgroup: str) -> None:
+        """Kill what a worker that is gone left in its cgroup: processes that its model started."""
+        if not cgroup:
+            return
+        with contextlib.suppress(OSError):  # it was never made, or is gone already
+            for pid in (Path(cgroup) / "cgroup.procs").read_text().split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
 
     def remove(self, cgroup: str) -> bool:
         """Whether the cgroup is gone; a process that is still ending keeps it for a moment."""

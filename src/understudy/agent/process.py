@@ -163,14 +163,14 @@ class AgentProcess:
                 self._workers.load(effect)
             case ev.ForkWorker(worker):
                 self._workers.fork(worker)
-            case ev.ProbeWorker(worker):
-                self._workers.probe(worker)
+            case ev.ProbeWorker():
+                self._workers.probe(effect)
             case ev.CheckBlank(worker):
                 self._workers.check(worker)
             case ev.EndBatching(worker, reason):
                 self._workers.end_batching(worker, reason)
-            case ev.DrainWorker(worker):
-                self._workers.drain(worker)
+            case ev.DrainWorker():
+                self._workers.drain(effect)
             case ev.KillWorker(worker):
                 self._workers.kill(worker)
             case ev.StageArtifacts(artifacts, keep):

@@ -13,7 +13,7 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,16 @@ import msgspec
 import structlog
 
 from understudy.adapters.links import FrameLink, dial
+from understudy.adapters.processes import process_stat
+from understudy.adapters.progress import progress_path
+from understudy.agent import probing
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.prints import Prints
 from understudy.agent.spawner import Spawner
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
 from understudy.core.agent import events as ev
-from understudy.core.agent.replicas import request_memory_mb
+from understudy.core.agent.replicas import load_timeout_s, request_memory_mb
 from understudy.settings.cluster import ClusterConfig, NodeConfig
 from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import Code, UnderstudyError
@@ -39,10 +42,6 @@ from understudy.wire.messages import (
     Kind,
     Load,
     Loaded,
-    Ping,
-    Pong,
-    Probe,
-    Probed,
     Rehearse,
     Rehearsed,
     Stats,
@@ -221,6 +220,7 @@ class Workers:
                 inputs=app.inputs,
                 outputs=app.outputs,
                 finite=app.finite,
+                missing=app.missing,
                 request_memory_mb=request_memory_mb(variant, self._tuning),
                 memory_per_byte=variant.profile.memory_per_byte if variant.profile else 0.0,
                 output_per_byte=variant.profile.output_per_byte if variant.profile else 0.0,
@@ -230,12 +230,16 @@ class Workers:
                 measure_latency_runs=MEASURE_LATENCY_RUNS if effect.measure else 1,
                 verdict=variant.verdict,
             )
-            loaded = await link.call(message, Loaded, self._tuning.load_timeout_s)
+            timeout_s = load_timeout_s(variant, self._tuning)
+            loaded = await link.call(message, Loaded, timeout_s)
             if effect.measure:
                 loaded.verdict = await self._rehearse(handle, link)
         except UnderstudyError as error:
             if error.code is Code.LINK_LOST:
                 _kill(handle)  # its exit says more than this
+            elif error.code is Code.TIMEOUT:
+                what = f"loading took longer than load_timeout_s = {timeout_s:g} allows"
+                self._step(ev.LoadFailed(worker, Code.TIMEOUT, what, _jitter()))
             else:
                 self._step(ev.LoadFailed(worker, error.code, str(error), _jitter(), error.traceback))
         except OSError as error:
@@ -264,67 +268,33 @@ class Workers:
         if handle is not None and handle.link is not None and not handle.link.closed:
             handle.link.send(BatchingEnded(reason))
 
-    def probe(self, worker: str) -> None:
-        handle = self._handles.get(worker)
+    def probe(self, effect: ev.ProbeWorker) -> None:
+        handle = self._handles.get(effect.worker)
         if handle is not None:
-            self._spawn(self._try(handle, self._probe))
+            asked, inference = self._asked(handle), effect.inference
+            self._spawn(probing.probe(asked, self._step, self._tuning, inference=inference))
 
     def check(self, worker: str) -> None:
-        """A blank worker can't be probed; that it answers at all is what is asked."""
         handle = self._handles.get(worker)
         if handle is not None:
-            self._spawn(self._try(handle, self._ping))
+            timeout_s = self._tuning.probe_timeout_ms / 1000
+            self._spawn(probing.check(self._asked(handle), self._step, timeout_s))
 
-    async def _try(self, handle: _Handle, ask: Callable[[FrameLink, float], Awaitable[bool]]) -> None:
-        worker = handle.record.worker
-        timeout_s = self._tuning.probe_timeout_ms / 1000
-        began_s = self._loop.time()
-        try:
+    def _asked(self, handle: _Handle) -> probing.Asked:
+        async def reach(timeout_s: float) -> FrameLink:
             link = handle.link
-            if link is None or link.closed:
-                link = await self._connect(handle, timeout_s)
-            passed = await ask(link, timeout_s)
-        except UnderstudyError as error:
-            if not handle.gone:
-                waited_s = self._loop.time() - began_s
-                self._step(ev.ProbeFailed(worker, f"probe: {error}", waited_s, _jitter()))
-        else:
-            self._step(ev.ProbePassed(worker) if passed else ev.ProbeUnanswered(worker))
+            return await self._connect(handle, timeout_s) if link is None or link.closed else link
 
-    async def _ping(self, link: FrameLink, timeout_s: float) -> bool:
-        await link.call(Ping(), Pong, timeout_s)
-        return True
+        record = handle.record
+        return probing.Asked(
+            record.worker, record.pid, progress_path(record.socket), lambda: handle.gone, reach
+        )
 
-    async def _probe(self, link: FrameLink, timeout_s: float) -> bool:
-        """Whether the probe was answered; False if it waits in a queue that moves. Raises if nothing moves.
-
-        A process that is frozen fails within `timeout_s`; one that talks, but whose model hangs, within
-        two and a half times that.
-        """
-        try:
-            await link.call(Probe(), Probed, timeout_s / 2)
-        except UnderstudyError as error:
-            if error.code is not Code.TIMEOUT:
-                raise
-        else:
-            return True
-        before = await link.call(Stats(), WorkerStats, timeout_s / 2)
-        try:
-            await link.call(Probe(), Probed, timeout_s)
-        except UnderstudyError as error:
-            if error.code is not Code.TIMEOUT:
-                raise
-            after = await link.call(Stats(), WorkerStats, timeout_s)
-            if after.batches == before.batches:
-                raise
-            return False
-        return True
-
-    def drain(self, worker: str) -> None:
-        handle = self._handles.get(worker)
+    def drain(self, effect: ev.DrainWorker) -> None:
+        handle = self._handles.get(effect.worker)
         if handle is not None and handle.link is not None:
             # Its exit is the answer that counts, and the machine has a deadline for it.
-            handle.link.send(Drain(self._tuning.drain_timeout_ms), handle.link.next_stream())
+            handle.link.send(Drain(effect.timeout_ms), handle.link.next_stream())
 
     def kill(self, worker: str) -> None:
         handle = self._handles.get(worker)
@@ -385,8 +355,10 @@ class Workers:
         self._clear_away(record)
 
     def _clear_away(self, record: Record) -> None:
+        self._limits.end_all(record.cgroup)
         self._limits.remove(record.cgroup)
         Path(record.socket).unlink(missing_ok=True)
+        Path(progress_path(record.socket)).unlink(missing_ok=True)
         (self._records / f"{record.worker}.json").unlink(missing_ok=True)
         shutil.rmtree(self._staging.folder(record.worker), ignore_errors=True)
 
@@ -399,8 +371,9 @@ class Workers:
             for record in records:
                 group.create_task(self._adopt(record))
         known = {handle.record.socket for handle in self._handles.values()}
-        ours = re.compile(rf"w-{re.escape(self._node.name)}-[0-9a-f]+-\d+\.sock")
-        for path in Path(self._config.run_dir).glob("w-*.sock"):
+        known |= {progress_path(socket) for socket in known}
+        ours = re.compile(rf"w-{re.escape(self._node.name)}-[0-9a-f]+-\d+\.(sock|progress)")
+        for path in Path(self._config.run_dir).glob("w-*"):
             if ours.fullmatch(path.name) and str(path) not in known:
                 path.unlink(missing_ok=True)
         self._limits.sweep()
@@ -463,12 +436,8 @@ def _kill(handle: _Handle) -> None:
 
 def _start_ticks(pid: int) -> int:
     """When a process started, in clock ticks since the machine did; -1 for one that has ended."""
-    try:
-        # The name in parentheses may hold anything, so count from behind it (proc(5): field 3 follows).
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return -1
-    return -1 if fields[0] in "ZX" else int(fields[19])
+    stat = process_stat(pid)
+    return -1 if stat is None or stat.gone else stat.start_ticks
 
 
 def _options(variant: Variant, *, brief: bool) -> dict[str, Any]:

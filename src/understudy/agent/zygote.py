@@ -2,7 +2,8 @@
 
 A fork costs milliseconds and shares the runtime's memory, where a fresh interpreter costs hundreds of
 both. It runs one thread, holds no model, and knows nothing of what its children do. It is their parent, so
-it alone learns their exit status; it reaps them one by one, through a handle to each.
+it alone learns their exit status; it reaps them one by one, through a handle to each. What a worker's model
+started becomes the zygote's child when the worker is gone, and is ended then.
 
     agent -> zygote   Fork                  zygote -> agent   Forked, ForkFailed, Exited
 """
@@ -20,6 +21,7 @@ import sys
 
 import msgspec
 
+from understudy.adapters.descendants import adopt_orphans, end_children
 from understudy.adapters.parents import run_and_exit
 from understudy.adapters.printing import capture
 from understudy.settings.runtimes import RUNTIMES
@@ -75,14 +77,18 @@ class Zygote:
 
     def serve(self) -> None:
         while True:
-            for key, _ in self._selector.select():
-                if key.fileobj is not self._control:
-                    self._reap(key.fd)
-                    continue
-                request = self._control.recv(MESSAGE_BYTES_MAX)
-                if not request:
-                    return
-                self._fork(msgspec.msgpack.decode(request, type=Fork))
+            ready = [key for key, _ in self._selector.select()]
+            ended = [key.fd for key in ready if key.fileobj is not self._control]
+            for pidfd in ended:
+                self._reap(pidfd)
+            if ended:
+                end_children(spared=self._children.values())
+            if len(ended) == len(ready):
+                continue
+            request = self._control.recv(MESSAGE_BYTES_MAX)
+            if not request:
+                return
+            self._fork(msgspec.msgpack.decode(request, type=Fork))
 
     def _fork(self, request: Fork) -> None:
         try:
@@ -137,6 +143,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
     os.environ.update(SINGLE_THREADED)
+    adopt_orphans()
     import_runtime()
     Zygote(control).serve()
 

@@ -125,6 +125,9 @@ def deploy(
     sources = [Source.of(each) for each in find_manifests(path)] if isinstance(path, Path) else path
     for source in sources:
         source.check()
+    if wait_s is not None:  # each variant is loaded to be measured, and then where it serves
+        declared_s = [v.load_timeout_s or 0.0 for source in sources for v in source.manifest.variants]
+        wait_s += 2 * max(declared_s, default=0.0)
     began_s = time.monotonic()
     deadline_s = began_s + (BUSY_WAIT_S if wait_s is None else wait_s)
     current: list[Deployment] = []

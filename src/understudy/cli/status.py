@@ -133,7 +133,7 @@ def _remarks(view: StatusView) -> list[str]:
 
 
 def _apps(apps: list[AppView]) -> Table:
-    numbers = ("p50 ms", "p99 ms")
+    numbers = ("Proof", "p50 ms", "p99 ms")
     made = table(("App", "Served by"), ("State", "Protected", "Criticality", *numbers), right=numbers)
     for app in apps:
         made.add_row(
@@ -142,6 +142,7 @@ def _apps(apps: list[AppView]) -> Table:
             Text(app.state, style=STYLES[app.state]),
             _protection(app.protection),
             app.criticality,
+            _age(app.proven_ago_s),
             _number(app.p50_ms, 1),
             _number(app.p99_ms, 1),
         )
@@ -175,6 +176,16 @@ def _nodes(nodes: list[NodeView]) -> Table:
             str(node.replicas),
         )
     return made
+
+
+def _age(seconds: float | None) -> str:
+    """In three characters."""
+    if seconds is None:
+        return "-"
+    for unit, size in (("s", 1), ("m", 60), ("h", 3600)):
+        if seconds < 100 * size:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds / 86400:.0f}d"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -26,6 +26,7 @@ class ReplicaView(msgspec.Struct):
     memory_mb: float | None = None
     restarts: int | None = None
     detail: str = ""
+    proven_ago_s: float | None = None  # since an inference succeeded
 
 
 class AppView(msgspec.Struct):
@@ -43,6 +44,12 @@ class AppView(msgspec.Struct):
     p50_ms: float | None
     p99_ms: float | None
     batching: dict[str, str] = {}  # by variant: whether its requests share batches, and why
+
+    @property
+    def proven_ago_s(self) -> float | None:
+        """The oldest proof among the replicas that are ready."""
+        ready = [r.proven_ago_s for r in self.replicas if r.state == "ready" and r.proven_ago_s is not None]
+        return max(ready, default=None)
 
 
 class NodeView(msgspec.Struct):

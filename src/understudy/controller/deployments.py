@@ -7,7 +7,8 @@ progress when the controller stopped before it is reported as failed; after it, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -41,6 +42,7 @@ from understudy.wire.records import AppVersion, Variant
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 Note = Callable[[ev.Note], None]
 FINISHED = ("ready", "failed", "kept")
+PROGRESS_STEP_S = 10.0
 log = structlog.get_logger()
 LOST = "the controller restarted; deploy again"
 
@@ -93,6 +95,7 @@ class Deployments:
         self._known: dict[str, Deployment] = {}
         self._unread_s: dict[str, float] = {}  # deployment -> loop time of its end, until somebody asks
         self._give_up_s: dict[str, float] = {}  # deployment -> loop time; while placing
+        self._measuring: dict[tuple[str, str], float] = {}  # deployment, variant -> since, in loop time
         self._coming: dict[str, Coming] = {}  # by app; until their version is committed, or never will be
         self._next = 1
 
@@ -107,7 +110,7 @@ class Deployments:
             app = self._machine.apps.get(stored.app)
             if app and self._machine.releases[(app.app, app.version)].content == stored.content:
                 deployment.version = app.version
-                self._place(deployment, now)
+                self._place(deployment, app, now)
             else:
                 self._fail(deployment, LOST)
 
@@ -116,8 +119,11 @@ class Deployments:
         if id not in self._known:
             what = f"no deployment {id!r}; finished ones are forgotten in time or at a restart"
             raise UnderstudyError(Code.NOT_FOUND, what)
+        deployment = self._known[id]
         self._unread_s.pop(id, None)
-        return self._known[id]
+        if deployment.state == "profiling":
+            deployment.message = _measuring(id, self._measuring)
+        return deployment
 
     def running(self, app: str) -> Deployment | None:
         return next((d for d in self._known.values() if d.app == app and d.state not in FINISHED), None)
@@ -185,7 +191,7 @@ class Deployments:
             elif (reason := self._without_a_place(deployment)) and self._all_nodes_ready():
                 self._fail(deployment, f"deployed, but without a place: {reason}")
             elif now > self._give_up_s[id]:
-                waited_s = self._tuning.placing_timeout_s
+                waited_s = self._placing_timeout_s(self._machine.apps[app])
                 why = f": {reason}" if reason else "; see the app's status"
                 self._fail(deployment, f"deployed, but not ready after {waited_s:g} s{why}")
 
@@ -234,7 +240,7 @@ class Deployments:
             self._fail(deployment, f"{type(error).__name__}; the controller's log has the details")
             return
         else:
-            self._place(deployment, asyncio.get_running_loop().time())
+            self._place(deployment, app, asyncio.get_running_loop().time())
             self._step(ev.Deployed(release))
             for variant in app.variants:
                 self._note(ev.Note("batching.decided", f"{variant.name} {variant.batching}", app=app.app))
@@ -245,7 +251,8 @@ class Deployments:
         measured: dict[str, Measured] = {}
 
         async def measure(variant: Variant) -> None:
-            measured[variant.name] = await self._measure(app, variant)
+            with _timed(self._measuring, (deployment.deployment, variant.name)):
+                measured[variant.name] = await self._measure(app, variant)
             deployment.done += 1
 
         with ungrouped(Exception):
@@ -279,10 +286,13 @@ class Deployments:
             self._profiles.pop(key, None)
         self._bookkeeper.save({}, keys)
 
-    def _place(self, deployment: Deployment, now: float) -> None:
+    def _place(self, deployment: Deployment, app: AppVersion, now: float) -> None:
         deployment.state = "placing"
         deployment.message = "waiting for its primary"
-        self._give_up_s[deployment.deployment] = now + self._tuning.placing_timeout_s
+        self._give_up_s[deployment.deployment] = now + self._placing_timeout_s(app)
+
+    def _placing_timeout_s(self, app: AppVersion) -> float:
+        return self._tuning.placing_timeout_s + max(v.load_timeout_s or 0.0 for v in app.variants)
 
     def _fail(self, deployment: Deployment, reason: str) -> None:
         deployment.message = reason
@@ -323,6 +333,22 @@ def _check_artifacts(artifacts: DirectoryStore, request: AppRequest) -> None:
             raise InvalidArgument(f"{field}: {artifact.file_name} isn't there; PUT it to {path}") from None
         if size_bytes != artifact.size_bytes:
             raise InvalidArgument(f"{field}.size_bytes: the uploaded file has {size_bytes} bytes")
+
+
+@contextlib.contextmanager
+def _timed(since_s: dict[tuple[str, str], float], what: tuple[str, str]) -> Iterator[None]:
+    since_s[what] = asyncio.get_running_loop().time()
+    try:
+        yield
+    finally:
+        del since_s[what]
+
+
+def _measuring(id: str, since_s: Mapping[tuple[str, str], float]) -> str:
+    """For how long each of its variants has been measured; in steps, since who follows shows each change."""
+    now = asyncio.get_running_loop().time()
+    steps = {variant: (now - at) // PROGRESS_STEP_S for (of, variant), at in since_s.items() if of == id}
+    return ", ".join(f"{name} for {step * PROGRESS_STEP_S:.0f} s" for name, step in steps.items() if step)
 
 
 def _is_same(release: Release, content: str) -> bool:

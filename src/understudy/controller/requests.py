@@ -45,6 +45,7 @@ class VariantRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     accuracy: Fraction
     options: dict[str, Any] = {}
     memory_limit_mb: Positive | None = None
+    load_timeout_s: Positive | None = None
 
     def __post_init__(self) -> None:
         check_runtime(self.runtime)
@@ -71,6 +72,7 @@ class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     requests_per_s: NonNegative = 0.0
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] | OutputsRequest = ()
+    missing: Literal["refused", "nan"] = "refused"
     batching: Batching = Batching()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
@@ -130,6 +132,7 @@ def draft(request: AppRequest, version: int) -> AppVersion:
             accuracy=v.accuracy,
             options=v.options,
             memory_limit_mb=v.memory_limit_mb,
+            load_timeout_s=v.load_timeout_s,
         )
         for v in request.variants
     ]
@@ -154,6 +157,7 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         probe=request.probe,
         fallback=DEFAULT_FALLBACK if request.fallback is None else request.fallback,
         finite=outputs.finite,
+        missing=request.missing,
     )
 
 
@@ -166,7 +170,16 @@ def content_digest(request: AppRequest) -> str:
 def measuring_method(app: AppVersion, variant: Variant) -> str:
     """Names everything but the artifact that a variant's profile and verdict on batching depend on."""
     batching = msgspec.structs.replace(app.batching, wait_us=0)
-    described = (variant.runtime, variant.options, app.inputs, app.outputs, app.probe, app.finite, batching)
+    described = (
+        variant.runtime,
+        variant.options,
+        app.inputs,
+        app.outputs,
+        app.probe,
+        app.finite,
+        app.missing,
+        batching,
+    )
     return _digest(described)[:16]
 
 

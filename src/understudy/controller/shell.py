@@ -28,6 +28,7 @@ from understudy.controller.recovery import informed
 from understudy.controller.solver import Solver
 from understudy.controller.status import ClusterStatus, cluster_status
 from understudy.controller.traffic import Traffic
+from understudy.core.agent.replicas import load_timeout_s
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.stored import Memory, Save
@@ -228,7 +229,7 @@ class Controller:
         ]
 
     async def _measure_on(self, node: str, measure: Measure) -> Measured:
-        timeout_s = self._config.controller.profile_timeout_s
+        timeout_s = _measure_timeout_s(measure, self._config)
         return await _connected(self._links, node).call(measure, Measured, timeout_s)
 
     async def _read_on(self, node: str, asked: ReadArtifact) -> ArtifactPart:
@@ -306,6 +307,12 @@ class Controller:
             self.step(ev.AgentLost(name))
         else:
             self.traffic.disconnected(name)
+
+
+def _measure_timeout_s(measure: Measure, config: ClusterConfig) -> float:
+    variant = measure.app.variant(measure.variant)
+    load_s = load_timeout_s(variant, config.agent) if variant is not None else 0.0
+    return config.controller.profile_timeout_s + load_s
 
 
 def _connected(links: Mapping[Peer, FrameLink], node: str) -> FrameLink:

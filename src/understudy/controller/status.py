@@ -38,6 +38,7 @@ class ReplicaStatus(msgspec.Struct):
     memory_mb: float
     restarts: int
     detail: str
+    proven_ago_s: float | None = None  # since an inference succeeded; up to 10 s less, in truth
 
 
 class StandbyStatus(msgspec.Struct):
@@ -186,7 +187,7 @@ def _app(
     machine: ControllerMachine,
     traffic: Traffic,
 ) -> AppStatus:
-    replicas = _replicas(observed)
+    replicas = _replicas(observed, machine)
     serving = _serving(app, observed)
     seen = traffic.app(app.app)
     primaries = [p for p in placements if p.role is Role.PRIMARY]
@@ -218,10 +219,20 @@ def _app(
     )
 
 
-def _replicas(observed: Observed) -> list[ReplicaStatus]:
+def _replicas(observed: Observed, machine: ControllerMachine) -> list[ReplicaStatus]:
     return [
         ReplicaStatus(
-            r.id, r.version, r.variant, name, r.role.value, r.state, r.pid, r.memory_mb, r.restarts, r.detail
+            id=r.id,
+            version=r.version,
+            variant=r.variant,
+            node=name,
+            role=r.role.value,
+            state=r.state,
+            pid=r.pid,
+            memory_mb=r.memory_mb,
+            restarts=r.restarts,
+            detail=r.detail,
+            proven_ago_s=machine.nodes.proven_ago_s(name, r.id),
         )
         for name, r in observed
     ]

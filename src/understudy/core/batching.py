@@ -156,12 +156,17 @@ WEIGHT = 0.2
 OUTLIER_FACTOR = 4.0
 # What a hop costs at work, in round trips measured on an idle loop: beside a busy loop the thread also
 # waits for the interpreter's lock. Measured with dense networks and 30 small JSON requests in flight: inline
-# serves twice as many requests per second at 1 to 2 idle hops, as many at 7.
-BUSY_HOP = 5.0
+# serves twice as many requests per second at 2 to 3 idle hops, as many at 12.
+BUSY_HOP = 8.0
 # Only on the loop is a duration the truth: in the thread it includes the wait for the interpreter's lock.
 # So a batch that can't hold up the loop for more than some hops is tried there at first and now and then.
 TRIAL_BATCHES = 64
-TRIAL_HOPS_MAX = 10.0  # idle ones
+TRIAL_HOPS_MAX = 16.0  # idle ones
+# How long a batch takes may depend on what is in it. The second one that holds up the loop for so long, and
+# with it every sign of life, sends those that follow to the thread. The first may be a busy neighbour's.
+STALL_S = 0.1
+STALLS = 2
+STALL_BATCHES = 4096
 
 
 class Durations:
@@ -170,17 +175,23 @@ class Durations:
     Sizes are grouped by powers of two. Durations are in seconds; `hop_s` is a round trip on an idle loop.
     """
 
-    __slots__ = ("_inline_s_max", "_mean_s", "_trial_s_max", "_until_trial")
+    __slots__ = ("_inline_s_max", "_mean_s", "_stalls", "_threaded", "_trial_s_max", "_until_trial")
 
     def __init__(self, hop_s: float) -> None:
         self._inline_s_max = BUSY_HOP * hop_s
         self._trial_s_max = TRIAL_HOPS_MAX * hop_s
         self._mean_s: dict[int, float] = {}
         self._until_trial: dict[int, int] = {}  # batches
+        self._stalls = 0
+        self._threaded = 0  # batches that are to go to the thread, whatever they should take
 
     def observe(self, rows: int, duration_s: float, *, inline: bool) -> None:
         group = rows.bit_length()
         mean_s = self._mean_s.get(group)
+        if inline and duration_s > STALL_S:
+            self._stalls += 1
+            if self._stalls % STALLS == 0:
+                self._threaded = STALL_BATCHES
         if mean_s is None or (inline and mean_s >= self._inline_s_max):
             self._mean_s[group] = duration_s  # the first one, or a trial
         elif inline or duration_s < mean_s:
@@ -199,6 +210,9 @@ class Durations:
 
     def run_inline(self, rows: int) -> bool:
         """Whether the batch should run on the event loop. Counts as a batch that will run."""
+        if self._threaded:
+            self._threaded -= 1
+            return False
         estimate_s = self.estimate_s(rows)
         if estimate_s < self._inline_s_max:
             return True

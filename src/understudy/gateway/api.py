@@ -388,7 +388,7 @@ def failure_records(apps: list[App], now: float, unix_s: float) -> list[dict[str
 
 def _app_status(app: App) -> dict[str, Any]:
     spec: AppVersion = app.spec
-    best = app.ranked[0] if app.ranked else None
+    best, now = app.ranked[0] if app.ranked else None, monotonic()
     return {
         "name": app.name,
         "version": spec.version,
@@ -424,6 +424,7 @@ def _app_status(app: App) -> dict[str, Any]:
                 "suspect": r.suspect or r.node_suspect,
                 "breaker": r.breaker.state,
                 "outstanding": len(r.outstanding),
+                "proven_ago_s": round(r.unproven_s(now), 1),
             }
             for r in sorted(app.replicas.values(), key=lambda r: (r.rank, r.id))
         ],

@@ -91,14 +91,22 @@ def stream_answer(answer: bytes) -> bytes:
 def static_answer(spec: AppVersion, static: Static, request: Buffer, request_id: bytes) -> bytes:
     """A static answer to the serialized `request`, as a ModelInferResponse. Raises `InvalidArgument`."""
     try:
-        asked = inference.ModelInferRequest.FromString(bytes(request)).outputs
+        parsed = inference.ModelInferRequest.FromString(bytes(request))
     except DecodeError as error:
         raise InvalidArgument(f"not a ModelInferRequest: {error}") from error
-    wishes = [(output.name, _parameters(output)) for output in asked]
+    wishes = [(output.name, _parameters(output)) for output in parsed.outputs]
     response = inference.ModelInferResponse(model_name=spec.app, model_version=str(spec.version))
-    for tensor in for_outputs(spec, static, wishes):
-        response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        response.raw_output_contents.append(tensor.raw)
+    tensors = list(for_outputs(spec, static, wishes))
+    in_contents = any(tensor.HasField("contents") for tensor in parsed.inputs)  # as a replica would decide
+    in_contents = in_contents and all(tensor.datatype in inference.CONTENTS for tensor in tensors)
+    for tensor in tensors:
+        output = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        if in_contents:
+            texts = tensor.datatype == "BYTES"
+            values = [str(value).encode() for value in tensor.values] if texts else tensor.values
+            getattr(output.contents, inference.CONTENTS[tensor.datatype]).extend(values)
+        else:
+            response.raw_output_contents.append(tensor.raw)
     encoded: bytes = response.SerializeToString()
     return encoded + length_delimited(_ID, request_id)
 

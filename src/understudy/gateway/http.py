@@ -491,7 +491,9 @@ class HttpConnection(asyncio.Protocol):
         elif now < self.due:
             return
         elif self.phase == "idle":
-            if not self.queue and self._transport is not None:
+            if self.queue:
+                self.due = now + self.limits.idle_timeout_s  # it waits for us, however long that takes
+            elif self._transport is not None:
                 self._transport.close()
         elif not self.closing:
             what = "headers" if self.phase == "header" else "body"

@@ -258,6 +258,22 @@ def _inference_schemas() -> Json:
     }
 
 
+def _configured_tensor() -> Json:
+    return _object(
+        {
+            "name": TEXT,
+            "data_type": TEXT,
+            "dims": _array({"type": "integer", "minimum": -1}),
+            "optional": {"const": True},
+            "format": TEXT,
+            "label_filename": TEXT,
+        },
+        "optional",
+        "format",
+        "label_filename",
+    )
+
+
 def _description_schemas() -> Json:
     tensor = _object(
         {
@@ -269,15 +285,6 @@ def _description_schemas() -> Json:
         },
         "optional",
         "labels",
-    )
-    configured = _object(
-        {
-            "name": TEXT,
-            "data_type": TEXT,
-            "dims": _array({"type": "integer", "minimum": -1}),
-            "optional": {"const": True},
-        },
-        "optional",
     )
     ready: Json = {"const": True}
     not_ready: Json = {"ready": {"const": False}, "error": TEXT}
@@ -316,8 +323,8 @@ def _description_schemas() -> Json:
                 "backend": TEXT,
                 "version_policy": {"type": "object"},
                 "max_batch_size": COUNT,
-                "input": _array(configured),
-                "output": _array(configured),
+                "input": _array(_configured_tensor()),
+                "output": _array(_configured_tensor()),
                 "dynamic_batching": {"type": "object"},
             },
             "dynamic_batching",

@@ -61,7 +61,11 @@ def configuration(spec: AppVersion) -> dict[str, Any]:
 def _tensor(spec: TensorSpec, batched: bool) -> dict[str, Any]:
     datatype = "STRING" if spec.datatype == "BYTES" else spec.datatype
     dims = spec.shape[1:] if batched else spec.shape
-    more = {"optional": True} if spec.optional else {}
+    more: dict[str, Any] = {"optional": True} if spec.optional else {}
+    if spec.format:
+        more["format"] = spec.format
+    if spec.labels:
+        more["label_filename"] = f"{spec.name}.labels.txt"  # what they are is in the model's metadata
     return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": dims, **more}
 
 

@@ -32,13 +32,13 @@ class ControllerTuning(Settings, frozen=True):
     static_bytes_max: Count = 64 * 1024  # of an app's static answer, as JSON
     probe_bytes_max: Count = 8 * 1024**2
     options_bytes_max: Count = 64 * 1024  # of one variant
-    profile_timeout_s: Positive = 120.0  # of one variant
+    profile_timeout_s: Positive = 120.0  # of one variant, beyond its load_timeout_s
     profile_attempts_max: Count = 3  # of one variant, each on another node if there is one
     quarantine_pause_s: Positive = 60.0  # then one node tries the variant; doubles each time that it fails
     quarantine_pause_s_max: Positive = 3600.0
     trial_s: Positive = 10.0  # ready for so long on trial, and not crashing: it is well
     trial_timeout_s: Positive = 180.0  # for the node that tries it
-    placing_timeout_s: Positive = 120.0  # plan committed -> primary ready
+    placing_timeout_s: Positive = 120.0  # plan committed -> primary ready, beyond a declared load_timeout_s
 
 
 class ControllerConfig(Settings, frozen=True):

@@ -71,6 +71,7 @@ class RetrySettings(Settings, frozen=True):
     budget_min: Count = 3
     attempts_max: Count = 4
     poison_kills: Count = 2  # workers that a request may take down before it is refused
+    trial_ms: Positive = 250.0  # a suspect is tried alone for so long, before the next one is
     poison_verdict_ms: Positive = 25.0  # wait for news of the node before a request is blamed
 
 
@@ -81,6 +82,7 @@ class HedgeSettings(Settings, frozen=True):
     delay_ms_min: Positive = 4.0
     delay_ms_max: Positive = 1000.0
     budget_fraction: Fraction = 0.05
+    unproven_s: Positive = 30.0  # without an inference that succeeded: a replica gets half of the patience
 
 
 class BreakerSettings(Settings, frozen=True):
@@ -139,7 +141,9 @@ class SuspicionSettings(Settings, frozen=True):
 
 class ActivationSettings(Settings, frozen=True):
     timeout_ms: Positive = 250.0  # no Activated within this: ask the next node
-    ready_timeout_ms: Positive = 10_000.0  # accepted, but nothing ready: ask the next node
+    ready_timeout_ms: Positive = (
+        10_000.0  # accepted, but nothing ready: ask the next node; longer for what loads longer
+    )
 
 
 class GatewayTuning(Settings, frozen=True):

@@ -33,6 +33,7 @@ class VariantManifest(Settings, frozen=True):
     accuracy: Fraction
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     memory_limit_mb: Positive | None = None
+    load_timeout_s: Positive | None = None  # how long loading may take; default: the cluster's (agent)
 
     def __post_init__(self) -> None:
         check_runtime(self.runtime)
@@ -45,11 +46,14 @@ class TensorSettings(Settings, frozen=True, omit_defaults=True):
     datatype: Datatype
     shape: Annotated[tuple[Length, ...], Meta(max_length=32)]  # -1: any length
     optional: bool = False  # inputs only: requests may leave it out, and so may what `predict` is given
+    format: Literal["", "FORMAT_NCHW", "FORMAT_NHWC"] = ""  # inputs only: of an image, for Triton's clients
 
 
 class OutputSettings(TensorSettings, frozen=True, omit_defaults=True):
     """An output, where the runtime doesn't know it from the model itself."""
 
+    # Of the classes that are its columns, in their order.
+    labels: Annotated[tuple[Annotated[str, Meta(max_length=1024)], ...], Meta(max_length=100_000)] = ()
     finite: Finite = Finite.REQUIRED  # "allowed": NaN and infinity may come; in JSON they are null
 
 
@@ -93,6 +97,7 @@ class AppManifest(Settings, frozen=True):
     requests_per_s: NonNegative = 0.0  # expected of all clients; 0: not stated, so it takes no compute
     inputs: Annotated[tuple[TensorSettings, ...], Meta(max_length=1024)] = ()
     outputs: Outputs | OutputsSettings = ()  # [[outputs]], or [outputs] for all of them
+    missing: Literal["refused", "nan"] = "refused"  # nan: so the model gets null and NaN of JSON requests
     batching: BatchingSettings = BatchingSettings()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
@@ -128,6 +133,11 @@ def check_manifest(
     for index, output in enumerate(outputs):
         if output.optional:
             raise InvalidArgument(f"outputs[{index}].optional: only inputs can be left out")
+        if output.format:
+            raise InvalidArgument(f"outputs[{index}].format: only inputs have one")
+        if output.labels and output.shape[-1:] not in ((-1,), (len(output.labels),)):
+            what = f"{len(output.labels)} for a last dimension of {output.shape[-1:]}"
+            raise InvalidArgument(f"outputs[{index}].labels: {what}")
     if manifest.static is not None:
         check_document("static", manifest.static, static_bytes_max)
         if outputs:

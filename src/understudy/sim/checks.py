@@ -13,6 +13,7 @@ from understudy.core.planning.footprint import replica_mb
 from understudy.settings.gateway import GatewayTuning
 from understudy.sim.clock import Process
 from understudy.sim.scenario import BAD_CLIENT
+from understudy.sim.workers import Worker
 from understudy.wire.records import RouteTable
 
 if TYPE_CHECKING:
@@ -96,6 +97,13 @@ class Checks:
             return
         answered = outcome in ("ok", "degraded", "shed")  # limits that follow latency open again by and by
         self.that(answered or request.phase != "settled", f"{outcome} from a cluster that is whole")
+
+    def killed(self, worker: Worker) -> None:
+        """By its agent: never in the middle of work that somebody may be waiting for."""
+        if worker.state == "ready" and worker.running is not None and not worker.process.paused:
+            began_s, _, budget_s = worker.running
+            working = worker.process.now - began_s <= budget_s
+            self.that(not working, f"{worker.name} was killed while it worked")
 
     def harmless(self) -> None:
         """Before the first fault: whatever one client sent, nobody is avoided for it."""

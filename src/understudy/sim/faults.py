@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from understudy.sim.world import World
 
 LASTING_S = 0.03, 0.2, 1.0, 2.0, 4.0
-SLOW = 3.0, 10.0, 100.0
+SLOW = 3.0, 10.0, 100.0, 300.0  # the last: longer than anybody waits
 FLAKY = 0.3, 0.6, 1.0  # of the inferences fail
 FAILING_S = 4.0  # long enough to be noticed
 STUTTER_S = 0.01, 0.15  # least and most that a slow process stands still, and goes on, by turns

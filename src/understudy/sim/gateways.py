@@ -92,7 +92,8 @@ class WorkerLink:
             return
         answer = decode_answer(frame)
         if isinstance(answer, Failure) and answer.code not in REFUSED:
-            self.failed_s = now
+            if self._replica.breaker.state != "open":  # else it was sent before that
+                self.failed_s = now
             request = self._replica.outstanding[frame.stream].request
             assert isinstance(request, ClientRequest)
             request.failed_at.append(self._replica)

@@ -12,6 +12,7 @@ from understudy.core.planning.footprint import replica_mb
 from understudy.sim.clock import Host, Process
 from understudy.sim.disks import Disk, StateFile
 from understudy.sim.network import RECONNECT_S, End
+from understudy.sim.probing import Probing
 from understudy.sim.workers import Worker
 from understudy.wire.errors import Code
 from understudy.wire.messages import Activate, Heartbeat, Hello, Loaded, NodeState, Target, WorkerStats
@@ -23,7 +24,6 @@ FORK_S = 0.015
 EXIT_S = 0.002
 STAGE_S = 0.02
 PING_S = 0.001
-PROBE_PATIENCE = 1.5  # timeouts, as `agent.workers` has it
 TIMER_S = 0.0001  # a timer comes late by up to so much, never early
 
 
@@ -124,16 +124,18 @@ class Agent:
                 self.process.after(FORK_S * (0.5 + self._random.random()), lambda: self._forked(name))
             case ev.LoadWorker():
                 self._load(effect)
-            case ev.ProbeWorker(name):
-                self._probe(name)
+            case ev.ProbeWorker(name, inference):
+                if name in self.node.workers:
+                    Probing(self, self.node.workers[name], inference)
             case ev.CheckBlank(name):
                 self._check_blank(name)
-            case ev.DrainWorker(name):
+            case ev.DrainWorker(name, timeout_ms):
                 if name in self.node.workers:
                     worker = self.node.workers[name]
-                    worker.process.post(partial(worker.drain, self.tuning.drain_timeout_ms / 1000))
+                    worker.process.post(partial(worker.drain, timeout_ms / 1000))
             case ev.KillWorker(name):
                 if name in self.node.workers:
+                    self.world.checks.killed(self.node.workers[name])
                     self.node.workers[name].process.kill()
             case ev.StageArtifacts(artifacts, _):
                 for artifact in artifacts:
@@ -207,35 +209,6 @@ class Agent:
 
         worker.process.after(PING_S, lambda: self.process.post(pong))
         self.process.after(self.tuning.probe_timeout_ms / 1000, timed_out)
-
-    def _probe(self, name: str) -> None:
-        """An answer in time, or a queue that moves, or neither; sooner if the process stands still."""
-        worker, answered, began_s = self.node.workers.get(name), False, self.process.now
-        if worker is None:
-            return
-        timeout_s, batches = self.tuning.probe_timeout_ms / 1000, worker.batches
-
-        def probed() -> None:
-            nonlocal answered
-            if not answered:
-                answered = True
-                failed = ev.ProbeFailed(name, "model failed", self.process.now - began_s)
-                self.step(failed if worker.fails == 1.0 else ev.ProbePassed(name))
-
-        def late(patience_over: bool) -> None:
-            nonlocal answered
-            if answered or name not in self.node.workers:
-                return
-            if patience_over and worker.batches > batches and not worker.process.paused:
-                answered = True
-                self.step(ev.ProbeUnanswered(name))
-            elif patience_over or worker.process.paused:
-                answered = True
-                self.step(ev.ProbeFailed(name, "no answer", self.process.now - began_s))
-
-        worker.process.post(lambda: worker.probe(lambda: self.process.post(probed)))
-        self.process.after(timeout_s, lambda: late(False))
-        self.process.after(timeout_s * PROBE_PATIENCE, lambda: late(True))
 
     def _stage(self, digest: str) -> None:
         if digest in self.node.staged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -53,10 +54,12 @@ class Worker:
         self.slow = 1.0
         self.fails = 0.0
         self.batches = 0
+        self.running: tuple[float, int, float] | None = None  # began, rows, longest time left to a request
+        self.proven_s = -math.inf
+        self._noops: list[Act] = []  # behind the batch that is running
         self._random = random
         self._queue_rows_max = queue_rows_max
         self._queue: Batcher[Waiting] = Batcher(1, 0.0, queue_rows_max)
-        self._running = False
 
     @property
     def memory_mb(self) -> float:
@@ -73,6 +76,7 @@ class Worker:
         def loaded() -> None:
             if self.state == "loading":
                 self.state = "ready"
+                self.proven_s = self.process.now
                 done(took_ms)
 
         self.process.after(took_ms / 1000, loaded)
@@ -115,15 +119,24 @@ class Worker:
         else:
             self._pump()
 
-    def probe(self, probed: Act) -> None:
-        """An inference of the agent's, in the same queue."""
-        if self.state == "ready":
+    def probe(self, probed: Act, *, inference: bool) -> None:
+        """An inference of the agent's, in the same queue; or a no-op."""
+        if not inference:
+            self._noops.append(probed)
+            if self.running is None:
+                self._answer_noops()
+        elif self.state == "ready":
             waiting = Waiting(None, 0, float("inf"), probed=probed)
             self._queue.add_beyond_bound(waiting, 1, "", self.process.now)
             self._pump()
 
+    def _answer_noops(self) -> None:
+        noops, self._noops = self._noops, []
+        for probed in noops:
+            probed()
+
     def _pump(self) -> None:
-        if self._running:
+        if self.running is not None:
             return
         now = self.process.now
         batch: list[Waiting] = []
@@ -139,15 +152,21 @@ class Worker:
         assert self.variant.profile is not None
         took_s = self.variant.profile.latency_ms / 1000 * self.slow * (0.8 + 0.4 * self._random.random())
         took_s *= 1 + ROW_COST * (len(batch) - 1)
-        self._running = True
+        budget_s = (
+            max((waiting.deadline_s for waiting in batch if waiting.end is not None), default=now) - now
+        )
+        self.running = now, len(batch), budget_s
         self.process.after(took_s, lambda: self._executed(batch, took_s))
 
     def _executed(self, batch: list[Waiting], took_s: float) -> None:
-        self._running = False
+        self.running = None
         self.batches += 1
-        fails = self._random.random() < self.fails
+        failure = Code.MODEL_FAILED if self._random.random() < self.fails else None
+        if failure is None:
+            self.proven_s = self.process.now
         self._answer([w for w in batch if w.bad], Code.MODEL_FAILED, took_s)
-        self._answer([w for w in batch if not w.bad], Code.MODEL_FAILED if fails else None, took_s)
+        self._answer([w for w in batch if not w.bad], failure, took_s)
+        self._answer_noops()
         self._pump()
 
     def _answer(self, batch: list[Waiting], failure: Code | None, took_s: float) -> None:

@@ -54,8 +54,9 @@ _MESSAGES = {
     "ModelConfig": "string name 1, string platform 2, int32 max_batch_size 4, repeated ModelInput input 5, "
     "repeated ModelOutput output 6, ModelDynamicBatching dynamic_batching 11 scheduling_choice, "
     "string backend 17",
-    "ModelInput": "string name 1, DataType data_type 2, repeated int64 dims 4, bool optional 8",
-    "ModelOutput": "string name 1, DataType data_type 2, repeated int64 dims 3",
+    "ModelInput": "string name 1, DataType data_type 2, Format format 3, repeated int64 dims 4, "
+    "bool optional 8",
+    "ModelOutput": "string name 1, DataType data_type 2, repeated int64 dims 3, string label_filename 4",
     "ModelDynamicBatching": "repeated int32 preferred_batch_size 1, uint64 max_queue_delay_microseconds 2",
     "ModelStatisticsRequest": "string name 1, string version 2",
     "ModelStatisticsResponse": "repeated ModelStatistics model_stats 1",
@@ -77,6 +78,22 @@ _MESSAGES = {
     "RepositoryModelUnloadResponse": "",
 }
 
+# Where InferTensorContents has the elements of a datatype. FP16 and BF16 have no place there.
+CONTENTS = {
+    "BOOL": "bool_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
 # One request, one answer. ModelStreamInfer is the other one.
 METHODS = (
     "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelInfer", "ModelConfig",
@@ -88,6 +105,8 @@ _DATA_TYPES = (
     "TYPE_INT16", "TYPE_INT32", "TYPE_INT64", "TYPE_FP16", "TYPE_FP32", "TYPE_FP64", "TYPE_STRING",
     "TYPE_BF16",
 )  # fmt: skip
+
+_ENUMS = {"DataType": _DATA_TYPES, "Format": ("FORMAT_NONE", "FORMAT_NHWC", "FORMAT_NCHW")}
 
 _Field = descriptor_pb2.FieldDescriptorProto
 _SCALARS = {
@@ -112,7 +131,7 @@ def _add_field(owner: str, message: Any, words: list[str]) -> None:
     if type_ in _SCALARS:
         field.type = _SCALARS[type_]
     else:
-        field.type = _Field.TYPE_ENUM if type_ == "DataType" else _Field.TYPE_MESSAGE
+        field.type = _Field.TYPE_ENUM if type_ in _ENUMS else _Field.TYPE_MESSAGE
         field.type_name = f".{PACKAGE}.{type_}"
     if label == "map":  # on the wire, a repeated message of a key and a value
         entry = message.nested_type.add(name=name.title().replace("_", "") + "Entry")
@@ -130,9 +149,10 @@ def _add_field(owner: str, message: Any, words: list[str]) -> None:
 
 def _file() -> Any:
     file = descriptor_pb2.FileDescriptorProto(name="understudy.proto", package=PACKAGE, syntax="proto3")
-    data_type = file.enum_type.add(name="DataType")
-    for number, name in enumerate(_DATA_TYPES):
-        data_type.value.add(name=name, number=number)
+    for enum, values in _ENUMS.items():
+        added = file.enum_type.add(name=enum)
+        for number, name in enumerate(values):
+            added.value.add(name=name, number=number)
     messages: dict[str, Any] = {}
     for name, fields in _MESSAGES.items():
         outer, _, inner = name.partition(".")

@@ -3,7 +3,7 @@
 Who speaks to whom (the right-hand side listens):
 
     gateway -> worker       Infer, Cancel                          Result, Failure
-    agent   -> worker       Load, Probe, Stats, Drain              Loaded, Probed, WorkerStats, Drained
+    agent   -> worker       Load, Probe, Ping, Stats, Drain        Loaded, Probed, Pong, WorkerStats, Drained
     agent   -> worker       Rehearse, BatchingEnded                Rehearsed, BatchingEnded
     gateway -> agent        Hello, Activate                        Hello, NodeState, Heartbeat, Activated
     agent   -> controller   Hello, NodeState, Heartbeat, Report    Hello, Target, Measure, ReadArtifact
@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 
 from understudy.wire.errors import Code, ProtocolError, UnderstudyError
-from understudy.wire.frames import LARGE_BYTES, Buffer, Frame, encode_frame, frame_head
+from understudy.wire.frames import HEADER_BYTES_MAX, LARGE_BYTES, Buffer, Frame, encode_frame, frame_head
 from understudy.wire.records import (
     AppVersion,
     ArtifactRef,
@@ -155,6 +155,7 @@ class Load(msgspec.Struct):
     memory_per_byte: float = 0.0  # as in `Profile`
     output_per_byte: float = 0.0
     finite: Finite = Finite.REQUIRED
+    missing: str = "refused"  # as in `AppVersion`
     verdict: BatchingVerdict | None = None  # None: requests run one at a time
 
 
@@ -186,7 +187,9 @@ class Rehearsed(msgspec.Struct):
 
 
 class Probe(msgspec.Struct):
-    """Run the probe input through the same queue and batcher as any request."""
+    """Run the probe input through the same queue and batcher as any request; or only a no-op, behind them."""
+
+    inference: bool = True
 
 
 class Probed(msgspec.Struct):
@@ -262,6 +265,8 @@ class NodeState(msgspec.Struct):
     quarantined: tuple[tuple[str, int, str], ...] = ()  # what crashes again and again here
     memory_used_mb: float = 0.0
     blank_workers: int = 0
+    killed: tuple[str, ...] = ()  # workers that the agent has ended lately, so no request is to blame
+    proven_ago_s: dict[str, float] = {}  # by replica: since an inference succeeded, when this was made
     trouble: tuple[str, ...] = ()  # of the node itself, a sentence each
     warning: str = ""  # of what will be trouble
     unbatched: tuple[
@@ -411,7 +416,8 @@ TYPES: dict[Kind, type] = {
 }
 KINDS: dict[type, Kind] = {type_: kind for kind, type_ in TYPES.items()}
 
-# Small messages travel in the frame's header. These can outgrow its 64 KiB, so they travel as payload.
+# Small messages travel in the frame's header. These can be long, so they travel as payload, and so does any
+# other that outgrows the header: its header is empty then.
 _AS_PAYLOAD = frozenset(
     {
         Kind.FAILURE,
@@ -436,9 +442,10 @@ _decoders: dict[int, Callable[[Buffer], Any]] = {
 def encode_message(message: Message, stream: int = 0, payload: Buffer = b"") -> bytes:
     """`message` as one frame. Only Infer and Result take a `payload` of their own."""
     kind = KINDS[type(message)]
-    if kind in _AS_PAYLOAD:
-        return encode_frame(kind, stream, b"", _encode(message))
-    return encode_frame(kind, stream, _encode(message), payload)
+    content = _encode(message)
+    if kind in _AS_PAYLOAD or len(content) > HEADER_BYTES_MAX:
+        return encode_frame(kind, stream, b"", content)
+    return encode_frame(kind, stream, content, payload)
 
 
 def encode_infer(
@@ -481,7 +488,7 @@ def decode_message(frame: Frame) -> Message | None:
     if decode is None:
         return None
     try:
-        message: Message = decode(frame.payload if frame.kind in _AS_PAYLOAD else frame.header)
+        message: Message = decode(frame.header or frame.payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"malformed {Kind(frame.kind).name} message: {error}") from error
     return message

@@ -48,6 +48,7 @@ class TensorSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     hint: bool = False  # the shape is what a file says or was seen, not a promise: others are let through
     finite: Finite = Finite.REQUIRED
     labels: tuple[str, ...] = ()  # of the classes that are an output's columns
+    format: str = ""  # of an input that is an image: "FORMAT_NCHW" or "FORMAT_NHWC", for those who ask
 
 
 class ArtifactRef(msgspec.Struct, frozen=True):
@@ -104,6 +105,7 @@ class Variant(msgspec.Struct, frozen=True):
     options: dict[str, Any] = {}
     memory_limit_mb: float | None = None  # None: derived from the profile
     profile: Profile | None = None
+    load_timeout_s: float | None = None  # None: the cluster's
     verdict: BatchingVerdict | None = None  # None: never found out, so its requests run one at a time
 
     @property
@@ -176,6 +178,7 @@ class AppVersion(msgspec.Struct, frozen=True):
     content: str = ""  # digest of what was deployed
     manifests: dict[str, str] = {}  # digest of a manifest's path -> of what it last brought; the newest few
     finite: Finite = Finite.REQUIRED  # of all its outputs
+    missing: str = "refused"  # "nan": null and NaN in JSON reach the model as NaN
 
     @property
     def links_beyond_replicas(self) -> tuple[str, ...]:

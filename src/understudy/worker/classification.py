@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from understudy.wire.tensors import Array
 
 
-def best_classes(array: Array, count: int, *, batched: bool) -> Array:
+def best_classes(array: Array, count: int, *, batched: bool, labels: Sequence[str] = ()) -> Array:
     """The `count` largest values of each row as BYTES elements `value:index`, largest first.
+
+    With `labels` of the columns, `value:index:label`.
 
     Among equals the lower index comes first. Fewer than `count` if a row has fewer elements. An `array`
     that isn't `batched` is one row, whatever its shape; the index counts its elements in row-major order.
@@ -21,5 +25,8 @@ def best_classes(array: Array, count: int, *, batched: bool) -> Array:
     classes = np.empty(order.shape, dtype=object)
     for row, indices in enumerate(order.tolist()):
         values = rows[row, indices].tolist()
-        classes[row, :] = [form.format(value, index) for value, index in zip(values, indices, strict=True)]
+        texts = [form.format(value, index) for value, index in zip(values, indices, strict=True)]
+        if len(labels) == width:
+            texts = [f"{text}:{labels[index]}" for text, index in zip(texts, indices, strict=True)]
+        classes[row, :] = texts
     return classes if batched else classes[0]

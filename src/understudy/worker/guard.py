@@ -10,6 +10,7 @@ import numpy as np
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.records import Finite, TensorSpec
 from understudy.wire.tensors import DATATYPES, FLOATS, Array, fits, is_finite, show_shape
+from understudy.worker.raised import NOT_FINITE
 
 
 class _OutputRule:
@@ -46,9 +47,8 @@ class Guard:
         accepted: dict[str, Array] = {}
         for rule in self._rules:
             array = outputs.get(rule.name)
-            if not isinstance(array, np.ndarray):
-                what = "is missing" if array is None else f"is {type(array).__name__}, not an array"
-                raise _invalid(f"output {rule.name!r} {what}")
+            if type(array) is not np.ndarray:
+                array = _plain(rule.name, array)
             if array.dtype != rule.dtype and not (rule.datatype == "BYTES" and array.dtype.kind in "US"):
                 raise _invalid(f"output {rule.name!r} is {array.dtype}, not {rule.datatype} ({rule.dtype})")
             if not rule.hint:
@@ -58,8 +58,8 @@ class Guard:
             if rule.checked_finite:
                 if not is_finite(array):
                     raise _not_finite(rule.name, inputs)
-            elif rule.datatype == "BYTES" and not _is_text(array):
-                raise _invalid(f"output {rule.name!r} has elements that are neither text nor bytes")
+            elif rule.datatype == "BYTES":
+                array = _texts(rule.name, array)
             accepted[rule.name] = array
         return accepted
 
@@ -97,8 +97,43 @@ def restored(shape: Sequence[int], pattern: Sequence[int], rows: int | None) -> 
     return None
 
 
-def _is_text(array: Array) -> bool:
-    return array.dtype.kind in "US" or all(isinstance(value, str | bytes) for value in array.ravel().tolist())
+def _plain(name: str, array: Any) -> Array:
+    """NumPy's own kind of array, of which nothing is the model's but its memory."""
+    if not isinstance(array, np.ndarray):
+        what = "is missing" if array is None else f"is {type(array).__name__}, not an array"
+        raise _invalid(f"output {name!r} {what}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise _invalid(f"output {name!r} is a masked array; fill in what is masked")
+    return np.asarray(array)
+
+
+def _texts(name: str, array: Array) -> Array:
+    """`array` if all its elements are text or bytes that can be sent; strings of NumPy's as Python's."""
+    elements = array.ravel().tolist()
+    if not {str, bytes}.issuperset(map(type, elements)):
+        elements = [_text(name, element) for element in elements]
+        plain = np.empty(len(elements), dtype=object)
+        plain[:] = elements
+        array = plain.reshape(array.shape)
+    for element in elements:
+        if type(element) is str and not element.isascii():
+            _check_unicode(name, element)
+    return array
+
+
+def _text(name: str, element: Any) -> str | bytes:
+    if isinstance(element, str):
+        return str.__str__(element)
+    if isinstance(element, bytes):
+        return bytes.__getitem__(element, slice(None))
+    raise _invalid(f"output {name!r} has elements that are neither text nor bytes")
+
+
+def _check_unicode(name: str, element: str) -> None:
+    try:
+        element.encode()
+    except UnicodeEncodeError as error:
+        raise _invalid(f"output {name!r} has text that is not valid Unicode; return bytes instead") from error
 
 
 def _not_finite(name: str, inputs: dict[str, Array]) -> UnderstudyError:
@@ -106,7 +141,7 @@ def _not_finite(name: str, inputs: dict[str, Array]) -> UnderstudyError:
         if array.dtype.kind == "f" and not is_finite(array):
             return InvalidArgument(f"input {input_name!r} has NaN or infinity")
     # It may follow from finite values of the caller's: who judges replicas can tell by the reason.
-    return _invalid(f"output {name!r} has NaN or infinity", reason="not-finite")
+    return _invalid(f"output {name!r} has NaN or infinity", reason=NOT_FINITE)
 
 
 def _invalid(what: str, **context: str) -> UnderstudyError:

@@ -27,7 +27,6 @@ from understudy.wire.tensors import (
     Array,
     fits,
     from_raw,
-    is_finite,
     item_bytes,
     round_to_bf16,
     show_shape,
@@ -37,6 +36,7 @@ from understudy.wire.tensors import (
 T = TypeVar("T")
 Length = Annotated[int, Meta(le=2**31 - 1)]  # of one dimension
 Parameters = dict[str, str | int | float | bool]
+ReadParameters = dict[str, str | int | float | bool | None]  # null: as if it weren't there
 SHOWN_CHARS_MAX = 64  # of a caller's name or text in a message
 
 
@@ -45,7 +45,7 @@ class ReadTensor(msgspec.Struct):
     datatype: str
     shape: list[Length]
     data: msgspec.Raw = msgspec.Raw()
-    parameters: Parameters | None = None
+    parameters: ReadParameters | None = None
 
 
 class FlatTensor(msgspec.Struct, Generic[T]):
@@ -53,7 +53,7 @@ class FlatTensor(msgspec.Struct, Generic[T]):
     datatype: str
     shape: list[Length]
     data: list[T]
-    parameters: Parameters | None = None
+    parameters: ReadParameters | None = None
 
 
 DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -83,9 +83,16 @@ _PACKED = {"FP16": "e", "FP32": "f", "FP64": "d"}
 PACKED_MAX = 4096  # elements; beyond, the formats would fill `struct`'s cache and the gain is small
 
 
-@cache  # one entry per datatype and rank of a signature: bounded by 14 x 32
-def _data_decoder(datatype: str, depth: int) -> Callable[[bytes | msgspec.Raw], list[Any]]:
-    type_: Any = ELEMENTS[datatype]
+def given(parameters: ReadParameters | Parameters | None) -> Parameters:
+    """Those that say something."""
+    return {name: value for name, value in parameters.items() if value is not None} if parameters else {}
+
+
+@cache  # two entries per datatype and rank of a signature: bounded by 2 x 14 x 32
+def _data_decoder(
+    datatype: str, depth: int, *, missing: bool = False
+) -> Callable[[bytes | msgspec.Raw], list[Any]]:
+    type_: Any = ELEMENTS[datatype] | None if missing else ELEMENTS[datatype]
     for _ in range(depth):
         type_ = list[type_]
     return msgspec.json.Decoder(type_).decode
@@ -115,6 +122,7 @@ class InputRule:
         self._any_shape = spec.hint
         self._dtype = DATATYPES[spec.datatype]
         self._float = spec.datatype in FLOATS
+        self.missing_allowed = False  # null stands for NaN
         self._fitting: list[int] | None = None  # the shape that was found to fit last
         self._packed = _PACKED.get(spec.datatype)
         self._decode_flat = _data_decoder(spec.datatype, 1)
@@ -188,19 +196,24 @@ class InputRule:
     def _read_nested(self, tensor: ReadTensor, flat_error: Exception) -> Array:
         depth = _depth(tensor.data)
         rank = len(tensor.shape)
+        missing = self.missing_allowed and self._float
+        if depth <= 1 and not missing:
+            raise self._wrong(self._readable(flat_error)) from flat_error
         if depth <= 1:
-            raise self._wrong(_readable(flat_error)) from flat_error
+            rank = depth = 1
         if depth != rank and 0 not in tensor.shape:  # what follows an empty dimension can't be written
             raise self._wrong(f"data is nested {depth} deep; 1 (flat) or {rank} is valid")
         try:
-            nested = _data_decoder(self._datatype, depth)(tensor.data)
+            nested = _data_decoder(self._datatype, depth, missing=missing)(tensor.data)
         except DECODE_ERRORS as error:
-            raise self._wrong(_readable(error)) from error
+            raise self._wrong(self._readable(error)) from error
         try:
             array = self._array(nested)
         except ValueError as error:  # ragged
             raise self._wrong("nested data has rows of different lengths") from error
         if not array.size and 0 in tensor.shape:
+            return array.reshape(tensor.shape)
+        if depth == 1 and array.size == prod(tensor.shape):
             return array.reshape(tensor.shape)
         if array.shape != tuple(tensor.shape):
             got = show_shape(array.shape)
@@ -217,9 +230,17 @@ class InputRule:
             raise self._out_of_range() from error
         if self._datatype == "BF16":
             array = round_to_bf16(array)
-            if not is_finite(array):
+            if np.isinf(array).any():
                 raise self._wrong("data has a value outside the range of BF16")
         return array
+
+    def _readable(self, error: Exception) -> str:
+        what = _readable(error)
+        if not what.endswith("got `null`"):
+            return what
+        if not self._float:
+            return f"{what}: {self._datatype} has no missing values"
+        return f'{what}: a missing value; it is taken for NaN where the manifest says missing = "nan"'
 
     def _out_of_range(self) -> InvalidArgument:
         return self._wrong(f"data has a value outside the range of {self._datatype}")

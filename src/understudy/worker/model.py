@@ -1,12 +1,13 @@
 """A loaded model: from a `Load` message to a runtime that is known to work, and its execution.
 
-`load_model` blocks and runs in the worker's thread; `Model.execute` runs there or on the loop. Nothing
-here touches the loop.
+`load_model` blocks and runs in the main thread, and so does `Model.execute` if the runtime wants that; else
+it may run on the loop. Nothing here touches the loop.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 from collections.abc import Sequence
 from time import perf_counter
@@ -14,19 +15,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from understudy.adapters.disks import is_place_trouble
 from understudy.adapters.memory import pss_mb
-from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Load, Loaded
 from understudy.wire.tensors import Array
 from understudy.worker.costs import ELEMENT_BYTES, Appetite, refuse_beyond
 from understudy.worker.guard import Guard
 from understudy.worker.oip import Request
+from understudy.worker.raised import blame, contain, describe, loading_error
 from understudy.worker.rehearsal.memory import appetite
 from understudy.worker.rehearsal.probes import Tried, no_probe_passed, note_of, probes
 from understudy.worker.rehearsal.shapes import corrected
 from understudy.worker.runtimes import make_runtime
-from understudy.worker.runtimes.contract import Axes, Runtime, load_failed
+from understudy.worker.runtimes.contract import Runtime, load_failed
 from understudy.worker.signature import Signature, agree
 
 try:
@@ -34,11 +35,9 @@ try:
 except ModuleNotFoundError:  # protobuf is an extra
     from understudy.worker.oip import Codec  # type: ignore[assignment]
 
+MEASURE_MS_MAX = 2000.0  # spent on measuring the latency: fewer runs tell as much of a slow model
 WARM_RUNS = 4
 WARM_MS_MAX = 4.0  # spent on them at most
-ERROR_CHARS_MAX = 500  # of an exception's text in a message
-# ONNX Runtime reports a failed allocation as an ordinary failure with one of these texts.
-_ALLOCATION_FAILED = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
 
 
 class Done(NamedTuple):
@@ -60,6 +59,8 @@ class Model:
         self.inputs = signature.inputs
         self.outputs = signature.outputs
         self.batched = signature.batched and load.verdict is not None and load.verdict.together
+        self.own_thread = runtime.own_thread
+        self._unload = runtime.unload
         self.codec = Codec(
             load.app,
             load.version,
@@ -68,6 +69,11 @@ class Model:
             batched=signature.batched,
             together=self.batched,
         )
+        self.codec.keeps_parameters = runtime.takes_parameters
+        if load.missing == "nan":
+            self.codec.allow_missing()
+        self._source = runtime.source
+        self._pid = os.getpid()
         self._guard = Guard(self.outputs, batched=self.batched)
         self._predict = runtime.predict
         self._axes = runtime.axes
@@ -99,10 +105,21 @@ class Model:
                 name: np.concatenate([request.inputs[name] for request in requests])
                 for name in requests[0].inputs
             }
-            outputs = self._guard.accept(self._predict(inputs), inputs, rows, shared=True)
-        except (Exception, SystemExit):
+            predicted = self._predict(inputs, requests[0].parameters)
+            outputs = self._guard.accept(predicted, inputs, rows, shared=True)
+        except BaseException as error:
+            contain(error, self._pid)
             return [self._execute_one(request) for request in requests]
         return [Done(requests, rows, outputs, None)]
+
+    def unload(self) -> str:
+        """The model's last call; what it raised, or nothing."""
+        try:
+            self._unload()
+        except BaseException as error:
+            contain(error, self._pid)
+            return describe(error)
+        return ""
 
     def answer(self, inputs: dict[str, Array]) -> dict[str, Array]:
         """What is returned for these inputs, guarded. Raises what a request with them would be told."""
@@ -115,46 +132,11 @@ class Model:
         inputs = request.inputs
         rows = request.rows
         try:
-            return Done((request,), rows, self._guard.accept(self._predict(inputs), inputs, rows), None)
-        except (Exception, SystemExit) as error:
-            return Done((request,), rows, None, blame(error, inputs, self._axes))
-
-
-def model_error(error: BaseException) -> UnderstudyError:
-    """What an exception of a model means to the caller; its text is cut to `ERROR_CHARS_MAX`."""
-    if isinstance(error, UnderstudyError):
-        return error
-    text = str(error).strip()
-    if isinstance(error, MemoryError) or any(sign in text for sign in _ALLOCATION_FAILED):
-        return UnderstudyError(Code.OUT_OF_MEMORY, f"the model ran out of memory: {describe(error)}")
-    return UnderstudyError(Code.MODEL_FAILED, f"the model raised {describe(error)}")
-
-
-def blame(error: BaseException, inputs: dict[str, Array], axes: Axes) -> UnderstudyError:
-    """As `model_error`; what only a caller's shapes explain is the caller's fault."""
-    found = model_error(error)
-    if found.code is Code.MODEL_FAILED:
-        what = _odd_shapes(inputs, axes)
-        if what:
-            return InvalidArgument(f"{what}, and {found.message}")
-    return found
-
-
-def _odd_shapes(inputs: dict[str, Array], axes: Axes) -> str:
-    lengths: dict[str, tuple[int, str]] = {}
-    for name, array in inputs.items():
-        if array.size == 0:
-            return f"input {name!r} has no elements"
-        for axis, length in zip(axes.get(name, ()), array.shape, strict=False):
-            other, where = lengths.setdefault(axis, (length, name)) if axis else (length, name)
-            if other != length:
-                return f"{axis!r} is {other} in input {where!r} and {length} in input {name!r}"
-    return ""
-
-
-def describe(error: BaseException) -> str:
-    text = f"{type(error).__name__}: {str(error).strip()}".removesuffix(": ")
-    return text if len(text) <= ERROR_CHARS_MAX else text[:ERROR_CHARS_MAX] + "…"
+            outputs = self._guard.accept(self._predict(inputs, request.parameters), inputs, rows)
+        except BaseException as error:
+            contain(error, self._pid)
+            return Done((request,), rows, None, blame(error, self._source, inputs, self._axes))
+        return Done((request,), rows, outputs, None)
 
 
 def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
@@ -164,7 +146,8 @@ def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
     profiled: it takes some milliseconds, and somebody may be waiting for this replica.
     """
     profiling = load.measure_latency_runs > 1
-    name = f"{load.app}/{load.variant}"
+    runtime: Runtime | None = None
+    pid = os.getpid()
     try:
         base_mb = pss_mb() if profiling else 0.0
         started_s = perf_counter()
@@ -176,23 +159,17 @@ def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
             model, corrections = _corrected(load, runtime, model)
             notes += corrections
         latencies_ms = [first_ms]
-        latencies_ms += [_rehearse(model) for _ in range(load.measure_latency_runs - 1)]
+        while len(latencies_ms) < load.measure_latency_runs and sum(latencies_ms) < MEASURE_MS_MAX:
+            latencies_ms.append(_rehearse(model))
         median_ms = statistics.median(latencies_ms)
         model.probe_s = _warm_latency_s(model, min(latencies_ms))
         memory_mb = max(0.0, pss_mb() - base_mb) if profiling else 0.0
         if profiling:
             probe = model.codec.decode(model.probe).inputs
             model.appetite = appetite(runtime.predict, probe, model.inputs)
-    except MemoryError as error:
-        raise UnderstudyError(Code.OUT_OF_MEMORY, f"{name}: not enough memory to load") from error
-    except UnderstudyError as error:
-        code = Code.OUT_OF_MEMORY if error.code is Code.OUT_OF_MEMORY else Code.LOAD_FAILED
-        code = Code.UNAVAILABLE if is_place_trouble(error) else code
-        raise UnderstudyError(code, f"{name}: {error.message}") from error
-    except (Exception, SystemExit) as error:
-        if is_place_trouble(error):  # a full disk, say: not the model's fault
-            raise UnderstudyError(Code.UNAVAILABLE, f"{name}: {describe(error)}") from error
-        raise load_failed(f"{name}: {describe(error)}") from error
+    except BaseException as error:
+        contain(error, pid)
+        raise loading_error(error, runtime.source if runtime else "", f"{load.app}/{load.variant}") from None
     # What is alive now stays alive: later collections needn't look at it.
     gc.freeze()
     return model, Loaded(

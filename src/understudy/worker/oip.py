@@ -33,22 +33,25 @@ from understudy.worker.inputs import (
     FlatTensor,
     InputRule,
     Parameters,
+    ReadParameters,
     ReadTensor,
+    given,
     shown,
 )
+from understudy.worker.json_dialects import loosened, why_invalid
 
 T = TypeVar("T")
 
 
 class RequestedOutput(msgspec.Struct):
     name: str
-    parameters: Parameters | None = None
+    parameters: ReadParameters | None = None
 
 
 class _Body(msgspec.Struct):
     inputs: list[ReadTensor]
     id: str | None = None
-    parameters: Parameters | None = None
+    parameters: ReadParameters | None = None
     outputs: list[RequestedOutput] | None = None
 
 
@@ -57,7 +60,7 @@ class _FlatBody(msgspec.Struct, Generic[T]):
 
     inputs: list[FlatTensor[T]]
     id: str | None = None
-    parameters: Parameters | None = None
+    parameters: ReadParameters | None = None
     outputs: list[RequestedOutput] | None = None
 
 
@@ -96,6 +99,8 @@ class Request(msgspec.Struct, gc=False):
     id: str | None
     outputs: tuple[Output, ...]
     protobuf: bool = False  # so came the request, and so goes the answer
+    in_contents: bool = False  # of protobuf: rather than raw
+    parameters: Parameters | None = None  # for the model, if it asks for them
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -106,9 +111,12 @@ class Answer(msgspec.Struct, gc=False):
 
 
 BINARY_SIZE = "binary_data_size"  # parameter of a tensor
+BINARY_OUTPUT = "binary_data_output"  # parameter of a request; what it means is done here
+PARAMETERS_BYTES_MAX = 64 * 1024  # of a request's, as JSON, if they are for the model
 
 _decode_body = msgspec.json.Decoder(_Body).decode
 _encode = msgspec.json.Encoder().encode
+_encode_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
 class Codec:
@@ -135,10 +143,13 @@ class Codec:
         self._dynamic = [rule.spec.name for rule in self._rules.values() if rule.dynamic]
         self._required = [spec.name for spec in inputs if not spec.optional]
         self._outputs = {spec.name: spec.datatype for spec in outputs}
+        self._labels = {spec.name: spec.labels for spec in outputs if spec.labels}
         self._all_json = tuple(Output(spec.name) for spec in outputs)
         self._all_binary = tuple(Output(spec.name, binary=True) for spec in outputs)
         self._batched = batched
         self._together = together
+        self.keeps_parameters = False  # of requests, for the model
+        self.missing_allowed = False  # NaN and null in JSON are missing values
         self.decoded_bytes_max = 2**62  # of what one body may become
         self.answer_bytes_max = 2**31
         self.rows_may_differ = False  # from one input to another, if nobody has declared that they count rows
@@ -146,6 +157,11 @@ class Codec:
         elements = {ELEMENTS[spec.datatype] for spec in inputs}
         body = _FlatBody[elements.pop()] if len(elements) == 1 else _Body  # type: ignore[misc]
         self._decode_body: Callable[[Buffer], _Body | _FlatBody[Any]] = msgspec.json.Decoder(body).decode
+
+    def allow_missing(self) -> None:
+        self.missing_allowed = True
+        for rule in self._rules.values():
+            rule.missing_allowed = True
 
     def decode(self, body: Buffer, json_bytes: int = -1) -> Request:
         """The request in `body`, of which `json_bytes` are JSON (-1: all). Raises `InvalidArgument`.
@@ -173,17 +189,11 @@ class Codec:
         raise UnderstudyError(Code.CONFIG, "gRPC needs 'understudy[grpc]' installed on every node")
 
     def _decode_raw(self, body: Buffer) -> _Body:
-        """Whatever the tensors' data may be."""
+        """Whatever the tensors' data may be, and as other programs write JSON."""
         try:
-            return _decode_body(body)
+            return _decode_body(loosened(body, missing_allowed=self.missing_allowed))
         except DECODE_ERRORS as error:
-            if isinstance(error, RecursionError):
-                what = "JSON is nested too deep"
-            elif isinstance(error, msgspec.ValidationError):
-                what = str(error)
-            else:
-                what = f"not valid JSON: {error}"
-            raise InvalidArgument(f"request body: {what}") from error
+            raise InvalidArgument(f"request body: {why_invalid(body, error)}") from error
 
     def _request(self, parsed: _Body | _FlatBody[Any], body: Buffer, binary_at: int) -> Request:
         arrays: dict[str, Array] = {}
@@ -204,9 +214,24 @@ class Codec:
             left = len(body) - binary_at
             raise InvalidArgument(f"request body: {left} bytes are left after the last input's binary data")
         outputs = self._all_json
-        if parsed.outputs or parsed.parameters:
-            outputs = self._requested(parsed.outputs, parsed.parameters or {})
-        return self.checked(arrays, parsed.id, outputs)
+        parameters = given(parsed.parameters)
+        if parsed.outputs or parameters:
+            outputs = self._requested(parsed.outputs, parameters)
+        request = self.checked(arrays, parsed.id, outputs)
+        if parameters and self.keeps_parameters:
+            self._keep(request, parameters)
+        return request
+
+    def _keep(self, request: Request, parameters: Parameters) -> None:
+        """For the model. Only requests with the same parameters share a batch."""
+        kept = {name: value for name, value in parameters.items() if name != BINARY_OUTPUT}
+        if not kept:
+            return
+        encoded = _encode_sorted(kept)
+        if len(encoded) > PARAMETERS_BYTES_MAX:
+            raise InvalidArgument(f"parameters: {len(encoded)} bytes; {PARAMETERS_BYTES_MAX} are allowed")
+        request.parameters = kept
+        request.key = (request.key, encoded)
 
     def _refuse_many(self, datatype: str, shape: Sequence[int], size: int) -> None:
         """Texts in binary form: an element may be four bytes there."""
@@ -260,21 +285,11 @@ class Codec:
                 for name, array in outputs.items():  # a comprehension takes twice as long in Python 3.11
                     own[name] = array[start:end]
             try:
-                answers.append(self._fitting(self._answer(own, request)))
+                answers.append(_fitting(self._answer(own, request), self.answer_bytes_max))
             except UnderstudyError as error:
                 answers.append(error)
             start = end
         return answers
-
-    def _fitting(self, answer: Answer) -> Answer:
-        size = len(answer.body)
-        if size > self.answer_bytes_max:
-            raise UnderstudyError(
-                Code.TOO_LARGE,
-                f"the answer has {size} bytes, and {self.answer_bytes_max} can be sent "
-                "(worker.frame_bytes_max): ask for binary data, or for less at once",
-            )
-        return answer
 
     def _answer(self, outputs: dict[str, Array], request: Request) -> Answer:
         tensors: list[_WrittenTensor] = []
@@ -298,7 +313,8 @@ class Codec:
 
     def _classified(self, output: Output, array: Array) -> tuple[str, Array]:
         """Datatype and values that are sent for an output of which the best classes are wanted."""
-        return "BYTES", best_classes(array, output.classes, batched=self._batched)
+        labels = self._labels.get(output.name, ())
+        return "BYTES", best_classes(array, output.classes, batched=self._batched, labels=labels)
 
     def _rows(self, arrays: dict[str, Array]) -> int:
         """-1: inputs differ, and it is for the model to say whether they may."""
@@ -315,7 +331,7 @@ class Codec:
         return 1 if rows < 0 else rows  # all inputs are optional, and none was given
 
     def _requested(self, outputs: list[RequestedOutput] | None, parameters: Parameters) -> tuple[Output, ...]:
-        binary_data = _flag("parameters", parameters, "binary_data_output", False)
+        binary_data = _flag("parameters", parameters, BINARY_OUTPUT, False)
         if not outputs:
             return self._all_binary if binary_data else self._all_json
         requested: dict[str, Output] = {}
@@ -326,7 +342,7 @@ class Codec:
                 raise InvalidArgument(f"output {shown(name)}: unknown; the model has {known}")
             if name in requested:
                 raise InvalidArgument(f"output {shown(name)}: asked for twice")
-            requested[name] = self._output(name, output.parameters or {}, binary_data)
+            requested[name] = self._output(name, given(output.parameters), binary_data)
         return tuple(requested.values())
 
     def _output(self, name: str, parameters: Parameters, binary_data: bool) -> Output:
@@ -346,9 +362,20 @@ class Codec:
         return ", ".join(repr(name) for name in self._rules)
 
 
+def _fitting(answer: Answer, bytes_max: int) -> Answer:
+    size = len(answer.body)
+    if size > bytes_max:
+        raise UnderstudyError(
+            Code.TOO_LARGE,
+            f"the answer has {size} bytes, and {bytes_max} can be sent "
+            "(worker.frame_bytes_max): ask for binary data, or for less at once",
+        )
+    return answer
+
+
 def _binary_size(tensor: ReadTensor | FlatTensor[Any], bytes_max: int) -> int | None:
     """Bytes of `tensor` behind the JSON, where `bytes_max` are; None if its data is in the JSON."""
-    parameters = tensor.parameters or {}
+    parameters = given(tensor.parameters)
     who = f"input {shown(tensor.name)}"
     refuse_shared_memory(who, parameters)
     size = parameters.get(BINARY_SIZE)

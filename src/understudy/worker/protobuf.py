@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.frames import Buffer
-from understudy.wire.inference import ModelInferRequest, ModelInferResponse
+from understudy.wire.inference import CONTENTS, ModelInferRequest, ModelInferResponse
 from understudy.wire.protobuf import length_prefix, without_field
 from understudy.wire.tensors import Array, text_or_bytes, to_raw
 from understudy.worker import oip
@@ -22,22 +22,6 @@ from understudy.worker.costs import PROTOBUF_FACTOR, SMALL_BYTES, refuse_beyond
 from understudy.worker.inputs import FlatTensor, InputRule, Parameters, shown
 
 RAW_INPUT_CONTENTS, RAW_OUTPUT_CONTENTS = 7, 6  # fields of the request and of the response
-
-# Where `InferTensorContents` has the elements of a datatype. FP16 and BF16 have no place there.
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
 
 
 class Codec(oip.Codec):
@@ -76,10 +60,13 @@ class Codec(oip.Codec):
             shape = list(tensor.shape)
             self._refuse_many(tensor.datatype, shape, end - start)
             arrays[tensor.name] = rule.read_binary(tensor.datatype, shape, message, start, end - start)
-        wanted = [oip.RequestedOutput(output.name, _parameters(output)) for output in parsed.outputs]
+        wanted = [oip.RequestedOutput(output.name, {**_parameters(output)}) for output in parsed.outputs]
         outputs = self._requested(wanted, {"binary_data_output": True})
         request = self.checked(arrays, parsed.id, outputs)
         request.protobuf = True
+        request.in_contents = not spans and bool(parsed.inputs)
+        if self.keeps_parameters and parsed.parameters:
+            self._keep(request, _parameters(parsed))
         return request
 
     def _answer(self, outputs: dict[str, Array], request: oip.Request) -> oip.Answer:
@@ -87,22 +74,39 @@ class Codec(oip.Codec):
             return super()._answer(outputs, request)
         response = ModelInferResponse(model_name=self._app, model_version=self._version, id=request.id)
         contents: list[Buffer] = []
+        # As it was asked, if all of it has a place there: an answer has one form.
+        in_contents = request.in_contents and all(
+            output.classes or self._outputs[output.name] in CONTENTS for output in request.outputs
+        )
         for output in request.outputs:
             array = outputs[output.name]
             datatype = self._outputs[output.name]
             if output.classes:
                 datatype, array = self._classified(output, array)
-            response.outputs.add(name=output.name, datatype=datatype, shape=array.shape)
+            tensor = response.outputs.add(name=output.name, datatype=datatype, shape=array.shape)
+            if in_contents:
+                elements = array.ravel().tolist()
+                if datatype == "BYTES":
+                    elements = [each.encode() if isinstance(each, str) else each for each in elements]
+                getattr(tensor.contents, CONTENTS[datatype]).extend(elements)
+                continue
             content = to_raw(datatype, array)
             contents += (length_prefix(RAW_OUTPUT_CONTENTS, len(content)), content)
         return oip.Answer(b"".join((response.SerializeToString(), *contents)), -1)
 
 
 def _read_contents(rule: InputRule, tensor: Any) -> Array:
-    field = _CONTENTS.get(tensor.datatype)
+    field = CONTENTS.get(tensor.datatype)
     if field is None and tensor.datatype == rule.spec.datatype:
         raise InvalidArgument(
             f"input {shown(tensor.name)}: {tensor.datatype} travels in raw_input_contents only"
+        )
+    filled = [found.name for found, _ in tensor.contents.ListFields()]
+    if len(filled) > 1:
+        raise InvalidArgument(f"input {shown(tensor.name)}: has {' and '.join(filled)}; one kind is valid")
+    if field and filled and filled != [field] and tensor.datatype == rule.spec.datatype:
+        raise InvalidArgument(
+            f"input {shown(tensor.name)}: {tensor.datatype} travels in {field}, not in {filled[0]}"
         )
     data = list(getattr(tensor.contents, field)) if field else []
     if field == "bytes_contents":
@@ -110,10 +114,10 @@ def _read_contents(rule: InputRule, tensor: Any) -> Array:
     return rule.read(FlatTensor(tensor.name, tensor.datatype, list(tensor.shape), data))
 
 
-def _parameters(output: Any) -> Parameters:
-    """Those of a requested output but for what JSON calls `binary_data`: here everything is binary."""
+def _parameters(part: Any) -> Parameters:
+    """Those of a request or an output, but for what JSON calls `binary_data`: here everything is binary."""
     return {
         name: getattr(value, choice)
-        for name, value in output.parameters.items()
+        for name, value in part.parameters.items()
         if (choice := value.WhichOneof("parameter_choice")) and name != "binary_data"
     }

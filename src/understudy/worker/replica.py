@@ -1,15 +1,14 @@
 """A loaded model at work: queue, batches, answers.
 
-Everything here happens on the event loop except `Model.execute`, which runs inline when it costs less than
-a hop to the thread, and in the thread otherwise, while arrivals gather for the next batch. One batch runs
-at a time. No task is made and nothing is logged on the way of a request that succeeds.
+Everything here happens on the event loop except `Model.execute`. That runs in the model's thread, while
+arrivals gather for the next batch; or inline, if the runtime doesn't care and it costs less than a hop to the
+thread. One batch runs at a time. No task is made and nothing is logged on the way of a request that succeeds.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from functools import partial
 from time import monotonic
 
@@ -17,12 +16,14 @@ import msgspec
 import structlog
 
 from understudy.adapters.links import FrameLink
+from understudy.adapters.progress import ProgressWriter
 from understudy.core.batching import Batcher, Durations
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
 from understudy.wire.messages import Infer, Load, Probed, Result, encode_result
 from understudy.worker.batching.rechecks import Rechecks
 from understudy.worker.model import Done, Model
+from understudy.worker.model_thread import ModelThread
 from understudy.worker.oip import Answer, Request
 
 # The loop's timers have a resolution of 1 ms. The rest of a shorter wait is spent polling for arrivals.
@@ -47,7 +48,15 @@ class Waiting(msgspec.Struct, gc=False):
 class Replica:
     """Takes requests, answers every one of them on its link unless it is cancelled or the link is gone."""
 
-    def __init__(self, model: Model, load: Load, hop_s: float, thread: Executor, rechecks: Rechecks) -> None:
+    def __init__(
+        self,
+        model: Model,
+        load: Load,
+        hop_s: float,
+        thread: ModelThread,
+        rechecks: Rechecks,
+        progress: ProgressWriter,
+    ) -> None:
         self.requests = 0  # taken in, probes not counted
         self.batches = 0  # executed
         self.failures = 0  # answered with a failure that is the model's
@@ -65,6 +74,7 @@ class Replica:
         self._durations = Durations(hop_s)
         self._durations.observe(self._decode(model.probe).rows, model.probe_s, inline=True)
         self._probes_queued = 0
+        self._progress = progress
         self._pump_due = False
         self._in_thread = False
         self._execute_s = 0.0
@@ -111,7 +121,12 @@ class Replica:
         elif not self._pump_due:
             self._schedule()
 
-    def probe(self, link: FrameLink, stream: int) -> None:
+    def probe(self, link: FrameLink, stream: int, *, inference: bool = True) -> None:
+        if not inference:
+            began_s = monotonic()
+            # Behind whatever runs there.
+            self._thread.call(int, 0, lambda *_: link.send(Probed((monotonic() - began_s) * 1000), stream))
+            return
         if self._probes_queued >= PROBES_QUEUED_MAX:
             link.fail(stream, UnderstudyError(Code.BUSY, "too many probes are waiting"))
             return
@@ -158,8 +173,8 @@ class Replica:
         now = monotonic()
         if self.rechecks.due(now, idle=not self._batcher.rows):
             self._in_thread = True
-            rechecking = self._loop.run_in_executor(self._thread, self.rechecks.run)
-            rechecking.add_done_callback(self._rechecked)
+            self._progress.begin(1, now, 0.0)
+            self._thread.call(lambda _: self.rechecks.run(), None, self._rechecked)
             return
         batch = self._batcher.take(now)
         if not batch:
@@ -171,7 +186,9 @@ class Replica:
             return
         requests = [waiting.request for waiting in batch]
         rows = sum([request.rows for request in requests])
-        if self._durations.run_inline(rows):
+        budget_s = max([waiting.deadline_s for waiting in batch if not waiting.is_probe], default=now) - now
+        self._progress.begin(rows, now, budget_s)
+        if not self._model.own_thread and self._durations.run_inline(rows):
             results = self._model.execute(requests)
             ended_s = monotonic()
             self._observe(results, rows, ended_s - now, inline=True)
@@ -180,8 +197,7 @@ class Replica:
                 self._schedule()
             return
         self._in_thread = True
-        future = self._loop.run_in_executor(self._thread, self._execute_timed, requests)
-        future.add_done_callback(partial(self._answer_from_thread, batch, rows))
+        self._thread.call(self._execute_timed, requests, partial(self._answer_from_thread, batch, rows))
 
     def _wait_for_more(self, now: float) -> None:
         wake_s = self._batcher.wake_s()
@@ -206,25 +222,29 @@ class Replica:
         self,
         batch: list[Waiting],
         rows: int,
-        future: asyncio.Future[tuple[list[Done], float, float]],
+        timed: tuple[list[Done], float, float],
+        broken: BaseException | None,
     ) -> None:
         self._in_thread = False
-        if future.cancelled():  # the process is ending
-            return
-        results, started_s, ended_s = future.result()
+        if broken is not None:
+            raise broken
+        results, started_s, ended_s = timed
         self._observe(results, rows, ended_s - started_s, inline=False)
         self._answer(batch, results, rows, started_s, ended_s)
         self._pump()
 
-    def _rechecked(self, future: asyncio.Future[str]) -> None:
+    def _rechecked(self, difference: str, broken: BaseException | None) -> None:
         self._in_thread = False
-        if not future.cancelled():
-            self.rechecks.conclude(future.result())
-            self._pump()
+        if broken is not None:
+            raise broken
+        self._progress.end(proven=False)
+        self.rechecks.conclude(difference)
+        self._pump()
 
     def _observe(self, results: list[Done], rows: int, duration_s: float, *, inline: bool) -> None:
         if len(results) == 1:  # otherwise it failed, and its parts ran again
             self._durations.observe(rows, duration_s, inline=inline)
+        self._progress.end(proven=any(done.error is None for done in results))
         self.batches += 1
         self.executed += sum([len(done.requests) for done in results])
         self._execute_s += duration_s
@@ -271,7 +291,13 @@ class Replica:
         now = monotonic()
         if now - self._logged_s > LOG_INTERVAL_S:
             self._logged_s = now
-            log.warning("inference.failed", code=error.code, error=error.message, failures=self.failures)
+            log.warning(
+                "inference.failed",
+                code=error.code,
+                error=error.message,
+                failures=self.failures,
+                traceback=error.traceback,
+            )
 
     def _expire(self, waiting: Waiting) -> bool:
         """Answer a request whose time ran out in the queue. False: it is not to be run."""

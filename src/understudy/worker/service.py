@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
 
@@ -16,10 +15,11 @@ import structlog
 
 from understudy.adapters.links import FrameLink
 from understudy.adapters.memory import pss_mb
+from understudy.adapters.progress import ProgressWriter
 from understudy.core.lifecycle import Table, advance
 from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import Code, UnderstudyError
-from understudy.wire.frames import Frame
+from understudy.wire.frames import HEADER_BYTES_MAX, Frame
 from understudy.wire.messages import (
     BatchingEnded,
     Cancel,
@@ -39,6 +39,7 @@ from understudy.wire.messages import (
 from understudy.worker.batching.asked import rehearse
 from understudy.worker.batching.rechecks import Rechecks
 from understudy.worker.model import Model, load_model
+from understudy.worker.model_thread import ModelThread
 from understudy.worker.replica import Replica
 
 WORKER: Table = {
@@ -52,9 +53,7 @@ WORKER: Table = {
     ("draining", "load_failed"): "draining",
 }
 
-FRAME_HEAD_BYTES = 65_536  # of a frame with an answer, at most
-
-# Round trips to the thread. The shortest counts: it is kept for good, and the machine may be busy just now.
+# Round trips to the model's thread. The shortest counts: it is kept, and the machine may be busy just now.
 HOPS_MEASURED = 9
 
 log = structlog.get_logger()
@@ -63,12 +62,16 @@ log = structlog.get_logger()
 class Worker:
     """Dispatches frames. `stopped` is set when the process should end; `tasks` outlives every load."""
 
-    def __init__(self, name: str, settings: WorkerTuning, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, name: str, settings: WorkerTuning, tasks: asyncio.TaskGroup, thread: ModelThread
+    ) -> None:
         self.tcp_address = ""
         self.stopped = asyncio.Event()
         self.links: set[FrameLink] = set()
         self.unlinked = asyncio.Event()  # set while nobody is connected
-        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
+        self.progress = ProgressWriter()
+        self.model: Model | None = None
+        self._thread = thread
         self._name = name
         self._settings = settings
         self._tasks = tasks
@@ -77,7 +80,6 @@ class Worker:
         self._load: Load | None = None
         self._loading: asyncio.Task[None] | None = None
         self._replica: Replica | None = None
-        self._model: Model | None = None
         self._agent: FrameLink | None = None
         self._drainers: list[tuple[FrameLink, int]] = []
         self._executed_before_drain = 0
@@ -154,17 +156,17 @@ class Worker:
             case Stats():
                 self._hear_agent(link)
                 self._send_stats(link, stream)
-            case Probe():
+            case Probe(inference):
                 self._hear_agent(link)
                 if self._state == "ready" and self._replica is not None:
-                    self._replica.probe(link, stream)
+                    self._replica.probe(link, stream, inference=inference)
                 else:
                     link.fail(stream, self._not_ready())
             case Load():
                 self._start_load(link, stream, message)
             case Rehearse():
-                if self._load is not None and self._model is not None:
-                    rehearse(self.thread, self._load, self._model, link, stream)
+                if self._load is not None and self.model is not None:
+                    rehearse(self._thread, self._load, self.model, link, stream)
                 else:
                     link.fail(stream, self._not_ready())
             case BatchingEnded():
@@ -231,13 +233,17 @@ class Worker:
     async def _finish_load(self, link: FrameLink, stream: int, load: Load) -> None:
         hop_s = await self._hop_s
         try:
-            model, loaded = await self._loop.run_in_executor(
-                self.thread, load_model, load, self._settings.threads
-            )
+            model, loaded = await self._thread.lend(load_model, load, self._settings.threads)
         except UnderstudyError as error:
             self._state = advance(WORKER, self._state, "load_failed")
             self._load = None
-            log.error("model.load_failed", replica=load.replica, path=load.path, error=error.message)
+            log.error(
+                "model.load_failed",
+                replica=load.replica,
+                path=load.path,
+                error=error.message,
+                traceback=error.traceback,
+            )
             link.fail(stream, error)
             return
         self._become_ready(load, model, loaded, hop_s)
@@ -248,10 +254,11 @@ class Worker:
 
     def _become_ready(self, load: Load, model: Model, loaded: Loaded, hop_s: float) -> None:
         self._state = advance(WORKER, self._state, "loaded")
-        model.codec.answer_bytes_max = self._settings.frame_bytes_max - FRAME_HEAD_BYTES
+        self.progress.end(proven=True)  # loading ended in an inference
+        self.model = model
+        model.codec.answer_bytes_max = self._settings.frame_bytes_max - HEADER_BYTES_MAX
         rechecks = Rechecks(model, load, self._settings.recheck_share, self._tell_batching_ended)
-        self._replica = Replica(model, load, hop_s, self.thread, rechecks)
-        self._model = model
+        self._replica = Replica(model, load, hop_s, self._thread, rechecks, self.progress)
         log.info(
             "model.loaded",
             replica=load.replica,
@@ -264,7 +271,7 @@ class Worker:
         hops_s = []
         for _ in range(HOPS_MEASURED):
             started_s = perf_counter()
-            await self._loop.run_in_executor(self.thread, int)
+            await self._thread.ask(int)
             hops_s.append(perf_counter() - started_s)
         return min(hops_s)
 

@@ -13,6 +13,8 @@ from understudy.worker.runtimes.contract import Runtime, load_failed
 
 Specs = tuple[TensorSpec, ...]
 
+TENSORS_MAX = 1024  # inputs, and outputs, of a model
+NAME_CHARS_MAX = 1024  # of one of them
 # Some exporters list each weight as an input with a default. So many are offered, more are weights.
 OPTIONAL_INPUTS_MAX = 16
 
@@ -47,9 +49,28 @@ def agree(load: Load, runtime: Runtime) -> Signature:
     elif sum(spec.optional for spec in inputs) > OPTIONAL_INPUTS_MAX:
         inputs = tuple(spec for spec in inputs if not spec.optional)
     outputs = _merge("output", load.outputs, runtime.outputs, described=False)
+    for what, specs in (("input", inputs), ("output", outputs)):
+        _check_sizes(what, specs)
     if load.finite is Finite.ALLOWED:
         outputs = tuple(msgspec.structs.replace(spec, finite=Finite.ALLOWED) for spec in outputs)
     return Signature(inputs, outputs)
+
+
+def _check_sizes(what: str, specs: Specs) -> None:
+    """Every answer to a question about the model carries these."""
+    if len(specs) > TENSORS_MAX:
+        raise load_failed(
+            f"the model has {len(specs)} {what}s; {TENSORS_MAX} are allowed: declare those that are needed"
+        )
+    for spec in specs:
+        if not spec.name:
+            raise load_failed(f"an {what} has no name; requests can't refer to it")
+        if len(spec.name) > NAME_CHARS_MAX:
+            begin = repr(spec.name[:64] + "…")
+            length = len(spec.name)
+            raise load_failed(
+                f"{what} {begin}: its name has {length} characters; {NAME_CHARS_MAX} are allowed"
+            )
 
 
 def _merge(what: str, declared: Specs, own: Specs, *, described: bool) -> Specs:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from understudy.core.agent.progressive import Activation
+from understudy.core.agent.vitality import Signs
 from understudy.wire.errors import Code
 from understudy.wire.messages import (
     Activate,
@@ -99,19 +100,24 @@ class LoadFailed:
     code: Code
     message: str
     jitter: float = 0.0
-    traceback: str = ""
+    traceback: str = ""  # of the model's own code
 
 
 @dataclass(frozen=True, slots=True)
 class ProbePassed:
+    """`proven_ago_s`: since an inference succeeded, of a probe or of a request. Infinity: not known."""
+
     worker: str
+    proven_ago_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeUnanswered:
-    """The probe waits behind requests that are being answered: a busy replica is not a dead one."""
+    """The probe still waits: a busy replica is not a dead one. Comes again until it is answered or fails."""
 
     worker: str
+    signs: Signs
+    jitter: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +206,13 @@ class LoadWorker:
 
 @dataclass(frozen=True, slots=True)
 class ProbeWorker:
-    """One inference on the real path. Answered by a `Probe…` event or `WorkerExited`."""
+    """Answered by `Probe…` events, the last of which is `ProbePassed` or `ProbeFailed`, or by `WorkerExited`.
+
+    `inference`: on the real path, unless a request proved as much since; else a no-op in the model's queue.
+    """
 
     worker: str
+    inference: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +233,7 @@ class EndBatching:
 @dataclass(frozen=True, slots=True)
 class DrainWorker:
     worker: str
+    timeout_ms: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,26 @@ from understudy.core.agent import events as ev
 from understudy.core.agent.blanks import BlankPool
 from understudy.core.agent.place import Place
 from understudy.core.agent.progressive import plan_activation, wanted_replicas
-from understudy.core.agent.replicas import LIVE, Replica, Wanted, limit_mb, match, still_needed
+from understudy.core.agent.replicas import (
+    LIVE,
+    Replica,
+    Wanted,
+    limit_mb,
+    load_timeout_s,
+    match,
+    still_needed,
+)
 from understudy.core.agent.restarts import Blame, CrashHistory, blame
 from understudy.core.agent.unbatched import Unbatched
+from understudy.core.agent.vitality import Verdict
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
 from understudy.wire.messages import Activated, Loaded, Measured, NodeState, Target
 from understudy.wire.records import AppVersion, Profile, Role
 
+PROOFS_TOLD_S = 10.0  # how long a published state is left as it is while only the age of proofs changes
+KILLED_TOLD_MAX = 16
 _DRAIN_GRACE_S = 0.5  # beyond the worker's own drain timeout, before it is killed
 _LATE_FACTOR = 4.0  # a probe that took this many timeouts to fail: the agent itself stood still
 
@@ -49,6 +60,8 @@ class AgentMachine:
         self._pool = BlankPool(tuning, self._history.delay_s)
         self._unbatched = Unbatched()
         self._dying: set[str] = set()  # killed, exit not seen yet
+        self._killed: deque[str] = deque(maxlen=KILLED_TOLD_MAX)  # the newest of them
+        self._kills: list[str] = []  # to be carried out as soon as the node's state was published
         self._measures: deque[ev.MeasureAsked] = deque()
         self._staged: set[str] = set()
         self._next_id = 1
@@ -56,6 +69,7 @@ class AgentMachine:
         self._stopping = False
         self._stopped = False
         self._now = 0.0
+        self._proofs_due_s = 0.0
         self._effects: list[ev.Effect] = []
         revision = saved.target.revision if saved.target else 0
         self.state = NodeState(node=node, incarnation=incarnation, serial=0, target_revision=revision)
@@ -71,7 +85,13 @@ class AgentMachine:
         self._notice(Place.LOADING, next((r.trouble for r in self._replicas if r.trouble), ""))
         self._publish()
         effects, self._effects = self._effects, []
-        return effects
+        if not self._kills:
+            return effects
+        # Whoever hears that a connection broke is to know already that it was this node's doing.
+        told = [effect for effect in effects if isinstance(effect, ev.Publish)]
+        kills = [ev.KillWorker(worker) for worker in self._kills]
+        self._kills.clear()
+        return [*told, *kills, *(effect for effect in effects if not isinstance(effect, ev.Publish))]
 
     @property
     def due_s(self) -> float:
@@ -87,11 +107,10 @@ class AgentMachine:
                 self._loaded(worker, loaded)
             case ev.LoadFailed():
                 self._load_failed(event)
-            case ev.ProbePassed(worker):
-                self._probe_passed(worker)
-            case ev.ProbeUnanswered(worker):
-                if (replica := self._carried_by(worker)) is not None:
-                    replica.probing = False
+            case ev.ProbePassed(worker, proven_ago_s):
+                self._probe_passed(worker, proven_ago_s)
+            case ev.ProbeUnanswered():
+                self._probe_unanswered(event)
             case ev.ProbeFailed():
                 self._probe_failed(event)
             case ev.LinkLost(worker):
@@ -212,7 +231,8 @@ class AgentMachine:
             app = self._app(stats.app, stats.version)
             variant = app.variant(stats.variant) if app else None
             replica.memory_mb = replica_mb(variant) if variant else stats.pss_mb
-            replica.probe_at_s = self._now + self._tuning.probe_interval_ms / 1000
+            self._begin_probing(replica, 0.0, app)
+            replica.life.proven_s = -math.inf
             self._replicas.append(replica)
             if stats.state == "draining":
                 self._release(replica)
@@ -247,8 +267,7 @@ class AgentMachine:
         replica.trouble = ""
         if replica.asker is None and self._history.loaded(replica.key, self._now):
             self._tell("variant.recovered", f"{replica.key[2]} runs here again", replica.key[0], worker)
-        replica.probe_failures = 0
-        replica.probe_at_s = self._now + self._tuning.probe_interval_ms / 1000
+        self._begin_probing(replica, loaded.latency_ms / 1000, replica.wanted.app if replica.wanted else None)
         if replica.asker is None:
             message = f"{replica.key[2]} loaded in {loaded.load_ms:.0f} ms"
             self._tell("replica.loaded", message, replica.key[0], worker, load_ms=loaded.load_ms)
@@ -283,20 +302,58 @@ class AgentMachine:
         self._crash(replica, "load_failed", event.message, event.jitter, whose, event.traceback)
         what = f"{replica.key[2]} of {replica.key[0]} can't be loaded: {event.message}"
         replica.trouble = what if whose is Blame.PLACE else ""
+        if event.code is Code.TIMEOUT and replica.wanted is not None:
+            # At most half of the time is spent on it.
+            pause_s = load_timeout_s(replica.wanted.variant, self._tuning)
+            replica.retry_at_s = max(replica.retry_at_s, self._now + pause_s)
 
-    def _probe_passed(self, worker: str) -> None:
+    def _begin_probing(self, replica: Replica, latency_s: float, app: AppVersion | None) -> None:
+        profile = variant.profile if app and (variant := app.variant(replica.key[2])) else None
+        replica.life.begin(
+            self._now,
+            max(latency_s, profile.latency_ms / 1000 if profile else 0.0),
+            app.deadline_ms / 1000 if app else 0.0,
+            self._tuning.probe_interval_ms / 1000,
+        )
+
+    def _probe_passed(self, worker: str, proven_ago_s: float) -> None:
         self._pool.passed(worker)
         replica = self._carried_by(worker)
         if replica is None:
             return
-        replica.probing = False
-        replica.probe_failures = 0
+        replica.life.passed(self._now, proven_ago_s)
+        self._recover(replica, "passes its probe again")
+
+    def _probe_unanswered(self, event: ev.ProbeUnanswered) -> None:
+        replica = self._carried_by(event.worker)
+        if replica is None or replica.state not in ("ready", "failing"):
+            return
+        if replica.wanted is not None:  # an adopted one is told late which app it serves
+            replica.life.deadline_s = replica.wanted.app.deadline_ms / 1000
+        verdict, why = replica.life.judge(event.signs, self._tuning)
+        match verdict:
+            case Verdict.BUSY:
+                replica.life.failures = 0
+                if replica.life.still:
+                    replica.life.still = False
+                    self._recover(replica, "works again")
+            case Verdict.OVERDUE:
+                replica.life.still = True
+                self._fail(replica, why)
+            case Verdict.STILL:
+                replica.life.still = True
+                self._count_probe_failure(replica, why, event.jitter)
+            case Verdict.HUNG:
+                self._fail(replica, why)
+                self._give_up(replica, why, event.jitter)
+            case _:
+                assert_never(verdict)
+
+    def _recover(self, replica: Replica, how: str) -> None:
         if replica.state == "failing":
             replica.advance("probe_passed")
             replica.detail = ""
-            self._tell(
-                "replica.recovered", f"{replica.key[2]} passes its probe again", replica.key[0], worker
-            )
+            self._tell("replica.recovered", f"{replica.key[2]} {how}", replica.key[0], replica.worker)
 
     def _probe_failed(self, event: ev.ProbeFailed) -> None:
         late = event.waited_s > _LATE_FACTOR * self._tuning.probe_timeout_ms / 1000
@@ -307,26 +364,32 @@ class AgentMachine:
         replica = self._carried_by(event.worker)
         if replica is None:
             return
-        replica.probing = False
+        replica.life.asked = False
         if late:
-            replica.probe_at_s = self._now
+            replica.life.ask_at_s = self._now
         elif replica.state in ("ready", "failing"):
             self._count_probe_failure(replica, event.reason, event.jitter)
 
     def _count_probe_failure(self, replica: Replica, reason: str, jitter: float) -> None:
-        replica.probe_failures += 1
+        replica.life.failures += 1
         self._fail(replica, reason)
-        if replica.probe_failures >= self._tuning.probe_failures_restart:
-            self._kill(replica.worker)
-            self._tell("worker.given_up", f"{replica.key[2]}: {reason}", replica.key[0], replica.worker)
-            self._crash(replica, "gave_up", reason, jitter, Blame.NOBODY)  # we ended it
+        if replica.life.failures >= self._tuning.probe_failures_restart:
+            self._give_up(replica, reason, jitter)
+
+    def _give_up(self, replica: Replica, reason: str, jitter: float) -> None:
+        """End a worker that may be in the middle of requests: not their fault, nor its variant's."""
+        self._dying.add(replica.worker)
+        self._killed.append(replica.worker)
+        self._kills.append(replica.worker)
+        self._tell("worker.given_up", f"{replica.key[2]}: {reason}", replica.key[0], replica.worker)
+        self._crash(replica, "gave_up", reason, jitter, Blame.NOBODY)
 
     def _link_lost(self, worker: str) -> None:
         if self._pool.remove(worker):
             self._kill(worker)
         replica = self._carried_by(worker)
         if replica is not None:
-            replica.probe_at_s = self._now
+            replica.life.ask_at_s = self._now
             self._fail(replica, "connection lost")
 
     def _fail(self, replica: Replica, reason: str) -> None:
@@ -341,7 +404,6 @@ class AgentMachine:
         """The replica lost its worker: plan its next start, or pause its variant."""
         replica.advance(how)
         replica.worker, replica.pid, replica.address = "", 0, ""
-        replica.probing = False
         if replica.state == "stopped":
             self._replicas.remove(replica)
             return
@@ -438,6 +500,7 @@ class AgentMachine:
         replica.id = replica.worker = blank.worker
         replica.load_at_s = self._now
         replica.pid, replica.address = blank.pid, blank.address
+        replica.detail = f"for {load_timeout_s(wish.variant, self._tuning):g} s at most"
         replica.advance("worker_started")
         limit = limit_mb(wish.variant, self._tuning, self._memory_mb)
         measure = replica.asker is not None
@@ -445,11 +508,12 @@ class AgentMachine:
         self._effects.append(ev.LoadWorker(blank.worker, wish.app, variant, limit, measure, wish.brief))
 
     def _check_deadlines(self) -> None:
-        next_s = self._now + self._tuning.probe_interval_ms / 1000
+        loaded = [r for r in self._replicas if r.state in ("ready", "failing")]
+        for r in loaded:
+            if not r.life.asked and r.life.ask_at_s <= self._now:
+                due = r.life.asks_for_proof(self._now, len(loaded), self._tuning)
+                self._effects.append(ev.ProbeWorker(r.worker, inference=due or r.state == "failing"))
         for r in self._replicas:
-            if r.state in ("ready", "failing") and not r.probing and r.probe_at_s <= self._now:
-                r.probing, r.probe_at_s = True, next_s
-                self._effects.append(ev.ProbeWorker(r.worker))
             if r.deadline_s <= self._now:
                 r.deadline_s = math.inf
                 self._kill(r.worker)
@@ -476,8 +540,11 @@ class AgentMachine:
         if replica.state == "stopped":
             self._replicas.remove(replica)
         elif answers:
-            replica.deadline_s = self._now + self._tuning.drain_timeout_ms / 1000 + _DRAIN_GRACE_S
-            self._effects.append(ev.DrainWorker(replica.worker))
+            timeout_ms = self._tuning.drain_timeout_ms
+            if not self._stopping:  # what runs there has its app's deadline to end
+                timeout_ms = max(timeout_ms, replica.life.deadline_s * 1000)
+            replica.deadline_s = self._now + timeout_ms / 1000 + _DRAIN_GRACE_S
+            self._effects.append(ev.DrainWorker(replica.worker, timeout_ms))
         else:
             self._kill(replica.worker)
 
@@ -534,9 +601,17 @@ class AgentMachine:
             warning=self._place.warning,
             memory_used_mb=self._used_mb(),
             blank_workers=len(self._pool),
+            killed=tuple(self._killed),
+            proven_ago_s=self.state.proven_ago_s,
             unbatched=self._unbatched.view,
         )
-        if state != self.state:
+        if state != self.state or self._now >= self._proofs_due_s:
+            self._proofs_due_s = self._now + PROOFS_TOLD_S
+            state.proven_ago_s = {
+                r.id: round(self._now - r.life.proven_s, 1)
+                for r in self._replicas
+                if r.asker is None and r.state in ("ready", "failing") and r.life.proven_s > -math.inf
+            }
             state.serial += 1
             self.state = state
             self._effects.append(ev.Publish(state))

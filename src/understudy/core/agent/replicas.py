@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from understudy.core.agent.restarts import Key
+from understudy.core.agent.vitality import Vitality
 from understudy.core.lifecycle import REPLICA, advance
 from understudy.settings.agent import AgentTuning
 from understudy.wire.messages import ReplicaState
@@ -58,9 +59,7 @@ class Replica:
     retry_at_s: float = 0.0  # in backoff
     load_at_s: float = -math.inf  # when it was given its model
     deadline_s: float = math.inf  # draining: then it is killed
-    probe_at_s: float = math.inf
-    probing: bool = False
-    probe_failures: int = 0
+    life: Vitality = field(default_factory=Vitality)
     refused_for_memory: bool = False
     trouble: str = ""  # of the node, which kept it from being loaded
     asker: int | None = None
@@ -77,8 +76,8 @@ class Replica:
         due_s = self.deadline_s
         if self.state == "backoff" and not self.refused_for_memory:
             due_s = min(due_s, self.retry_at_s)
-        if self.state in ("ready", "failing") and not self.probing:
-            due_s = min(due_s, self.probe_at_s)
+        if self.state in ("ready", "failing") and not self.life.asked:
+            due_s = min(due_s, self.life.ask_at_s)
         if self.loads_alone(now):
             due_s = min(due_s, self.load_at_s + LOAD_ALONE_S)
         return due_s
@@ -122,6 +121,10 @@ def request_memory_mb(variant: Variant, tuning: AgentTuning) -> float:
     replica_mb = variant.profile.replica_mb if variant.profile else 0.0
     left_mb = max(variant.memory_limit_mb - replica_mb, variant.memory_limit_mb / 4)
     return min(tuning.request_memory_mb, left_mb / REQUESTS_MARGIN)
+
+
+def load_timeout_s(variant: Variant, tuning: AgentTuning) -> float:
+    return tuning.load_timeout_s if variant.load_timeout_s is None else variant.load_timeout_s
 
 
 @dataclass(slots=True)

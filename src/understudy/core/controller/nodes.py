@@ -29,6 +29,7 @@ class Node:
     deaths_s: list[float] = field(default_factory=list)  # not older than flap_memory_s
     stable_at_s: float = 0.0  # while returning
     observed: NodeState | None = None  # its newest report over the present connection
+    observed_s: float = 0.0  # when that came
 
     @property
     def plannable(self) -> bool:
@@ -89,12 +90,18 @@ class Nodes:
             return []
         seen = node.observed
         if seen is None or (state.incarnation, state.serial) >= (seen.incarnation, seen.serial):
-            node.observed = state
+            node.observed, node.observed_s = state, now
         return self._heard(node, now)
 
     def heartbeat(self, beat: Heartbeat, now: float) -> list[Transition]:
         node = self.by_name.get(beat.node)
         return self._heard(node, now) if node is not None and node.connected else []
+
+    def proven_ago_s(self, name: str, replica: str) -> float | None:
+        """Since an inference of this replica succeeded, as its agent told; None if it told nothing."""
+        node = self.by_name[name]
+        ago_s = node.observed.proven_ago_s.get(replica) if node.observed is not None else None
+        return None if ago_s is None else round(ago_s + max(self._ticked_s - node.observed_s, 0.0), 1)
 
     def link_lost(self, name: str, now: float) -> list[Transition]:
         node = self.by_name[name]

@@ -57,6 +57,7 @@ def _merged_tensor(side: str, one: TensorSpec, other: TensorSpec, names: tuple[s
         hint=one.hint or other.hint,
         finite=Finite.ALLOWED if Finite.ALLOWED in (one.finite, other.finite) else Finite.REQUIRED,
         labels=one.labels or other.labels,
+        format=one.format or other.format,
     )
 
 

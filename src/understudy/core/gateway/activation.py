@@ -70,6 +70,19 @@ def choose(
     )
 
 
+LOAD_FACTOR = 3.0  # times what it was measured to take
+
+
+def load_ms_max(app: AppVersion, contingency: Contingency) -> float:
+    """How long its first answer may take to load: as the manifest says, else by its profile; 0: not known."""
+    variant = app.variant(contingency.first)
+    if variant is None:
+        return 0.0
+    if variant.load_timeout_s is not None:
+        return variant.load_timeout_s * 1000
+    return variant.profile.load_ms * LOAD_FACTOR if variant.profile is not None else 0.0
+
+
 def gives_way(choice: Contingency, pending: Iterable[Activation | None], lost_at: float, now: float) -> bool:
     """What nobody planned for may not take the room that others were promised: those ask first."""
     if choice.failure != LAST_RESORT:

@@ -38,7 +38,7 @@ class Dispatcher:
         settings: GatewayTuning,
         apps: Mapping[str, App],
         *,
-        node_alive: Callable[[str], bool],
+        died_of_it: Callable[[Replica], bool],
         random: Callable[[], float],
         poisoned: Callable[[Request], None],
         changed: Callable[[App, float], None],
@@ -46,10 +46,11 @@ class Dispatcher:
         """`changed` is called when an app's rotation must be worked out anew; `random` gives [0, 1)."""
         self._settings = settings
         self._random = random
+        self._died_of_it = died_of_it
         self._poisoned = poisoned
         self._changed = changed
         verdict_s = settings.retry.poison_verdict_ms / 1000
-        self.poison = Poison(settings.poison, settings.retry.poison_kills, verdict_s, node_alive)
+        self.poison = Poison(settings.poison, settings.retry.poison_kills, verdict_s, died_of_it)
         self.last_good = LastGood(settings.last_good)
         self.fallback = Fallback(self, apps, self.last_good, settings.tick_ms / 1000)
         self.gate = Gate(settings.admission)
@@ -121,10 +122,13 @@ class Dispatcher:
         if flight is not None:
             answer = decode_answer(frame)  # may raise: then the link goes, and what it holds moves
             del replica.outstanding[frame.stream]
-        if replica.suspect and (flight is not None or not replica.outstanding):
-            # A mere pong doesn't clear a replica that owes answers: its loop may live while inference hangs.
+        if frame.stream:  # a pong has none; an answer that comes too late is progress all the same
+            replica.answered_at = now
+        if replica.suspect and (flight is not None or not replica.owes_too_long(now, replica.app.late_s)):
+            # A mere pong doesn't clear one that owes an answer for too long: its model may hang.
             replica.suspect = False
-            replica.breaker.heard(now)
+            if flight is not None or not replica.outstanding:
+                replica.breaker.heard(now)
             self._changed(replica.app, now)
         if flight is None:
             return  # somebody else was faster, or nobody waits any more
@@ -225,10 +229,13 @@ class Dispatcher:
         """Its connection broke. Every request in flight on it moves, inside its own deadline.
 
         Any of them may be what killed the worker, so they are retried one at a time: the next worker to
-        die then has one culprit. The caller has taken the replica out of the rotation already.
+        die then has one culprit, whichever suspect it has had the longest. The caller has taken the replica
+        out of the rotation already.
         """
         flights = list(replica.outstanding.values())
         replica.outstanding.clear()
+        culprit = next((f.request for f in flights if f.request.isolated and not f.request.done), None)
+        blamed = replica.state != "draining" and self._died_of_it(replica)
         replica.breaker.abandoned(replica.breaker.probe)
         for flight in flights:
             request = flight.request
@@ -236,9 +243,9 @@ class Dispatcher:
                 continue
             request.flights.remove(flight)
             request.tried += (replica.id,)
-            if replica.state != "draining" and (request.isolated or not request.kills):
+            if blamed and (request is culprit or not request.kills):
                 # Not when a hedge of it was merely beside a suspect that was being tried alone.
-                request.kills += (replica.node,)
+                request.kills += (replica,)
             self._leave_isolation(request)
             if request.flights:
                 continue
@@ -249,12 +256,13 @@ class Dispatcher:
                 self.poison.accuse(request, now)
             else:
                 request.app.stats.retried += 1
-                request.app.suspects.append(request)
+                (request.app.suspects if request.kills else request.app.waiting).append(request)
         self.release(replica.app, now)
 
     def release(self, app: App, now: float) -> None:
         """Send what waits, as far as there is room: first one suspect, then the others in order."""
-        while app.suspects and app.isolated is None:
+        trial_s = self._settings.retry.trial_ms / 1000
+        while app.suspects and (app.isolated is None or app.isolated.in_flight_s(now) > trial_s):
             request = app.suspects[0]
             other = self._other(request, now)
             if other is None:
@@ -355,7 +363,7 @@ class Dispatcher:
         if not may_hedge(request, self._settings.hedge):
             return
         other = self._other(request, now)
-        if other is not None and hedge_due(request, other, now):
+        if other is not None and hedge_due(request, other, self._settings.hedge, now):
             request.hedged = True
             request.app.stats.hedged += 1
             self._send(request, other, now)
@@ -406,10 +414,10 @@ class Dispatcher:
         for replica in app.replicas.values():
             if replica.suspect or replica.link is None:
                 continue
-            patience_s = app.silence_s * doubt
             if app.ranked == [replica]:
-                patience_s *= LONE_PATIENCE_FACTOR
-            if replica.silent_s(now) > patience_s:
+                doubt *= LONE_PATIENCE_FACTOR
+            silent = replica.falls_silent(now, app.silence_s * doubt)
+            if silent or replica.owes_too_long(now, app.late_s * doubt):
                 self.suspect(replica, now)
 
     def suspect(self, replica: Replica, now: float) -> None:

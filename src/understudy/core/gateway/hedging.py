@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from understudy.core.gateway.rotation import Replica, Request
+from understudy.core.gateway.rotation import UNPROVEN_FACTOR, Replica, Request
 from understudy.settings.gateway import HedgeSettings
 
 HEDGE_DEGRADED_FACTOR = 1.5  # patience before a smaller variant may answer in place of a slow full-size one
@@ -17,10 +17,12 @@ def may_hedge(request: Request, settings: HedgeSettings) -> bool:
     return request.flights[0].replica.suspect or not app.concurrency.overloaded
 
 
-def hedge_due(request: Request, other: Replica, now: float) -> bool:
+def hedge_due(request: Request, other: Replica, settings: HedgeSettings, now: float) -> bool:
     """Whether to send it to `other` now. Withdraws from the budget, unless the first replica is suspect."""
     app, flight = request.app, request.flights[0]
     patience_s = app.hedge_delay_s
+    if flight.replica.unproven_s(request.arrived) > settings.unproven_s:
+        patience_s *= UNPROVEN_FACTOR
     if other.rank > flight.replica.rank:
         patience_s *= HEDGE_DEGRADED_FACTOR
     if now - flight.sent_at < patience_s:

@@ -12,7 +12,7 @@ from typing import Any, assert_never
 import msgspec
 
 from understudy.core.gateway import outliers
-from understudy.core.gateway.activation import Activation, choose, gives_way
+from understudy.core.gateway.activation import Activation, choose, gives_way, load_ms_max
 from understudy.core.gateway.dispatch import Dispatcher
 from understudy.core.gateway.nodes import Node
 from understudy.core.gateway.rotation import App, Replica, Request
@@ -136,7 +136,7 @@ class Gateway:
         self.dispatcher = Dispatcher(
             settings,
             self.apps,
-            node_alive=lambda name: name in self.nodes and self.nodes[name].alive,
+            died_of_it=self._died_of_it,
             random=random,
             poisoned=self._note_poison,
             changed=self._refresh,
@@ -242,7 +242,7 @@ class Gateway:
         node = self.nodes.get(state.node)
         if node is None or (state.incarnation, state.serial) < (node.incarnation, node.serial):
             return
-        node.incarnation, node.serial = state.incarnation, state.serial
+        node.incarnation, node.serial, node.killed = state.incarnation, state.serial, frozenset(state.killed)
         touched: dict[str, App] = {}
         seen: set[str] = set()
         node.reported = state.replicas
@@ -252,6 +252,8 @@ class Gateway:
                 continue
             seen.add(report.id)
             self._take_replica(report, app, node, now)
+            if report.id in state.proven_ago_s:
+                self.replicas[report.id].proven_at = now - state.proven_ago_s[report.id]
             touched[app.name] = app
         for id_ in sorted(node.replicas - seen):
             replica = self.replicas[id_]
@@ -393,7 +395,8 @@ class Gateway:
         pending = app.activation
         if pending is not None:
             limits = self.settings.activation
-            limit_ms = limits.ready_timeout_ms if pending.accepted else limits.timeout_ms
+            ready_ms = max(limits.ready_timeout_ms, load_ms_max(app.spec, pending.contingency))
+            limit_ms = ready_ms if pending.accepted else limits.timeout_ms
             if now - pending.asked_at < limit_ms / 1000 * self.doubt.factor(now):
                 return
             app.refused[pending.contingency.node] = now
@@ -492,6 +495,11 @@ class Gateway:
         else:
             self._note("brownout.ended", "the full-size variant answers alone again", app=app.name)
 
+    def _died_of_it(self, replica: Replica) -> bool:
+        """Whether a request may be to blame for this worker's end: its node lives, and didn't kill it."""
+        node = self.nodes.get(replica.node)
+        return node is not None and node.alive and replica.id not in node.killed
+
     def _tell_health(self, app: App, now: float) -> None:
         event = app.health.judge(app, now)
         if event:
@@ -512,7 +520,7 @@ class Gateway:
             )
 
     def _note_poison(self, request: Request) -> None:
-        message = f"took down workers on {', '.join(request.kills)}"
+        message = f"took down workers on {', '.join(replica.node for replica in request.kills)}"
         self._effects.append(Note("request.poisoned", message, request.app.name, request_id=request.id))
 
     def _note(

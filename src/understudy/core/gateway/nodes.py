@@ -10,7 +10,7 @@ from understudy.wire.records import NodeInfo
 class Node:
     """What this gateway knows of a node."""
 
-    __slots__ = ("connected", "detector", "incarnation", "info", "replicas", "reported", "serial")
+    __slots__ = ("connected", "detector", "incarnation", "info", "killed", "replicas", "reported", "serial")
 
     def __init__(self, info: NodeInfo, detector: HeartbeatDetector) -> None:
         self.info = info
@@ -20,6 +20,7 @@ class Node:
         self.serial = -1
         self.replicas: set[str] = set()
         self.reported: tuple[ReplicaState, ...] = ()  # newest, those of apps that aren't known here too
+        self.killed: frozenset[str] = frozenset()  # workers that its agent has ended itself, lately
 
     @property
     def alive(self) -> bool:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from understudy.core.gateway.rotation import Request
+from understudy.core.gateway.rotation import Replica, Request
 from understudy.settings.gateway import PoisonSettings
 
 
 class Poison:
     def __init__(
-        self, settings: PoisonSettings, kills: int, verdict_s: float, node_alive: Callable[[str], bool]
+        self, settings: PoisonSettings, kills: int, verdict_s: float, died_of_it: Callable[[Replica], bool]
     ) -> None:
-        """`kills`: workers on living nodes that a request may take down; a verdict waits `verdict_s`."""
+        """`kills`: workers that a request may take down; a verdict waits `verdict_s`.
+
+        `died_of_it`: nothing else is known to have ended this worker, such as the loss of its node.
+        """
         self._settings = settings
         self._kills = kills
         self._verdict_s = verdict_s
-        self._node_alive = node_alive
+        self._died_of_it = died_of_it
         self._accused: list[tuple[float, Request]] = []
         self.remembered: dict[bytes, float] = {}  # digest -> when to forget it; the oldest first
 
@@ -42,7 +45,7 @@ class Poison:
             if now < due:
                 pending.append((due, request))
                 continue
-            request.kills = tuple(node for node in request.kills if self._node_alive(node))
+            request.kills = tuple(filter(self._died_of_it, request.kills))
             if len(request.kills) < self._kills:
                 acquitted.append(request)
             else:

@@ -34,6 +34,8 @@ RAMP_SHARE_MIN = 0.1  # of a full share, for a replica that was (re-)admitted ju
 HEDGE_SAMPLES_MIN = 20  # answers seen before the live quantile is believed
 SILENT_DEADLINE_FRACTION = 0.25  # after so much of an app's deadline a replica that owes an answer is silent
 SLOW_FACTOR = 2.0  # times the live p99: later than any answer of a replica that is well
+UNPROVEN_FACTOR = 0.5  # of the usual patience, with a replica that has proved nothing for long
+ASK_FRACTION = 0.1  # of the time that it has owed an answer: between two questions whether it lives
 OUTSTANDING_MAX = 128  # requests that one gateway keeps at one replica; the rest waits where it can move
 BUSY_PAUSE_S = 0.005  # a replica that said BUSY is left alone for this long, doubling while it says so
 BUSY_PAUSE_S_MAX = 0.04
@@ -68,7 +70,9 @@ class Replica(Source):
     __slots__ = (
         "address",
         "admitted_at",
+        "answered_at",
         "app",
+        "asked_at",
         "breaker",
         "busy_pause_s",
         "busy_until",
@@ -83,6 +87,7 @@ class Replica(Source):
         "outstanding",
         "pace",
         "pid",
+        "proven_at",
         "rank",
         "role",
         "share",
@@ -108,6 +113,9 @@ class Replica(Source):
         self.next_stream = 1
         self.suspect = False  # silent although it owes an answer
         self.outrun_at = 0.0  # got a copy then that was called back, since another one was faster
+        self.asked_at = 0.0  # for a sign of life, when it owed an answer for long
+        self.answered_at = 0.0  # anything
+        self.proven_at = now  # as its agent had it: an inference succeeded
         self.node_suspect = False
         self.busy_until = 0.0
         self.busy_pause_s = 0.0
@@ -131,7 +139,8 @@ class Replica(Source):
         link = self.link
         if link is not None and flight.sent_at > link.last_heard_s >= self.outrun_at:
             self.outrun_at = flight.sent_at
-            link.write(encode_message(Ping()))
+            if self.asked_at <= link.last_heard_s:
+                link.write(encode_message(Ping()))
 
     def silent_s(self, now: float) -> float:
         """For how long nothing was heard of it although something was due: an answer, or a sign of life."""
@@ -140,6 +149,37 @@ class Replica(Source):
         if self.outrun_at > heard_s:
             due_s = min(due_s, self.outrun_at)
         return now - max(due_s, heard_s)
+
+    def falls_silent(self, now: float, patience_s: float) -> bool:
+        """Whether nothing was heard for `patience_s` although something was due. Asks first, in good time.
+
+        One that says that it lives may still be at work: how long that may take, see `owes_too_long`.
+        """
+        silent_s = self.silent_s(now)
+        link = self.link
+        if silent_s <= patience_s / 2 or link is None:
+            return False
+        asked_at = max(self.asked_at, self.outrun_at)
+        if asked_at <= link.last_heard_s:
+            # The longer it has been at work, the rarer.
+            if now - link.last_heard_s >= (now - self.owes_since(now)) * ASK_FRACTION:
+                self.asked_at = now
+                link.write(encode_message(Ping()))
+            return False
+        return silent_s > patience_s and now - asked_at >= patience_s / 2
+
+    def owes_too_long(self, now: float, patience_s: float) -> bool:
+        """Whether it has answered nothing for so long that a request of its had better be elsewhere, too."""
+        if not self.outstanding:
+            return False
+        oldest = next(iter(self.outstanding.values()))
+        budget_s = oldest.request.deadline - oldest.request.arrived
+        patience_s = max(patience_s, budget_s * SILENT_DEADLINE_FRACTION)
+        return now - max(oldest.sent_at, self.answered_at) > patience_s
+
+    def unproven_s(self, now: float) -> float:
+        """Since an inference of its is known to have succeeded."""
+        return now - max(self.proven_at, self.answered_at)
 
     def owes_since(self, now: float) -> float:
         """When the oldest request was sent to it that it hasn't answered; `now` if there is none."""
@@ -241,6 +281,7 @@ class App:
         self.hedge_delay_s = max(settings.hedge.delay_ms_min * 4 / 1000, 2 * known_s)
         self.silence_s = settings.suspicion.silence_ms_min * 4 / 1000
         self.silence_s = max(self.silence_s, settings.suspicion.silence_factor * known_s)
+        self.late_s = max(self.silence_s, spec.deadline_ms / 1000 * SILENT_DEADLINE_FRACTION)
         self.retry_budget = Budget(settings.retry.budget_fraction, settings.retry.budget_min, now)
         self.hedge_budget = Budget(settings.hedge.budget_fraction, settings.retry.budget_min, now)
         self.stats = AppStats()
@@ -248,6 +289,7 @@ class App:
         self.answered = Answered()
         self._deposited = 0
         self.asked_lately = False  # since the last retune
+        self._unproven_s = settings.hedge.unproven_s
         self._panic_fraction = settings.breaker.panic_fraction
         self._slow_start_s = settings.breaker.slow_start_s
 
@@ -381,9 +423,10 @@ class App:
 
     def watch_s(self, request: Request) -> float:
         """How long after sending a request a tick need not look at it."""
-        if not self.chain:
-            return self.hedge_delay_s
-        return min(self.hedge_delay_s, (request.deadline - request.arrived) / 2)
+        delay_s = self.hedge_delay_s
+        if request.flights and request.flights[0].replica.unproven_s(request.arrived) > self._unproven_s:
+            delay_s *= UNPROVEN_FACTOR
+        return min(delay_s, (request.deadline - request.arrived) / 2) if self.chain else delay_s
 
     def retune(self, settings: GatewayTuning, now: float) -> None:
         """Bring hedge delay, silence bound and budgets up to date. On a timer, some times a second."""
@@ -404,6 +447,7 @@ class App:
         in_time_s = max(p99_s * SLOW_FACTOR, self.spec.deadline_ms / 1000 * SILENT_DEADLINE_FRACTION)
         silence_s = min(p99_s * suspicion.silence_factor, in_time_s)
         self.silence_s = max(silence_s, suspicion.silence_ms_min / 1000)
+        self.late_s = max(in_time_s, self.silence_s)
 
     def observe(self, elapsed_s: float) -> None:
         """On each tick: what was in flight for the last `elapsed_s`."""
@@ -488,7 +532,7 @@ class Request:
         self.flights: list[Flight] = []
         self.tried: tuple[str, ...] = ()  # replica ids that had it and gave no answer
         self.faults: tuple[Fault, ...] = ()  # of replicas; none once it is settled whose they were
-        self.kills: tuple[str, ...] = ()  # nodes of workers that died with it
+        self.kills: tuple[Replica, ...] = ()  # that died with it
         self.attempts = 0
         self.hedged = False
         self.isolated = False
@@ -499,6 +543,10 @@ class Request:
     def id(self) -> str:
         """Its name in logs and events."""
         return ""
+
+    def in_flight_s(self, now: float) -> float:
+        """How long its oldest copy has been on its way."""
+        return now - self.flights[0].sent_at if self.flights else 0.0
 
     def digest(self) -> bytes:
         """The same for the same bytes in the same encoding to the same version. It reads all of the body."""

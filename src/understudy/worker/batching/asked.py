@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from concurrent.futures import Executor
 from functools import partial
 
 from understudy.adapters.links import FrameLink
@@ -11,20 +9,18 @@ from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Load, Rehearsed
 from understudy.wire.records import BatchingVerdict
 from understudy.worker.batching.verdict import judge
-from understudy.worker.model import Model, describe
+from understudy.worker.model import Model
+from understudy.worker.model_thread import ModelThread
+from understudy.worker.raised import describe
 
 
-def rehearse(thread: Executor, load: Load, model: Model, link: FrameLink, stream: int) -> None:
-    judging = asyncio.get_running_loop().run_in_executor(thread, judge, load, model)
-    judging.add_done_callback(partial(_reply, link, stream))
+def rehearse(thread: ModelThread, load: Load, model: Model, link: FrameLink, stream: int) -> None:
+    thread.call(lambda _: judge(load, model), None, partial(_reply, link, stream))
 
 
-def _reply(link: FrameLink, stream: int, judging: asyncio.Future[BatchingVerdict]) -> None:
-    if judging.cancelled():  # the process is ending
-        return
-    error = judging.exception()
+def _reply(link: FrameLink, stream: int, verdict: BatchingVerdict, error: BaseException | None) -> None:
     if error is None:
-        link.send(Rehearsed(judging.result()), stream)
+        link.send(Rehearsed(verdict), stream)
     elif isinstance(error, UnderstudyError):
         link.fail(stream, error)
     else:

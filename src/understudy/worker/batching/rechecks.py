@@ -115,7 +115,9 @@ class Rechecks:
 
     def _alone(self, request: Request) -> dict[str, Array] | None:
         inputs = {name: array.copy() for name, array in request.inputs.items()}
-        (done,) = self._model.execute([Request(inputs, request.rows, request.key, None, ())])
+        (done,) = self._model.execute(
+            [Request(inputs, request.rows, request.key, None, (), parameters=request.parameters)]
+        )
         return None if done.outputs is None else {name: array.copy() for name, array in done.outputs.items()}
 
 

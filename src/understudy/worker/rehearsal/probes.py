@@ -11,6 +11,7 @@ from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import DATATYPES, Array, show_shape
 from understudy.worker.oip import encode_probe, encode_tensors
+from understudy.worker.raised import NOT_FINITE
 from understudy.worker.runtimes.contract import load_failed
 
 # Lengths of open dimensions beyond the first: kernels and windows want more than one.
@@ -61,7 +62,7 @@ def no_probe_passed(failures: list[tuple[Tried, UnderstudyError]]) -> Understudy
     if not tried.what:
         return error
     advice = "give [probe] inputs = [...]"
-    if error.context.get("reason") == "not-finite":
+    if error.context.get("reason") == NOT_FINITE:
         advice += ', or [outputs] finite = "allowed" if NaN and infinity are right'
     others = "; it failed on ones and on longer ones too" if failures[1:] else ""
     what = (

@@ -14,6 +14,7 @@ from understudy.config import explain
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
+from understudy.worker.inputs import Parameters
 
 T = TypeVar("T")
 Axes = dict[str, tuple[str, ...]]  # input -> names of its dimensions, "" for one without
@@ -24,10 +25,16 @@ class Runtime(Protocol):
 
     `described`: whether it says anything. `axes` names the dimensions of its inputs that should have equal
     lengths where their names are equal. `notes` tells who deploys it what can't be served, or is otherwise
-    than in the file. `load` may raise anything. `predict` may keep or change the arrays it is given, returns
-    at least the declared outputs, and may be called from any thread, but by one at a time.
+    than in the file.
+
+    `load` may raise anything. `predict` may keep or change the arrays it is given, returns at least the
+    declared outputs, and is called by one thread at a time: by any, unless the runtime wants `own_thread`.
+    Then that is the process's main thread, for everything from `load` to `unload`.
     """
 
+    own_thread: bool
+    source: str  # path of the model's own code, whose lines are named when it fails; empty: it has none
+    takes_parameters: bool  # of a request
     inputs: tuple[TensorSpec, ...]
     described: bool
     axes: Axes
@@ -38,7 +45,10 @@ class Runtime(Protocol):
 
     def load(self, path: str, options: dict[str, Any]) -> None: ...
 
-    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]: ...
+    def predict(self, inputs: dict[str, Array], parameters: Parameters | None = None) -> dict[str, Array]: ...
+
+    def unload(self) -> None:
+        """The last call, if the process ends in good order."""
 
 
 def load_failed(what: str) -> UnderstudyError:

@@ -13,6 +13,7 @@ from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
+from understudy.worker.inputs import Parameters
 from understudy.worker.runtimes.contract import Axes, load_failed, options_as
 from understudy.worker.runtimes.onnx_values import Maps, from_bf16, maps_of, run_to_bf16, tensor_spec
 
@@ -33,6 +34,10 @@ class OnnxRuntime:
 
     Its artifact is a file, or a directory with model.onnx (or one other .onnx) and the data that it names.
     """
+
+    own_thread = False  # a session doesn't care, and some take less time than a hop
+    source = ""
+    takes_parameters = False
 
     def __init__(self, threads: int) -> None:
         self.inputs: tuple[TensorSpec, ...] = ()
@@ -121,7 +126,7 @@ class OnnxRuntime:
         self._text_inputs = [spec.name for spec in self.inputs if spec.datatype == "BYTES"]
         self.notes = (*left_out, *(maps.note for _, maps in self._maps))
 
-    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
+    def predict(self, inputs: dict[str, Array], parameters: Parameters | None = None) -> dict[str, Array]:
         for name in self._text_inputs:
             # ONNX Runtime would make text of the Python literal: "b'\\xff'".
             if name in inputs and any(
@@ -137,6 +142,9 @@ class OnnxRuntime:
         for name, maps in self._maps:
             outputs[name] = maps.read(outputs[name])
         return outputs
+
+    def unload(self) -> None:
+        pass
 
 
 def _model_file(path: Path) -> Path:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import inspect
+import os
 import sys
 from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
@@ -13,9 +16,12 @@ import msgspec
 
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
+from understudy.worker.inputs import Parameters
 from understudy.worker.runtimes.contract import Axes, load_failed, options_as
 
-_MODULE = "_understudy_model"
+# The file of this name runs the same code in processes that a model starts afresh, as pools do.
+_MODULE = "understudy.worker.model_source"
+_SOURCE = "UNDERSTUDY_MODEL_SOURCE"
 
 
 class _PythonOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -28,16 +34,25 @@ class PythonRuntime:
     `load` is called once with the path of the artifact. The file's directory is importable, so a
     directory may hold further modules and data. One model per process: the module name is fixed. The class
     may say what it takes and gives in `inputs` and `outputs`, each a list of (name, datatype, shape).
+
+    Both may be `async def`; they run on a loop that the model has for itself, one call at a time. `predict`
+    gets the request's parameters if it has an argument of that name. A method `unload` is called at the end.
     """
+
+    own_thread = True
 
     def __init__(self, threads: int) -> None:
         del threads  # it makes its own
+        self.source = ""
+        self.takes_parameters = False
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.described = False
         self.axes: Axes = {}
         self.notes: tuple[str, ...] = ()
-        self._predict: Callable[[dict[str, Array]], dict[str, Array]]
+        self._model: Any = None
+        self._predict: Callable[..., Any]
+        self._runner: asyncio.Runner | None = None  # of the model's coroutines, once it had one
 
     def load(self, path: str, options: dict[str, Any]) -> None:
         wanted = options_as(options, _PythonOptions, "python")
@@ -45,6 +60,7 @@ class PythonRuntime:
         source = artifact / "model.py" if artifact.is_dir() else artifact
         if not source.is_file():
             raise load_failed(f"{source}: no such file; the python runtime needs model.py or one .py file")
+        self.source = path
         module = _import_file(source)
         class_ = getattr(module, wanted.class_, None)
         if not isinstance(class_, type):
@@ -54,11 +70,39 @@ class PythonRuntime:
                 raise load_failed(f"class {wanted.class_!r} in {source.name} has no method {method!r}")
         model: Any = class_()
         self.inputs, self.outputs = _declared(model, "inputs"), _declared(model, "outputs")
-        model.load(path)
+        self._result_of(model.load(path))
+        self._model = model
         self._predict = model.predict
+        self.takes_parameters = _takes_parameters(model.predict)
 
-    def predict(self, inputs: dict[str, Array]) -> dict[str, Array]:
-        return self._predict(inputs)
+    def predict(self, inputs: dict[str, Array], parameters: Parameters | None = None) -> dict[str, Array]:
+        if self.takes_parameters:
+            outputs = self._predict(inputs, parameters=dict(parameters or {}))
+        else:
+            outputs = self._predict(inputs)
+        return outputs if type(outputs) is dict else self._result_of(outputs)
+
+    def unload(self) -> None:
+        unload = getattr(self._model, "unload", None)
+        if unload is not None:
+            self._result_of(unload())
+        if self._runner is not None:
+            self._runner.close()
+
+    def _result_of(self, returned: Any) -> Any:
+        if not inspect.iscoroutine(returned):
+            return returned
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(returned)
+
+
+def _takes_parameters(predict: Callable[..., Any]) -> bool:
+    try:
+        argument = inspect.signature(predict).parameters.get("parameters")
+    except (TypeError, ValueError):  # not written in Python
+        return False
+    return argument is not None and argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
 
 
 def _declared(model: Any, side: str) -> tuple[TensorSpec, ...]:
@@ -78,6 +122,7 @@ def _import_file(source: Path) -> Any:
     folder = str(source.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    os.environ[_SOURCE] = str(source.resolve())
     loader = SourceFileLoader(_MODULE, str(source))
     spec = importlib.util.spec_from_loader(_MODULE, loader)
     if spec is None:

@@ -1,0 +1,92 @@
+"""What a worker is doing, written where it can be read without asking it.
+
+A model that computes with the interpreter's lock in its hands silences every thread of its process. So a
+worker keeps a few numbers in a small file that is mapped into its memory: writing them is one copy of
+48 bytes, before and after each batch.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from pathlib import Path
+from time import monotonic
+from typing import NamedTuple
+
+# Batches begun and ended, rows; monotonic seconds: begin, longest time left to a request, newest success.
+_LAYOUT = struct.Struct("<QQQddd")
+_READS_MAX = 3
+
+
+def progress_path(socket: str) -> str:
+    """Where a worker that listens at `socket` writes its progress."""
+    return socket.removesuffix(".sock") + ".progress"
+
+
+class Progress(NamedTuple):
+    """As of now, in seconds. `proven_ago_s` is None before the first success."""
+
+    ended: int  # batches
+    running_s: float | None  # for how long the present batch has been running; None: none is
+    rows: int  # of that batch
+    budget_s: float  # the longest time that one of its requests had left when it began
+    proven_ago_s: float | None  # since an inference succeeded
+
+
+class ProgressWriter:
+    """The worker's side. Without a `path`, or where that can't be written, nobody reads it."""
+
+    __slots__ = ("_page", "_values")
+
+    def __init__(self, path: str = "") -> None:
+        self._values: tuple[int, int, int, float, float, float] = (0, 0, 0, 0.0, 0.0, 0.0)
+        self._page: mmap.mmap | bytearray = bytearray(_LAYOUT.size)
+        if not path:
+            return
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return
+        try:
+            os.write(file, self._page)  # now, while a full disk is an error: later it would be a signal
+            self._page = mmap.mmap(file, _LAYOUT.size)
+        except (OSError, ValueError):
+            pass
+        finally:
+            os.close(file)
+
+    def begin(self, rows: int, now: float, budget_s: float) -> None:
+        begun, ended, _, _, _, proven_s = self._values
+        self._write((begun + 1, ended, rows, now, budget_s, proven_s))
+
+    def end(self, proven: bool) -> None:
+        """`proven`: an inference succeeded."""
+        begun, _, rows, began_s, budget_s, proven_s = self._values
+        self._write((begun, begun, rows, began_s, budget_s, monotonic() if proven else proven_s))
+
+    def _write(self, values: tuple[int, int, int, float, float, float]) -> None:
+        self._values = values
+        _LAYOUT.pack_into(self._page, 0, *values)
+
+
+def read_progress(path: str) -> Progress | None:
+    """None if there is nothing to read."""
+    try:
+        data = Path(path).read_bytes()
+        for _ in range(_READS_MAX):  # it may have been written meanwhile
+            again = Path(path).read_bytes()
+            if again == data:
+                break
+            data = again
+        begun, ended, rows, began_s, budget_s, proven_s = _LAYOUT.unpack(data)
+    except (OSError, struct.error):
+        return None
+    now = monotonic()
+    return Progress(
+        ended,
+        now - began_s if begun != ended else None,
+        rows,
+        budget_s,
+        now - proven_s if proven_s else None,
+    )
