@@ -41,6 +41,8 @@ def load_cluster(path: Path) -> ClusterConfig:
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"{path}: {field}: the name {name!r} is used twice")
+    if len(config.controllers) > 1:
+        raise ConfigError(f"{path}: controllers: one at most; several could not agree yet on what is true")
     for gateway in config.gateways:
         if gateway.grpc and gateway.tls is not None and gateway.tls.version_min != "1.2":
             what = f"gateways: {gateway.name!r}: tls.version_min: the gRPC library can't refuse TLS 1.2"

@@ -244,11 +244,6 @@ async def test_a_controller_that_cannot_start_says_why() -> None:
         second = controller.spawn()
         assert await asyncio.to_thread(second.wait, 20) != 0
         assert "can't listen" in controller.log
-        assert controller.stop() == 0  # leaves everything in the one file
-        store = controller.config.role_dir("controller", "c1") / STORE_FILE
-        store.write_bytes(b"no database at all, but long enough to look at" * 100)
-        with pytest.raises(AssertionError, match="the store is damaged"):
-            await controller.start()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 from pathlib import Path
@@ -170,6 +171,8 @@ def values(info: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
             return numbers
         case msgspec.inspect.StrType():
             return st.text(max_size=12)
+        case msgspec.inspect.BytesType():
+            return st.binary(max_size=12)
         case msgspec.inspect.EnumType(cls=cls):
             return st.sampled_from(cls)
         case msgspec.inspect.UnionType(types=types):
@@ -321,6 +324,8 @@ def _assert_says(value: Any, expected: Any) -> None:
     if isinstance(value, msgspec.Struct):
         for name, inner in expected.items():
             _assert_says(getattr(value, name), inner)
+    elif isinstance(value, bytes):
+        assert value == base64.b64decode(expected)
     elif isinstance(value, tuple | list):
         assert len(value) == len(expected)
         for item, inner in zip(value, expected, strict=True):

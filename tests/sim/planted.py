@@ -41,6 +41,18 @@ class Bug:
 
 BUGS = (
     Bug(
+        "a controller publishes before it has heard who may know more",
+        f"{CORE}/controller/machine.py",
+        "        if not self.hearing.over or self._knows_less:\n",
+        "        if self._knows_less:\n",
+    ),
+    Bug(
+        "a controller forgets what peers told it that it didn't know",
+        f"{CORE}/controller/machine.py",
+        "        self.currents |= learned.currents\n",
+        "",
+    ),
+    Bug(
         "a gateway sends requests to replicas that it suspects",
         f"{CORE}/gateway/rotation.py",
         "return ready and not self.suspect and not self.node_suspect",
@@ -115,8 +127,8 @@ BUGS = (
     Bug(
         "a restarted controller begins its revisions anew",
         f"{CORE}/controller/machine.py",
-        "        self.revision = self.epoch * REVISIONS_PER_EPOCH\n",
-        "        self.revision = REVISIONS_PER_EPOCH\n",
+        "        self.revision = self.epoch * REVISIONS_PER_EPOCH\n        self.table",
+        "        self.revision = REVISIONS_PER_EPOCH\n        self.table",
     ),
     Bug(
         "two agents that start at the same time give their workers the same names",

@@ -26,6 +26,7 @@ UNITLESS = {
     "readmit_heartbeats", "events_max", "threads", "processes", "blank_workers", "probe_failures_restart",
     "crash_loop_count", "file_count", "versions_max", "replicas",
     "calls_max", "streams_max", "stream_pipeline_max", "tokens_max",
+    "manifests_max", "removals_max",
     "uploads_max", "events_pending_max", "deployments_max", "profile_attempts_max",
     "entries_max", "failures_min", "failures_max", "recheck_share", "tolerance",
     "accuracy", "deviations", "factor", "gap", "quantile", "weight",

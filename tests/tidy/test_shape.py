@@ -12,7 +12,6 @@ CLASS_MAX = (250, 20, 20)  # lines, methods, attributes
 RECORDS = {"Settings"}  # roots of tables, whose fields are what they are for
 # Classes beyond that, each with the reason why it is one thing.
 LARGE: dict[str, str] = {
-    "understudy.controller.deployments.Deployments": "",
     "understudy.worker.replica.Replica": "",
     "understudy.agent.process.AgentProcess": "",
     "understudy.agent.workers.Workers": "",

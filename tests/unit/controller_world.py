@@ -158,7 +158,7 @@ class World:
         self.now = 1000.0
         self.tuning = tuning or ControllerTuning()
         self.config = ClusterConfig(
-            nodes=tuple(NodeConfig(name, 1000) for name in names), controller=self.tuning
+            nodes=tuple(NodeConfig(name, 1000) for name in names), gateways=(), controller=self.tuning
         )
         self.stored: dict[str, bytes] = {}
         self.nodes: dict[str, FakeNode] = {}
@@ -197,6 +197,8 @@ class World:
         self.step(
             ev.AgentHello(Hello("agent", name, memory_mb=node.memory_mb, revision=node.target.revision))
         )
+        if node.target.revision:
+            self.step(ev.HeldTold("agent", name, node.target))
         self.report(name)
 
     def report(self, name: str) -> None:

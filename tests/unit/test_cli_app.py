@@ -110,12 +110,12 @@ def test_a_wrong_cluster_file_names_the_field(runner: CliRunner, tmp_path: Path)
         )
 
 
-def test_up_tells_of_a_wrong_manifest_before_it_starts_anything(runner: CliRunner, tmp_path: Path) -> None:
+def test_up_refuses_a_cluster_file_that_makes_no_sense(runner: CliRunner, tmp_path: Path) -> None:
     cluster = tmp_path / "CLUSTER.toml"
-    cluster.write_text('apps = ["lost.toml"]\nnodes = [{ name = "n1", memory_mb = 512 }]')
+    cluster.write_text('nodes = [{ name = "n1", memory_mb = 512 }]\nnode = 3')
     done = runner.invoke(app, ["up", str(cluster)])
     assert done.exit_code == Exit.USAGE
-    assert "lost.toml: can't be read" in done.stderr
+    assert "node: unknown field; did you mean 'nodes'?" in done.stderr
     assert not (tmp_path / "understudy-data").exists()
 
 

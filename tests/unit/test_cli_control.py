@@ -138,11 +138,11 @@ def test_where_addresses_come_from(tmp_path: Path) -> None:
     cluster = tmp_path / "CLUSTER.toml"
     cluster.write_text(
         'nodes = [{ name = "n1", memory_mb = 9 }]\n'
-        'controllers = [{ name = "c1", http = "127.0.0.1:1" }, { name = "c2", http = "127.0.0.1:2" }]\n'
+        'controllers = [{ name = "c1", http = "127.0.0.1:1" }]\n'
         'gateways = [{ name = "g1", http = "127.0.0.1:3" }]\n'
     )
     assert controllers("localhost:7", cluster).urls == ("http://localhost:7",)
-    assert controllers(None, cluster).urls == ("http://127.0.0.1:1", "http://127.0.0.1:2")
+    assert controllers(None, cluster).urls == ("http://127.0.0.1:1",)
     assert controllers(None, None).urls == (CONTROL_URL_DEFAULT,)
     assert gateways(None, cluster).urls == ("http://127.0.0.1:3",)
     assert "CLUSTER.toml" in controllers(None, cluster).source

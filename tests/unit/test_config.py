@@ -121,6 +121,11 @@ CLUSTER_REFUSALS = [
         "controllers: the name 'c1' is used twice",
         id="controller-twice",
     ),
+    pytest.param(
+        NODE + '[[controllers]]\n[[controllers]]\nname = "c2"\n',
+        "controllers: one at most; several could not agree yet on what is true",
+        id="two-controllers",
+    ),
     pytest.param("data_dri = 'x'\n" + NODE, "data_dri: unknown field; did you mean 'data_dir'?", id="typo"),
     pytest.param(
         NODE + "memory = 5\n", "nodes[0].memory: unknown field; did you mean 'memory_mb'?", id="typo-in-list"

@@ -12,7 +12,7 @@ from understudy.core.controller.stored import PlanFacts, recall
 from understudy.core.planning.plan import PlanInput
 from understudy.settings.plan import PlanSettings
 from understudy.wire.messages import NodeState
-from understudy.wire.records import Placement, Plan, Role
+from understudy.wire.records import Placement, Plan, Role, RouteTable
 
 
 @pytest.fixture
@@ -149,6 +149,7 @@ def test_gateways_keep_hearing_of_a_dead_node(world: World) -> None:
 def test_revisions_pass_those_that_peers_hold_already(world: World) -> None:
     """A start of the controller that could not be stored must not publish what peers take for outdated."""
     world.step(ev.GatewayHello("g1", 9_000_000))
+    world.step(ev.HeldTold("gateway", "g1", RouteTable(9_000_000)))
     assert routes(world)[-1].table.revision > 9_000_000
     world.nodes["n1"].target = msgspec.structs.replace(world.nodes["n1"].target, revision=9_500_000)
     world.connect("n1")

@@ -185,6 +185,17 @@ class LocalArtifacts:
     def path(self, digest: str) -> Path:
         return self._root / check_digest(digest)
 
+    def read(self, digest: str, offset: int, size_bytes: int) -> bytes:
+        """A part of a copy, not verified. Raises ARTIFACT_MISSING."""
+        try:
+            with self.path(digest).open("rb") as file:
+                file.seek(max(offset, 0))
+                return file.read(size_bytes)
+        except OSError as error:
+            raise UnderstudyError(
+                Code.ARTIFACT_MISSING, f"not staged: {error.strerror}", digest=digest
+            ) from error
+
     def verify(self, digest: str) -> Path:
         """The copy's path. Raises ARTIFACT_MISSING or ARTIFACT_CORRUPT; a corrupt copy is deleted."""
         path = self.path(digest)

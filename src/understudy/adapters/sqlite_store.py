@@ -38,7 +38,7 @@ _decode_event = msgspec.msgpack.Decoder(Event).decode
 
 
 class SqliteStore:
-    """Use `open`. See `store.Store` for what the methods mean."""
+    """Use `open`; unopened, each use tries to. See `store.Store` for what the methods mean."""
 
     def __init__(self, path: Path, events_max: int) -> None:
         self._path = path
@@ -58,9 +58,15 @@ class SqliteStore:
         return store
 
     def _open(self) -> None:
+        """Leaves no connection behind that can't be used."""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._connection = connection = _connect(self._path)
+            connection = _connect(self._path)
+        except OSError as error:
+            raise ConfigError(f"{self._path.parent}: can't be created: {error.strerror}") from error
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from error
+        try:
             damage = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if damage != "ok":
                 raise _damaged(self._path, damage)
@@ -74,12 +80,13 @@ class SqliteStore:
                 connection.executescript(
                     f"BEGIN IMMEDIATE;{SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
                 )
-        except sqlite3.OperationalError as error:
-            raise ConfigError(f"{self._path}: the store can't be opened: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise _damaged(self._path, str(error)) from error
-        except OSError as error:
-            raise ConfigError(f"{self._path.parent}: can't be created: {error.strerror}") from error
+        except sqlite3.Error as error:
+            connection.close()
+            raise _unusable(self._path, error) from error
+        except BaseException:
+            connection.close()
+            raise
+        self._connection = connection
 
     async def get(self, key: str) -> Entry | None:
         def work(connection: sqlite3.Connection) -> Entry | None:
@@ -146,7 +153,7 @@ class SqliteStore:
                 f" AND (? = '' OR node = ?) ORDER BY serial {order} LIMIT ?",
                 (after or 0, app, app, node, node, limit),
             ).fetchall()
-            return [StoredEvent(serial, _decode_event(body)) for serial, body in rows]
+            return [StoredEvent(serial, _event(body)) for serial, body in rows]
 
         found = await self._do(work)
         return found[::-1] if after is None else found
@@ -164,8 +171,11 @@ class SqliteStore:
     def _attempt(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
             if self._connection is None:
-                self._connection = _connect(self._path)
+                self._open()
+            assert self._connection is not None
             return work(self._connection)
+        except ConfigError as error:
+            raise UnderstudyError(Code.STORE_UNAVAILABLE, error.message) from error
         except sqlite3.Error as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
                 # After an I/O error only a new connection is sure to see what the file holds.
@@ -202,8 +212,22 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def _unusable(path: Path, error: sqlite3.Error) -> ConfigError:
+    if isinstance(error, sqlite3.OperationalError):
+        return ConfigError(f"{path}: the store can't be opened: {error}")
+    return _damaged(path, str(error))
+
+
 def _damaged(path: Path, how: str) -> ConfigError:
     return ConfigError(
-        f"{path}: the store is damaged ({how}); restore it from a backup, or move it away and deploy again: "
-        "agents and gateways go on serving meanwhile"
+        f"{path}: the store is damaged ({how}); move it away, or put a backup in its place: what is served "
+        "goes on, and what the store lacks is taken over from gateways and agents"
     )
+
+
+def _event(body: object) -> Event:
+    """One that makes no sense hides no other."""
+    try:
+        return _decode_event(body)  # type: ignore[arg-type]
+    except (msgspec.MsgspecError, TypeError, RecursionError) as error:
+        return Event("record.unreadable", 0, "controller", f"an event in the log: {error}")

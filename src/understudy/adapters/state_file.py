@@ -5,6 +5,7 @@ SHA-256 of the rest, then msgpack. Written to a temporary file, synced, renamed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -38,9 +39,10 @@ class StateFile(Generic[T]):
         else:
             try:
                 return msgspec.msgpack.decode(body, type=self._type), ""
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 problem = f"not readable by this version, ignored: {error}"
-        self.path.replace(self.path.with_suffix(".damaged"))
+        with contextlib.suppress(OSError):  # on a read-only disk it stays where it is
+            self.path.replace(self.path.with_suffix(".damaged"))
         return None, f"{self.path}: {problem}"
 
     def save(self, value: T) -> None:

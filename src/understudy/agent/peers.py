@@ -6,11 +6,13 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import structlog
 
 from understudy.adapters.links import FrameLink, keep_connected, listen
+from understudy.agent.staging import AnswerPart
 from understudy.core.agent import events as ev
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import UnderstudyError
@@ -18,6 +20,7 @@ from understudy.wire.frames import Frame
 from understudy.wire.messages import (
     Activate,
     Activated,
+    ArtifactPart,
     Heartbeat,
     Hello,
     Measure,
@@ -25,6 +28,7 @@ from understudy.wire.messages import (
     NodeState,
     Ping,
     Pong,
+    ReadArtifact,
     Report,
     Target,
     decode_message,
@@ -35,10 +39,19 @@ from understudy.wire.records import Event
 class Peers:
     """Links to gateways and controllers; what they ask becomes events, what happens here is told to all."""
 
-    def __init__(self, config: ClusterConfig, hello: Hello, step: Callable[[ev.Event], None]) -> None:
+    def __init__(
+        self,
+        config: ClusterConfig,
+        hello: Hello,
+        step: Callable[[ev.Event], None],
+        held: Callable[[], Target | None],
+        read: Callable[[ReadArtifact, AnswerPart], None],
+    ) -> None:
         self._config = config
         self._hello = hello
         self._step = step
+        self._held = held
+        self._read = read
         self._log = structlog.get_logger()
         self._links: set[FrameLink] = set()  # those that have said who they are
         self._controllers: set[FrameLink] = set()
@@ -60,6 +73,9 @@ class Peers:
             link.peer = asyncio.Event()
             self._controllers.add(link)
             self._greet(link)
+            held = self._held()
+            if held is not None and held.revision > 0:
+                link.send(held)  # it may know less
             if self._unsent:
                 link.send(Report(tuple(self._unsent)))
                 self._unsent.clear()
@@ -141,6 +157,8 @@ class Peers:
                 self._step(ev.TargetReceived(target))
             case Measure() as measure:
                 self._step(ev.MeasureAsked(measure, self._token(link, frame.stream)))
+            case ReadArtifact() as asked if link in self._controllers:
+                self._read(asked, partial(_answer, link, frame.stream))
             case Ping():
                 link.send(Pong(), frame.stream)
             case _:
@@ -161,3 +179,10 @@ class Peers:
         token = next(self._tokens)
         self._askers[token] = (link, stream)
         return token
+
+
+def _answer(link: FrameLink, stream: int, answer: ArtifactPart | UnderstudyError) -> None:
+    if isinstance(answer, UnderstudyError):
+        link.fail(stream, answer)
+    else:
+        link.send(answer, stream)

@@ -25,13 +25,13 @@ from understudy.adapters.task_groups import ungrouped
 from understudy.agent.disk import NodeDisk
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.peers import Peers
-from understudy.agent.staging import Staging
+from understudy.agent.staging import AnswerPart, Staging
 from understudy.agent.workers import Workers
 from understudy.core.agent import events as ev
 from understudy.core.agent.machine import AgentMachine
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import ConfigError, UnderstudyError
-from understudy.wire.messages import Hello
+from understudy.wire.messages import Hello, ReadArtifact
 from understudy.wire.records import Device, Event
 
 SAVE_RETRY_S = 2.0
@@ -80,7 +80,7 @@ class AgentProcess:
             devices=tuple(Device(d.name, d.memory_mb, d.cores) for d in self._node.devices),
             revision=revision,
         )
-        self._peers = Peers(config, hello, self.step)
+        self._peers = Peers(config, hello, self.step, lambda: self._saved.target, self._read_artifact)
         self._limits = MemoryLimits(cgroup_name(self._state_dir, name))
         store = DirectoryStore(Path(config.artifacts_dir))
         artifacts = LocalArtifacts(
@@ -210,6 +210,9 @@ class AgentProcess:
             data=data or {},
         )
         self._peers.report(event)
+
+    def _read_artifact(self, asked: ReadArtifact, answer: AnswerPart) -> None:
+        self._spawn(self._staging.read(asked, answer))
 
     async def _save(self) -> None:
         """Write the newest state whenever it changed, and until it is written. Ends when cancelled."""

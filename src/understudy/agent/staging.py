@@ -10,8 +10,10 @@ from pathlib import Path
 from understudy.adapters.artifacts import LocalArtifacts, unpack
 from understudy.core.agent.events import ArtifactDropped, ArtifactStaged, Event
 from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.messages import ARTIFACT_PART_BYTES, ArtifactPart, ReadArtifact
 from understudy.wire.records import ArtifactRef
 
+AnswerPart = Callable[[ArtifactPart | UnderstudyError], None]
 RETRY_S = 1.0  # an artifact that couldn't be had is looked for again after this, then twice as long, …
 RETRY_S_MAX = 60.0
 
@@ -124,6 +126,17 @@ class Staging:
     def folder(self, replica: str) -> Path:
         """Where a replica's unpacked artifact lies."""
         return self._replicas_dir / replica
+
+    async def read(self, asked: ReadArtifact, answer: AnswerPart) -> None:
+        """Part of a copy, for a controller whose store lost the artifact; it checks the whole."""
+        try:
+            part = await asyncio.to_thread(
+                self._artifacts.read, asked.digest, asked.offset, ARTIFACT_PART_BYTES
+            )
+        except UnderstudyError as error:
+            answer(error)
+        else:
+            answer(ArtifactPart(part))
 
     async def _try_stage(self, ref: ArtifactRef) -> bool:
         try:

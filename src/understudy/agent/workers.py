@@ -381,7 +381,7 @@ class Workers:
     async def _adopt(self, record: Record) -> None:
         try:
             pidfd = os.pidfd_open(record.pid)
-        except ProcessLookupError:
+        except (OSError, OverflowError):  # gone, or no process's number
             self._clear_away(record)
             return
         if _start_ticks(record.pid) != record.start_ticks:
@@ -408,7 +408,9 @@ class Workers:
         for path in self._records.iterdir():
             try:
                 records.append(msgspec.json.decode(path.read_bytes(), type=Record))
-            except msgspec.MsgspecError:
+            except OSError as error:
+                self._log.warning("record.unreadable", path=str(path), reason=str(error))
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 path.unlink()
         return records
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -26,7 +27,7 @@ UPLOAD_TIMEOUT_S = 120.0  # for one block to go through, or the digest to be che
 class Deployment(msgspec.Struct):
     """How far a deployment is, as the control API tells it."""
 
-    state: str = "staging"  # staging | profiling | placing | ready | failed
+    state: str = "staging"  # staging | profiling | placing | ready | failed | kept
     done: int = 0
     total: int = 0
     message: str = ""
@@ -39,7 +40,7 @@ class Deployment(msgspec.Struct):
 
     @property
     def finished(self) -> bool:
-        return self.state in ("ready", "failed")
+        return self.state in ("ready", "failed", "kept")
 
 
 class Progress(Protocol):
@@ -57,8 +58,11 @@ class Silent:
         return None
 
 
-def submit(control: Servers, package: Package, progress: Progress) -> Deployment:
-    """Upload what is missing and register the app. Returns a deployment that has just begun."""
+def submit(control: Servers, package: Package, progress: Progress, *, if_changed: bool = False) -> Deployment:
+    """Upload what is missing and register the app. Returns a deployment that has just begun.
+
+    `if_changed`: unless the manifest brought the same before, when it was deployed last.
+    """
     for artifact in package.artifacts:
         path = f"/v1/artifacts/{artifact.ref.digest}"
         if control.call("HEAD", path).status != 200:
@@ -69,7 +73,8 @@ def submit(control: Servers, package: Package, progress: Progress) -> Deployment
             if reply.status >= 400:
                 raise _upload_failure(failure(reply), artifact)
         progress.uploading(artifact, artifact.ref.size_bytes)
-    answer = control.ask("POST", "/v1/apps", body=package.description)
+    query = urlencode({"manifest": package.path, "if_changed": str(if_changed).lower()})
+    answer = control.ask("POST", f"/v1/apps?{query}", body=package.description)
     begun = msgspec.convert(answer, Deployment, strict=False)
     begun.app = begun.app or package.name
     return begun
@@ -309,6 +314,8 @@ def sentence(deployment: Deployment) -> str:
     name = f"{deployment.app} version {deployment.version}" if deployment.version else deployment.app
     if deployment.state == "ready":
         return f"{name} is ready ({deployment.message})" if deployment.message else f"{name} is ready"
+    if deployment.state == "kept":
+        return f"{deployment.app}: {deployment.message}"
     if deployment.state == "failed":
         return f"{name} failed: {deployment.message}"
     return f"{name} accepted as deployment {deployment.deployment}"

@@ -40,6 +40,7 @@ class Package:
     description: dict[str, Any]  # the manifest's fields; each variant's artifact is an ArtifactRef
     artifacts: tuple[Artifact, ...]  # each digest once
     opened: contextlib.ExitStack
+    path: str = ""  # of the manifest, where there is one
 
     @property
     def name(self) -> str:
@@ -73,11 +74,12 @@ class Source:
     manifest: AppManifest
     folder: Path
     name: str
+    path: str = ""
 
     @staticmethod
     def of(path: Path) -> Source:
         """Raises `ConfigError`."""
-        return Source(load_manifest(path), path.parent, str(path))
+        return Source(load_manifest(path), path.parent, str(path), str(path.resolve()))
 
     def check(self) -> None:
         """Raises `ConfigError` naming the field whose artifact is missing or unusable."""
@@ -107,7 +109,7 @@ class Source:
                 artifacts.setdefault(ref.digest, Artifact(ref, content))
                 variants.append({**_plain(variant), "artifact": msgspec.to_builtins(ref)})
             description = {**_plain(self.manifest), "variants": variants}
-            return Package(description, tuple(artifacts.values()), opened.pop_all())
+            return Package(description, tuple(artifacts.values()), opened.pop_all(), self.path)
 
 
 def pack(manifest_path: Path) -> Package:

@@ -16,6 +16,7 @@ COPY_BYTES = 1024 * 1024
 RESTART_DELAY_S = 0.1  # first restart is at once, then this, doubling
 RESTART_DELAY_S_MAX = 5.0
 HEALTHY_AFTER_S = 10.0  # alive for this long: the back-off starts anew
+SETTLED_AFTER_S = 3.0
 LOG_TAIL_LINES = 15
 KILL_TIMEOUT_S = 2.0  # the kernel needs milliseconds; more means that it is stuck in a device
 
@@ -40,7 +41,7 @@ class RoleProcess:
         self._group = 0
         self._killed = False
         self._started_s = 0.0
-        self._restarts_in_a_row = 0
+        self.restarts_in_a_row = 0
 
     def __str__(self) -> str:
         return f"{self.role} {self.name}"
@@ -54,6 +55,11 @@ class RoleProcess:
     def exit_status(self) -> int | None:
         """None while it runs or before its first start; negative: the signal that ended it."""
         return self._process.poll() if self._process is not None else None
+
+    @property
+    def is_settled(self) -> bool:
+        """It has run for long enough to be believed."""
+        return self.pid != 0 and time.monotonic() - self._started_s > SETTLED_AFTER_S
 
     def start(self) -> None:
         """Start it, unless it runs. While workers of a former process live, it joins their group."""
@@ -98,9 +104,9 @@ class RoleProcess:
     def restart_delay_s(self) -> float:
         """How long to wait before it is started again: not at all at first, then doubling."""
         if time.monotonic() - self._started_s > HEALTHY_AFTER_S:
-            self._restarts_in_a_row = 0
-        tries = self._restarts_in_a_row
-        self._restarts_in_a_row += 1
+            self.restarts_in_a_row = 0
+        tries = self.restarts_in_a_row
+        self.restarts_in_a_row += 1
         if tries == 0:
             return 0.0
         delay_s: float = min(RESTART_DELAY_S * 2 ** min(tries - 1, 16), RESTART_DELAY_S_MAX)

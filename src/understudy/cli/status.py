@@ -95,7 +95,10 @@ def render(view: StatusView) -> RenderableType:
     if view.source == "gateway":
         note = "No controller answers: this is what the gateway sees. It serves on without one."
         parts.append(Text(note, style="yellow"))
-    parts += [Text(), _apps(view.apps) if view.apps else Text("No apps; add one with `understudy deploy`.")]
+    nothing = "No apps; add one with `understudy deploy`."
+    if not view.has_table:
+        nothing = "The gateway has no route table yet: it knows of no app, and answers 503."
+    parts += [Text(), _apps(view.apps) if view.apps else Text(nothing)]
     parts += [Text(), _nodes(view.nodes)]
     remarks = _remarks(view)
     if remarks:

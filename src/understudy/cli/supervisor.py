@@ -44,7 +44,7 @@ class Cluster:
         self.config = load_cluster(config_path)
         source = f"from {config_path}"
         self.control = cluster_controllers(self.config, source=source)
-        self._watched = cluster_controllers(self.config, source=source, timeout_s=STATUS_TIMEOUT_S)
+        self.watched = cluster_controllers(self.config, source=source, timeout_s=STATUS_TIMEOUT_S)
         self.logs_dir = Path(self.config.data_dir) / "logs"
         names = [("controller", c.name) for c in self.config.controllers]
         names += [("gateway", g.name) for g in self.config.gateways]
@@ -122,7 +122,7 @@ class Cluster:
 
     async def status(self) -> StatusView:
         """The controller's view. Raises UNAVAILABLE or TIMEOUT."""
-        return from_controller(await _ask(self._watched, "/v1/status"), self.control.urls[0])
+        return from_controller(await _ask(self.watched, "/v1/status"), self.control.urls[0])
 
     async def gateway_status(self, name: str) -> StatusView:
         """One gateway's own view, which needs no controller."""
@@ -165,16 +165,17 @@ class Cluster:
         )
 
     async def wait_until(
-        self, holds: Callable[[list[StatusView]], bool], timeout_s: float, what: str
+        self, holds: Callable[[list[StatusView]], bool], timeout_s: float, what: str, *, patient: bool = False
     ) -> None:
         """Poll until `holds` for the views of the controller and of every running gateway.
 
-        Raises TIMEOUT naming `what`, or CONFIG when a role can't start at all.
+        Raises TIMEOUT naming `what`, or CONFIG, unless `patient`, when a role can't start at all.
         """
         deadline_s = time.monotonic() + timeout_s
         latest = ""
         while time.monotonic() < deadline_s:
-            self._check_starts()
+            if not patient:
+                self._check_starts()
             try:
                 views = [await self.status()]
                 running = [g.name for g in self.config.gateways if self.roles["gateway", g.name].pid]
@@ -197,6 +198,18 @@ class Cluster:
                     Code.CONFIG, f"{role} can't start: {_last_error(role)}", f"its log is {role.log_path}"
                 )
 
+    def troubles(self) -> dict[str, str | None]:
+        """Of each role why it doesn't run as it should; "" while nobody can say, None if it does."""
+        found: dict[str, str | None] = {}
+        for role in self.roles.values():
+            if not role.pid and role.wanted and _cannot_start(role):
+                found[str(role)] = f"{role} can't start: {_last_error(role)}; log: {role.log_path}"
+            elif not role.pid and role.wanted and role.restarts_in_a_row > 1:
+                found[str(role)] = f"{role} {_ending(role)} again and again; log: {role.log_path}"
+            else:
+                found[str(role)] = None if role.is_settled else ""
+        return found
+
     async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End everything: drain for `timeout_s` at most, then kill. No process is left, nor its entry."""
         roles = list(self.roles.values())
@@ -214,21 +227,23 @@ class Cluster:
     async def watch(self, tell: Callable[[str], None], *, restart: bool = True) -> None:
         """Tell of wanted roles that died and, unless told otherwise, start them again with back-off.
 
-        Ends when cancelled.
+        One that refused its configuration too: a port may become free, a file may be mended. `troubles` tells
+        of those. Ends when cancelled.
         """
         due_s: dict[RoleProcess, float] = {}
         while True:
             now_s = time.monotonic()
             for role in self.roles.values():
                 role.rotate_log()
-                if not role.wanted or role.pid or _cannot_start(role):
+                if not role.wanted or role.pid:
                     continue
                 if not restart:
                     role.wanted = False
                     tell(f"{role} {_ending(role)}")
                 elif role not in due_s:
                     due_s[role] = now_s + role.restart_delay_s()
-                    tell(f"{role} {_ending(role)}; starting it again")
+                    if not _cannot_start(role):
+                        tell(f"{role} {_ending(role)}; starting it again")
                 elif now_s >= due_s[role]:
                     del due_s[role]
                     role.start()
@@ -241,8 +256,8 @@ def _states(view: StatusView, apps: Collection[str]) -> set[str]:
 
 
 def _cannot_start(role: RoleProcess) -> bool:
-    """It refused its configuration or address at its first start: trying again changes nothing."""
-    return role.starts == 1 and role.exit_status == Exit.USAGE
+    """It refused its configuration or address."""
+    return role.exit_status == Exit.USAGE
 
 
 def _last_error(role: RoleProcess) -> str:

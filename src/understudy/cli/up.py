@@ -14,25 +14,31 @@ from understudy.adapters.task_groups import ungrouped
 from understudy.cli import deploy
 from understudy.cli.control import cluster_gateways, gateway_access, gateway_url, segment
 from understudy.cli.output import Output
-from understudy.cli.packing import pack
+from understudy.cli.packing import Package, pack
+from understudy.cli.problems import Problems
 from understudy.cli.supervisor import Cluster
-from understudy.wire.errors import UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 30.0  # of a controller, before it is told that it takes long
+SUBMIT_RETRY_S = 2.0
 EXAMPLE_VALUES_MAX = 64  # larger requests make no readable curl line
+# A manifest is tried again after these: nothing is wrong with it.
+LATER = frozenset({Code.UNAVAILABLE, Code.TIMEOUT, Code.LINK_LOST, Code.BUSY, Code.STORE_UNAVAILABLE})
 
 
-def run_up(config_path: Path, output: Output, *, restart: bool) -> None:
-    """Until Ctrl-C or SIGTERM. Raises what keeps the cluster from starting, after stopping all of it."""
+def run_up(config_path: Path, output: Output, *, restart: bool) -> bool:
+    """Until Ctrl-C or SIGTERM. False if there is something then that could not be run or deployed.
+
+    Raises what is wrong with the cluster file as a whole.
+    """
     cluster = Cluster(config_path)
-    for app in cluster.config.apps:
-        with pack(Path(app)):
-            pass  # a mistake in a manifest is told before anything runs
+    problems = Problems(output)
     with ungrouped(UnderstudyError):
-        asyncio.run(_run(cluster, output, restart=restart))
+        asyncio.run(_run(cluster, output, problems, restart=restart))
+    return not problems.by_source
 
 
-async def _run(cluster: Cluster, output: Output, *, restart: bool) -> None:
+async def _run(cluster: Cluster, output: Output, problems: Problems, *, restart: bool) -> None:
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -42,7 +48,8 @@ async def _run(cluster: Cluster, output: Output, *, restart: bool) -> None:
             cluster.start()
             running = [
                 tasks.create_task(cluster.watch(output.note, restart=restart)),
-                tasks.create_task(_bring_up(cluster, output)),
+                tasks.create_task(problems.watch(cluster)),
+                tasks.create_task(_bring_up(cluster, output, problems)),
             ]
             await asked_to_stop.wait()
             for task in running:
@@ -53,34 +60,85 @@ async def _run(cluster: Cluster, output: Output, *, restart: bool) -> None:
         await cluster.stop()
 
 
-async def _bring_up(cluster: Cluster, output: Output) -> None:
-    """Wait for the control API, deploy the cluster file's apps, and say where everything is."""
+async def _bring_up(cluster: Cluster, output: Output, problems: Problems) -> None:
+    """Deploy what changed of the cluster file's apps, and say where everything is."""
     output.note(f"starting {len(cluster.roles)} processes")
-    await cluster.wait_until(lambda views: True, START_TIMEOUT_S, "start")
-    progress: contextlib.AbstractContextManager[deploy.Progress] = (
-        contextlib.nullcontext(deploy.Silent()) if output.as_json else deploy.Bars(output)
-    )
-    with progress as told:
-        deployments = await _deploy(cluster, told)
-    example = await asyncio.to_thread(_example, cluster, [d.app for d in deployments if d.state == "ready"])
+    with contextlib.ExitStack() as opened:
+        packages = []
+        for app in cluster.config.apps:  # a mistake in a manifest is told before anything else happens
+            try:
+                packages.append(opened.enter_context(pack(Path(app))))
+            except (UnderstudyError, OSError) as error:
+                problems.add(app, f"{error}; what is deployed of it stays")
+        await _controller(cluster, output)
+        progress: contextlib.AbstractContextManager[deploy.Progress] = (
+            contextlib.nullcontext(deploy.Silent()) if output.as_json else deploy.Bars(output)
+        )
+        with progress as told:
+            deployments = await _deploy(cluster, packages, told, problems)
+    answering = [d.app for d in deployments if d.version and d.state in ("ready", "kept")]
+    example = await asyncio.to_thread(_example, cluster, answering)
     if output.as_json:
-        output.data(_document(cluster, deployments))
+        output.data(_document(cluster, deployments, problems))
     else:
         _show(cluster, deployments, example, output)
 
 
-async def _deploy(cluster: Cluster, progress: deploy.Progress) -> list[deploy.Deployment]:
+async def _controller(cluster: Cluster, output: Output) -> None:
+    """Return when one answers, and every gateway that runs."""
+    while True:
+        try:
+            return await cluster.wait_until(lambda views: True, START_TIMEOUT_S, "start", patient=True)
+        except UnderstudyError as error:
+            output.note(f"{error.message}; what runs serves meanwhile")
+
+
+async def _deploy(
+    cluster: Cluster, packages: list[Package], progress: deploy.Progress, problems: Problems
+) -> list[deploy.Deployment]:
     current = []
-    for app in cluster.config.apps:
-        with pack(Path(app)) as package:
-            current.append(await asyncio.to_thread(deploy.submit, cluster.control, package, progress))
+    for package in packages:
+        begun = await _submit(cluster, package, progress, problems)
+        if begun is not None:
+            current.append(begun)
     while not all(d.finished for d in current):
         await asyncio.sleep(deploy.FOLLOW_INTERVAL_S)
-        current = await asyncio.to_thread(deploy.refresh, cluster.control, current, progress)
+        current = [await asyncio.to_thread(_refresh, cluster, d, progress) for d in current]
+    for deployment in current:
+        if deployment.state == "failed":
+            problems.add(deployment.app, deploy.sentence(deployment))
     return current
 
 
-def _document(cluster: Cluster, deployments: list[deploy.Deployment]) -> dict[str, Any]:
+async def _submit(
+    cluster: Cluster, package: Package, progress: deploy.Progress, problems: Problems
+) -> deploy.Deployment | None:
+    while True:
+        try:
+            begun = await asyncio.to_thread(
+                deploy.submit, cluster.control, package, progress, if_changed=True
+            )
+        except UnderstudyError as error:
+            problems.add(package.path, f"{package.path}: {error}")
+            if error.code not in LATER:
+                return None
+            await asyncio.sleep(SUBMIT_RETRY_S)
+            for artifact in package.artifacts:
+                artifact.content.seek(0)
+        else:
+            problems.mended(package.path)
+            return begun
+
+
+def _refresh(cluster: Cluster, deployment: deploy.Deployment, progress: deploy.Progress) -> deploy.Deployment:
+    """A controller that was started again may have forgotten it."""
+    try:
+        return deploy.refresh(cluster.control, [deployment], progress)[0]
+    except UnderstudyError as error:
+        return msgspec.structs.replace(deployment, state="failed", message=error.message)
+
+
+def _document(cluster: Cluster, deployments: list[deploy.Deployment], problems: Problems) -> dict[str, Any]:
     config = cluster.config
     return {
         "cluster": config.name,
@@ -88,6 +146,7 @@ def _document(cluster: Cluster, deployments: list[deploy.Deployment]) -> dict[st
         "controllers": {c.name: f"http://{c.http}" for c in config.controllers},
         "nodes": [n.name for n in config.nodes],
         "deployments": deployments,
+        "problems": problems.by_source,
         "logs": str(cluster.logs_dir),
     }
 

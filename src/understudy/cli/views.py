@@ -111,7 +111,13 @@ class StatusView(msgspec.Struct):
     @property
     def met(self) -> bool:
         """Every app is served by its full-size variant, users get answers, and there is whom to ask."""
-        return all(app.state == OK for app in self.apps) and any(g.connected for g in self.gateways)
+        answered = self.has_table and any(g.connected for g in self.gateways)
+        return answered and all(app.state == OK for app in self.apps)
+
+    @property
+    def has_table(self) -> bool:
+        """A gateway without one knows of no app."""
+        return self.revision >= 0
 
 
 def from_controller(document: dict[str, Any], address: str) -> StatusView:

@@ -20,10 +20,12 @@ from litestar.exceptions import HTTPException, SerializationException
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
+from msgspec import Meta
 
 from understudy.config import explain
 from understudy.controller.deployments import Deployment
 from understudy.controller.questions import Questions
+from understudy.controller.recovery import informed
 from understudy.controller.requests import AppRequest
 from understudy.controller.shell import Controller
 from understudy.controller.status import ClusterStatus, StoreStatus
@@ -38,10 +40,20 @@ from understudy.wire.statuses import STATUSES
 
 REQUEST_BYTES_MAX = 16 * 1024 * 1024  # of everything but artifacts
 EVENTS_PER_ANSWER_MAX = 1000
+PROBLEMS_MAX = 100
+PROBLEM_LENGTH_MAX = 4000
 STOP_TIMEOUT_S = 2
 ASKING_PATH = "/plan/what-if"
 
 log = structlog.get_logger()
+
+
+class Problems(msgspec.Struct):
+    """Each as a sentence. They replace those that were told before."""
+
+    problems: Annotated[
+        tuple[Annotated[str, Meta(max_length=PROBLEM_LENGTH_MAX)], ...], Meta(max_length=PROBLEMS_MAX)
+    ]
 
 
 class Health(msgspec.Struct):
@@ -171,8 +183,11 @@ def _app_routes(controller: Controller) -> list[Any]:
     deployments = controller.deployments
 
     @post("/apps", status_code=HTTPStatus.ACCEPTED, summary="Deploy an app")
-    async def deploy(data: JSONBody[AppRequest]) -> Deployment:
-        return deployments.start(data)
+    async def deploy(
+        data: JSONBody[AppRequest], manifest: FromQuery[str] = "", if_changed: FromQuery[bool] = False
+    ) -> Deployment:
+        await informed(controller.machine)
+        return deployments.start(data, manifest, if_changed=if_changed)
 
     @get("/deployments/{id:str}", summary="How far a deployment is")
     async def deployment(id: FromPath[str]) -> Deployment:
@@ -204,7 +219,12 @@ def _operator_routes(controller: Controller) -> list[Any]:
         controller.drain(node, drained=False)
         return {"node": node, "state": controller.machine.nodes.by_name[node].state}
 
-    return [drain, undrain]
+    @put("/problems", summary="What a supervisor of this cluster could not do, for the status to show")
+    async def problems(data: JSONBody[Problems]) -> Problems:
+        controller.problems = data.problems
+        return data
+
+    return [drain, undrain, problems]
 
 
 def _reading_routes(controller: Controller) -> list[Any]:

@@ -17,6 +17,7 @@ import structlog
 from understudy.adapters.artifacts import DirectoryStore
 from understudy.adapters.disks import DiskWatch
 from understudy.controller.deployments import Deployments
+from understudy.controller.recovery import OnNode, Recovery
 from understudy.core.controller.events import Note
 from understudy.core.controller.machine import ControllerMachine
 from understudy.settings.cluster import ClusterConfig
@@ -34,23 +35,31 @@ class Collector:
         deployments: Deployments,
         artifacts: DirectoryStore,
         note: Callable[[Note], None],
+        on_node: OnNode,
     ) -> None:
         self._config = config
         self._machine = machine
         self._deployments = deployments
         self._artifacts = artifacts
         self._note = note
+        self._recovery = Recovery(machine, artifacts, on_node, note, config.controller.artifacts_check_s)
         self._needed_s: dict[str, float] = {}  # digest -> when it was needed last, in Unix seconds
         paths = dict.fromkeys([Path(config.data_dir), Path(config.artifacts_dir)])
         self._disks = [DiskWatch(path, config.disk) for path in paths]
 
     @property
     def problems(self) -> list[str]:
-        """Of the disks."""
-        return list(dict.fromkeys(disk.problem for disk in self._disks if disk.problem))
+        """Of the disks, and what can't be had back."""
+        disks = dict.fromkeys(disk.problem for disk in self._disks if disk.problem)
+        return [*disks, *self._recovery.missing.values()]
 
     async def run(self) -> None:
         """Until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._recovery.run())
+            tasks.create_task(self._run())
+
+    async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         due_s = loop.time()
         while True:
@@ -90,7 +99,9 @@ class Collector:
 
     @property
     def _knows_all(self) -> bool:
-        """False for a controller whose store was lost, until it knows every app that its nodes run."""
+        """False for a controller whose store was lost or is damaged, until it knows what its peers know."""
+        if self._machine.unreadable or not self._machine.hearing.over:
+            return False
         known = self._machine.currents
         observed = [node.observed for node in self._machine.nodes.by_name.values() if node.observed]
         return bool(known) and all(replica.app in known for state in observed for replica in state.replicas)

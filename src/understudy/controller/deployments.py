@@ -27,6 +27,7 @@ from understudy.controller.requests import (
 )
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
+from understudy.core.controller.manifests import is_behind, left_alone, noted
 from understudy.core.controller.profiles import without_disturbance
 from understudy.core.controller.promises import check_promises
 from understudy.core.controller.signature import common_signature
@@ -40,7 +41,7 @@ from understudy.wire.records import AppVersion, Variant
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 Note = Callable[[ev.Note], None]
-FINISHED = ("ready", "failed")
+FINISHED = ("ready", "failed", "kept")
 PROGRESS_STEP_S = 10.0
 log = structlog.get_logger()
 LOST = "the controller restarted; deploy again"
@@ -52,7 +53,7 @@ class Deployment(msgspec.Struct):
     deployment: str
     app: str
     version: int = 0
-    state: str = "staging"  # staging | profiling | placing | ready | failed
+    state: str = "staging"  # staging | profiling | placing | ready | failed | kept
     done: int = 0
     total: int = 0
     message: str = ""
@@ -116,9 +117,8 @@ class Deployments:
     def get(self, id: str) -> Deployment:
         """Raises NOT_FOUND."""
         if id not in self._known:
-            raise UnderstudyError(
-                Code.NOT_FOUND, f"no deployment {id!r}; finished ones are forgotten in time or at a restart"
-            )
+            what = f"no deployment {id!r}; finished ones are forgotten in time or at a restart"
+            raise UnderstudyError(Code.NOT_FOUND, what)
         deployment = self._known[id]
         self._unread_s.pop(id, None)
         if deployment.state == "profiling":
@@ -128,40 +128,47 @@ class Deployments:
     def running(self, app: str) -> Deployment | None:
         return next((d for d in self._known.values() if d.app == app and d.state not in FINISHED), None)
 
-    def start(self, request: AppRequest) -> Deployment:
-        """Begin. Raises `InvalidArgument` naming the field, CONFLICT, BUSY or STORE_UNAVAILABLE."""
+    def start(self, request: AppRequest, manifest: str = "", *, if_changed: bool = False) -> Deployment:
+        """Begin; `if_changed`: only if the file at the path `manifest` changed since it was deployed last.
+
+        Raises `InvalidArgument` naming the field, CONFLICT, BUSY or STORE_UNAVAILABLE.
+        """
         check_request(request, self._config)
-        self._check_artifacts(request)
+        _check_artifacts(self._artifacts, request)
         app = draft(request, self._machine.next_version(request.name))
         links = {name: current.stand_ins for name, current in self._machine.apps.items()}
         check_known(app, links | {name: coming.stand_ins for name, coming in self._coming.items()})
         other = self.running(request.name)
         if other is not None:
-            raise UnderstudyError(
-                Code.CONFLICT, f"{request.name} is being deployed already ({other.deployment})"
-            )
+            what = f"{request.name} is being deployed already ({other.deployment})"
+            raise UnderstudyError(Code.CONFLICT, what)
         self._forget_oldest()
-        deployment = Deployment(f"d{self._machine.epoch}-{self._next}", request.name)
-        deployment.total = len(request.variants)
+        id = f"d{self._machine.epoch}-{self._next}"
+        deployment = Deployment(id, request.name, total=len(request.variants))
         content = content_digest(request)
+        books = self._machine.currents.get(request.name)
+        manifests = noted(books, manifest, content, self._tuning.manifests_max)
+        app = msgspec.structs.replace(app, content=content, manifests=manifests)
         current = self._machine.apps.get(request.name)
         if current and _is_same(self._machine.releases[(current.app, current.version)], content):
+            self._step(ev.ManifestNoted(app.app, app.manifests))
             deployment.version = current.version
             deployment.done = deployment.total
             deployment.state = "ready"
             deployment.message = f"unchanged: this is version {current.version}, the current one"
+        elif if_changed and is_behind(manifest, content, books, current):
+            deployment.version, deployment.state = (current.version if current else 0), "kept"
+            deployment.message = left_alone(current)
         elif not self._bookkeeper.status.ok:
-            raise UnderstudyError(
-                Code.STORE_UNAVAILABLE, f"nothing can be deployed now: {self._bookkeeper.status.error}"
-            )
+            what = f"nothing can be deployed now: {self._bookkeeper.status.error}"
+            raise UnderstudyError(Code.STORE_UNAVAILABLE, what)
         else:
-            stored = StoredDeployment(deployment.deployment, request.name, content)
-            self._bookkeeper.save({deployment_key(stored.id): stored}, ())
+            self._bookkeeper.save({deployment_key(id): StoredDeployment(id, request.name, content)}, ())
             digests = frozenset(variant.artifact.digest for variant in app.variants)
             self._coming[app.app] = Coming(app.stand_ins, asyncio.Event(), digests)
-            self._spawn(self._run(deployment, app, content))
+            self._spawn(self._run(deployment, app))
         self._next += 1
-        self._known[deployment.deployment] = deployment
+        self._known[id] = deployment
         return deployment
 
     @property
@@ -204,7 +211,7 @@ class Deployments:
         nodes = self._machine.nodes.by_name
         return all(c.name in nodes and nodes[c.name].state == "ready" for c in self._config.nodes)
 
-    async def _run(self, deployment: Deployment, draft_app: AppVersion, content: str) -> None:
+    async def _run(self, deployment: Deployment, draft_app: AppVersion) -> None:
         try:
             deployment.state = "profiling"
             measured = await self._measure_all(deployment, draft_app)
@@ -219,8 +226,10 @@ class Deployments:
                 self._forget_profiles(draft_app)  # the node may have been disturbed: measured anew next time
                 raise
             check_signatures(app, self._machine.apps)
+            # A peer may have told of later versions meanwhile.
+            app = msgspec.structs.replace(app, version=self._machine.next_version(app.app))
             deployment.version = app.version
-            release = Release(app, content)
+            release = Release(app, app.content)
             await self._bookkeeper.commit(*self._machine.release_records(release))
         except UnderstudyError as error:
             deployment.traceback = error.traceback[-self._tuning.deployment_traceback_bytes_max :]
@@ -277,21 +286,6 @@ class Deployments:
             self._profiles.pop(key, None)
         self._bookkeeper.save({}, keys)
 
-    def _check_artifacts(self, request: AppRequest) -> None:
-        for index, variant in enumerate(request.variants):
-            artifact = variant.artifact
-            field = f"variants[{index}].artifact"
-            self._artifacts.touch(artifact.digest)
-            try:
-                size_bytes = self._artifacts.path(artifact.digest).stat().st_size
-            except OSError:
-                path = f"/v1/artifacts/{artifact.digest}"
-                raise InvalidArgument(
-                    f"{field}: {artifact.file_name} isn't there; PUT it to {path}"
-                ) from None
-            if size_bytes != artifact.size_bytes:
-                raise InvalidArgument(f"{field}.size_bytes: the uploaded file has {size_bytes} bytes")
-
     def _place(self, deployment: Deployment, app: AppVersion, now: float) -> None:
         deployment.state = "placing"
         deployment.message = "waiting for its primary"
@@ -325,6 +319,20 @@ class Deployments:
             raise UnderstudyError(Code.BUSY, "too many deployments are in progress; try again later")
         del self._known[oldest]
         self._unread_s.pop(oldest, None)
+
+
+def _check_artifacts(artifacts: DirectoryStore, request: AppRequest) -> None:
+    for index, variant in enumerate(request.variants):
+        artifact = variant.artifact
+        field = f"variants[{index}].artifact"
+        artifacts.touch(artifact.digest)
+        try:
+            size_bytes = artifacts.path(artifact.digest).stat().st_size
+        except OSError:
+            path = f"/v1/artifacts/{artifact.digest}"
+            raise InvalidArgument(f"{field}: {artifact.file_name} isn't there; PUT it to {path}") from None
+        if size_bytes != artifact.size_bytes:
+            raise InvalidArgument(f"{field}.size_bytes: the uploaded file has {size_bytes} bytes")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import socket
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 import uvloop
 
@@ -54,8 +53,7 @@ async def _run(config: ClusterConfig, me: ControllerConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     with _listening_socket(me.http) as http:
-        path = config.role_dir("controller", me.name) / STORE_FILE
-        store = await SqliteStore.open(path, config.controller.events_max)
+        store = SqliteStore(config.role_dir("controller", me.name) / STORE_FILE, config.controller.events_max)
         try:
             with ungrouped(UnderstudyError):
                 await _serve(config, me, store, http, stopping)
@@ -90,12 +88,17 @@ async def _serve(
 
 
 async def _recall(store: Store) -> tuple[Memory, int]:
-    """What is stored, and the revision of `meta`. Raises `ConfigError` if it makes no sense."""
-    entries = await store.range("")
+    """What is stored, and the revision of `meta`.
+
+    Of a store that can't be used, nothing: gateways and agents tell what they hold, and what is to be kept
+    waits until the store can be used. Should it turn out then to hold something, we start anew.
+    """
     try:
-        memory = recall((entry.key, entry.value) for entry in entries)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise ConfigError(f"the store holds a record that can't be read: {error}") from error
+        entries = await store.range("")
+    except UnderstudyError as error:
+        log.error("store.unusable", reason=error.message)
+        return Memory(), 0
+    memory = recall((entry.key, entry.value) for entry in entries)
     return memory, next((entry.revision for entry in entries if entry.key == META), 0)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import assert_never
 
@@ -23,6 +24,7 @@ from understudy.controller.collecting import Collector
 from understudy.controller.deployments import Deployments
 from understudy.controller.profiling import Profiler
 from understudy.controller.questions import Questions
+from understudy.controller.recovery import informed
 from understudy.controller.solver import Solver
 from understudy.controller.status import ClusterStatus, cluster_status
 from understudy.controller.traffic import Traffic
@@ -36,16 +38,19 @@ from understudy.wire.errors import Code, ProtocolError, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (
     PROTOCOL,
+    ArtifactPart,
     GatewayStats,
     Heartbeat,
     Hello,
     Measure,
     Measured,
     NodeState,
+    ReadArtifact,
     Report,
+    Target,
     decode_message,
 )
-from understudy.wire.records import Event
+from understudy.wire.records import Event, RouteTable
 
 Peer = tuple[str, str]  # (role, name)
 
@@ -77,6 +82,7 @@ class Controller:
         self.store = store
         self.artifacts = DirectoryStore(Path(config.artifacts_dir))
         self.traffic = Traffic()
+        self.problems: tuple[str, ...] = ()  # what `up` could not do, in its words
         self.machine = ControllerMachine(config, memory, self._loop.time())
         self.bookkeeper = Bookkeeper(store, meta_revision, config.controller)
         self._profiler = Profiler(self._measuring_nodes, self._measure_on, config.controller)
@@ -91,7 +97,8 @@ class Controller:
             tasks.create_task,
         )
         self.questions = Questions(config, name, self.machine, self.traffic)
-        self._collector = Collector(config, self.machine, self.deployments, self.artifacts, self._note)
+        notes = self._note, self._read_on
+        self._collector = Collector(config, self.machine, self.deployments, self.artifacts, *notes)
         self.step(ev.Started())
         self.deployments.recall(memory, self._loop.time())
 
@@ -112,19 +119,14 @@ class Controller:
             link.close()
 
     def status(self) -> ClusterStatus:
-        status = cluster_status(
-            self.machine,
-            self.traffic,
-            self.bookkeeper.status,
-            self._config.name,
-            self._name,
-            self._loop.time(),
-        )
-        status.warnings += self._collector.problems
+        whose = self._config.name, self._name, self._loop.time()
+        status = cluster_status(self.machine, self.traffic, self.bookkeeper.status, *whose)
+        status.warnings += [*self.problems, *self._collector.problems]
         return status
 
     async def remove(self, app: str) -> None:
         """Raises NOT_FOUND, CONFLICT while it is being deployed, STORE_UNAVAILABLE."""
+        await informed(self.machine)
         if app not in self.machine.apps:
             raise UnderstudyError(Code.NOT_FOUND, f"no app {app!r}")
         if self.deployments.running(app) is not None:
@@ -199,7 +201,8 @@ class Controller:
                     log.info("target.sent", node=node, revision=order.target.revision, reason=order.reason)
             for gateway, sending in routes.items():
                 for (role, name), link in self._links.items():
-                    if role == "gateway" and gateway in ("", name):
+                    unheard = self.machine.hearing.waits_for((role, name))
+                    if role == "gateway" and gateway in ("", name) and not unheard:
                         link.send(sending.table)
                 log.info(
                     "routes.sent",
@@ -226,13 +229,12 @@ class Controller:
         ]
 
     async def _measure_on(self, node: str, measure: Measure) -> Measured:
-        link = self._links.get(("agent", node))
-        if link is None:
-            raise UnderstudyError(Code.UNAVAILABLE, f"node {node} is not connected")
-        variant = measure.app.variant(measure.variant)
-        timeout_s = self._config.controller.profile_timeout_s
-        timeout_s += load_timeout_s(variant, self._config.agent) if variant is not None else 0.0
-        return await link.call(measure, Measured, timeout_s)
+        timeout_s = _measure_timeout_s(measure, self._config)
+        return await _connected(self._links, node).call(measure, Measured, timeout_s)
+
+    async def _read_on(self, node: str, asked: ReadArtifact) -> ArtifactPart:
+        timeout_s = self._config.controller.artifacts_check_s
+        return await _connected(self._links, node).call(asked, ArtifactPart, timeout_s)
 
     # Links
 
@@ -250,6 +252,10 @@ class Controller:
             case NodeState() if role == "agent" and message.node == name:
                 self.step(ev.StateReported(message))
                 self._profiler.notice()
+            case RouteTable() if role == "gateway":
+                self.step(ev.HeldTold(role, name, message))
+            case Target() if role == "agent":
+                self.step(ev.HeldTold(role, name, message))
             case GatewayStats() if role == "gateway":
                 self.traffic.reported(name, message)
             case Report():
@@ -301,6 +307,19 @@ class Controller:
             self.step(ev.AgentLost(name))
         else:
             self.traffic.disconnected(name)
+
+
+def _measure_timeout_s(measure: Measure, config: ClusterConfig) -> float:
+    variant = measure.app.variant(measure.variant)
+    load_s = load_timeout_s(variant, config.agent) if variant is not None else 0.0
+    return config.controller.profile_timeout_s + load_s
+
+
+def _connected(links: Mapping[Peer, FrameLink], node: str) -> FrameLink:
+    link = links.get(("agent", node))
+    if link is None:
+        raise UnderstudyError(Code.UNAVAILABLE, f"node {node} is not connected")
+    return link
 
 
 def _check_hello(hello: Hello) -> None:

@@ -17,6 +17,7 @@ from understudy.wire.records import AppVersion, Outcome, Placement, Plan, Role
 
 Observed = list[tuple[str, ReplicaState]]  # replicas of one app, by node
 
+RECOVERED_SHOWN_MAX = 10
 OK, DEGRADED, FAILING, DOWN = "ok", "degraded", "failing", "down"
 
 
@@ -320,6 +321,14 @@ def _quarantine(case: Case, now: float) -> QuarantineStatus:
 
 def _warnings(machine: ControllerMachine, plan: Plan, store: StoreStatus, traffic: Traffic) -> list[str]:
     warnings = list(plan.warnings)
+    if not machine.hearing.over:
+        warnings.append("just started: nothing is published before gateways and agents told what they hold")
+    if machine.recovered:
+        apps = ", ".join(sorted(machine.recovered)[:RECOVERED_SHOWN_MAX])
+        more = len(machine.recovered) - RECOVERED_SHOWN_MAX
+        apps += f" and {more} more" if more > 0 else ""
+        warnings.append(f"the store had lost what became of {apps}: taken over from gateways and agents")
+    warnings += [f"stored record {key} makes no sense: {why}" for key, why in machine.unreadable.items()]
     if not traffic.served:
         warnings.append("no gateway is connected: nobody is answered")
     observed = [node.observed for _, node in sorted(machine.nodes.by_name.items()) if node.connected]

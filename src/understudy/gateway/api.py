@@ -37,6 +37,7 @@ CONTENT_ENCODING = b"content-encoding"
 JSON_LENGTH = answers.JSON_LENGTH.lower()
 LENGTH_DIGITS_MAX = 10
 
+NO_TABLE = "the gateway has no route table yet: no controller has answered, and none is on its disk"
 Answer = tuple[int, Any]
 
 
@@ -222,9 +223,11 @@ class Api:
             raise UnderstudyError(Code.INVALID_ARGUMENT, message, status=405, allow=allowed)
 
     def app(self, app: str, version: str | None) -> App:
-        """Raises NOT_FOUND."""
+        """Raises NOT_FOUND, or UNAVAILABLE before anything is known of models."""
         found = self.gateway.apps.get(app)
         if found is None:
+            if self.gateway.table.revision < 0:
+                raise UnderstudyError(Code.UNAVAILABLE, NO_TABLE)
             message = f"unknown model {app!r}"
             if self.authenticator is None:  # otherwise what is served here isn't for everybody to know
                 message += "; served here: " + (", ".join(sorted(self.gateway.apps)[:20]) or "none")
@@ -254,7 +257,8 @@ class Api:
     def _server_ready(self) -> Answer:
         content: dict[str, Any] = {"ready": self.ready}
         if not self.ready:
-            content["error"] = "the gateway is draining" if self.draining else "no app is ready"
+            without = NO_TABLE if self.gateway.table.revision < 0 else "no app is ready"
+            content["error"] = "the gateway is draining" if self.draining else without
         return (200 if self.ready else 503), content
 
     def _models(self) -> Answer:

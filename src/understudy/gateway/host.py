@@ -95,11 +95,8 @@ class Host:
         sockets = _listening(self._gateway, taken)
         if self._gateway.grpc:
             self._held = _hold(self._gateway.grpc, shared=self._gateway.grpc == self._former_grpc)
-        number = self._gateway.processes
-        names = (
-            [self._gateway.name] if number == 1 else [f"{self._gateway.name}.{i + 1}" for i in range(number)]
-        )
-        self._children = [Child(i, name, sockets[i::number]) for i, name in enumerate(names)]
+        names = self._gateway.process_names
+        self._children = [Child(i, name, sockets[i :: len(names)]) for i, name in enumerate(names)]
         if self._predecessor is None:
             self._open_control()
         self._watch_signals()

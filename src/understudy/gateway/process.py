@@ -324,9 +324,13 @@ class GatewayProcess:
                 message = decode_message(frame)
                 assert isinstance(message, RouteTable)
                 self.step(core.RoutesReceived(message))
+                if self.gateway.table.apps != message.apps:
+                    link.send(self.gateway.table)  # it lacks something that nobody removed
 
         async def serve(link: FrameLink) -> None:
             link.send(self._hello())
+            if self.gateway.table.revision > 0:
+                link.send(self.gateway.table)  # it may know less
             self.controllers.add(link)
             self._send_events()
             self.log.info("controller.connected", address=address)

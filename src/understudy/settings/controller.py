@@ -8,13 +8,16 @@ from understudy.settings import Count, Name, NonNegative, Positive, Settings
 class ControllerTuning(Settings, frozen=True):
     lease_ms: Positive = 1500.0  # no heartbeat for this long: the node is dead
     suspect_ms: Positive = 500.0  # no heartbeat for this long: the node is suspect
-    start_grace_ms: Positive = 3000.0  # after a start, nobody is declared dead before this
+    start_grace_ms: Positive = 3000.0  # after a start, for nodes and gateways to be heard of
     stability_window_s: Positive = 5.0  # a returned node waits this long, doubling with each flap
     stability_window_s_max: Positive = 300.0
     flap_memory_s: Positive = 600.0
     reconcile_interval_ms: Positive = 100.0
     events_max: Count = 50_000  # rows kept in the event log
     versions_max: Count = 20  # per app, kept in the store
+    manifests_max: Count = 8  # files that an app was deployed from, the newest: for `up` to see what changed
+    removals_max: Count = 1000  # of apps, the newest: told to gateways and agents
+    artifacts_check_s: Positive = 10.0  # between two looks at whether the artifact store has what is served
     upload_bytes_max: Count = 8 * 1024**3
     uploads_max: Count = 8  # at once
     artifacts_bytes_max: Count = 1024**4  # of all that is stored

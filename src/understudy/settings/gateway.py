@@ -174,3 +174,9 @@ class GatewayConfig(Settings, frozen=True):
     grpc: str = ""  # "host:port"; needs understudy[grpc]. Empty: no gRPC
     processes: Annotated[int, Meta(ge=1, le=64)] = 1  # that share the ports
     tls: TlsSettings | None = None
+
+    @property
+    def process_names(self) -> list[str]:
+        if self.processes == 1:
+            return [self.name]
+        return [f"{self.name}.{number + 1}" for number in range(self.processes)]

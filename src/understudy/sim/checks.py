@@ -14,6 +14,7 @@ from understudy.settings.gateway import GatewayTuning
 from understudy.sim.clock import Process
 from understudy.sim.scenario import BAD_CLIENT
 from understudy.sim.workers import Worker
+from understudy.wire.records import RouteTable
 
 if TYPE_CHECKING:
     from understudy.sim.gateways import ClientRequest, WorkerLink
@@ -58,6 +59,12 @@ class Checks:
     def order(self, receiver: str, held: int, revision: int) -> None:
         """Of a target or a route table that a process gets from the controller."""
         self.that(revision >= held, f"{receiver} holds revision {held} and is sent {revision}")
+
+    def whole(self, receiver: str, held: RouteTable, sent: RouteTable) -> None:
+        """No app is ever removed here, so no table may lack one; and no version may go back."""
+        versions = {app.app: app.version for app in sent.apps}
+        lacking = [app.app for app in held.apps if versions.get(app.app, 0) < app.version]
+        self.that(not lacking, f"{receiver} holds {', '.join(lacking)}, and is sent a table that knows less")
 
     def died(self, node: Node, what: tuple[str, int, str]) -> None:
         """A worker that was loading or had loaded `what`."""

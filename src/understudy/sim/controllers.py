@@ -11,7 +11,8 @@ from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.stored import Save, encode, recall
 from understudy.sim.clock import Act, Process
 from understudy.sim.network import End
-from understudy.wire.messages import Heartbeat, Hello, NodeState
+from understudy.wire.messages import Heartbeat, Hello, NodeState, Target
+from understudy.wire.records import RouteTable
 
 if TYPE_CHECKING:
     from understudy.sim.world import World
@@ -128,7 +129,8 @@ class Controller:
             self._send(("agent", node), order.target)
         for gateway, sending in routes.items():
             for role, name in list(self._links):
-                if role == "gateway" and gateway in ("", name):
+                unknown = self.machine.hearing.waits_for((role, name))
+                if role == "gateway" and gateway in ("", name) and not unknown:
                     self._send((role, name), sending.table)
 
     def _plan(self, asked: ev.MakePlan) -> None:
@@ -156,6 +158,8 @@ class Controller:
                     self.step(ev.AgentHello(message))
                 else:
                     self.step(ev.GatewayHello(message.name, message.revision))
+            case RouteTable() | Target() if end.owner is not None:
+                self.step(ev.HeldTold(end.owner[0], end.owner[1], message))
             case Heartbeat():
                 self.step(ev.HeartbeatHeard(message))
             case NodeState():

@@ -194,6 +194,25 @@ class Strike:
         self._tell(f"wrong by {host.wall_error_s:.0f} s", node=host.name)
 
 
+def _lose_store(strike: Strike) -> None:
+    """All of it, as with a disk."""
+    _replace_store(strike, {}, "empty")
+
+
+def _restore_store(strike: Strike) -> None:
+    _replace_store(strike, strike._world.backup, "as it was before the faults")
+
+
+def _replace_store(strike: Strike, files: dict[str, bytes], what: str) -> None:
+    world = strike._world
+    if world.controller is not None:
+        strike._tell(
+            f"{what}; the controller is away for {strike._lasting_s:g} s", node=world.controller_host
+        )
+        world.kill(world.controller_host, lasting_s=strike._lasting_s)
+        world.store.files = dict(files)
+
+
 KINDS: dict[str, Callable[[Strike], None]] = {
     "worker killed": Strike.kill_worker,
     "worker frozen": Strike.freeze_worker,
@@ -209,6 +228,8 @@ KINDS: dict[str, Callable[[Strike], None]] = {
     "partition": Strike.partition,
     "connection reset": Strike.reset,
     "store away": Strike.fail_store,
+    "store lost": _lose_store,
+    "store restored": _restore_store,
     "disk full": Strike.fill_disk,
     "disk slow": Strike.slow_disk,
     "clock set": Strike.set_clock,

@@ -280,8 +280,11 @@ class Gateway:
         ours.received = self._heard_controller
         ours.lost = lambda: self.process.after(RECONNECT_S, self._dial_controller)
         ours.send(Hello("gateway", self.name, revision=max(self.machine.table.revision, 0)))
+        if self.machine.table.revision > 0:
+            ours.send(self.machine.table)
 
     def _heard_controller(self, message: object) -> None:
         if isinstance(message, RouteTable):
             self.world.checks.order(self.name, self.machine.table.revision, message.revision)
+            self.world.checks.whole(self.name, self.machine.table, message)
             self.step(core.RoutesReceived(message))

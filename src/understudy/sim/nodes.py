@@ -72,6 +72,7 @@ class Agent:
         self._file = StateFile(node.disk, self.process, "state")
         incarnation, saved = self._file.load() or (0, ev.Saved())
         self.incarnation = max(incarnation + 1, node.host.wall_ms)  # as `agent.process` has it
+        self.saved = saved
         self.machine = AgentMachine(node.name, node.memory_mb, self.incarnation, self.tuning, saved)
         self._file.save((self.incarnation, saved))
         self._links: dict[End, None] = {}  # in the order of their greeting
@@ -147,6 +148,7 @@ class Agent:
             case ev.Tell(kind, message, app, replica, _):
                 self.world.tell(f"agent:{self.node.name}", kind, message, app=app, replica=replica)
             case ev.Save(saved):
+                self.saved = saved
                 self._file.save((self.incarnation, saved))
             case ev.EndBatching() | ev.AnswerMeasure() | ev.RefuseMeasure() | ev.Stopped():
                 raise AssertionError(f"nobody asked for {effect}")
@@ -239,6 +241,8 @@ class Agent:
                 ours.received = lambda message: self._received(ours, message)
                 ours.lost = self._controller_lost
                 self._greet(ours)
+                if self.saved.target is not None and self.saved.target.revision > 0:
+                    ours.send(self.saved.target)
                 return
         self.process.after(RECONNECT_S, self._dial)
 

@@ -11,7 +11,7 @@ from collections import Counter
 from random import Random
 
 from understudy.core.controller import events as controller_events
-from understudy.core.controller.stored import Release
+from understudy.core.controller.stored import Release, encode
 from understudy.core.planning.plan import PlanInput, make_plan
 from understudy.sim import faults
 from understudy.sim.checks import Checks
@@ -62,6 +62,8 @@ class World:
             GatewayHost(self, self.hosts[name]) for name in names[len(scenario.nodes) + 1 :]
         ]
         self.store = Disk()
+        self.backup: dict[str, bytes] = {}  # of the store, when all was deployed and nothing planned yet
+        self.controller_host = CONTROLLER_HOST
         self.controller: Controller | None = None
         self.checks = Checks(self)
 
@@ -179,6 +181,7 @@ class World:
             puts, _ = self.controller.machine.release_records(release)
             self.controller.books.save(dict(puts))
             self.controller.step(controller_events.Deployed(release))
+            self.backup |= {key: encode(record) for key, record in puts.items()}
 
     def _introduce(self) -> None:
         """Nobody is alone with its bad data."""

@@ -6,11 +6,14 @@ Who speaks to whom (the right-hand side listens):
     agent   -> worker       Load, Probe, Ping, Stats, Drain        Loaded, Probed, Pong, WorkerStats, Drained
     agent   -> worker       Rehearse, BatchingEnded                Rehearsed, BatchingEnded
     gateway -> agent        Hello, Activate                        Hello, NodeState, Heartbeat, Activated
-    agent   -> controller   Hello, NodeState, Heartbeat, Report    Hello, Target, Measure (agent: Measured)
+    agent   -> controller   Hello, NodeState, Heartbeat, Report    Hello, Target, Measure, ReadArtifact
+                            Measured, ArtifactPart
     gateway -> controller   Hello, Report, GatewayStats            Hello, RouteTable
 
-A reply carries the stream of its request. Messages nobody asked for use stream 0. `Failure` answers any
-request. Unknown kinds and unknown fields are ignored, so that versions can be mixed during an upgrade.
+What an agent or gateway holds of a controller (target, route table) it sends back to each that it meets:
+that one may know less. A reply carries the stream of its request. Messages nobody asked for use stream 0.
+`Failure` answers any request. Unknown kinds and unknown fields are ignored, so that versions can be mixed
+during an upgrade.
 """
 
 from __future__ import annotations
@@ -34,12 +37,14 @@ from understudy.wire.records import (
     Event,
     Finite,
     Profile,
+    Removal,
     Role,
     RouteTable,
     TensorSpec,
 )
 
 PROTOCOL = 1
+ARTIFACT_PART_BYTES = 1024 * 1024
 
 
 class Kind(IntEnum):
@@ -67,6 +72,8 @@ class Kind(IntEnum):
     TARGET = 34
     MEASURE = 35
     MEASURED = 36
+    READ_ARTIFACT = 37
+    ARTIFACT_PART = 38
     ROUTES = 40
     REPORT = 41
     GATEWAY_STATS = 42
@@ -305,6 +312,7 @@ class Target(msgspec.Struct):
     stage: tuple[ArtifactRef, ...] = ()
     released: tuple[str, ...] = ()  # activation keys that are no longer needed
     quarantined: tuple[tuple[str, int, str], ...] = ()
+    removed: tuple[Removal, ...] = ()  # as in a route table, to be remembered
 
 
 class Measure(msgspec.Struct):
@@ -320,6 +328,19 @@ class Measured(msgspec.Struct):
     outputs: tuple[TensorSpec, ...]
     notes: tuple[str, ...] = ()  # as in `Loaded`
     verdict: BatchingVerdict | None = None
+
+
+class ReadArtifact(msgspec.Struct):
+    """Read a staged copy from `offset` on, for a controller whose artifact store lost the file."""
+
+    digest: str
+    offset: int
+
+
+class ArtifactPart(msgspec.Struct):
+    """The next bytes, ARTIFACT_PART_BYTES at most; fewer at the end."""
+
+    content: bytes
 
 
 class Report(msgspec.Struct):
@@ -357,7 +378,8 @@ class GatewayStats(msgspec.Struct):
 Message = (
     Infer | Result | Failure | Cancel | Ping | Pong | Hello | Load | Loaded | Probe | Probed | Stats
     | WorkerStats | Drain | Drained | BatchingEnded | Rehearse | Rehearsed | NodeState | Heartbeat | Activate
-    | Activated | Target | Measure | Measured | RouteTable | Report | GatewayStats
+    | Activated | Target | Measure | Measured | ReadArtifact | ArtifactPart | RouteTable | Report
+    | GatewayStats
 )  # fmt: skip
 
 TYPES: dict[Kind, type] = {
@@ -386,6 +408,8 @@ TYPES: dict[Kind, type] = {
     Kind.TARGET: Target,
     Kind.MEASURE: Measure,
     Kind.MEASURED: Measured,
+    Kind.READ_ARTIFACT: ReadArtifact,
+    Kind.ARTIFACT_PART: ArtifactPart,
     Kind.ROUTES: RouteTable,
     Kind.REPORT: Report,
     Kind.GATEWAY_STATS: GatewayStats,
@@ -401,6 +425,7 @@ _AS_PAYLOAD = frozenset(
         Kind.NODE_STATE,
         Kind.TARGET,
         Kind.MEASURE,
+        Kind.ARTIFACT_PART,
         Kind.ROUTES,
         Kind.REPORT,
         Kind.GATEWAY_STATS,

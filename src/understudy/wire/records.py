@@ -175,6 +175,8 @@ class AppVersion(msgspec.Struct, frozen=True):
     brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
     client_rate: ClientRate | None = None
     requests_per_s: float = 0.0  # expected of all clients; 0: not stated, so it takes no compute
+    content: str = ""  # digest of what was deployed
+    manifests: dict[str, str] = {}  # digest of a manifest's path -> of what it last brought; the newest few
     finite: Finite = Finite.REQUIRED  # of all its outputs
     missing: str = "refused"  # "nan": null and NaN in JSON reach the model as NaN
 
@@ -294,6 +296,13 @@ class Plan(msgspec.Struct, frozen=True):
     reason: str = ""  # why this revision was made
 
 
+class Removal(msgspec.Struct, frozen=True):
+    """An app was removed when `newest` was its newest version. What is newer was deployed afterwards."""
+
+    app: str
+    newest: int
+
+
 class RouteTable(msgspec.Struct, frozen=True):
     """What a gateway needs to serve without anybody's help. Replica addresses come from the agents."""
 
@@ -305,6 +314,8 @@ class RouteTable(msgspec.Struct, frozen=True):
     quarantined: tuple[tuple[str, int, str], ...] = ()  # (app, version, variant)
     cluster: str = ""
     previous: tuple[AppVersion, ...] = ()  # the version before, of apps that may be answered by it
+    removed: tuple[Removal, ...] | None = None  # the newest removals; None: whatever is absent is removed
+    plan_revision: int = 0
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -50,10 +50,27 @@ class GatewayHello:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldTold:
+    """A peer sent back what it got last from a controller, us or another."""
+
+    role: str
+    name: str
+    held: RouteTable | Target
+
+
+@dataclass(frozen=True, slots=True)
 class Deployed:
     """A new version is stored and becomes the current one."""
 
     release: Release
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestNoted:
+    """What is current was asked for by a manifest, once more or by another one."""
+
+    app: str
+    manifests: dict[str, str]  # as in `CurrentVersion`
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +115,9 @@ class Tick:
 
 
 Event = (
-    Started | AgentHello | AgentLost | StateReported | HeartbeatHeard | GatewayHello | Deployed | Removed
-    | DrainAsked | UndrainAsked | QuarantineCleared | Planned | PlanningFailed | Tick
+    Started | AgentHello | AgentLost | StateReported | HeartbeatHeard | GatewayHello | HeldTold | Deployed
+    | ManifestNoted | Removed | DrainAsked | UndrainAsked | QuarantineCleared | Planned | PlanningFailed
+    | Tick
 )  # fmt: skip
 
 # Effects

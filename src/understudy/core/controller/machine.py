@@ -16,7 +16,7 @@ from typing import Any, assert_never
 import msgspec
 
 from understudy.core.controller import events as ev
-from understudy.core.controller import stored
+from understudy.core.controller import learning, stored
 from understudy.core.controller.nodes import Nodes, Transition
 from understudy.core.controller.quarantine import Facts, Quarantine
 from understudy.core.controller.reasons import moves, what_changed, why
@@ -24,6 +24,7 @@ from understudy.core.controller.stand_ins import mismatch
 from understudy.core.controller.stored import (
     CurrentVersion,
     PlanFacts,
+    Quarantined,
     Release,
     Save,
     StoredPlan,
@@ -40,7 +41,7 @@ from understudy.core.controller.unbatched import changed_releases
 from understudy.core.planning.plan import PlanInput
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.messages import NodeState, Target
-from understudy.wire.records import AppVersion, Plan, RouteTable
+from understudy.wire.records import AppVersion, Plan, Removal, RouteTable
 
 REVISIONS_PER_EPOCH = 1_000_000
 PLANNING_RETRY_S = 1.0  # after the planner itself failed
@@ -52,6 +53,9 @@ class ControllerMachine:
     def __init__(self, config: ClusterConfig, memory: stored.Memory, now: float) -> None:
         self._config = config
         self.epoch = memory.meta.epoch + 1
+        self.hearing = learning.Hearing(config, now)
+        self.unreadable = memory.unreadable
+        self.recovered: set[str] = set()  # apps that the store knew less of than a peer, in this life
         self.nodes = Nodes(
             config.controller, memory.nodes, frozenset(node.name for node in config.nodes), now
         )
@@ -87,6 +91,8 @@ class ControllerMachine:
             case ev.HeartbeatHeard(beat):
                 return self._node_changes(self.nodes.heartbeat(beat, now))
             case ev.Tick():
+                for peer in self.hearing.tick(now):
+                    self._welcome(peer)
                 self._node_changes(self.nodes.tick(now))
                 if self.quarantine.cases:
                     self._judge(now)
@@ -99,16 +105,26 @@ class ControllerMachine:
                 self._take_unbatched(state)
             case ev.AgentHello(hello):
                 self._node_changes(self.nodes.hello(hello, now))
+                self.hearing.hello(("agent", hello.name), hello.revision, now)
                 self._jump_ahead(hello.revision)
                 self._sent.pop(hello.name, None)
             case ev.AgentLost(node):
                 self._node_changes(self.nodes.link_lost(node, now))
-            case ev.GatewayHello():
-                self._welcome(event)
+            case ev.GatewayHello(name, revision):
+                self.hearing.hello(("gateway", name), revision, now)
+                self._jump_ahead(revision)
+                self._welcome(("gateway", name))
+            case ev.HeldTold(role, name, held):
+                self._take_held(held, name, now)
+                self.hearing.told((role, name))
+                self._welcome((role, name))
             case ev.Deployed(release):
                 self._deploy(release)
             case ev.Removed(app):
                 self._remove(app)
+            case ev.ManifestNoted(app, manifests):
+                self.currents[app] = msgspec.structs.replace(self.currents[app], manifests=manifests)
+                self._save({stored.current_key(app): self.currents[app]}, reason="another manifest brings it")
             case ev.DrainAsked(node):
                 self._node_changes(self.nodes.drain(node, now))
             case ev.UndrainAsked(node):
@@ -125,6 +141,8 @@ class ControllerMachine:
             case ev.Started():
                 self._save({stored.META: stored.Meta(self.epoch)}, reason="controller started")
                 self._note("controller.started", f"start number {self.epoch}")
+                for key, problem in self.unreadable.items():
+                    self._note("record.unreadable", f"{key}: {problem}")
             case _:
                 assert_never(event)
         return True
@@ -137,7 +155,7 @@ class ControllerMachine:
         return {
             app: self.releases[(app, current.version)].app
             for app, current in sorted(self.currents.items())
-            if current.version
+            if current.version and (app, current.version) in self.releases  # one may be unreadable
         }
 
     @property
@@ -162,7 +180,7 @@ class ControllerMachine:
         app, version = release.app.app, release.app.version
         puts: dict[str, msgspec.Struct] = {
             stored.release_key(app, version): release,
-            stored.current_key(app): CurrentVersion(version, version),
+            stored.current_key(app): CurrentVersion(version, version, manifests=release.app.manifests),
         }
         gone = [stored.release_key(*key) for key in self._outdated(app, version)]
         gone += [stored.quarantine_key(*key) for key in self.quarantined if key[0] == app]
@@ -172,7 +190,10 @@ class ControllerMachine:
         """What to put and to delete to remove `app`; store it before `Removed`."""
         gone = [stored.release_key(*key) for key in self.releases if key[0] == app]
         gone += [stored.quarantine_key(*key) for key in self.quarantined if key[0] == app]
-        return {stored.current_key(app): CurrentVersion(0, self.currents[app].newest)}, tuple(gone)
+        return {stored.current_key(app): self._removal(app)}, tuple(gone)
+
+    def _removal(self, app: str) -> CurrentVersion:
+        return msgspec.structs.replace(self.currents[app], version=0, removed_at=self.revision)
 
     # Nodes
 
@@ -216,7 +237,7 @@ class ControllerMachine:
     def _deploy(self, release: Release) -> None:
         app = release.app
         self.releases[(app.app, app.version)] = release
-        self.currents[app.app] = CurrentVersion(app.version, app.version)
+        self.currents[app.app] = CurrentVersion(app.version, app.version, manifests=app.manifests)
         for key in self._outdated(app.app, app.version):
             del self.releases[key]
         self.quarantine.forget(app.app)
@@ -230,7 +251,7 @@ class ControllerMachine:
         return [key for key in self.releases if key[0] == app and key[1] <= oldest and key not in planned]
 
     def _remove(self, app: str) -> None:
-        self.currents[app] = CurrentVersion(0, self.currents[app].newest)
+        self.currents[app] = self._removal(app)
         self.releases = {key: release for key, release in self.releases.items() if key[0] != app}
         self.quarantine.forget(app)
         self._note("app.removed", "removed by an operator", app=app)
@@ -261,7 +282,7 @@ class ControllerMachine:
         )
 
     def _consider_planning(self, now: float) -> None:
-        if self.planning or now < self._plan_after_s:
+        if self.planning or now < self._plan_after_s or not self.hearing.over:
             return
         facts = self._facts()
         if self.plan is not None and facts == self.plan.facts:
@@ -309,8 +330,7 @@ class ControllerMachine:
         self._record_nodes()
         published = self._published()
         self._update_stability(now)
-        if not published and self.plan is None:
-            # As far as we know nothing was ever deployed. If the store was lost, the peers know more than we.
+        if not self.hearing.over or self._knows_less:
             return
         reason = why(event)
         revision = self.revision + 1
@@ -369,6 +389,8 @@ class ControllerMachine:
             quarantined=tuple(sorted(self.quarantined)),
             cluster=self._config.name,
             previous=tuple(self._previous(published).values()),
+            removed=self._removals(),
+            plan_revision=plan.revision,
         )
         if table == self.table:
             return
@@ -400,25 +422,72 @@ class ControllerMachine:
             asked=self.quarantine.asked,
             previous=self._previous(published),
         )
+        removed = self._removals()
         for node, target in make_targets(facts).items():
-            if self._sent.get(node) == target:
+            target.removed = removed
+            if self._sent.get(node) == target or self.hearing.waits_for(("agent", node)):
                 continue
             self._sent[node] = target
             self.revision = revision
             target = msgspec.structs.replace(target, revision=revision)
             self._effects.append(ev.SendTarget(node, target, reason))
 
-    def _welcome(self, event: ev.GatewayHello) -> None:
-        self._jump_ahead(event.revision)
-        if self.table is None:
+    def _removals(self) -> tuple[Removal, ...]:
+        return learning.removals(self.currents, self._config.controller.removals_max)
+
+    # Peers that may know more
+
+    @property
+    def _knows_less(self) -> bool:
+        """We know of nothing, and somebody holds something that it couldn't tell."""
+        return not self.currents and self.plan is None and any(self.hearing.revisions.values())
+
+    def _welcome(self, peer: learning.Peer) -> None:
+        """Send a gateway what there is, as soon as it is known what it holds."""
+        role, name = peer
+        if role != "gateway" or self.table is None or self.hearing.waits_for(peer) or self._knows_less:
             return
-        if event.revision > self.table.revision:
+        if self.hearing.revisions.get(peer, 0) > self.table.revision:
             self.revision += 1
             self.table = msgspec.structs.replace(self.table, revision=self.revision)
-        self._effects.append(ev.SendRoutes(self.table, event.name, f"gateway {event.name} connected"))
+        self._effects.append(ev.SendRoutes(self.table, name, f"gateway {name} connected"))
+
+    def _take_held(self, held: learning.Held, source: str, now: float) -> None:
+        self._jump_ahead(held.revision)
+        learned = learning.learn(self.currents, self.releases, held, source)
+        self.currents |= learned.currents
+        self.releases |= learned.releases
+        self.recovered |= learned.currents.keys()
+        removed = {app for app, current in learned.currents.items() if not current.version}
+        gone = [key for key in self.releases if key[0] in removed]
+        for key in gone:
+            del self.releases[key]
+        for app in learning.known_as_removed(held, self.currents):  # tell it, however long ago that was
+            newest = msgspec.structs.replace(self.currents[app], removed_at=self.revision)
+            self.currents[app] = learned.currents[app] = newest
+        for what in held.quarantined:
+            if what[0] in learned.currents and self._is_current(*what[:2]):
+                record = Quarantined(*what, why=f"as {source} knows")
+                self.quarantine.recall([record], now)
+                self._save({stored.quarantine_key(*what): record}, reason=record.why)
+        if self.plan is None:
+            self.plan = learning.taken_over(held)
+        for kind, message, app in learned.notes:
+            self._note(kind, message, app=app)
+        records = learned.records()
+        if records or gone:
+            self._save(records, tuple(stored.release_key(*key) for key in gone), f"as {source} knows")
+        for name in records:
+            self.unreadable.pop(name, None)
 
     def _jump_ahead(self, revision: int) -> None:
-        self.revision = max(self.revision, revision)
+        """Go on behind the numbers of a life that we don't remember, deployments' numbers too."""
+        if not self.revision < revision <= learning.NUMBER_MAX:
+            return
+        self.epoch = max(self.epoch, revision // REVISIONS_PER_EPOCH + 1)
+        self.revision = self.epoch * REVISIONS_PER_EPOCH
+        self._save({stored.META: stored.Meta(self.epoch)}, reason="a peer holds later numbers")
+        self._note("controller.learned", f"a peer holds revision {revision}: this is start {self.epoch} now")
 
     # Effects
 

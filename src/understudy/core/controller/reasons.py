@@ -63,6 +63,10 @@ def why(event: ev.Event) -> str:
             return f"node {beat.node} was heard again"
         case ev.GatewayHello(name):
             return f"gateway {name} connected"
+        case ev.HeldTold(_, name):
+            return f"{name} told what it holds"
+        case ev.ManifestNoted(app):
+            return f"{app} was asked for again"
         case ev.Deployed(release):
             return f"{release.app.app} version {release.app.version} deployed"
         case ev.Removed(app):

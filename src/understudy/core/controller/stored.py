@@ -14,6 +14,7 @@ Unknown fields are ignored and new fields have defaults.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
@@ -51,6 +52,8 @@ class StoredPlan(msgspec.Struct, frozen=True):
 class CurrentVersion(msgspec.Struct, frozen=True):
     version: int  # 0: the app was removed
     newest: int  # numbers are never used twice, not even after a removal
+    removed_at: int = 0  # revision, of a removal
+    manifests: dict[str, str] = {}  # as in AppVersion, up to date
 
 
 class Release(msgspec.Struct, frozen=True):
@@ -91,6 +94,7 @@ class Memory(msgspec.Struct):
     quarantined: dict[tuple[str, int, str], Quarantined] = {}
     profiles: dict[str, Measured] = {}  # by key
     deployments: dict[str, StoredDeployment] = {}
+    unreadable: dict[str, str] = {}  # key -> why; such a record stays in the store as it is
 
 
 class Save(NamedTuple):
@@ -130,33 +134,49 @@ def encode(record: msgspec.Struct) -> bytes:
 
 
 def recall(entries: Iterable[tuple[str, bytes]]) -> Memory:
-    """All that is stored, from (key, value). Raises `msgspec.MsgspecError` for a value that isn't its record.
+    """All that is stored, from (key, value); what isn't its record is named in `unreadable`.
 
     Keys of kinds that this version doesn't know are passed over.
     """
     memory = Memory()
     for key, value in entries:
-        match key.split("/"):
-            case ["meta"]:
-                memory.meta = _decode(value, Meta)
-            case ["plan", "current"]:
-                memory.plan = _decode(value, StoredPlan)
-            case ["apps", app, "current"]:
-                memory.currents[app] = _decode(value, CurrentVersion)
-            case ["apps", app, "versions", number]:
-                memory.releases[(app, int(number))] = _decode(value, Release)
-            case ["nodes", name]:
-                memory.nodes[name] = _decode(value, StoredNode)
-            case ["quarantine", _, _, _]:
-                entry = _decode(value, Quarantined)
-                memory.quarantined[(entry.app, entry.version, entry.variant)] = entry
-            case ["profiles", _, _]:
-                memory.profiles[key] = _decode(value, Measured)
-            case ["deployments", id]:
-                memory.deployments[id] = _decode(value, StoredDeployment)
-            case _:
-                pass
+        try:
+            _recall(memory, key, value)
+        except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
+            memory.unreadable[key] = str(error)
+    for app, version in sorted(memory.releases):
+        if current_key(app) in memory.unreadable:
+            memory.currents[app] = CurrentVersion(version, version)  # the best guess: peers may know more
     return memory
+
+
+def _recall(memory: Memory, key: str, value: bytes) -> None:
+    match key.split("/"):
+        case ["meta"]:
+            memory.meta = _decode(value, Meta)
+        case ["plan", "current"]:
+            memory.plan = _decode(value, StoredPlan)
+        case ["apps", app, "current"]:
+            memory.currents[app] = _decode(value, CurrentVersion)
+        case ["apps", app, "versions", number]:
+            release = _decode(value, Release)
+            if (release.app.app, release.app.version) != (app, int(number)) or not release.app.variants:
+                raise ValueError("it is another app's, or has no variants")
+            memory.releases[(app, int(number))] = release
+        case ["nodes", name]:
+            node = _decode(value, StoredNode)
+            if node.info.name != name or not 0 <= node.info.memory_mb < math.inf:
+                raise ValueError("it is another node's, or its memory is no number")
+            memory.nodes[name] = node
+        case ["quarantine", _, _, _]:
+            entry = _decode(value, Quarantined)
+            memory.quarantined[(entry.app, entry.version, entry.variant)] = entry
+        case ["profiles", _, _]:
+            memory.profiles[key] = _decode(value, Measured)
+        case ["deployments", id]:
+            memory.deployments[id] = _decode(value, StoredDeployment)
+        case _:
+            pass
 
 
 def _decode(value: bytes, type_: type[R]) -> R:

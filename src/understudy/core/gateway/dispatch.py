@@ -379,6 +379,8 @@ class Dispatcher:
                     self._changed(flight.replica.app, now)
             else:
                 flight.replica.breaker.abandoned(flight.stream)
+        if request.done:  # given up with all that waited, when the last replica was ejected just now
+            return
         waited_ms = round((now - request.arrived) * 1000, 1)
         error = UnderstudyError(Code.TIMEOUT, "no answer within the deadline", waited_ms=waited_ms)
         self._fail(request, error)

@@ -18,8 +18,9 @@ from understudy.core.gateway.nodes import Node
 from understudy.core.gateway.rotation import App, Replica, Request
 from understudy.core.gateway.statics import usable
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
+from understudy.core.gateway.tables import completed
 from understudy.settings.gateway import GatewayTuning
-from understudy.wire.messages import Activated, Heartbeat, NodeState
+from understudy.wire.messages import Activated, Heartbeat, NodeState, ReplicaState
 from understudy.wire.records import Contingency, NodeInfo, Role, RouteTable
 
 HEARTBEAT_S_DEFAULT = 0.05  # until the first heartbeat tells
@@ -181,6 +182,10 @@ class Gateway:
     def _take_table(self, table: RouteTable, now: float) -> None:
         if table.revision < self.table.revision:
             return
+        table, sent = completed(table, self.table), table
+        if table is not sent:
+            kept = ", ".join(app.app for app in table.apps[len(sent.apps) :])
+            self._note("table.incomplete", f"it lacks {kept}, which nobody removed: served on")
         changed = table != self.table
         apps, mistakes = usable(table, self.table)
         self.table = table
@@ -188,9 +193,10 @@ class Gateway:
         previous = {spec.app: spec for spec in table.previous}
         for name in [n for n in self.apps if n not in specs]:
             app = self.apps.pop(name)
-            self.dispatcher.give_up_waiting(app)
             for replica in list(app.replicas.values()):
                 self._forget(replica, now)
+            self.dispatcher.give_up_waiting(app)  # those too that a replica was working on
+        new = specs.keys() - self.apps.keys()
         for name, spec in specs.items():
             app = self.apps.get(name) or App(spec, self.settings, now)
             app.describe(spec)
@@ -209,6 +215,10 @@ class Gateway:
             else:
                 detector = HeartbeatDetector(self.settings.suspicion, HEARTBEAT_S_DEFAULT, now)
                 self.nodes[name] = Node(info, detector)
+        for node in self.nodes.values():  # an agent may have told of an app before the controller did
+            for report in node.reported if node.connected else ():
+                if report.app in new and report.id not in self.replicas:
+                    self._take_replica(report, self.apps[report.app], node, now)
         for app in self.apps.values():
             self._refresh(app, now)
         self._effects.append(FollowNodes(table.nodes))
@@ -235,23 +245,15 @@ class Gateway:
         node.incarnation, node.serial, node.killed = state.incarnation, state.serial, frozenset(state.killed)
         touched: dict[str, App] = {}
         seen: set[str] = set()
+        node.reported = state.replicas
         for report in state.replicas:
             app = self.apps.get(report.app)
             if app is None:
                 continue
             seen.add(report.id)
-            replica = self.replicas.get(report.id)
-            if replica is None:
-                replica = Replica(report, app, state.node, now, self.settings.breaker)
-                replica.node_suspect = node.detector.suspect
-                self.replicas[report.id] = app.replicas[report.id] = replica
-                node.replicas.add(report.id)
-            replica.state, replica.role, replica.pid = report.state, report.role, report.pid
-            replica.address = report.address
+            self._take_replica(report, app, node, now)
             if report.id in state.proven_ago_s:
-                replica.proven_at = now - state.proven_ago_s[report.id]
-            if replica.link is None and replica.state in ("ready", "failing") and replica.address:
-                self._effects.append(ConnectWorker(replica))
+                self.replicas[report.id].proven_at = now - state.proven_ago_s[report.id]
             touched[app.name] = app
         for id_ in sorted(node.replicas - seen):
             replica = self.replicas[id_]
@@ -259,6 +261,18 @@ class Gateway:
             self._forget(replica, now)
         for app in touched.values():
             self._refresh(app, now)
+
+    def _take_replica(self, report: ReplicaState, app: App, node: Node, now: float) -> None:
+        replica = self.replicas.get(report.id)
+        if replica is None:
+            replica = Replica(report, app, node.info.name, now, self.settings.breaker)
+            replica.node_suspect = node.detector.suspect
+            self.replicas[report.id] = app.replicas[report.id] = replica
+            node.replicas.add(report.id)
+        replica.state, replica.role, replica.pid = report.state, report.role, report.pid
+        replica.address = report.address
+        if replica.link is None and replica.state in ("ready", "failing") and replica.address:
+            self._effects.append(ConnectWorker(replica))
 
     def _forget(self, replica: Replica, now: float) -> None:
         self.replicas.pop(replica.id, None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from understudy.core.gateway.suspicion import HeartbeatDetector
+from understudy.wire.messages import ReplicaState
 from understudy.wire.records import NodeInfo
 
 
 class Node:
     """What this gateway knows of a node."""
 
-    __slots__ = ("connected", "detector", "incarnation", "info", "killed", "replicas", "serial")
+    __slots__ = ("connected", "detector", "incarnation", "info", "killed", "replicas", "reported", "serial")
 
     def __init__(self, info: NodeInfo, detector: HeartbeatDetector) -> None:
         self.info = info
@@ -18,6 +19,7 @@ class Node:
         self.incarnation = 0
         self.serial = -1
         self.replicas: set[str] = set()
+        self.reported: tuple[ReplicaState, ...] = ()  # newest, those of apps that aren't known here too
         self.killed: frozenset[str] = frozenset()  # workers that its agent has ended itself, lately
 
     @property
