@@ -216,7 +216,7 @@ class PlayedAgent:
 def measure(asked: Measure) -> Measured:
     memory_mb = 60.0 if asked.variant == "full" else 10.0
     verdict = BatchingVerdict(True, "graph", "its graph works row by row")
-    return Measured(Profile(40.0, memory_mb, 20.0, 1.0, "test"), (X,), (Y,), verdict)
+    return Measured(Profile(40.0, memory_mb, 20.0, 1.0, "test"), (X,), (Y,), verdict=verdict)
 
 
 class PlayedGateway:
