@@ -79,7 +79,7 @@ BUGS = (
     Bug(
         "the queue of waiting requests has no bound",
         f"{CORE}/gateway/dispatch.py",
-        "elif len(app.waiting) >= self._settings.admission.waiting_max:",
+        "elif len(app.queues.waiting) >= self._settings.admission.waiting_max:",
         "elif False:",
     ),
     Bug(

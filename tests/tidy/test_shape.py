@@ -20,7 +20,6 @@ LARGE: dict[str, str] = {
     "understudy.core.controller.machine.ControllerMachine": "",
     "understudy.core.gateway.dispatch.Dispatcher": "",
     "understudy.core.gateway.machine.Gateway": "",
-    "understudy.core.gateway.rotation.App": "",
     "understudy.core.gateway.rotation.Replica": "",
     "understudy.core.planning.contingencies._Answering": "",
     "understudy.core.planning.heuristic._Packing": "",

@@ -156,7 +156,7 @@ def test_a_replica_that_proved_nothing_for_long_gets_half_of_the_patience():
         world.step(core.NodeStateReceived(state))
         world.report("n3", world.replica("r3", "big"))
         world.gateway.replicas["r3"].proven_at = world.now + 1.0
-        world.app.hedge_delay_s = 1.0
+        world.app.patience.hedge_delay_s = 1.0
         world.app.best = [world.gateway.replicas["r1"]]
         world.request(timeout_s=20.0)
         advance(world, 0.7, "r1", "r2", "r3")

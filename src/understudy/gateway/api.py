@@ -389,6 +389,7 @@ def failure_records(apps: list[App], now: float, unix_s: float) -> list[dict[str
 def _app_status(app: App) -> dict[str, Any]:
     spec: AppVersion = app.spec
     best, now = app.ranked[0] if app.ranked else None, monotonic()
+    stats, total = app.traffic.stats, app.traffic.total
     return {
         "name": app.name,
         "version": spec.version,
@@ -398,19 +399,19 @@ def _app_status(app: App) -> dict[str, Any]:
         "full_size": spec.full_size.name,
         "degraded": best.degraded if best else "down",
         "inflight": app.inflight,
-        "waiting": len(app.waiting),
-        "p50_ms": _ms(app.digest.quantile(0.5)),
-        "p99_ms": _ms(app.digest.quantile(0.99)),
-        "requests": app.stats_total.requests + app.stats.requests,
-        "failed": app.stats_total.failed + app.stats.failed,
-        "rejected": app.stats_total.rejected + app.stats.rejected,
+        "waiting": len(app.queues.waiting),
+        "p50_ms": _ms(app.patience.digest.quantile(0.5)),
+        "p99_ms": _ms(app.patience.digest.quantile(0.99)),
+        "requests": app.traffic.requests,
+        "failed": total.failed + stats.failed,
+        "rejected": total.rejected + stats.rejected,
         "failing": app.health.failing,
-        "retried": app.stats_total.retried + app.stats.retried,
-        "hedged": app.stats_total.hedged + app.stats.hedged,
-        "shed": app.stats_total.shed + app.stats.shed,
-        "limited": app.stats_total.limited + app.stats.limited,
-        "limit": app.concurrency.limit,
-        "brownout": app.brownout.on,
+        "retried": total.retried + stats.retried,
+        "hedged": total.hedged + stats.hedged,
+        "shed": total.shed + stats.shed,
+        "limited": total.limited + stats.limited,
+        "limit": app.allowance.concurrency.limit,
+        "brownout": app.allowance.brownout.on,
         "replicas": [
             {
                 "id": r.id,

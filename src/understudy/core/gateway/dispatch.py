@@ -61,16 +61,20 @@ class Dispatcher:
 
     def submit(self, request: Request, now: float) -> None:
         app = request.app
-        app.stats.requests += 1
+        app.traffic.stats.requests += 1
         app.conducts.clients.heard(request.client, now)
         if app.clients is not None:
             error = self.gate.over_rate(app.clients, request.client, now)
             if error is not None:
-                app.stats.limited += 1
+                app.traffic.stats.limited += 1
                 self._turn_away(request, error)
                 return
         replica = None
-        if app.inflight >= app.limit or (app.inflight + 1) * app.spacing_s > request.deadline - now:
+        allowance = app.allowance
+        if (
+            app.inflight >= allowance.limit
+            or (app.inflight + 1) * allowance.spacing_s > request.deadline - now
+        ):
             refusal = self.gate.refusal(request, now)
             if refusal:
                 replica = self.gate.stand_in(app, now)
@@ -89,12 +93,12 @@ class Dispatcher:
 
     def _park(self, request: Request, now: float) -> None:
         app = request.app
-        if app.hopeless and not app.ranked:
+        if app.way_back.hopeless and not app.ranked:
             self._bet(request, now)
-        elif len(app.waiting) >= self._settings.admission.waiting_max:
+        elif len(app.queues.waiting) >= self._settings.admission.waiting_max:
             self._shed(request, "too many requests are waiting", limit=self._settings.admission.waiting_max)
         else:
-            app.waiting.append(request)
+            app.queues.waiting.append(request)
 
     def _send(self, request: Request, replica: Replica, now: float) -> None:
         stream = replica.next_stream
@@ -109,7 +113,7 @@ class Dispatcher:
             replica.breaker.sent(stream)
             self._changed(replica.app, now)
         if request.attempts == 1:
-            request.app.watch.append(request)  # and from there into `slow`, until it ends
+            request.app.queues.watch.append(request)  # and from there into `slow`, until it ends
 
     # A frame comes back
 
@@ -124,7 +128,9 @@ class Dispatcher:
             del replica.outstanding[frame.stream]
         if frame.stream:  # a pong has none; an answer that comes too late is progress all the same
             replica.answered_at = now
-        if replica.suspect and (flight is not None or not replica.owes_too_long(now, replica.app.late_s)):
+        if replica.suspect and (
+            flight is not None or not replica.owes_too_long(now, replica.app.patience.late_s)
+        ):
             # A mere pong doesn't clear one that owes an answer for too long: its model may hang.
             replica.suspect = False
             if flight is not None or not replica.outstanding:
@@ -137,7 +143,7 @@ class Dispatcher:
         else:
             self._failed(flight, answer.error(), now)
         app = replica.app
-        if app.waiting or app.suspects:
+        if app.queues.waiting or app.queues.suspects:
             self.release(app, now)
 
     def _succeeded(self, flight: Flight, result: Result, body: Buffer, now: float) -> None:
@@ -151,18 +157,18 @@ class Dispatcher:
         if not flight.stream & SAMPLE_MASK:
             replica.pace.sampled(latency_s, result.infer_us, result.rows)
             replica.conduct.answered_sample(request.body)
-        app.digest.record(latency_s)
+        app.patience.digest.record(latency_s)
         if request.faults:
             self._settle(request, replica, now)
         if request.done:
             return
         self.end(request, keep=flight)
-        app.answered.add(result, now - request.arrived, now)
-        app.stats.serving = replica.variant
+        app.traffic.answered.add(result, now - request.arrived, now)
+        app.traffic.stats.serving = replica.variant
         if replica.degraded:
-            app.stats.degraded += 1
+            app.traffic.stats.degraded += 1
             if replica.degraded == "overload":
-                app.brownout.answers += 1
+                app.allowance.brownout.answers += 1
         elif app.keeps_last_good:
             self.last_good.keep(request, replica, result, body, now)
         request.answered(replica, result, body)
@@ -209,10 +215,10 @@ class Dispatcher:
                 other = None  # one client is answered by one version, while that answers others
         spent = not app.spec.idempotent or request.attempts >= self._settings.retry.attempts_max
         free = free and other is not None and other.breaker.closed
-        if other is None or spent or not (free or app.retry_budget.withdraw(now)):
+        if other is None or spent or not (free or app.patience.retry_budget.withdraw(now)):
             self._fail(request, error)
             return
-        app.stats.retried += 1
+        app.traffic.stats.retried += 1
         self._send(request, other, now)
 
     def _other(self, request: Request, now: float) -> Replica | None:
@@ -255,35 +261,37 @@ class Dispatcher:
             elif len(request.kills) >= self._settings.retry.poison_kills:
                 self.poison.accuse(request, now)
             else:
-                request.app.stats.retried += 1
-                (request.app.suspects if request.kills else request.app.waiting).append(request)
+                request.app.traffic.stats.retried += 1
+                (request.app.queues.suspects if request.kills else request.app.queues.waiting).append(request)
         self.release(replica.app, now)
 
     def release(self, app: App, now: float) -> None:
         """Send what waits, as far as there is room: first one suspect, then the others in order."""
         trial_s = self._settings.retry.trial_ms / 1000
-        while app.suspects and (app.isolated is None or app.isolated.in_flight_s(now) > trial_s):
-            request = app.suspects[0]
+        while app.queues.suspects and (
+            app.queues.isolated is None or app.queues.isolated.in_flight_s(now) > trial_s
+        ):
+            request = app.queues.suspects[0]
             other = self._other(request, now)
             if other is None:
                 break
-            app.suspects.popleft()
+            app.queues.suspects.popleft()
             if not request.done:
                 request.isolated = True
-                app.isolated = request
+                app.queues.isolated = request
                 self._send(request, other, now)
-        while app.waiting:
+        while app.queues.waiting:
             replica = pick(app, now)
             if replica is None:
                 return
-            request = app.waiting.popleft()
+            request = app.queues.waiting.popleft()
             if not request.done:
                 self._send(request, replica, now)
 
     def panic(self, app: App, now: float) -> None:
         """Nothing healthy is left and nobody can load anything: try whatever still has a connection."""
-        while app.waiting:
-            request = app.waiting.popleft()
+        while app.queues.waiting:
+            request = app.queues.waiting.popleft()
             if not request.done:
                 self._bet(request, now)
 
@@ -297,7 +305,7 @@ class Dispatcher:
             self._give_up(request, "no replica, and no node can load one")
 
     def give_up_waiting(self, app: App) -> None:
-        for queue in (app.waiting, app.suspects):
+        for queue in (app.queues.waiting, app.queues.suspects):
             while queue:
                 request = queue.popleft()
                 if not request.done:
@@ -321,7 +329,7 @@ class Dispatcher:
         for app in apps:
             if app.inflight:
                 app.observe(elapsed_s)
-            if app.busy or app.slow or app.watch:
+            if app.busy or app.queues.slow or app.queues.watch:
                 self._tick_watch(app, now)
                 self._tick_slow(app, now)
                 self._tick_waiting(app, now)
@@ -333,7 +341,7 @@ class Dispatcher:
         self._judge(now)
 
     def _tick_watch(self, app: App, now: float) -> None:
-        watch = app.watch
+        watch = app.queues.watch
         while watch:
             request = watch[0]
             if not request.done and request.deadline > now:
@@ -342,13 +350,13 @@ class Dispatcher:
                     return
             watch.popleft()
             if not request.done:
-                app.slow.append(request)
+                app.queues.slow.append(request)
 
     def _tick_slow(self, app: App, now: float) -> None:
-        if not app.slow:
+        if not app.queues.slow:
             return
         still: list[Request] = []
-        for request in app.slow:
+        for request in app.queues.slow:
             if request.done:
                 continue
             if request.deadline <= now:
@@ -357,7 +365,7 @@ class Dispatcher:
             still.append(request)
             if not request.hedged:
                 self._hedge(request, now)
-        app.slow = [r for r in still if not r.done]
+        app.queues.slow = [r for r in still if not r.done]
 
     def _hedge(self, request: Request, now: float) -> None:
         if not may_hedge(request, self._settings.hedge):
@@ -365,7 +373,7 @@ class Dispatcher:
         other = self._other(request, now)
         if other is not None and hedge_due(request, other, self._settings.hedge, now):
             request.hedged = True
-            request.app.stats.hedged += 1
+            request.app.traffic.stats.hedged += 1
             self._send(request, other, now)
 
     def _time_out(self, request: Request, now: float) -> None:
@@ -374,7 +382,7 @@ class Dispatcher:
             # answers others it is not failing but has too much to do.
             link = flight.replica.link
             silent = link is None or link.last_heard_s <= flight.sent_at
-            if silent and now - flight.sent_at >= request.app.silence_s:
+            if silent and now - flight.sent_at >= request.app.patience.silence_s:
                 if flight.replica.breaker.failed(now, self._random(), flight.stream, silent=True):
                     self._changed(flight.replica.app, now)
             else:
@@ -386,14 +394,14 @@ class Dispatcher:
         self._fail(request, error)
 
     def _tick_waiting(self, app: App, now: float) -> None:
-        for queue in (app.waiting, app.suspects):
+        for queue in (app.queues.waiting, app.queues.suspects):
             if not queue:
                 continue
             kept = [r for r in queue if not self._expired(r, now)]
             if len(kept) != len(queue):
                 queue.clear()
                 queue.extend(kept)
-        if app.waiting or app.suspects:
+        if app.queues.waiting or app.queues.suspects:
             self.release(app, now)
 
     def _expired(self, request: Request, now: float) -> bool:
@@ -416,8 +424,8 @@ class Dispatcher:
                 continue
             if app.ranked == [replica]:
                 doubt *= LONE_PATIENCE_FACTOR
-            silent = replica.falls_silent(now, app.silence_s * doubt)
-            if silent or replica.owes_too_long(now, app.late_s * doubt):
+            silent = replica.falls_silent(now, app.patience.silence_s * doubt)
+            if silent or replica.owes_too_long(now, app.patience.late_s * doubt):
                 self.suspect(replica, now)
 
     def suspect(self, replica: Replica, now: float) -> None:
@@ -435,16 +443,16 @@ class Dispatcher:
             other = self._other(request, now)
             if other is not None:
                 request.hedged = True
-                request.app.stats.hedged += 1
+                request.app.traffic.stats.hedged += 1
                 self._send(request, other, now)
-            elif request not in request.app.waiting and not request.app.ranked:
-                request.app.waiting.append(request)
+            elif request not in request.app.queues.waiting and not request.app.ranked:
+                request.app.queues.waiting.append(request)
 
     def _judge(self, now: float) -> None:
         """Requests that were on two dying workers: guilty, unless a node died rather than a worker."""
         guilty, acquitted = self.poison.judge(now)
         for request in acquitted:
-            request.app.suspects.append(request)
+            request.app.queues.suspects.append(request)
             self.release(request.app, now)
         for request in guilty:
             self._poisoned(request)
@@ -479,8 +487,8 @@ class Dispatcher:
 
     def _leave_isolation(self, request: Request) -> None:
         request.isolated = False
-        if request.app.isolated is request:
-            request.app.isolated = None
+        if request.app.queues.isolated is request:
+            request.app.queues.isolated = None
 
     def _settle(self, request: Request, by: Replica | None, now: float) -> None:
         if settle(request, by, self._random):
@@ -502,7 +510,7 @@ class Dispatcher:
         self._refuse(request, why, **context)
 
     def _refuse(self, request: Request, why: str, **context: Any) -> None:
-        request.app.stats.shed += 1
+        request.app.traffic.stats.shed += 1
         self._turn_away(request, UnderstudyError(Code.SHED, f"overloaded: {why}", **context))
 
     def _turn_away(self, request: Request, error: UnderstudyError) -> None:

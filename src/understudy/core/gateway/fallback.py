@@ -78,7 +78,7 @@ class Handover(Request):
         if original.done:
             return
         self.floor.end(original)
-        original.app.stats.degraded += 1
+        original.app.traffic.stats.degraded += 1
         original.answered(Source(source.variant, source.version, "other-app", self.app.name), result, body)
 
     def failed(self, error: UnderstudyError) -> None:
@@ -109,7 +109,7 @@ class Fallback:
 
     def consider(self, app: App, now: float) -> None:
         """Begin with what has waited long enough for replicas of its own app."""
-        for request in app.slow:
+        for request in app.queues.slow:
             if request.done or request in self._steps or isinstance(request, Handover):
                 continue
             if now >= self._due(request, app.chain[0]):
@@ -182,5 +182,5 @@ class Fallback:
                 return False
             self._floor.end(request)
             request.answered(found.source, found.result, found.body)
-        request.app.stats.degraded += 1
+        request.app.traffic.stats.degraded += 1
         return True
