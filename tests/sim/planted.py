@@ -78,19 +78,19 @@ BUGS = (
     ),
     Bug(
         "the queue of waiting requests has no bound",
-        f"{CORE}/gateway/dispatch.py",
+        f"{CORE}/gateway/waiting_room.py",
         "elif len(app.queues.waiting) >= self._settings.admission.waiting_max:",
         "elif False:",
     ),
     Bug(
         "a request that timed out is answered by whoever comes late",
         f"{CORE}/gateway/dispatch.py",
-        "        if request.done:\n            return\n        self.end(request, keep=flight)\n",
-        "        self.end(request, keep=flight)\n",
+        "        if request.done:\n            return\n        self.flights.end(request, keep=flight)\n",
+        "        self.flights.end(request, keep=flight)\n",
     ),
     Bug(
         "the deadline of a request that waits isn't looked at",
-        f"{CORE}/gateway/dispatch.py",
+        f"{CORE}/gateway/vigil.py",
         "            kept = [r for r in queue if not self._expired(r, now)]\n",
         "            kept = list(queue)\n",
     ),

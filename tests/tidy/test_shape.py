@@ -18,7 +18,6 @@ LARGE: dict[str, str] = {
     "understudy.cli.supervisor.Cluster": "",
     "understudy.core.agent.machine.AgentMachine": "",
     "understudy.core.controller.machine.ControllerMachine": "",
-    "understudy.core.gateway.dispatch.Dispatcher": "",
     "understudy.core.gateway.machine.Gateway": "",
     "understudy.core.gateway.rotation.Replica": "",
     "understudy.core.planning.contingencies._Answering": "",

@@ -7,7 +7,7 @@ with a share of 0.1 gets every tenth request.
 
 from __future__ import annotations
 
-from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Replica, load_of
+from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Replica, Request, load_of
 
 QUEUE_MAX = 8  # longer at the others than here: then it helps, new or not
 
@@ -29,6 +29,15 @@ def pick(app: App, now: float) -> Replica | None:
         return replica
     # One that says BUSY has little outstanding, and must not hide those that have room.
     return min((r for r in best if r.has_room(now)), key=load_of, default=None)
+
+
+def another(request: Request, now: float) -> Replica | None:
+    """The best routable replica that has not had this request."""
+    busy = {flight.replica.id for flight in request.flights}
+    for replica in request.app.ranked:
+        if replica.id not in request.tried and replica.id not in busy and replica.has_room(now):
+            return replica
+    return None
 
 
 def _ramped(app: App, now: float) -> Replica | None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from understudy.core.gateway.flights import Flights
 from understudy.core.gateway.last_good import LastGood
 from understudy.core.gateway.rotation import App, Request, Source
 from understudy.core.gateway.statics import Static, Statics
@@ -43,9 +44,8 @@ class Floor(Protocol):
 
     def cancel(self, request: Request) -> None: ...
 
-    def end(self, request: Request) -> None: ...
-
-    def fail(self, request: Request, error: UnderstudyError) -> None: ...
+    @property
+    def flights(self) -> Flights: ...
 
 
 class Step:
@@ -77,7 +77,7 @@ class Handover(Request):
         original = self.original
         if original.done:
             return
-        self.floor.end(original)
+        self.floor.flights.end(original)
         original.app.traffic.stats.degraded += 1
         original.answered(Source(source.variant, source.version, "other-app", self.app.name), result, body)
 
@@ -148,7 +148,7 @@ class Fallback:
                 step.link += 1
         if step.error is not None:
             del self._steps[request]
-            self._floor.fail(request, step.error)
+            self._floor.flights.fail(request, step.error)
 
     def _due(self, request: Request, link: str) -> float:
         """When to turn to `link` although a replica may still answer."""
@@ -174,13 +174,13 @@ class Fallback:
             static = self._statics.get(request.app.spec)
             if static is None:
                 return False
-            self._floor.end(request)
+            self._floor.flights.end(request)
             request.answered_static(static)
         else:
             found = self._last_good.find(request, now)
             if found is None:
                 return False
-            self._floor.end(request)
+            self._floor.flights.end(request)
             request.answered(found.source, found.result, found.body)
         request.app.traffic.stats.degraded += 1
         return True

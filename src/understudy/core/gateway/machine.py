@@ -195,7 +195,7 @@ class Gateway:
             app = self.apps.pop(name)
             for replica in list(app.replicas.values()):
                 self._forget(replica, now)
-            self.dispatcher.give_up_waiting(app)  # those too that a replica was working on
+            self.dispatcher.waiting_room.give_up_waiting(app)  # those too that a replica was working on
         new = specs.keys() - self.apps.keys()
         for name, spec in specs.items():
             app = self.apps.get(name) or App(spec, self.settings, now)
@@ -351,7 +351,7 @@ class Gateway:
             replica.node_suspect = suspect
             self._refresh(replica.app, now)
             if suspect:
-                self.dispatcher.copy_elsewhere(replica, now)
+                self.dispatcher.vigil.copy_elsewhere(replica, now)
 
     # Rotation and activation
 
@@ -360,7 +360,7 @@ class Gateway:
         app.refresh(now)
         if app.ready:
             if not was_ready:
-                self.dispatcher.release(app, now)
+                self.dispatcher.waiting_room.release(app, now)
         elif self._loss_is_real(app, now):
             self._starved(app, now)
         if app.way_back.untrusted and app.way_back.unhealthy_since is not None:
@@ -412,7 +412,7 @@ class Gateway:
         if choice is None:
             way_back.hopeless = bool(self.nodes) and now - self._started_at >= START_GRACE_S
             if way_back.hopeless:
-                self.dispatcher.panic(app, now)
+                self.dispatcher.waiting_room.panic(app, now)
             return
         way_back.hopeless = False
         pending_ones = (a.way_back.activation for a in self.apps.values())
