@@ -8,7 +8,7 @@ import pytest
 from gateway_world import World
 
 from understudy.core.gateway import machine as core
-from understudy.gateway.api import failure_records
+from understudy.gateway.pages import failure_records
 from understudy.settings.gateway import GatewayTuning, HealthSettings
 from understudy.wire.errors import Code
 

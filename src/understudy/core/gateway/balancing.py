@@ -47,9 +47,9 @@ def _ramped(app: App, now: float) -> Replica | None:
     late = all(r.owes_since(now) + app.patience.hedge_delay_s < now for r in best)
     chosen = None
     for replica in ramping:
-        replica.credit = min(replica.credit + replica.share, 1.0)
+        replica.ramp.credit = min(replica.ramp.credit + replica.ramp.share, 1.0)
         relief = late or queued >= min(len(replica.outstanding) + QUEUE_MAX, OUTSTANDING_MAX)
-        if chosen is None and replica.has_room(now) and (relief or replica.credit >= 1.0 - 1e-9):
-            replica.credit = 0.0
+        if chosen is None and replica.has_room(now) and (relief or replica.ramp.credit >= 1.0 - 1e-9):
+            replica.ramp.credit = 0.0
             chosen = replica
     return chosen

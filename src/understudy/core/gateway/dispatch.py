@@ -110,7 +110,7 @@ class Dispatcher:
             answer = decode_answer(frame)  # may raise: then the link goes, and what it holds moves
             del replica.outstanding[frame.stream]
         if frame.stream:  # a pong has none; an answer that comes too late is progress all the same
-            replica.answered_at = now
+            replica.signs.answered_at = now
         if replica.suspect and (
             flight is not None or not replica.owes_too_long(now, replica.app.patience.late_s)
         ):

@@ -253,7 +253,7 @@ class Gateway:
             seen.add(report.id)
             self._take_replica(report, app, node, now)
             if report.id in state.proven_ago_s:
-                self.replicas[report.id].proven_at = now - state.proven_ago_s[report.id]
+                self.replicas[report.id].signs.proven_at = now - state.proven_ago_s[report.id]
             touched[app.name] = app
         for id_ in sorted(node.replicas - seen):
             replica = self.replicas[id_]
@@ -321,7 +321,7 @@ class Gateway:
         was_ready = replica.state == "ready"
         replica.link = None
         replica.suspect = False
-        replica.outrun_at = 0.0
+        replica.signs.outrun_at = 0.0
         if was_ready:
             replica.state = "lost"  # until its agent says otherwise, or it can be reached again
             self._effects.append(ConnectWorker(replica))

@@ -59,33 +59,51 @@ class Source:
         self.prefix = b""  # start of an HTTP answer by it; kept here by the shell
 
 
+class Signs:
+    """When there was which sign of a replica's life. Times in seconds, monotonic."""
+
+    __slots__ = ("answered_at", "asked_at", "outrun_at", "proven_at")
+
+    def __init__(self, now: float) -> None:
+        self.outrun_at = 0.0  # got a copy then that was called back, since another one was faster
+        self.asked_at = 0.0  # for a sign of life, when it owed an answer for long
+        self.answered_at = 0.0  # anything
+        self.proven_at = now  # as its agent had it: an inference succeeded
+
+
+class Ramp:
+    """The slow start of a replica."""
+
+    __slots__ = ("admitted_at", "credit", "share")
+
+    def __init__(self) -> None:
+        self.admitted_at: float | None = None  # when it could be used first
+        self.share = 1.0  # of the requests to it and those beside it
+        self.credit = 0.0  # the part of a request that it has a right to by now
+
+
 class Replica(Source):
     """One worker process as a gateway sees it."""
 
     __slots__ = (
         "address",
-        "admitted_at",
-        "answered_at",
         "app",
-        "asked_at",
         "breaker",
         "busy_pause_s",
         "busy_until",
         "conduct",
-        "credit",
         "id",
         "link",
         "next_stream",
         "node",
         "node_suspect",
-        "outrun_at",
         "outstanding",
         "pace",
         "pid",
-        "proven_at",
+        "ramp",
         "rank",
         "role",
-        "share",
+        "signs",
         "state",
         "suspect",
     )
@@ -107,18 +125,13 @@ class Replica(Source):
         self.outstanding: dict[int, Flight] = {}
         self.next_stream = 1
         self.suspect = False  # silent although it owes an answer
-        self.outrun_at = 0.0  # got a copy then that was called back, since another one was faster
-        self.asked_at = 0.0  # for a sign of life, when it owed an answer for long
-        self.answered_at = 0.0  # anything
-        self.proven_at = now  # as its agent had it: an inference succeeded
+        self.signs = Signs(now)
         self.node_suspect = False
         self.busy_until = 0.0
         self.busy_pause_s = 0.0
         self.rank = 0
         self.pace = Pace()
-        self.admitted_at: float | None = None  # when it could be used first
-        self.share = 1.0  # during its slow start: of the requests to it and those beside it
-        self.credit = 0.0  # the part of a request that it has a right to by now
+        self.ramp = Ramp()
 
     @property
     def sound(self) -> bool:
@@ -132,17 +145,17 @@ class Replica(Source):
         """
         self.breaker.outrun(flight.stream)
         link = self.link
-        if link is not None and flight.sent_at > link.last_heard_s >= self.outrun_at:
-            self.outrun_at = flight.sent_at
-            if self.asked_at <= link.last_heard_s:
+        if link is not None and flight.sent_at > link.last_heard_s >= self.signs.outrun_at:
+            self.signs.outrun_at = flight.sent_at
+            if self.signs.asked_at <= link.last_heard_s:
                 link.write(encode_message(Ping()))
 
     def silent_s(self, now: float) -> float:
         """For how long nothing was heard of it although something was due: an answer, or a sign of life."""
         heard_s = self.link.last_heard_s  # type: ignore[union-attr]
         due_s = self.owes_since(now)
-        if self.outrun_at > heard_s:
-            due_s = min(due_s, self.outrun_at)
+        if self.signs.outrun_at > heard_s:
+            due_s = min(due_s, self.signs.outrun_at)
         return now - max(due_s, heard_s)
 
     def falls_silent(self, now: float, patience_s: float) -> bool:
@@ -154,11 +167,11 @@ class Replica(Source):
         link = self.link
         if silent_s <= patience_s / 2 or link is None:
             return False
-        asked_at = max(self.asked_at, self.outrun_at)
+        asked_at = max(self.signs.asked_at, self.signs.outrun_at)
         if asked_at <= link.last_heard_s:
             # The longer it has been at work, the rarer.
             if now - link.last_heard_s >= (now - self.owes_since(now)) * ASK_FRACTION:
-                self.asked_at = now
+                self.signs.asked_at = now
                 link.write(encode_message(Ping()))
             return False
         return silent_s > patience_s and now - asked_at >= patience_s / 2
@@ -170,11 +183,11 @@ class Replica(Source):
         oldest = next(iter(self.outstanding.values()))
         budget_s = oldest.request.deadline - oldest.request.arrived
         patience_s = max(patience_s, budget_s * SILENT_DEADLINE_FRACTION)
-        return now - max(oldest.sent_at, self.answered_at) > patience_s
+        return now - max(oldest.sent_at, self.signs.answered_at) > patience_s
 
     def unproven_s(self, now: float) -> float:
         """Since an inference of its is known to have succeeded."""
-        return now - max(self.proven_at, self.answered_at)
+        return now - max(self.signs.proven_at, self.signs.answered_at)
 
     def owes_since(self, now: float) -> float:
         """When the oldest request was sent to it that it hasn't answered; `now` if there is none."""
@@ -279,8 +292,8 @@ class App:
         self.best = [r for r in ranked if r.rank == ranked[0].rank]
         self.ramping = []
         for replica in ranked:
-            if replica.admitted_at is None:
-                replica.admitted_at = now
+            if replica.ramp.admitted_at is None:
+                replica.ramp.admitted_at = now
         if self._settings.breaker.slow_start_s and len(ranked) > 1:
             self._start_slowly(now)
         if ranked:
@@ -347,10 +360,12 @@ class App:
         shares with whoever else there is, a smaller variant if need be.
         """
         for replica in self.best:
-            since = max(replica.admitted_at or now, replica.breaker.closed_at or 0.0)
-            replica.share = min(max((now - since) / self._settings.breaker.slow_start_s, RAMP_SHARE_MIN), 1.0)
-        most = max(replica.share for replica in self.best)
-        steady = [r for r in self.best if r.share == most]
+            since = max(replica.ramp.admitted_at or now, replica.breaker.closed_at or 0.0)
+            replica.ramp.share = min(
+                max((now - since) / self._settings.breaker.slow_start_s, RAMP_SHARE_MIN), 1.0
+            )
+        most = max(replica.ramp.share for replica in self.best)
+        steady = [r for r in self.best if r.ramp.share == most]
         sharing = len(self.best)
         if most < 1.0 and all(r.breaker.closed_at is not None for r in steady):
             others = [r for r in self.ranked if r.rank != self.best[0].rank and r.breaker.closed]
@@ -358,7 +373,7 @@ class App:
                 steady, most = [r for r in others if r.rank == others[0].rank], 1.0
         self.ramping = [r for r in self.best if r not in steady]
         for replica in self.ramping:
-            replica.share /= most * sharing
+            replica.ramp.share /= most * sharing
         self.best = steady
 
     @property
