@@ -30,6 +30,7 @@ from understudy.gateway.api import Api
 from understudy.gateway.handshakes import TlsListener
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.secured import Secured
+from understudy.invariants import InvariantBroken
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import ConfigError, UnderstudyError
 from understudy.wire.frames import Frame
@@ -198,7 +199,10 @@ class GatewayProcess:
     # events and effects
 
     def step(self, event: core.GatewayEvent) -> None:
-        self._carry_out(self.gateway.step(event, monotonic()))
+        try:
+            self._carry_out(self.gateway.step(event, monotonic()))
+        except (Exception, InvariantBroken) as error:  # half of a decision
+            self.api.crashes.broken(type(event).__name__, error)
 
     def _carry_out(self, effects: list[core.GatewayEffect]) -> None:
         for effect in effects:
@@ -313,7 +317,12 @@ class GatewayProcess:
                 links.clear()
                 self.step(core.AgentLost(node))
 
-        await keep_connected(address, lambda: FrameLink(on_frame), serve)
+        try:
+            await keep_connected(address, lambda: FrameLink(on_frame), serve)
+        except (
+            UnderstudyError
+        ) as error:  # an address of one node that can't be: no reason to leave the others
+            self.api.crashes.contain("link", error)
 
     # links to controllers
 
@@ -420,7 +429,9 @@ def run_process(config: ClusterConfig, seat: Seat) -> None:
     keep_freed_memory()
 
     async def main() -> None:
-        await GatewayProcess(config, seat).run()
+        process = GatewayProcess(config, seat)
+        process.api.crashes.watch(asyncio.get_running_loop())
+        await process.run()
 
     with ungrouped(ConfigError):
         uvloop.run(main())
