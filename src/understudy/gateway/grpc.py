@@ -24,7 +24,7 @@ from understudy.core.gateway.rotation import App, Request, Source
 from understudy.gateway import grpc_answers as answers
 from understudy.gateway.api import Api
 from understudy.gateway.auth import headers_of
-from understudy.gateway.grpc_health import HEALTH, Health, enable_reflection
+from understudy.gateway.grpc_health import HEALTH, HealthService, enable_reflection
 from understudy.gateway.grpc_methods import PlainMethods
 from understudy.gateway.static_answers import Static
 from understudy.gateway.tls import Certificate, ServerContext
@@ -126,7 +126,7 @@ class GrpcServer:
             )
         self._listeners: list[socket.socket] = []
         service = grpc.method_handlers_generic_handler(inference.SERVICE, handlers)
-        health = grpc.method_handlers_generic_handler(HEALTH, Health(api, self._plain).handlers)
+        health = grpc.method_handlers_generic_handler(HEALTH, HealthService(api, self._plain).handlers)
         self._server.add_generic_rpc_handlers((service, health))
         enable_reflection(self._server)
 

@@ -97,7 +97,7 @@ class GatewayProcess:
         self.events: deque[Event] = deque(maxlen=self.settings.events_max)
         self.controllers: set[FrameLink] = set()
         self.secured = Secured(
-            config, seat.gateway, name, lambda kind, message: self._note(core.Note(kind, message))
+            config, seat.gateway, name, lambda kind, message: self._note(core.GatewayNote(kind, message))
         )
         self.api.authenticator = self.secured.authenticator
         self._agents: dict[str, tuple[str, asyncio.Task[None], list[FrameLink]]] = {}
@@ -227,12 +227,12 @@ class GatewayProcess:
                 case core.PingWorker(replica):
                     if isinstance(replica.link, FrameLink):
                         replica.link.send(Ping())
-                case core.Note():
+                case core.GatewayNote():
                     self._note(effect)
                 case _:
                     assert_never(effect)
 
-    def _note(self, note: core.Note) -> None:
+    def _note(self, note: core.GatewayNote) -> None:
         at = time.time_ns() // 1_000_000
         source = f"gateway:{self.name}"
         data = {"request_id": note.request_id, **note.data} if note.request_id else note.data
@@ -315,7 +315,7 @@ class GatewayProcess:
                 await link.wait_closed()
             finally:
                 links.clear()
-                self.step(core.AgentLost(node))
+                self.step(core.AgentDisconnected(node))
 
         try:
             await keep_connected(address, lambda: FrameLink(on_frame), serve)

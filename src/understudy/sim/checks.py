@@ -13,12 +13,12 @@ from understudy.core.planning.footprint import replica_mb
 from understudy.settings.gateway import GatewayTuning
 from understudy.sim.clock import Process
 from understudy.sim.scenario import BAD_CLIENT
-from understudy.sim.workers import Worker
+from understudy.sim.workers import SimWorker
 from understudy.wire.records import RouteTable
 
 if TYPE_CHECKING:
     from understudy.sim.gateways import ClientRequest, WorkerLink
-    from understudy.sim.nodes import Node
+    from understudy.sim.nodes import SimNode
     from understudy.sim.world import World
 
 LATE_S = 0.1  # an answer may come so long after the deadline: ticks are as long
@@ -51,7 +51,7 @@ class Checks:
 
     # nodes
 
-    def memory(self, node: Node) -> None:
+    def memory(self, node: SimNode) -> None:
         used_mb = sum(worker.memory_mb for worker in node.workers.values())
         fits = used_mb <= node.memory_mb + EPSILON_MB
         self.that(fits, f"{node.name} holds {used_mb:.0f} MB of {node.memory_mb:.0f}")
@@ -66,7 +66,7 @@ class Checks:
         lacking = [app.app for app in held.apps if versions.get(app.app, 0) < app.version]
         self.that(not lacking, f"{receiver} holds {', '.join(lacking)}, and is sent a table that knows less")
 
-    def died(self, node: Node, what: tuple[str, int, str]) -> None:
+    def died(self, node: SimNode, what: tuple[str, int, str]) -> None:
         """A worker that was loading or had loaded `what`."""
         self._deaths[(what, node.name)] += 1
 
@@ -98,7 +98,7 @@ class Checks:
         answered = outcome in ("ok", "degraded", "shed")  # limits that follow latency open again by and by
         self.that(answered or request.phase != "settled", f"{outcome} from a cluster that is whole")
 
-    def killed(self, worker: Worker) -> None:
+    def killed(self, worker: SimWorker) -> None:
         """By its agent: never in the middle of work that somebody may be waiting for."""
         if worker.state == "ready" and worker.running is not None and not worker.process.paused:
             began_s, _, budget_s = worker.running

@@ -21,7 +21,7 @@ from understudy.core.gateway.last_good import LastGood
 from understudy.core.gateway.pace import SAMPLE_MASK
 from understudy.core.gateway.poison import Poison
 from understudy.core.gateway.pressure import Gate
-from understudy.core.gateway.rotation import App, Fault, Flight, Replica, Request
+from understudy.core.gateway.rotation import App, Flight, Replica, ReplicaFault, Request
 from understudy.core.gateway.vigil import Vigil
 from understudy.core.gateway.waiting_room import WaitingRoom
 from understudy.settings.gateway import GatewayTuning
@@ -160,7 +160,9 @@ class Dispatcher:
         request, replica = flight.request, flight.replica
         code, probing = error.code, flight.stream == replica.breaker.probe
         if code in FAILURES and not request.done:
-            request.faults += (Fault(replica, flight.stream, now),)  # whose it is shows at the end of it
+            request.faults += (
+                ReplicaFault(replica, flight.stream, now),
+            )  # whose it is shows at the end of it
         else:
             replica.breaker.abandoned(flight.stream)
         if code is Code.BUSY:

@@ -15,10 +15,10 @@ from understudy.core.gateway.allowance import Allowance
 from understudy.core.gateway.breaker import Breaker
 from understudy.core.gateway.clients import ClientBuckets
 from understudy.core.gateway.conduct import Conducts
-from understudy.core.gateway.health import Health
+from understudy.core.gateway.health import UserHealth
 from understudy.core.gateway.pace import Pace
 from understudy.core.gateway.patience import SILENT_DEADLINE_FRACTION, Patience
-from understudy.core.gateway.traffic import Traffic
+from understudy.core.gateway.traffic import TrafficCounts
 from understudy.core.gateway.way_back import WayBack
 from understudy.settings.gateway import BreakerSettings, GatewayTuning
 from understudy.wire.errors import UnderstudyError
@@ -59,7 +59,7 @@ class Source:
         self.prefix = b""  # start of an HTTP answer by it; kept here by the shell
 
 
-class Signs:
+class LifeSigns:
     """When there was which sign of a replica's life. Times in seconds, monotonic."""
 
     __slots__ = ("answered_at", "asked_at", "outrun_at", "proven_at")
@@ -125,7 +125,7 @@ class Replica(Source):
         self.outstanding: dict[int, Flight] = {}
         self.next_stream = 1
         self.suspect = False  # silent although it owes an answer
-        self.signs = Signs(now)
+        self.signs = LifeSigns(now)
         self.node_suspect = False
         self.busy_until = 0.0
         self.busy_pause_s = 0.0
@@ -218,7 +218,7 @@ def load_of(replica: Replica) -> int:
     return len(replica.outstanding)
 
 
-class Planned:
+class PlannedPlaces:
     """What the route table says of where an app is to be answered."""
 
     __slots__ = ("contingencies", "hosts", "variants")
@@ -251,19 +251,19 @@ class App:
         self.describe(spec)
         self.name = spec.app
         self.conducts = Conducts(settings.breaker)
-        self.health = Health(settings.health, now)
+        self.health = UserHealth(settings.health, now)
         self.replicas: dict[str, Replica] = {}
         self.ranked: list[Replica] = []
         self.best: list[Replica] = []
         self.ramping: list[Replica] = []  # get a growing share of what `best` would
         self.version_seen = 0  # the newest version that was ready
-        self.planned = Planned()
+        self.planned = PlannedPlaces()
         self.way_back = WayBack(now)
         self.inflight = 0
         self.queues = Queues()
         self.allowance = Allowance(settings.admission, now)
         self.patience = Patience(spec, settings, now)
-        self.traffic = Traffic()
+        self.traffic = TrafficCounts()
 
     def refresh(self, now: float) -> None:
         """Work out `ranked`, `best` and each replica's `degraded` reason anew."""
@@ -414,7 +414,7 @@ class App:
         return self.allowance.retune(self.spec, self.traffic.answered, len(self.best), smaller, now)
 
 
-class Fault(NamedTuple):
+class ReplicaFault(NamedTuple):
     """A replica had a request on `stream` and failed it."""
 
     replica: Replica
@@ -462,7 +462,7 @@ class Request:
         self.deadline = deadline
         self.flights: list[Flight] = []
         self.tried: tuple[str, ...] = ()  # replica ids that had it and gave no answer
-        self.faults: tuple[Fault, ...] = ()  # of replicas; none once it is settled whose they were
+        self.faults: tuple[ReplicaFault, ...] = ()  # of replicas; none once it is settled whose they were
         self.kills: tuple[Replica, ...] = ()  # that died with it
         self.attempts = 0
         self.hedged = False
