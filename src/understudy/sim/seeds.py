@@ -12,6 +12,7 @@ from multiprocessing import get_context
 
 import msgspec
 
+from understudy.invariants import InvariantBroken
 from understudy.sim.checks import Violation
 from understudy.sim.faults import KINDS
 from understudy.sim.scenario import SimScenario, draw
@@ -42,7 +43,7 @@ def run(scenario: SimScenario, *, timeline: bool = False) -> Run:
         world.run()
     except Violation as violation:
         failure = str(violation)
-    except Exception as error:
+    except (Exception, InvariantBroken) as error:
         failure = f"{type(error).__name__}: {error}"
         world.tell("sim", "crash", traceback.format_exc())
     took_s = time.process_time() - began_s
