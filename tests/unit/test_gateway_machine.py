@@ -434,3 +434,10 @@ def test_removing_an_app_ends_what_waits_for_it():
     world.step(core.RoutesReceived(RouteTable(2, world.gateway.table.nodes)))
     assert request.outcome is Code.UNAVAILABLE
     assert not world.gateway.replicas
+
+
+def test_a_state_that_only_a_newer_agent_knows_gets_no_requests():
+    world = World()
+    world.report("n1", world.replica("r1", "big", state="hibernating"))
+    assert world.gateway.replicas["r1"].state == "unknown"
+    assert [replica.id for replica in world.app.ranked] == ["r2"]

@@ -25,6 +25,7 @@ from understudy.adapters.links import FrameLink, dial, keep_connected
 from understudy.adapters.state_file import StateFile
 from understudy.adapters.task_groups import ungrouped
 from understudy.core.gateway import machine as core
+from understudy.core.gateway.lifecycles import REACHABLE
 from understudy.core.gateway.rotation import Replica
 from understudy.gateway.api import Api
 from understudy.gateway.handshakes import TlsListener
@@ -274,7 +275,7 @@ class GatewayProcess:
 
         pause_s = CONNECT_RETRY_S
         try:
-            while replica.state in ("ready", "failing", "lost") and not self._stopping.is_set():
+            while replica.state in REACHABLE and not self._stopping.is_set():
                 try:
                     link = await dial(replica.address, make, timeout_s=1.0)
                 except UnderstudyError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
+from understudy.core.gateway.lifecycles import Seen
 from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Replica
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.gateway import GatewayTuning
@@ -127,7 +128,7 @@ class Checks:
         fails = self._fails(replica, now)
         if not fails and not _suspected(replica):
             return
-        ready = [r for r in replica.app.replicas.values() if r.state == "ready" and r.link is not None]
+        ready = [r for r in replica.app.replicas.values() if r.state is Seen.READY and r.link is not None]
         better = [r for r in ready if self._is_better(r, now)]
         equals = [r for r in ready if r.rank == replica.rank]
         panic = len([r for r in better if r.rank == replica.rank])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from understudy.core.gateway import machine as core
+from understudy.core.gateway.lifecycles import REACHABLE, BreakerState
 from understudy.core.gateway.rotation import App, Replica, Request, Source
 from understudy.sim.clock import Process, SimHost
 from understudy.sim.disks import Disk, SimStateFile
@@ -92,7 +93,7 @@ class WorkerLink:
             return
         answer = decode_answer(frame)
         if isinstance(answer, Failure) and answer.code not in REFUSED:
-            if self._replica.breaker.state != "open":  # else it was sent before that
+            if self._replica.breaker.state is not BreakerState.OPEN:  # else it was sent before that
                 self.failed_s = now
             request = self._replica.outstanding[frame.stream].request
             assert isinstance(request, ClientRequest)
@@ -192,7 +193,7 @@ class SimGateway:
     # links to workers
 
     def _dial_worker(self, replica: Replica) -> None:
-        if replica.state not in ("ready", "failing", "lost") or replica.id not in self.machine.replicas:
+        if replica.state not in REACHABLE or replica.id not in self.machine.replicas:
             self._dialing.discard(replica.id)
             return
         worker = self.world.nodes[replica.node].workers.get(replica.id)

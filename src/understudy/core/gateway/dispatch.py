@@ -18,6 +18,7 @@ from understudy.core.gateway.blame import FAILURES
 from understudy.core.gateway.fallback import Fallback
 from understudy.core.gateway.flights import Flights
 from understudy.core.gateway.last_good import LastGood
+from understudy.core.gateway.lifecycles import Seen, seen
 from understudy.core.gateway.pace import SAMPLE_MASK
 from understudy.core.gateway.poison import Poison
 from understudy.core.gateway.pressure import Gate
@@ -167,8 +168,8 @@ class Dispatcher:
             replica.breaker.abandoned(flight.stream)
         if code is Code.BUSY:
             replica.said_busy(now)
-        if code in (Code.DRAINING, Code.UNAVAILABLE) and replica.state == "ready":
-            replica.state = "draining"  # its agent will say the same in a moment
+        if code in (Code.DRAINING, Code.UNAVAILABLE) and replica.state is Seen.READY:
+            replica.state = seen(replica.state, "turned_away")  # its agent will say the same in a moment
             self._changed(replica.app, now)
         if request.done:
             return
@@ -218,7 +219,7 @@ class Dispatcher:
         flights = list(replica.outstanding.values())
         replica.outstanding.clear()
         culprit = next((f.request for f in flights if f.request.isolated and not f.request.done), None)
-        blamed = replica.state != "draining" and self._died_of_it(replica)
+        blamed = replica.state is not Seen.DRAINING and self._died_of_it(replica)
         replica.breaker.abandoned(replica.breaker.probe)
         for flight in flights:
             request = flight.request

@@ -14,6 +14,7 @@ import msgspec
 from understudy.core.gateway import outliers
 from understudy.core.gateway.activation import PendingActivation, choose, gives_way, load_ms_max
 from understudy.core.gateway.dispatch import Dispatcher
+from understudy.core.gateway.lifecycles import CONNECTED, Seen, reported, seen
 from understudy.core.gateway.nodes import KnownNode
 from understudy.core.gateway.rotation import App, PlannedPlaces, Replica, Request
 from understudy.core.gateway.statics import usable
@@ -269,9 +270,9 @@ class Gateway:
             replica.node_suspect = node.detector.suspect
             self.replicas[report.id] = app.replicas[report.id] = replica
             node.replicas.add(report.id)
-        replica.state, replica.role, replica.pid = report.state, report.role, report.pid
+        replica.state, replica.role, replica.pid = reported(report.state), report.role, report.pid
         replica.address = report.address
-        if replica.link is None and replica.state in ("ready", "failing") and replica.address:
+        if replica.link is None and replica.state in CONNECTED and replica.address:
             self._effects.append(ConnectWorker(replica))
 
     def _forget(self, replica: Replica, now: float) -> None:
@@ -279,7 +280,7 @@ class Gateway:
         replica.app.replicas.pop(replica.id, None)
         if replica.node in self.nodes:
             self.nodes[replica.node].replicas.discard(replica.id)
-        replica.state = "stopped"
+        replica.state = Seen.STOPPED
         self.dispatcher.link_lost(replica, now)
         self._effects.append(DropWorker(replica))
 
@@ -299,7 +300,7 @@ class Gateway:
         if node is None:
             return
         node.connected = False
-        if any(self.replicas[id_].state == "lost" for id_ in node.replicas):
+        if any(self.replicas[id_].state is Seen.LOST for id_ in node.replicas):
             self._lost_whole(node, now)
         for app in self.apps.values():
             pending = app.way_back.activation
@@ -309,8 +310,8 @@ class Gateway:
     def _worker_connected(self, id_: str, now: float) -> None:
         replica = self.replicas.get(id_)
         if replica is not None:
-            if replica.state == "lost":
-                replica.state = "ready"  # the connection broke, the worker didn't
+            if replica.state is Seen.LOST:
+                replica.state = seen(replica.state, "link_made")  # the connection broke, the worker didn't
                 replica.breaker.heard(now)
             self._refresh(replica.app, now)
 
@@ -318,12 +319,14 @@ class Gateway:
         replica = self.replicas.get(id_)
         if replica is None:
             return
-        was_ready = replica.state == "ready"
+        was_ready = replica.state is Seen.READY
         replica.link = None
         replica.suspect = False
         replica.signs.outrun_at = 0.0
         if was_ready:
-            replica.state = "lost"  # until its agent says otherwise, or it can be reached again
+            replica.state = seen(
+                replica.state, "link_broke"
+            )  # until its agent says otherwise, or it can be reached again
             self._effects.append(ConnectWorker(replica))
             self._note(
                 "replica.lost", f"connection to {replica.variant} on {replica.node} broke", replica=replica

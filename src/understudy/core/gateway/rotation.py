@@ -16,6 +16,7 @@ from understudy.core.gateway.breaker import Breaker
 from understudy.core.gateway.clients import ClientBuckets
 from understudy.core.gateway.conduct import Conducts
 from understudy.core.gateway.health import UserHealth
+from understudy.core.gateway.lifecycles import CONNECTED, Seen, reported
 from understudy.core.gateway.pace import Pace
 from understudy.core.gateway.patience import SILENT_DEADLINE_FRACTION, Patience
 from understudy.core.gateway.traffic import TrafficCounts
@@ -118,7 +119,7 @@ class Replica(Source):
         self.address = state.address
         self.pid = state.pid
         self.role = state.role
-        self.state = state.state
+        self.state = reported(state.state)
         self.link: Link | None = None
         self.breaker = Breaker(settings, now)
         self.conduct = app.conducts.of(state.version, state.variant)
@@ -136,7 +137,7 @@ class Replica(Source):
     @property
     def sound(self) -> bool:
         """Nothing speaks against it but, perhaps, what it answered."""
-        ready = self.link is not None and self.state == "ready"
+        ready = self.link is not None and self.state is Seen.READY
         return ready and not self.suspect and not self.node_suspect
 
     def outrun(self, flight: Flight) -> None:
@@ -325,7 +326,7 @@ class App:
     def last_resorts(self, now: float) -> list[Replica]:
         """Better than nothing when nothing healthy is left and nobody can load anything."""
         linked = [r for r in self.replicas.values() if r.link is not None and r.breaker.permits(now)]
-        linked = [r for r in linked if r.state in ("ready", "failing")]
+        linked = [r for r in linked if r.state in CONNECTED]
         trusted = [r for r in linked if not r.node_suspect]
         # When all nodes fall silent at once, the fault is hardly theirs. Without anything else to fall back
         # on, a request does better to wait for them than to fail.
@@ -333,7 +334,7 @@ class App:
 
     def _watch_health(self, routable: list[Replica], now: float) -> None:
         current = [r for r in self.replicas.values() if r.version == self.spec.version and r.link is not None]
-        untrusted = sum(r.state == "failing" or not r.breaker.closed for r in current)
+        untrusted = sum(r.state is Seen.FAILING or not r.breaker.closed for r in current)
         self.way_back.judged(untrusted, any(r.breaker.closed for r in routable), now)
 
     def _in_panic(self, healthy: list[Replica], ejected: list[Replica]) -> list[Replica]:
