@@ -46,11 +46,15 @@ class Deployment(msgspec.Struct):
 class Progress(Protocol):
     """Who is told how it goes."""
 
+    def noting(self, app: str, note: str) -> None: ...
     def uploading(self, artifact: Artifact, sent_bytes: int) -> None: ...
     def following(self, deployment: Deployment) -> None: ...
 
 
 class Silent:
+    def noting(self, app: str, note: str) -> None:
+        return None
+
     def uploading(self, artifact: Artifact, sent_bytes: int) -> None:
         return None
 
@@ -63,6 +67,8 @@ def submit(control: Servers, package: Package, progress: Progress, *, if_changed
 
     `if_changed`: unless the manifest brought the same before, when it was deployed last.
     """
+    for note in package.notes:
+        progress.noting(package.name, note)
     for artifact in package.artifacts:
         path = f"/v1/artifacts/{artifact.ref.digest}"
         if control.call("HEAD", path).status != 200:
@@ -254,6 +260,9 @@ class Bars:
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
+
+    def noting(self, app: str, note: str) -> None:
+        self._output.note(f"{app}: {note}")
 
     def uploading(self, artifact: Artifact, sent_bytes: int) -> None:
         ref = artifact.ref
