@@ -86,6 +86,8 @@ EVENTS: dict[str, str] = {
     "quarantine.lifted": "A quarantined variant may run again.",
     "node.troubled": "A node can't do what it should for a reason of its own; no variant is blamed for it.",
     "node.recovered": "A node has no trouble of its own any more.",
+    "environment.built": "The packages of a variant are ready on a node, or an interpreter was found fit.",
+    "environment.failed": "A node can't have an environment that variants need; it tries again.",
     "artifact.corrupted": "A staged file didn't match its digest; it was deleted and is fetched again.",
     "artifact.refused": "An artifact could not be had from the store, or is damaged there.",
     "activation.accepted": "A node carries out a contingency.",

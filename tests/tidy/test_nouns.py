@@ -11,6 +11,7 @@ from typing import Any
 MEAN_TWO_THINGS = {
     "Answer": "a client's users and the Open Inference Protocol both have no other word for it",
     "Entry": "of a table; neither leaves its module but to whoever fills it",
+    "Environments": "of models' packages: what a node decides about them, and who makes them",
     "Model": "a Python runtime looks for a class of this name",
     "Node": "the protocol of graphs (ONNX) calls an operator's place so",
     "Outcome": "of a failure in a stored record, and of a rehearsal",

@@ -28,12 +28,16 @@ from understudy.wire.messages import (
     NodeState,
     Ping,
     Pong,
+    Prepare,
+    Prepared,
     ReadArtifact,
     Report,
     Target,
     decode_message,
 )
-from understudy.wire.records import Event
+from understudy.wire.records import Environment, Event
+
+Preparing = Callable[[Environment, Callable[[UnderstudyError | None], None]], None]
 
 
 class Peers:
@@ -46,10 +50,12 @@ class Peers:
         step: Callable[[ev.Event], None],
         held: Callable[[], Target | None],
         read: Callable[[ReadArtifact, AnswerPart], None],
+        prepare: Preparing,
     ) -> None:
         self._config = config
         self._hello = hello
         self._step = step
+        self._prepare = prepare
         self._held = held
         self._read = read
         self._log = structlog.get_logger()
@@ -162,12 +168,21 @@ class Peers:
                 self._step(ev.TargetReceived(target))
             case Measure() as measure:
                 self._step(ev.MeasureAsked(measure, self._token(link, frame.stream)))
+            case Prepare(environment):
+                answer = partial(self._prepared, link, frame.stream)
+                self._prepare(environment, answer)
             case ReadArtifact() as asked if link in self._controllers:
                 self._read(asked, partial(_answer, link, frame.stream))
             case Ping():
                 link.send(Pong(), frame.stream)
             case _:
                 return  # newer than this version, or nothing for an agent
+
+    def _prepared(self, link: FrameLink, stream: int, error: UnderstudyError | None) -> None:
+        if error is not None:
+            link.fail(stream, error)
+        else:
+            link.send(Prepared(), stream)
 
     def _greet(self, link: FrameLink) -> None:
         self._links.add(link)

@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NoReturn, assert_never
 
@@ -24,6 +24,7 @@ from understudy.adapters.places import meeting_place
 from understudy.adapters.state_file import StateFile
 from understudy.adapters.task_groups import ungrouped
 from understudy.agent.disk import NodeDisk
+from understudy.agent.environments import Environments
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.peers import Peers
 from understudy.agent.staging import AnswerPart, Staging
@@ -33,7 +34,7 @@ from understudy.core.agent.machine import AgentMachine
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import ConfigError, UnderstudyError
 from understudy.wire.messages import Hello, ReadArtifact
-from understudy.wire.records import Device, Event
+from understudy.wire.records import Device, Environment, Event
 
 SAVE_RETRY_S = 2.0
 STOP_GRACE_S = 1.0  # beyond the drain timeout, before workers are left to SIGKILL
@@ -80,14 +81,21 @@ class AgentProcess:
             devices=tuple(Device(d.name, d.memory_mb, d.cores) for d in self._node.devices),
             revision=revision,
         )
-        self._peers = Peers(config, hello, self.step, lambda: self._saved.target, self._read_artifact)
+        self._peers = Peers(
+            config, hello, self.step, lambda: self._saved.target, self._read_artifact, self._prepare
+        )
         self._limits = MemoryLimits(cgroup_name(self._state_dir, name))
         store = DirectoryStore(Path(config.artifacts_dir))
         artifacts = LocalArtifacts(
             self._state_dir / "artifacts", store, config.agent.stage_bytes_max, config.disk
         )
         self._staging = Staging(artifacts, self._state_dir / "replicas", self.step, self._tell)
-        self._workers = Workers(config, self._node, self._limits, self._staging, self.step, self._spawn)
+        self._environments = Environments(
+            self._state_dir / "environments", self._staging, config.agent, self.step, self._tell
+        )
+        self._workers = Workers(
+            config, self._node, self._limits, self._staging, self._environments, self.step, self._spawn
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -104,6 +112,7 @@ class AgentProcess:
             await self._begin()
             await self._peers.listen()
             self._spawn(self._staging.run())
+            self._spawn(self._environments.run())
             disk = NodeDisk(self._state_dir, self._config.disk, self._staging, self.step, self._tell)
             self._spawn(disk.run())
             self._spawn(self._workers.prints.run())
@@ -119,7 +128,9 @@ class AgentProcess:
             await self._end()
 
     async def _begin(self) -> None:
-        self._workers.start()
+        self._workers.zygotes.start()
+        for key in self._environments.find():
+            self.step(ev.EnvironmentChanged(key, ""))
         for digest in self._staging.find():
             self.step(ev.ArtifactStaged(digest))
         await self._workers.adopt()
@@ -167,8 +178,8 @@ class AgentProcess:
         match effect:
             case ev.LoadWorker():
                 self._workers.load(effect)
-            case ev.ForkWorker(worker):
-                self._workers.fork(worker)
+            case ev.ForkWorker(worker, environment):
+                self._workers.fork(worker, environment)
             case ev.ProbeWorker():
                 self._workers.probe(effect)
             case ev.CheckBlank(worker):
@@ -181,6 +192,10 @@ class AgentProcess:
                 self._workers.kill(worker)
             case ev.StageArtifacts(artifacts, keep):
                 self._staging.want(artifacts, keep)
+            case ev.HaveEnvironments(environments):
+                self._environments.want(environments)
+            case ev.KeepZygotes(environments):
+                self._workers.zygotes.keep(environments)
             case ev.AnswerActivate(token, activated):
                 self._peers.answer(token, activated)
             case ev.AnswerMeasure(token, measured):
@@ -200,6 +215,17 @@ class AgentProcess:
                 self._stopped.set()
             case _:
                 assert_never(effect)
+
+    def _prepare(self, environment: Environment, done: Callable[[UnderstudyError | None], None]) -> None:
+        async def have() -> None:
+            try:
+                await self._environments.have(environment)
+            except UnderstudyError as error:
+                done(error)
+            else:
+                done(None)
+
+        self._spawn(have())
 
     def _tell(
         self, kind: str, message: str, app: str = "", replica: str = "", data: dict[str, object] | None = None

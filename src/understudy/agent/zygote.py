@@ -29,6 +29,7 @@ from understudy.settings.runtimes import RUNTIMES
 from understudy.settings.worker import WorkerTuning
 
 MESSAGE_BYTES_MAX = 65_536
+TRIAL = "try"  # instead of a socket: see whether it could start
 # Before a fork there must be one thread, and a worker's inference uses as many as it was told.
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # What is installed of these.
@@ -143,10 +144,16 @@ def main() -> None:
     # Signals to the whole group are for the agent and the workers; the zygote ends when the agent does.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    control = socket.socket(fileno=int(sys.argv[1]))
     keep_room()
     os.environ.update(SINGLE_THREADED)
+    if len(sys.argv) > 2:  # what its models start finds their packages too
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.argv[2], os.environ.get("PYTHONPATH")]))
+    if sys.argv[1] == TRIAL:
+        import_runtime()
+        return
+    control = socket.socket(fileno=int(sys.argv[1]))
     adopt_orphans()
+    title("zygote")
     import_runtime()
     Zygote(control).serve()
 

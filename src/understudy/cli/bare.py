@@ -16,7 +16,7 @@ from understudy.cli.control import Servers
 from understudy.cli.deploy import run_deploy
 from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
-from understudy.cli.packing import VARIANTS, ManifestSource, find_manifests
+from understudy.cli.packing import REQUIREMENTS, VARIANTS, ManifestSource, find_manifests
 from understudy.config import checked_manifest, parse_toml
 from understudy.settings.manifest import AppManifest
 from understudy.settings.runtimes import RUNTIMES
@@ -127,6 +127,8 @@ def _manifest(models: Sequence[Path], wishes: Wishes, folder: Path) -> str:
             f"artifact = {_quoted(os.path.relpath(path, folder))}",
             f"accuracy = {max(0.0, 1 - index * ACCURACY_STEP):.2f}",
         ]
+        if (path / REQUIREMENTS).is_file():
+            lines.append(f"requirements = {_quoted(os.path.relpath(path / REQUIREMENTS, folder))}")
     return "\n".join(lines) + "\n"
 
 

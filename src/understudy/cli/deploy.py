@@ -46,11 +46,15 @@ class DeploymentState(msgspec.Struct):
 class DeployProgress(Protocol):
     """Who is told how it goes."""
 
+    def noting(self, app: str, note: str) -> None: ...
     def uploading(self, artifact: Artifact, sent_bytes: int) -> None: ...
     def following(self, deployment: DeploymentState) -> None: ...
 
 
 class Silent:
+    def noting(self, app: str, note: str) -> None:
+        return None
+
     def uploading(self, artifact: Artifact, sent_bytes: int) -> None:
         return None
 
@@ -65,6 +69,8 @@ def submit(
 
     `if_changed`: unless the manifest brought the same before, when it was deployed last.
     """
+    for note in package.notes:
+        progress.noting(package.name, note)
     for artifact in package.artifacts:
         path = f"/v1/artifacts/{artifact.ref.digest}"
         if control.call("HEAD", path).status != 200:
@@ -258,6 +264,9 @@ class Bars:
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
+
+    def noting(self, app: str, note: str) -> None:
+        self._output.note(f"{app}: {note}")
 
     def uploading(self, artifact: Artifact, sent_bytes: int) -> None:
         ref = artifact.ref

@@ -68,6 +68,7 @@ class Questions:
             nodes=tuple(node.info for _, node in sorted(nodes.items())),
             away=frozenset(name for name, node in nodes.items() if node.state not in ANSWERING_NODES),
             quarantined=frozenset(self._machine.quarantined),
+            lacking=frozenset(stored.facts.lacking),
             skip_ms=self._config.agent.progressive_skip_ms,
         )
 

@@ -120,6 +120,8 @@ class Agent:
 
     def _carry_out(self, effect: ev.Effect) -> None:
         match effect:
+            case ev.HaveEnvironments() | ev.KeepZygotes():
+                pass  # no app of a simulation has packages of its own
             case ev.ForkWorker(name):
                 self.process.after(FORK_S * (0.5 + self._random.random()), lambda: self._forked(name))
             case ev.LoadWorker():
