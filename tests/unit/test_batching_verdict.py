@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from understudy.core.worker.graph import Graph, Node, Proof, Tensor, prove
+from understudy.core.worker.graph import Graph, Node, Tensor
+from understudy.core.worker.proof import Proof, prove
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
 from understudy.worker.batching.rehearsal import Outcome, Rehearsal, Rehearsed

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
-from understudy.adapters.disks import Room, is_place_trouble
+from understudy.adapters.disks import DiskRoom, is_place_trouble
 from understudy.settings.places import DiskSettings
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.records import ArtifactRef
@@ -131,7 +131,7 @@ class DirectoryStore:
 
     def free_bytes(self) -> int:
         """Of the disk."""
-        return Room.of(self._root).free_bytes
+        return DiskRoom.of(self._root).free_bytes
 
     def collect(self, needed: Collection[str], oldest_s: float) -> Collected:
         """Delete what is neither in `needed` nor newer than `oldest_s` (Unix seconds), partial files too."""
@@ -252,7 +252,7 @@ class LocalArtifacts:
         """
         evicted: list[str] = []
         for digest in self._oldest_first():
-            if not Room.of(self._root).lacks_bytes(self._disk, bytes_more):
+            if not DiskRoom.of(self._root).lacks_bytes(self._disk, bytes_more):
                 break
             if digest not in keep:
                 self._evict(digest)

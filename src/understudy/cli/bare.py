@@ -16,7 +16,7 @@ from understudy.cli.control import Servers
 from understudy.cli.deploy import run_deploy
 from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
-from understudy.cli.packing import REQUIREMENTS, VARIANTS, Source, find_manifests
+from understudy.cli.packing import REQUIREMENTS, VARIANTS, ManifestSource, find_manifests
 from understudy.config import checked_manifest, parse_toml
 from understudy.settings.manifest import AppManifest
 from understudy.settings.runtimes import RUNTIMES
@@ -64,7 +64,7 @@ def _keep(text: str, path: Path) -> None:
         raise ConfigError(f"--save: {path} can't be written: {error.strerror}") from error
 
 
-def sources(paths: Sequence[Path], wishes: Wishes) -> tuple[list[Source], str]:
+def sources(paths: Sequence[Path], wishes: Wishes) -> tuple[list[ManifestSource], str]:
     """Where the apps to deploy are described, and the text of a manifest that was written for bare models.
 
     Raises `ConfigError` or `CommandError` that says what each path is and what would be accepted.
@@ -77,11 +77,11 @@ def sources(paths: Sequence[Path], wishes: Wishes) -> tuple[list[Source], str]:
         if wishes != Wishes():
             what = "--name, --input, --output and --save are for models without a manifest"
             raise CommandError(Code.CONFIG, what)
-        return [Source.of(manifest) for path in paths for manifest in find_manifests(path)], ""
+        return [ManifestSource.of(manifest) for path in paths for manifest in find_manifests(path)], ""
     folder = wishes.save.parent if wishes.save else Path()
     text = _manifest(models, wishes, folder)
     manifest = checked_manifest(parse_toml(text.encode(), "the manifest", AppManifest), "the manifest")
-    return [Source(manifest, folder, "the manifest")], text
+    return [ManifestSource(manifest, folder, "the manifest")], text
 
 
 def is_model(path: Path) -> bool:

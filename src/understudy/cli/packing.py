@@ -72,7 +72,7 @@ def find_manifests(path: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Source:
+class ManifestSource:
     """A manifest, the folder that its paths are relative to, and what to call it."""
 
     manifest: AppManifest
@@ -81,9 +81,9 @@ class Source:
     path: str = ""
 
     @staticmethod
-    def of(path: Path) -> Source:
+    def of(path: Path) -> ManifestSource:
         """Raises `ConfigError`."""
-        return Source(load_manifest(path), path.parent, str(path), str(path.resolve()))
+        return ManifestSource(load_manifest(path), path.parent, str(path), str(path.resolve()))
 
     def check(self) -> None:
         """Raises `ConfigError` naming the field whose artifact is missing or unusable."""
@@ -177,7 +177,7 @@ class _Environments:
 
 def pack(manifest_path: Path) -> Package:
     """Read a manifest and hash its artifacts. Raises `ConfigError`."""
-    return Source.of(manifest_path).pack()
+    return ManifestSource.of(manifest_path).pack()
 
 
 def _plain(settings: AppManifest | VariantManifest) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from understudy.cli import deploy
 from understudy.cli.control import cluster_gateways, gateway_access, gateway_url, segment
 from understudy.cli.output import Output
 from understudy.cli.packing import Package, pack
-from understudy.cli.problems import Problems
+from understudy.cli.problems import KnownProblems
 from understudy.cli.supervisor import Cluster
 from understudy.wire.errors import Code, UnderstudyError
 
@@ -35,13 +35,13 @@ def run_up(config_path: Path, output: Output, *, restart: bool) -> bool:
     """
     have_init()
     cluster = Cluster(config_path)
-    problems = Problems(output)
+    problems = KnownProblems(output)
     with ungrouped(UnderstudyError), ungrouped(OSError):
         asyncio.run(_run(cluster, output, problems, restart=restart))
     return not problems.by_source
 
 
-async def _run(cluster: Cluster, output: Output, problems: Problems, *, restart: bool) -> None:
+async def _run(cluster: Cluster, output: Output, problems: KnownProblems, *, restart: bool) -> None:
     asked_to_stop, asked_again = asyncio.Event(), asyncio.Event()
 
     def stop() -> None:
@@ -79,7 +79,7 @@ async def _stop(cluster: Cluster, at_once: asyncio.Event) -> None:
     await cluster.stop(now=True)
 
 
-async def _bring_up(cluster: Cluster, output: Output, problems: Problems) -> None:
+async def _bring_up(cluster: Cluster, output: Output, problems: KnownProblems) -> None:
     """Deploy what changed of the cluster file's apps, and say where everything is."""
     output.note(f"starting {len(cluster.roles)} processes")
     with contextlib.ExitStack() as opened:
@@ -90,7 +90,7 @@ async def _bring_up(cluster: Cluster, output: Output, problems: Problems) -> Non
             except (UnderstudyError, OSError) as error:
                 problems.add(app, f"{error}; what is deployed of it stays")
         await _controller(cluster, output)
-        progress: contextlib.AbstractContextManager[deploy.Progress] = (
+        progress: contextlib.AbstractContextManager[deploy.DeployProgress] = (
             contextlib.nullcontext(deploy.Silent()) if output.as_json else deploy.Bars(output)
         )
         with progress as told:
@@ -113,8 +113,8 @@ async def _controller(cluster: Cluster, output: Output) -> None:
 
 
 async def _deploy(
-    cluster: Cluster, packages: list[Package], progress: deploy.Progress, problems: Problems
-) -> list[deploy.Deployment]:
+    cluster: Cluster, packages: list[Package], progress: deploy.DeployProgress, problems: KnownProblems
+) -> list[deploy.DeploymentState]:
     current = []
     for package in packages:
         begun = await _submit(cluster, package, progress, problems)
@@ -130,8 +130,8 @@ async def _deploy(
 
 
 async def _submit(
-    cluster: Cluster, package: Package, progress: deploy.Progress, problems: Problems
-) -> deploy.Deployment | None:
+    cluster: Cluster, package: Package, progress: deploy.DeployProgress, problems: KnownProblems
+) -> deploy.DeploymentState | None:
     while True:
         try:
             begun = await asyncio.to_thread(
@@ -149,7 +149,9 @@ async def _submit(
             return begun
 
 
-def _refresh(cluster: Cluster, deployment: deploy.Deployment, progress: deploy.Progress) -> deploy.Deployment:
+def _refresh(
+    cluster: Cluster, deployment: deploy.DeploymentState, progress: deploy.DeployProgress
+) -> deploy.DeploymentState:
     """A controller that was started again may have forgotten it."""
     try:
         return deploy.refresh(cluster.control, [deployment], progress)[0]
@@ -157,7 +159,9 @@ def _refresh(cluster: Cluster, deployment: deploy.Deployment, progress: deploy.P
         return msgspec.structs.replace(deployment, state="failed", message=error.message)
 
 
-def _document(cluster: Cluster, deployments: list[deploy.Deployment], problems: Problems) -> dict[str, Any]:
+def _document(
+    cluster: Cluster, deployments: list[deploy.DeploymentState], problems: KnownProblems
+) -> dict[str, Any]:
     config = cluster.config
     return {
         "cluster": config.name,
@@ -170,7 +174,7 @@ def _document(cluster: Cluster, deployments: list[deploy.Deployment], problems: 
     }
 
 
-def _show(cluster: Cluster, deployments: list[deploy.Deployment], example: str, output: Output) -> None:
+def _show(cluster: Cluster, deployments: list[deploy.DeploymentState], example: str, output: Output) -> None:
     from rich.table import Table
     from rich.text import Text
 

@@ -15,6 +15,7 @@ from typing import Protocol
 import httptools
 
 from understudy.adapters.buffers import BUFFERS
+from understudy.adapters.crash_policy import CrashPolicy
 from understudy.adapters.filling import fill
 from understudy.core.gateway.rotation import Request
 from understudy.gateway.auth import CREDENTIALS, Authenticator
@@ -48,6 +49,7 @@ class Service(Protocol):
     authenticator: Authenticator | None
     cors: Cors | None
     request_ids: RequestIds
+    crashes: CrashPolicy
 
     def connection_opened(self, connection: HttpConnection) -> bool: ...
 
@@ -484,7 +486,12 @@ class HttpConnection(asyncio.Protocol):
         if self._paused or transport is None or transport.is_closing():
             return
         data, self._unread = self._unread, b""
-        self.data_received(data)
+        try:
+            self.data_received(data)
+        except Exception as error:  # as the loop does with what it reads by itself
+            self.api.crashes.contain("connection", error)
+            self.abort()
+            return
         if not self._paused and not transport.is_closing():
             transport.resume_reading()
 
