@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -19,35 +21,45 @@ def probe(rows: int = 1) -> Tensors:
     return {"x": np.zeros((rows, 2), np.float32)}
 
 
-def test_what_grows_with_the_rows_is_measured() -> None:
-    def predict(inputs: Tensors) -> Tensors:
-        hidden = np.ones((len(inputs["x"]), 20), np.float32)  # ten times the input
-        return {"y": hidden[:, :1] + inputs["x"][:, :1]}
+class Process:
+    """What a model adds is what `adds_mb` says for its rows."""
 
-    found = appetite(predict, probe(), INPUTS)
-    assert 10 <= found.per_byte <= 10 * memory.MARGIN * 1.5
+    def __init__(self, adds_mb: Callable[[int], float]) -> None:
+        self._adds_mb = adds_mb
+        self.rows: list[int] = []
+
+    def predict(self, inputs: Tensors) -> Tensors:
+        self.rows.append(len(inputs["x"]))
+        return {"y": inputs["x"][:, :1]}
+
+    def measured(self, monkeypatch: pytest.MonkeyPatch) -> Appetite:
+        monkeypatch.setattr(memory, "reset_peak", lambda: 40.0)
+        monkeypatch.setattr(memory, "peak_mb", lambda: 40.0 + self._adds_mb(self.rows[-1]))
+        return appetite(self.predict, probe(), INPUTS)
+
+
+@pytest.mark.parametrize("factor", [5, 10, 100, 1000])
+def test_what_grows_with_the_rows_is_measured(factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Process(lambda rows: 8 * factor * rows / 2**20).measured(monkeypatch)
+    assert found.per_byte == pytest.approx(memory.MARGIN * factor, rel=0.01)
     assert found.output_per_byte == pytest.approx(memory.MARGIN / 2)
 
 
-def test_what_every_inference_takes_does_not_grow() -> None:
-    def predict(inputs: Tensors) -> Tensors:
-        scratch = np.ones(8_000_000, np.float32)
-        return {"y": inputs["x"] + scratch[0]}
-
-    assert appetite(predict, probe(), INPUTS).per_byte < 10
+def test_what_every_inference_takes_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Process(lambda _: 100.0).measured(monkeypatch).per_byte == Appetite().per_byte
 
 
-def test_a_model_that_compares_every_row_with_every_other_is_never_given_many() -> None:
-    most = 0
+def test_what_else_a_process_does_meanwhile_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Process(lambda rows: rows % 3).measured(monkeypatch).per_byte < 3
 
-    def predict(inputs: Tensors) -> Tensors:
-        nonlocal most
-        most = max(most, len(inputs["x"]))
-        return {"y": (inputs["x"] @ inputs["x"].T + 1).sum(axis=1, keepdims=True)}
 
-    appetite(predict, probe(), INPUTS)
-    assert most >= 64
-    assert most**2 * 4 <= 256 * 2**20
+def test_a_model_that_compares_every_row_with_every_other_is_never_given_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    process = Process(lambda rows: rows**2 * 4 / 2**20)
+    process.measured(monkeypatch)
+    assert process.rows[-1] >= 256
+    assert process.rows[-1] ** 2 * 4 <= 256 * 2**20
 
 
 @pytest.mark.parametrize("power", [1, 2])
