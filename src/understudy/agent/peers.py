@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 import structlog
 
-from understudy.adapters.links import FrameLink, keep_connected, listen
+from understudy.adapters.links import FrameLink, Listener, keep_connected, listen
 from understudy.agent.staging import AnswerPart
 from understudy.core.agent import events as ev
 from understudy.settings.cluster import ClusterConfig
@@ -55,7 +55,7 @@ class Peers:
         self._log = structlog.get_logger()
         self._links: set[FrameLink] = set()  # those that have said who they are
         self._controllers: set[FrameLink] = set()
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
         self._state: NodeState | None = None
         self._unsent: deque[Event] = deque(maxlen=config.agent.events_max)
         self._tokens = itertools.count(1)
@@ -65,6 +65,11 @@ class Peers:
     async def listen(self) -> None:
         """Raises `ConfigError` if the address can't be had."""
         self._server = await listen(self._hello.address, lambda: FrameLink(self._received, self._lost))
+
+    async def keep_listening(self, told: Callable[[str], None]) -> None:
+        """As `links.Listener.keep`."""
+        assert self._server is not None
+        await self._server.keep(told)
 
     async def follow_controller(self, address: str) -> None:
         """Stay connected. Ends when cancelled."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import hashlib
 import os
@@ -12,7 +11,7 @@ import signal
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import IO, Any, NoReturn, assert_never
+from typing import Any, NoReturn, assert_never
 
 import msgspec
 import structlog
@@ -20,6 +19,8 @@ import uvloop
 
 from understudy.adapters import logs
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
+from understudy.adapters.claims import claim
+from understudy.adapters.places import meeting_place
 from understudy.adapters.state_file import StateFile
 from understudy.adapters.task_groups import ungrouped
 from understudy.agent.disk import NodeDisk
@@ -55,8 +56,7 @@ class AgentProcess:
         self._log = structlog.get_logger()
         self._loop = asyncio.get_running_loop()
         self._state_dir = config.role_dir("agent", name)
-        self._state_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self._state_dir / "lock")
+        self._claim = claim(self._state_dir, f"agent {name!r}: another agent of this node is running")
         self._state_file = StateFile(self._state_dir / "state", Stored)
         loaded, problem = self._state_file.load()
         stored = loaded or Stored()
@@ -99,6 +99,7 @@ class AgentProcess:
         self._loop.set_exception_handler(self._callback_failed)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
+        self._loop.add_signal_handler(signal.SIGHUP, logs.reopen)
         async with asyncio.TaskGroup() as self._tasks:
             await self._begin()
             await self._peers.listen()
@@ -107,6 +108,7 @@ class AgentProcess:
             self._spawn(disk.run())
             self._spawn(self._workers.prints.run())
             self._spawn(self._peers.beat())
+            self._spawn(self._peers.keep_listening(lambda what: self._tell("socket.restored", what)))
             self._spawn(self._save())
             for address in self._config.controller_addresses():
                 self._spawn(self._peers.follow_controller(address))
@@ -126,6 +128,7 @@ class AgentProcess:
         gc.freeze()  # what is alive now stays alive: later collections needn't look at it
 
     async def _end(self) -> None:
+        self._claim.leave()
         self.step(ev.StopAsked())
         try:
             async with asyncio.timeout(self._config.agent.drain_timeout_ms / 1000 + STOP_GRACE_S):
@@ -138,10 +141,13 @@ class AgentProcess:
             self._timer.cancel()
         await self._workers.close()
         self._peers.close()
-        self._state_file.save(Stored(self._incarnation, self._saved))
+        try:
+            self._state_file.save(Stored(self._incarnation, self._saved))
+        except OSError as error:
+            self._log.error("state.unsaved", reason=str(error))
         shutil.rmtree(self._state_dir / "replicas", ignore_errors=True)
         _unlink_socket(self._config.agent_address(self._name))
-        self._lock.close()
+        self._claim.close()
         self._log.info("agent.stopped")
 
     # events and effects
@@ -260,24 +266,13 @@ def run_agent(config: ClusterConfig, name: str) -> None:
     """Run until SIGTERM or SIGINT, then drain. Raises `ConfigError` if it can't start."""
     logs.configure("agent", name)
     config.node(name)
-    Path(config.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+    meeting_place(Path(config.run_dir))
 
     async def main() -> None:
         await AgentProcess(config, name).run()
 
     with ungrouped(ConfigError):
         uvloop.run(main())
-
-
-def _lock(path: Path) -> IO[str]:
-    """Hold `path` for this process's life: two agents of one node would fight over its workers."""
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise ConfigError(f"{path}: another agent of this node is running") from error
-    return file
 
 
 def _unlink_socket(address: str) -> None:

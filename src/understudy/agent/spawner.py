@@ -40,11 +40,13 @@ class Spawner:
 
     def __init__(
         self,
+        node: str,
         tuning: AgentTuning,
         on_forked: Callable[[str, int], None],
         on_failed: Callable[[str, str], None],
         on_exited: Callable[[int, int], None],
     ) -> None:
+        self._node = node  # for whoever reads the list of processes
         self._tuning = tuning
         self._on_forked = on_forked
         self._on_failed = on_failed
@@ -64,10 +66,11 @@ class Spawner:
         ours.setblocking(False)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "understudy.agent.zygote", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "understudy.agent.zygote", str(theirs.fileno()), self._node],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                env={**HUGE_PAGES, **os.environ},
+                # Last: glibc moves the variable, and the first one is what a title is found by.
+                env={**os.environ, **{k: v for k, v in HUGE_PAGES.items() if k not in os.environ}},
             )
         self._control = ours
         self.generation += 1

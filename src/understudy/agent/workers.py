@@ -109,7 +109,7 @@ class Workers:
         self._by_pid: dict[int, _Handle] = {}
         self._none_left = asyncio.Event()
         self._none_left.set()
-        self._spawner = Spawner(config.agent, self._forked, self._not_forked, self._status_known)
+        self._spawner = Spawner(node.name, config.agent, self._forked, self._not_forked, self._status_known)
 
     def start(self) -> None:
         self._spawner.start()

@@ -24,6 +24,7 @@ import msgspec
 from understudy.adapters.descendants import adopt_orphans, end_children
 from understudy.adapters.parents import run_and_exit
 from understudy.adapters.printing import capture
+from understudy.adapters.titles import keep_room, title
 from understudy.settings.runtimes import RUNTIMES
 from understudy.settings.worker import WorkerTuning
 
@@ -111,6 +112,7 @@ class Zygote:
             os.close(pidfd)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
+        title("worker (blank)")
         from understudy.worker.process import WorkerArgs, run_worker
 
         log = capture()
@@ -139,9 +141,10 @@ def import_runtime() -> None:
 
 def main() -> None:
     # Signals to the whole group are for the agent and the workers; the zygote ends when the agent does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     control = socket.socket(fileno=int(sys.argv[1]))
+    keep_room()
     os.environ.update(SINGLE_THREADED)
     adopt_orphans()
     import_runtime()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from understudy.adapters.parents import have_init
 from understudy.adapters.task_groups import ungrouped
 from understudy.cli import deploy
 from understudy.cli.control import cluster_gateways, gateway_access, gateway_url, segment
@@ -32,18 +34,25 @@ def run_up(config_path: Path, output: Output, *, restart: bool) -> bool:
 
     Raises what is wrong with the cluster file as a whole.
     """
+    have_init()
     cluster = Cluster(config_path)
     problems = Problems(output)
-    with ungrouped(UnderstudyError):
+    with ungrouped(UnderstudyError), ungrouped(OSError):
         asyncio.run(_run(cluster, output, problems, restart=restart))
     return not problems.by_source
 
 
 async def _run(cluster: Cluster, output: Output, problems: Problems, *, restart: bool) -> None:
-    asked_to_stop = asyncio.Event()
+    asked_to_stop, asked_again = asyncio.Event(), asyncio.Event()
+
+    def stop() -> None:
+        (asked_again if asked_to_stop.is_set() else asked_to_stop).set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked_to_stop.set)
+        loop.add_signal_handler(number, stop)
+    # A terminal that is closed takes its cluster along; without one it is how logrotate asks to read anew.
+    loop.add_signal_handler(signal.SIGHUP, asked_to_stop.set if sys.stdin.isatty() else cluster.reload)
     try:
         async with asyncio.TaskGroup() as tasks:
             cluster.start()
@@ -57,8 +66,18 @@ async def _run(cluster: Cluster, output: Output, problems: Problems, *, restart:
                 task.cancel()
     finally:
         if asked_to_stop.is_set():
-            output.note("stopping")
-        await cluster.stop()
+            output.note("stopping: what is in flight is answered first; Ctrl-C again ends it at once")
+        await _stop(cluster, asked_again)
+
+
+async def _stop(cluster: Cluster, at_once: asyncio.Event) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        draining = tasks.create_task(cluster.stop())
+        asked = tasks.create_task(at_once.wait())
+        await asyncio.wait((draining, asked), return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        asked.cancel()
+    await cluster.stop(now=True)
 
 
 async def _bring_up(cluster: Cluster, output: Output, problems: Problems) -> None:

@@ -111,6 +111,11 @@ class GatewayProcess:
         """Drain, then let `run` return. As SIGTERM does."""
         self._stopping.set()
 
+    def _reload(self) -> None:
+        logs.reopen()
+        if self.secured.in_use:
+            self.secured.reload()
+
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -125,8 +130,8 @@ class GatewayProcess:
             background = [self.tasks.create_task(self._tick()), self.tasks.create_task(self._sweep())]
             background.append(self.tasks.create_task(self._pulse()))
             background.append(self.tasks.create_task(self._save_tables()))
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
             if self.secured.in_use:
-                loop.add_signal_handler(signal.SIGHUP, self.secured.reload)
                 background.append(self.tasks.create_task(self.secured.run()))
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD)
@@ -359,8 +364,13 @@ class GatewayProcess:
 
     async def _pulse(self) -> None:
         while True:
-            with contextlib.suppress(BlockingIOError):  # a parent that is stopped reads later
+            try:
                 os.write(self.seat.pulse, PULSE if self.accepting else START)
+            except BlockingIOError:
+                pass  # a parent that is stopped reads later
+            except BrokenPipeError:
+                self.stop()  # it is dead: what is in flight is answered as if it had asked us to end
+                return
             await asyncio.sleep(self.settings.pulse_ms / 1000)
 
     async def _sweep(self) -> None:
