@@ -111,6 +111,16 @@ def test_an_operator_that_works_across_rows_is_named(name: str) -> None:
     assert "output 'y': " in found.reason
 
 
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize(("layout", "proven"), [(0, False), (1, True)])
+def test_recurrent_layers_say_whether_rows_are_steps_of_time(op: str, layout: int, proven: bool) -> None:
+    weights = {"w": Tensor((1, 32, 6)), "r": Tensor((1, 32, 8)), "one": whole(1)}
+    layer = [node(op, "x", "w", "r", to="all", hidden_size=8, layout=layout), node("Flatten", "all")]
+    found = proof(*layer, inner=(-1, 6), **weights)
+    assert found.proven == proven, found.reason
+    assert proven or (found.crosses and "takes the rows for steps of time" in found.reason)
+
+
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_what_is_not_understood_is_not_proven(name: str) -> None:
     found = proof(*UNKNOWN[name], **CONSTANTS)

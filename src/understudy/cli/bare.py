@@ -141,9 +141,9 @@ def _model(path: Path) -> tuple[Path, str, int]:
         size_bytes = path.stat().st_size
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
-    if path.suffix == ".py" and kind in ("", "text", "a JSON document"):
+    if path.suffix.lower() == ".py" and kind in ("", "text", "a JSON document"):
         return path, "python", size_bytes
-    if path.suffix in (".onnx", ".ort") and not kind:
+    if path.suffix.lower() in (".onnx", ".ort") and not kind:
         return path, "onnx", size_bytes
     if not kind:
         kind = "nothing that is known here"
@@ -157,7 +157,7 @@ def _directory(path: Path, kind: str) -> tuple[Path, str, int]:
     models = list(path.glob("*.onnx"))
     if len(models) == 1 and not any(file != models[0] for file in path.iterdir()):
         return models[0], "onnx", size_bytes
-    if (path / ONNX_ENTRY).is_file():
+    if RUNTIMES["onnx"].entry_in(model.name for model in models):
         return path, "onnx", size_bytes
     if models:
         listed = ", ".join(sorted(model.name for model in models)[:5])

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,7 @@ async def _bring_up(cluster: Cluster, output: Output, problems: KnownProblems) -
     """Deploy what changed of the cluster file's apps, and say where everything is."""
     output.note(f"starting {len(cluster.roles)} processes")
     with contextlib.ExitStack() as opened:
-        packages = []
-        for app in cluster.config.apps:  # a mistake in a manifest is told before anything else happens
-            try:
-                packages.append(opened.enter_context(pack(Path(app))))
-            except (UnderstudyError, OSError) as error:
-                problems.add(app, f"{error}; what is deployed of it stays")
+        packages = packed(cluster.config.apps, opened, problems)
         await _controller(cluster, output)
         progress: contextlib.AbstractContextManager[deploy.DeployProgress] = (
             contextlib.nullcontext(deploy.Silent()) if output.as_json else deploy.Bars(output)
@@ -101,6 +97,21 @@ async def _bring_up(cluster: Cluster, output: Output, problems: KnownProblems) -
         output.data(_document(cluster, deployments, problems))
     else:
         _show(cluster, deployments, example, output)
+
+
+def packed(apps: Iterable[str], opened: contextlib.ExitStack, problems: Problems) -> list[Package]:
+    """What can be deployed. A mistake in a manifest is told before anything else happens."""
+    by_name: dict[str, Package] = {}
+    for app in apps:
+        try:
+            package = opened.enter_context(pack(Path(app)))
+        except (UnderstudyError, OSError) as error:
+            problems.add(app, f"{error}; what is deployed of it stays")
+            continue
+        first = by_name.setdefault(package.name, package)
+        if first is not package:
+            problems.add(app, f"{app}: name: {package.name!r} is that of {first.path} too; it isn't deployed")
+    return list(by_name.values())
 
 
 async def _controller(cluster: Cluster, output: Output) -> None:
