@@ -99,7 +99,7 @@ async def _bring_up(cluster: Cluster, output: Output, problems: KnownProblems) -
         _show(cluster, deployments, example, output)
 
 
-def packed(apps: Iterable[str], opened: contextlib.ExitStack, problems: Problems) -> list[Package]:
+def packed(apps: Iterable[str], opened: contextlib.ExitStack, problems: KnownProblems) -> list[Package]:
     """What can be deployed. A mistake in a manifest is told before anything else happens."""
     by_name: dict[str, Package] = {}
     for app in apps:
