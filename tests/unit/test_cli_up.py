@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from understudy.cli.output import Output
-from understudy.cli.problems import Problems
+from understudy.cli.problems import KnownProblems
 from understudy.cli.up import packed
 
 MANIFEST = """name = "{name}"
@@ -27,7 +27,7 @@ def test_of_two_manifests_of_one_name_the_first_is_deployed(
         (tmp_path / folder).mkdir()
         paths.append(tmp_path / folder / "APP.toml")
         paths[-1].write_text(MANIFEST.format(name=name))
-    problems = Problems(Output())
+    problems = KnownProblems(Output())
     with contextlib.ExitStack() as opened:
         packages = packed(map(str, paths), opened, problems)
         assert [package.path for package in packages] == [str(paths[0]), str(paths[1])]

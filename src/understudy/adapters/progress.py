@@ -37,19 +37,25 @@ class Progress(NamedTuple):
 class ProgressWriter:
     """The worker's side. Without a `path`, or where that can't be written, nobody reads it."""
 
-    __slots__ = ("_page", "_values")
+    __slots__ = ("_page", "_path", "_values")
 
     def __init__(self, path: str = "") -> None:
         self._values: tuple[int, int, int, float, float, float] = (0, 0, 0, 0.0, 0.0, 0.0)
         self._page: mmap.mmap | bytearray = bytearray(_LAYOUT.size)
-        if not path:
-            return
+        self._path = path
+        if path:
+            self.restore()
+
+    def restore(self) -> None:
+        """Make the file, anew if somebody removed it."""
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError:
             return
         try:
-            os.write(file, self._page)  # now, while a full disk is an error: later it would be a signal
+            os.write(
+                file, bytes(self._page)
+            )  # now, while a full disk is an error: later it would be a signal
             self._page = mmap.mmap(file, _LAYOUT.size)
         except (OSError, ValueError):
             pass

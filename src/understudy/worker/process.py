@@ -96,9 +96,7 @@ class _Process:
                 host, port = server.sockets[0].getsockname()[:2]
                 worker.tcp_address = f"tcp:{host}:{port}"
                 servers.append(server)
-            keeping = tasks.create_task(
-                servers[0].keep(lambda what: log.warning("socket.restored", message=what))
-            )
+            keeping = tasks.create_task(servers[0].keep(partial(_restored, worker)))
             self._forks.addresses += [server.sockets[0].getsockname() for server in servers]
             log.info("worker.started", socket=args.socket, tcp_address=worker.tcp_address)
             await worker.stopped.wait()
@@ -126,6 +124,12 @@ def run_worker(args: WorkerArgs) -> None:
     process.run()
     if process.error is not None:
         raise process.error
+
+
+def _restored(worker: Worker, what: str) -> None:
+    """Somebody removed the socket, and with it what lay beside it."""
+    log.warning("socket.restored", message=what)
+    worker.progress.restore()
 
 
 async def _unload(model: Model, thread: ModelThread) -> None:
