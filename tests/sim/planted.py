@@ -108,7 +108,7 @@ BUGS = (
     ),
     Bug(
         "an agent starts a replica without looking at its memory",
-        f"{CORE}/agent/machine.py",
+        f"{CORE}/agent/loading.py",
         "        replica.refused_for_memory = needs_mb > free_mb and replica.asker is None\n",
         "        replica.refused_for_memory = False\n",
     ),
@@ -121,7 +121,7 @@ BUGS = (
     Bug(
         "a restarted agent forgets the replicas that it adopted",
         f"{CORE}/agent/machine.py",
-        "            self._replicas.append(replica)\n            if stats.state",
+        "            self._roster.add(replica)\n            if stats.state",
         "            if stats.state",
     ),
     Bug(
@@ -133,8 +133,8 @@ BUGS = (
     Bug(
         "two agents that start at the same time give their workers the same names",
         f"{CORE}/agent/machine.py",
-        'return f"{self._node}-{self._incarnation:x}-{number}"',
-        'return f"{self._incarnation:x}-{number}"',
+        'Roster(f"{node}-{incarnation:x}", ',
+        'Roster(f"{incarnation:x}", ',
     ),
     Bug(
         "a controller never lets a node that died come back",

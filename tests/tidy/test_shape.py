@@ -16,7 +16,6 @@ LARGE: dict[str, str] = {
     "understudy.agent.process.AgentProcess": "",
     "understudy.agent.workers.Workers": "",
     "understudy.cli.supervisor.Cluster": "",
-    "understudy.core.agent.machine.AgentMachine": "",
     "understudy.core.controller.machine.ControllerMachine": "",
     "understudy.core.gateway.dispatch.Dispatcher": "",
     "understudy.core.gateway.machine.Gateway": "",
