@@ -48,7 +48,7 @@ BUGS = (
     ),
     Bug(
         "a controller forgets what peers told it that it didn't know",
-        f"{CORE}/controller/machine.py",
+        f"{CORE}/controller/catalog.py",
         "        self.currents |= learned.currents\n",
         "",
     ),
@@ -126,7 +126,7 @@ BUGS = (
     ),
     Bug(
         "a restarted controller begins its revisions anew",
-        f"{CORE}/controller/machine.py",
+        f"{CORE}/controller/publications.py",
         "        self.revision = self.epoch * REVISIONS_PER_EPOCH\n        self.table",
         "        self.revision = REVISIONS_PER_EPOCH\n        self.table",
     ),

@@ -12,11 +12,9 @@ CLASS_MAX = (250, 20, 20)  # lines, methods, attributes
 RECORDS = {"Settings"}  # roots of tables, whose fields are what they are for
 # Classes beyond that, each with the reason why it is one thing.
 LARGE: dict[str, str] = {
-    "understudy.worker.replica.Replica": "",
     "understudy.agent.process.AgentProcess": "",
     "understudy.agent.workers.Workers": "",
     "understudy.cli.supervisor.Cluster": "",
-    "understudy.core.controller.machine.ControllerMachine": "",
     "understudy.core.gateway.dispatch.Dispatcher": "",
     "understudy.core.gateway.machine.Gateway": "",
     "understudy.core.gateway.rotation.App": "",
