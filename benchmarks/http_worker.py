@@ -37,7 +37,7 @@ HEAD = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n
 class HttpConnection(asyncio.Protocol):
     """One request at a time, as clients and proxies without pipelining send them."""
 
-    def __init__(self, replicas: dict[str, Replica]) -> None:
+    def __init__(self, replicas: dict[str, Serving]) -> None:
         self._replicas = replicas
         self._replica = next(iter(replicas.values()))
         self._parser = httptools.HttpRequestParser(self)
