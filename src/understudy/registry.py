@@ -4,6 +4,9 @@ from __future__ import annotations
 
 # Log entries and cluster events, `noun.verb_past`.
 EVENTS: dict[str, str] = {
+    # every process
+    "callback.failed": "Our own code raised: what it was about ended alone. Once a minute for each cause.",
+    "process.broken": "Our own code left what is shared in doubt; the process ends, and is started anew.",
     # gateway
     "gateway.started": "A gateway listens for clients.",
     "gateway.files_limited": "The limit on open files is too low for `connections_max`; fewer are let in.",

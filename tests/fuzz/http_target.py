@@ -216,7 +216,7 @@ class RealService:
     def rest(self) -> None:
         for link in self.world.links.values():
             link.sent.clear()
-        if self.world.app.watch:
+        if self.world.app.queues.watch:
             self.world.now += 1000.0
             self.world.gateway.dispatcher.tick(list(self.world.gateway.apps.values()), self.world.now, 1.0)
         assert self.world.gateway.dispatcher.inflight == 0

@@ -12,20 +12,12 @@ CLASS_MAX = (250, 20, 20)  # lines, methods, attributes
 RECORDS = {"Settings"}  # roots of tables, whose fields are what they are for
 # Classes beyond that, each with the reason why it is one thing.
 LARGE: dict[str, str] = {
-    "understudy.agent.process.AgentProcess": "",
     "understudy.agent.workers.Workers": "",
     "understudy.cli.supervisor.Cluster": "",
-    "understudy.core.gateway.dispatch.Dispatcher": "",
-    "understudy.core.gateway.machine.Gateway": "",
-    "understudy.core.gateway.rotation.App": "",
-    "understudy.core.gateway.rotation.Replica": "",
-    "understudy.core.planning.contingencies._Answering": "",
-    "understudy.core.planning.heuristic._Packing": "",
-    "understudy.gateway.api.Api": "",
-    "understudy.gateway.grpc.GrpcServer": "",
-    "understudy.gateway.http.HttpConnection": "",
-    "understudy.gateway.process.GatewayProcess": "",
-    "understudy.sim.faults.Strike": "",
+    "understudy.core.gateway.machine.Gateway": "what each event changes in the facts of routing",
+    "understudy.core.planning.heuristic._Packing": "sums over bins that every step of packing changes",
+    "understudy.gateway.http.HttpConnection": "one state, shared by all callbacks of one parser",
+    "understudy.gateway.process.GatewayProcess": "links, timers and effects around one machine",
 }
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "base", "common", "misc"}
 UNFINISHED = re.compile(r"\b(" + "|".join(["FIX" + "ME", "TO" + "DO", "X" + "XX"]) + r")\b")

@@ -230,8 +230,8 @@ def test_a_static_answer_is_protobuf_too():
         for replica in ("r1", "r2"):
             on.world.lose_worker(replica)
         call = on.call()
-        await until(lambda: bool(on.world.app.waiting))
-        on.world.gateway.dispatcher.give_up_waiting(on.world.app)
+        await until(lambda: bool(on.world.app.queues.waiting))
+        on.world.gateway.dispatcher.waiting_room.give_up_waiting(on.world.app)
         on.world.gateway.dispatcher.fallback.tick(on.world.now)
         answer = ModelInferResponse.FromString(await call)
         assert [(o.name, o.datatype, list(o.shape)) for o in answer.outputs] == [

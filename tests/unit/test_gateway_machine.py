@@ -62,7 +62,7 @@ def test_two_of_three_nodes_lost_ends_with_the_last_resort():
     world.step(
         core.ActivatedReceived("n2", Activated(world.activations()[-1].contingency.key, False, "no room"))
     )
-    assert world.gateway.apps["digits"].activation is None or world.activations()[-1].node == "n2"
+    assert world.gateway.apps["digits"].way_back.activation is None or world.activations()[-1].node == "n2"
 
 
 def test_a_silent_replica_is_hedged_then_suspected_and_forgiven_when_it_answers():
@@ -111,7 +111,9 @@ def test_silence_is_noticed_while_there_is_time_for_another_try():
         world.request()
         world.advance(0.02)
         world.reply("r1")
-    assert 0.04 <= world.app.silence_s <= 0.07, "a quarter of the deadline, not eight times the usual"
+    assert 0.04 <= world.app.patience.silence_s <= 0.07, (
+        "a quarter of the deadline, not eight times the usual"
+    )
 
 
 def test_a_replica_that_is_outrun_but_shows_that_it_lives_is_no_suspect():
@@ -314,7 +316,7 @@ def test_requests_wait_for_nodes_that_all_fell_silent_at_once():
     world.advance(6)
     world.advance(0.5, heartbeats="")
     assert not world.app.ready
-    assert world.app.hopeless
+    assert world.app.way_back.hopeless
     request = world.request()
     assert not hasattr(request, "outcome"), "as much speaks against this gateway as against all nodes"
     world.reply("r1")

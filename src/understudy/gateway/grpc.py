@@ -15,17 +15,17 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable
-from time import monotonic, time
+from time import monotonic
 from typing import Any, NoReturn
 
 import grpc
 
 from understudy.core.gateway.rotation import App, Request, Source
 from understudy.gateway import grpc_answers as answers
-from understudy.gateway import triton
-from understudy.gateway.api import Api, model_metadata, server_metadata
+from understudy.gateway.api import Api
 from understudy.gateway.auth import headers_of
 from understudy.gateway.grpc_health import HEALTH, Health, enable_reflection
+from understudy.gateway.grpc_methods import PlainMethods
 from understudy.gateway.static_answers import Static
 from understudy.gateway.tls import Certificate, ServerContext
 from understudy.settings.gateway import GatewayTuning
@@ -109,7 +109,7 @@ class GrpcServer:
             "ModelInfer": grpc.unary_unary_rpc_method_handler(self._model_infer),
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._model_stream_infer),
         }
-        for method, (answer, path) in self._plain_methods().items():
+        for method, (answer, path) in PlainMethods(api).table().items():
             handlers[method] = grpc.unary_unary_rpc_method_handler(
                 self._plain(answer, path),
                 request_deserializer=inference.message(f"{method}Request").FromString,
@@ -232,22 +232,6 @@ class GrpcServer:
 
     # everything else
 
-    def _plain_methods(self) -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], str]]]:
-        """What answers each method, and the path over HTTP that permission is asked for."""
-        live = answers.described("ServerLiveResponse", {"live": True})
-        return {
-            "ServerLive": (lambda _: live, lambda _: "/v2/health/live"),
-            "ServerReady": (self._server_ready, lambda _: "/v2/health/ready"),
-            "ServerMetadata": (self._server_metadata, lambda _: "/v2"),
-            "ModelReady": (self._model_ready, _model_path),
-            "ModelMetadata": (self._model_metadata, _model_path),
-            "ModelConfig": (self._model_config, _model_path),
-            "ModelStatistics": (self._model_statistics, _statistics_path),
-            "RepositoryIndex": (self._repository_index, lambda _: "/v2/repository/index"),
-            "RepositoryModelLoad": (self._model_load, lambda _: "/v2/repository"),
-            "RepositoryModelUnload": (self._model_unload, lambda _: "/v2/repository"),
-        }
-
     def _plain(
         self, answer: Callable[[Any], Any], path: Callable[[Any], str]
     ) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -261,41 +245,6 @@ class GrpcServer:
                 await self._abort(context, error)
 
         return handle
-
-    def _server_ready(self, _asked: Any) -> Any:
-        return answers.described("ServerReadyResponse", {"ready": self._api.ready})
-
-    def _server_metadata(self, _asked: Any) -> Any:
-        return answers.described("ServerMetadataResponse", server_metadata())
-
-    def _model_ready(self, asked: Any) -> Any:
-        """An unknown model is not ready, and no error: clients poll this until it is there."""
-        app = self._gateway.apps.get(asked.name)
-        ready = app is not None and asked.version in ("", str(app.spec.version)) and app.fit
-        return answers.described("ModelReadyResponse", {"ready": ready})
-
-    def _model_metadata(self, asked: Any) -> Any:
-        spec = self._app(asked.name, asked.version).spec
-        return answers.described("ModelMetadataResponse", model_metadata(spec))
-
-    def _model_config(self, asked: Any) -> Any:
-        spec = self._app(asked.name, asked.version).spec
-        return answers.described("ModelConfigResponse", {"config": triton.configuration(spec)})
-
-    def _model_statistics(self, asked: Any) -> Any:
-        apps = [self._app(asked.name, asked.version)] if asked.name else self._api.sorted_apps()
-        return answers.described("ModelStatisticsResponse", triton.statistics(apps, monotonic(), time()))
-
-    def _repository_index(self, asked: Any) -> Any:
-        models = triton.index(self._api.sorted_apps(), ready_only=asked.ready)
-        return answers.described("RepositoryIndexResponse", {"models": models})
-
-    def _model_load(self, asked: Any) -> Any:
-        triton.load(self._app(asked.model_name, ""), with_parameters=bool(asked.parameters))
-        return answers.described("RepositoryModelLoadResponse", {})
-
-    def _model_unload(self, asked: Any) -> Any:
-        triton.refuse_unload(self._app(asked.model_name, ""))
 
     def _app(self, name: str, version: str) -> App:
         return self._api.app(name, version or None)
@@ -312,14 +261,6 @@ async def _stream_response(request: GrpcRequest) -> bytes:
     except UnderstudyError as error:
         return answers.stream_error(error, request.id_bytes)
     return answers.stream_answer(answer)
-
-
-def _model_path(asked: Any) -> str:
-    return f"/v2/models/{asked.name}"
-
-
-def _statistics_path(asked: Any) -> str:
-    return f"/v2/models/{asked.name}/stats" if asked.name else "/v2/models/stats"
 
 
 def _credentials(tls: ServerContext) -> Any:

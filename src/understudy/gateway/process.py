@@ -51,7 +51,6 @@ from understudy.wire.records import Event, NodeInfo, RouteTable
 if TYPE_CHECKING:
     from understudy.gateway.grpc import GrpcServer
 
-COUNTERS = ("requests", "failed", "rejected", "degraded", "shed", "limited", "retried", "hedged")
 IDLE_TICK_S = 0.01  # while nothing is in flight
 SWEEP_S = 0.5
 CONNECT_RETRY_S = 0.02
@@ -404,13 +403,9 @@ class GatewayProcess:
     def _app_stats(self, name: str) -> AppStats:
         """Counters since the previous report; the totals keep their sum."""
         app = self.gateway.apps[name]
-        stats, app.stats = app.stats, AppStats()
-        total = app.stats_total
-        for field in COUNTERS:
-            setattr(total, field, getattr(total, field) + getattr(stats, field))
-        p50_s, p99_s = app.digest.quantile(0.5), app.digest.quantile(0.99)
+        p50_s, p99_s = app.patience.digest.quantile(0.5), app.patience.digest.quantile(0.99)
         return msgspec.structs.replace(
-            stats,
+            app.traffic.report(),
             p50_ms=(p50_s or 0.0) * 1000,
             p99_ms=(p99_s or 0.0) * 1000,
             serving=app.ranked[0].variant if app.ranked else "",

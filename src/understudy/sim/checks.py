@@ -113,7 +113,7 @@ class Checks:
                 self.that(replica.breaker.closed or not replica.breaker.failures_alike, what)
 
     def queues(self, app: App) -> None:
-        parked = sum(request.attempts == 0 and not request.done for request in app.waiting)
+        parked = sum(request.attempts == 0 and not request.done for request in app.queues.waiting)
         bound = self._settings.admission.waiting_max
         self.that(parked <= bound, f"{parked} requests wait for {app.name}; {bound} may")
 

@@ -209,10 +209,10 @@ class Gateway:
             now = self.process.now
             for frame in decoder.feed(data):
                 link.heard(frame, now)
-                app, retried = replica.app, replica.app.stats.retried
+                app, retried = replica.app, replica.app.traffic.stats.retried
                 probing = frame.stream == replica.breaker.probe
                 self.machine.dispatcher.frame_received(replica, frame, now)
-                if app.stats.retried > retried and not probing:
+                if app.traffic.stats.retried > retried and not probing:
                     self.world.checks.retried(app, now)
 
         def lost() -> None:

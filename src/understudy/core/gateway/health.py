@@ -56,7 +56,7 @@ class Health:
 
     def note(self, request: Request, error: UnderstudyError, now: float) -> None:
         """It ended in `error`."""
-        stats = request.app.stats
+        stats = request.app.traffic.stats
         if _is_callers(request, error):
             stats.rejected += 1
             return
@@ -92,7 +92,7 @@ class Health:
 
     def judge(self, app: App, now: float) -> str:
         """Look again, some times a second: the event if that changed, else nothing."""
-        asked = app.stats_total.requests + app.stats.requests
+        asked = app.traffic.requests
         settings = self._settings
         if now >= self._rotate_at:
             self._rotate_at = now + settings.window_s / 2

@@ -36,10 +36,13 @@ class Answers:
 
 
 def answer_failures(problem: Problem, choices: list[Choices], room: Room, replicas: Replicas) -> Answers:
-    return _Answering(problem, choices, room, replicas).run()
+    answering = _AnsweringAny if problem.any_of else _Answering
+    return answering(problem, choices, room, replicas).run()
 
 
 class _Answering:
+    """One failure at a time."""
+
     def __init__(self, problem: Problem, choices: list[Choices], room: Room, replicas: Replicas) -> None:
         self._problem = problem
         self._choices = choices
@@ -87,8 +90,6 @@ class _Answering:
             for a in self._silenced[s]:
                 for name in scenario.names:
                     self._settle(a, name, found.get(a))
-        if self._problem.any_of:
-            self._answer_any()
         return self._answers
 
     def _settle(self, a: int, failure: str, answer: Answer | None) -> None:
@@ -100,8 +101,6 @@ class _Answering:
         self._answers.loss += choices.ways[answer[1]].loss
         if self._staged.get((a, failure)) != answer:
             self._answers.loss += RESTAGE
-
-    # one failure at a time
 
     def _answer(self, s: int, apps: list[int]) -> dict[int, Answer]:
         left = _Left(self._room, self._room.lost[s], limited=self._limited)
@@ -208,9 +207,12 @@ class _Answering:
         chosen = self._choices[a].ways[way]
         return chosen.room_mb, chosen.busy
 
-    # whichever K nodes
 
-    def _answer_any(self) -> None:
+class _AnsweringAny(_Answering):
+    """Whichever K nodes are lost, beside the other failures."""
+
+    def run(self) -> Answers:
+        super().run()
         found = self._chains(smallest=False)
         if found is None:
             found = self._chains(smallest=True)
@@ -219,6 +221,7 @@ class _Answering:
             if not primaries:
                 continue
             self._settle_chain(a, primaries, standby, found.get(a, []))
+        return self._answers
 
     def _nodes(self, a: int) -> list[int]:
         primaries, standby = self._replicas[a]
