@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import structlog
 
 from understudy.adapters.links import FrameLink, dial
-from understudy.adapters.processes import process_stat
 from understudy.adapters.progress import progress_path
 from understudy.agent import probing
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.prints import Prints
+from understudy.agent.records import Record, Records, start_ticks_of
 from understudy.agent.spawner import Spawner
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
@@ -57,16 +56,6 @@ KILL_TIMEOUT_S = 1.0
 STATUS_WAIT_S = 0.1  # the zygote says at once why a process ended, unless it hangs
 ADOPT_TIMEOUT_S = 0.5
 MEASURE_LATENCY_RUNS = 20
-
-
-class Record(msgspec.Struct, frozen=True):
-    """What is on disk of a worker. `start_ticks` tells it from a later process of the same number."""
-
-    worker: str
-    pid: int
-    start_ticks: int
-    socket: str
-    cgroup: str
 
 
 @dataclass(slots=True, eq=False)
@@ -103,8 +92,7 @@ class Workers:
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger()
-        self._records = config.role_dir("agent", node.name) / "workers"
-        self._records.mkdir(parents=True, exist_ok=True)
+        self._records = Records(config.role_dir("agent", node.name) / "workers")
         self._handles: dict[str, _Handle] = {}
         self._by_pid: dict[int, _Handle] = {}
         self._none_left = asyncio.Event()
@@ -135,7 +123,7 @@ class Workers:
         path = Path(self._config.run_dir) / f"w-{worker}.sock"
         try:
             pidfd = os.pidfd_open(pid)
-            start_ticks = _start_ticks(pid)
+            start_ticks = start_ticks_of(pid)
         except OSError as error:
             # Not reaped before the zygote hears that it ended, so the number is still its own.
             os.kill(pid, signal.SIGKILL)
@@ -143,7 +131,7 @@ class Workers:
             return
         handle = self._watch(Record(worker, pid, start_ticks, str(path), self._limits.path(worker)), pidfd)
         handle.generation = self._spawner.generation
-        self._write(handle.record)
+        self._records.write(handle.record)
         self._spawn(self._connect_blank(handle))
 
     def _not_forked(self, worker: str, reason: str) -> None:
@@ -359,14 +347,14 @@ class Workers:
         self._limits.remove(record.cgroup)
         Path(record.socket).unlink(missing_ok=True)
         Path(progress_path(record.socket)).unlink(missing_ok=True)
-        (self._records / f"{record.worker}.json").unlink(missing_ok=True)
+        self._records.remove(record)
         shutil.rmtree(self._staging.folder(record.worker), ignore_errors=True)
 
     # adoption
 
     async def adopt(self) -> None:
         """Find the workers of a former life; those that make no sense are ended and cleared away."""
-        records = self._read_records()
+        records = self._records.read()
         async with asyncio.TaskGroup() as group:
             for record in records:
                 group.create_task(self._adopt(record))
@@ -384,7 +372,7 @@ class Workers:
         except (OSError, OverflowError):  # gone, or no process's number
             self._clear_away(record)
             return
-        if _start_ticks(record.pid) != record.start_ticks:
+        if start_ticks_of(record.pid) != record.start_ticks:
             os.close(pidfd)
             self._clear_away(record)
             return
@@ -403,26 +391,6 @@ class Workers:
         if stats.batching_ended:
             self._step(ev.BatchingEndedAt(record.worker, stats.batching_ended))
 
-    def _read_records(self) -> list[Record]:
-        records = []
-        for path in self._records.iterdir():
-            try:
-                records.append(msgspec.json.decode(path.read_bytes(), type=Record))
-            except OSError as error:
-                self._log.warning("record.unreadable", path=str(path), reason=str(error))
-            except (msgspec.MsgspecError, UnicodeDecodeError):
-                path.unlink()
-        return records
-
-    def _write(self, record: Record) -> None:
-        path = self._records / f"{record.worker}.json"
-        partial = path.with_suffix(".partial")
-        try:
-            partial.write_bytes(msgspec.json.encode(record))
-            partial.rename(path)
-        except OSError as error:  # it works all the same; only a restarted agent won't find it
-            self._log.warning("record.unwritten", worker=record.worker, reason=str(error))
-
 
 def _jitter() -> float:
     return random.uniform(-1.0, 1.0)
@@ -432,12 +400,6 @@ def _kill(handle: _Handle) -> None:
     if not handle.gone:  # its pidfd may be closed by now, and its number mean something else
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(handle.pidfd, signal.SIGKILL)
-
-
-def _start_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since the machine did; -1 for one that has ended."""
-    stat = process_stat(pid)
-    return -1 if stat is None or stat.gone else stat.start_ticks
 
 
 def _options(variant: Variant, *, brief: bool) -> dict[str, Any]:
