@@ -12,7 +12,6 @@ CLASS_MAX = (250, 20, 20)  # lines, methods, attributes
 RECORDS = {"Settings"}  # roots of tables, whose fields are what they are for
 # Classes beyond that, each with the reason why it is one thing.
 LARGE: dict[str, str] = {
-    "understudy.agent.workers.Workers": "",
     "understudy.cli.supervisor.Cluster": "",
     "understudy.core.gateway.machine.Gateway": "what each event changes in the facts of routing",
     "understudy.core.planning.heuristic._Packing": "sums over bins that every step of packing changes",

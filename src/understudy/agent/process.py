@@ -104,7 +104,7 @@ class AgentProcess:
             await self._end()
 
     async def _begin(self) -> None:
-        self._workers.start()
+        self._workers.spawner.start()
         for digest in self._staging.find():
             self.step(ev.ArtifactStaged(digest))
         await self._workers.adopt()
