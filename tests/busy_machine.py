@@ -57,6 +57,9 @@ class BusyMachine:
         for report in failed:
             report.sections.append(("machine", f"{too_busy(share)} (the last of {TRIES} tries)"))
             if self._may_skip:
+                lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
+                why = lines[-1].removeprefix("E").strip() if lines else "no words"
                 report.outcome = "skipped"
-                report.longrepr = (os.fspath(item.path), item.location[1], too_busy(share))
+                what = f"{too_busy(share)} (it failed {TRIES} times, the last time with: {why})"
+                report.longrepr = (os.fspath(item.path), item.location[1], what)
         return reports
