@@ -185,6 +185,7 @@ class HttpTarget:
         peer.lose()
         assert not self.real.api.connections
         assert self.real.api.body_bytes_held == 0
+        assert not self.real.api.crashes.contained
         self.real.rest()
 
     def _check_whole(self, pieces: list[bytes], cut_peer: Peer) -> None:

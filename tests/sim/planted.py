@@ -89,6 +89,12 @@ BUGS = (
         "        self.flights.end(request, keep=flight)\n",
     ),
     Bug(
+        "a request that is turned away is counted as one that ended",
+        f"{CORE}/gateway/flights.py",
+        "        request.done = True\n        request.failed(error)\n",
+        "        request.done = True\n        request.app.inflight -= 1\n        request.failed(error)\n",
+    ),
+    Bug(
         "the deadline of a request that waits isn't looked at",
         f"{CORE}/gateway/vigil.py",
         "            kept = [r for r in queue if not self._expired(r, now)]\n",

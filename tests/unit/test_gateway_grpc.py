@@ -339,3 +339,25 @@ def test_a_client_is_its_address_whatever_its_port(peer: str, address: str):
 def test_a_client_beyond_its_rate_is_told_when_to_come_back():
     error = UnderstudyError(Code.RATE_LIMITED, "too often", wait_s=7.25)
     assert metadata(error_metadata(error, 1))["grpc-retry-pushback-ms"] == "7250"
+
+
+def test_a_request_that_our_own_mistake_breaks_ends_alone_and_leaves_no_count_behind() -> None:
+    async def part(on: Scene) -> None:
+        dispatcher = on.world.gateway.dispatcher
+        submit = dispatcher.submit
+
+        def broken(request: Any, now: float) -> None:
+            submit(request, now)
+            raise ValueError("a mistake")
+
+        dispatcher.submit = broken  # type: ignore[method-assign]
+        error = await failure_of(on.call())
+        assert error.code() is grpc.StatusCode.INTERNAL
+        dispatcher.submit = submit  # type: ignore[method-assign]
+        assert on.api.crashes.contained == {"request": 1}
+        call = asyncio.ensure_future(on.call())
+        await until(lambda: len(on.world.links["r1"].infers()) == 2)
+        on.reply(await on.infer_frame())
+        assert await call
+
+    play(part)

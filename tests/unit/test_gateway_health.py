@@ -31,8 +31,8 @@ def answer(world: World, times: int) -> None:
         world.advance(0.01)
 
 
-def notes(world: World, *kinds: str) -> list[core.Note]:
-    return [e for e in world.effects if isinstance(e, core.Note) and e.kind in kinds]
+def notes(world: World, *kinds: str) -> list[core.GatewayNote]:
+    return [e for e in world.effects if isinstance(e, core.GatewayNote) and e.kind in kinds]
 
 
 def heard(world: World) -> list[str]:

@@ -256,7 +256,7 @@ def test_brownout_answers_by_the_smaller_variant_what_would_be_shed_and_ends_by_
     assert set(by) == {("big", ""), ("small", "overload")}
     assert by.count(("big", "")) / 4 >= 0.9 * 50, "the full-size variant does what it can"
     assert seen.goodput_per_s >= 0.95 * 150
-    kinds = [e.kind for e in world.effects if isinstance(e, core.Note)]
+    kinds = [e.kind for e in world.effects if isinstance(e, core.GatewayNote)]
     assert kinds.count("brownout.started") == 1
     world.run(8, {"digits": 30.0})
     assert not world.app.allowance.brownout.on
@@ -425,7 +425,7 @@ def test_a_lost_site_is_met_by_the_sites_contingency_and_a_lost_node_by_the_node
         )
         world.step(core.RoutesReceived(table))
         for node in lost:
-            world.step(core.AgentLost(node))
+            world.step(core.AgentDisconnected(node))
         world.lose_worker("r1")
         return world
 

@@ -12,6 +12,7 @@ from understudy.adapters.links import FrameLink, dial
 from understudy.adapters.progress import progress_path
 from understudy.agent import probing
 from understudy.agent.records import Record
+from understudy.agent.spawners import OWN, Parent
 from understudy.core.agent import events as ev
 from understudy.wire.frames import Frame
 from understudy.wire.messages import BatchingEnded, Kind, Stats, WorkerStats, decode_message
@@ -26,7 +27,7 @@ Step = Callable[[ev.Event], None]
 class Handle:
     record: Record
     pidfd: int
-    generation: int = 0  # of the zygote that is its parent; 0 for one that was adopted
+    parent: Parent = (OWN, 0)  # 0 for one that was adopted
     link: FrameLink | None = None
     status: int | None = None  # as the zygote reported it
     gone: bool = False  # the pidfd says so

@@ -20,6 +20,7 @@ class Record(msgspec.Struct, frozen=True):
     start_ticks: int
     socket: str
     cgroup: str
+    environment: str = ""  # key of what it runs in
 
 
 class Records:

@@ -19,6 +19,7 @@ import structlog
 
 from understudy.adapters.progress import progress_path
 from understudy.agent import probing
+from understudy.agent.environments import Environments
 from understudy.agent.handles import (
     ADOPT_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
@@ -33,7 +34,7 @@ from understudy.agent.limits import MemoryLimits
 from understudy.agent.loads import Loads
 from understudy.agent.prints import Prints
 from understudy.agent.records import Record, Records, start_ticks_of
-from understudy.agent.spawner import Spawner
+from understudy.agent.spawners import OWN, Spawners
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
 from understudy.core.agent import events as ev
@@ -61,6 +62,7 @@ class Workers:
         node: NodeConfig,
         limits: MemoryLimits,
         staging: Staging,
+        environments: Environments,
         step: Callable[[ev.Event], None],
         spawn: Callable[[Coroutine[None, None, None]], None],
     ) -> None:
@@ -80,7 +82,10 @@ class Workers:
         self._by_pid: dict[int, Handle] = {}
         self._none_left = asyncio.Event()
         self._none_left.set()
-        self.spawner = Spawner(config.agent, self._forked, self._ended, self._status_known)
+        self._forking: dict[str, str] = {}  # worker -> key of its environment
+        self.zygotes = Spawners(
+            config.agent, environments, self._forked, self._ended, self._status_known, spawn
+        )
 
     async def close(self) -> None:
         """Kill what is left, and wait for the kernel to be done with it."""
@@ -89,18 +94,21 @@ class Workers:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILL_TIMEOUT_S):
                 await self._none_left.wait()
-        await self.spawner.close()
+        await self.zygotes.close()
         if not self._limits.close():
             self._log.warning("cgroup.left_behind", path=str(self._limits.directory))
 
     # fork and connect
 
-    def fork(self, worker: str) -> None:
+    def fork(self, worker: str, environment: str) -> None:
         path = Path(self._config.run_dir) / f"w-{worker}.sock"
-        self.spawner.fork(Fork(worker, str(path), self._node.worker_host, self._config.worker))
+        self._forking[worker] = environment
+        request = Fork(worker, str(path), self._node.worker_host, self._config.worker)
+        self.zygotes.fork(environment, request)
 
     def _forked(self, worker: str, pid: int) -> None:
         path = Path(self._config.run_dir) / f"w-{worker}.sock"
+        environment = self._forking.pop(worker, OWN)
         try:
             pidfd = os.pidfd_open(pid)
             start_ticks = start_ticks_of(pid)
@@ -109,8 +117,9 @@ class Workers:
             os.kill(pid, signal.SIGKILL)
             self._ended(worker, f"it can't be watched: {error}")
             return
-        handle = self._watch(Record(worker, pid, start_ticks, str(path), self._limits.path(worker)), pidfd)
-        handle.generation = self.spawner.generation
+        cgroup = self._limits.path(worker)
+        handle = self._watch(Record(worker, pid, start_ticks, str(path), cgroup, environment), pidfd)
+        handle.parent = self.zygotes.parent(environment)
         self._records.write(handle.record)
         self._spawn(self._connect_blank(handle))
 
@@ -188,7 +197,7 @@ class Workers:
     def _gone(self, handle: Handle) -> None:
         self._loop.remove_reader(handle.pidfd)
         handle.gone = True
-        if handle.status is not None or handle.generation != self.spawner.generation:
+        if handle.status is not None or not self.zygotes.knows(handle.parent):
             self._exited(handle)
         else:
             self._loop.call_later(STATUS_WAIT_S, self._exited, handle)
@@ -216,6 +225,7 @@ class Workers:
         self._ended(worker, reason, out_of_memory=out_of_memory)
 
     def _ended(self, worker: str, reason: str, *, out_of_memory: bool = False) -> None:
+        self._forking.pop(worker, None)  # unless it was forked
         self._step(ev.WorkerExited(worker, reason, out_of_memory, jitter()))
 
     def _bury(self, handle: Handle) -> None:
@@ -276,7 +286,7 @@ class Workers:
         address = stats.tcp_address or f"unix:{record.socket}"
         self.prints.follow(record.worker, record.pid)
         self.prints.label(record.worker, stats.app, stats.version, stats.variant)
-        self._step(ev.WorkerFound(record.worker, address, stats))
+        self._step(ev.WorkerFound(record.worker, address, stats, record.environment))
         if stats.batching_ended:
             self._step(ev.BatchingEndedAt(record.worker, stats.batching_ended))
 

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
+from understudy.adapters.crash_policy import CrashPolicy
 from understudy.core.gateway.machine import Gateway
 from understudy.core.gateway.rotation import App, Request
 from understudy.gateway import answers
@@ -41,6 +42,7 @@ class Api:
         self.gateway = gateway
         self.settings = settings
         self.retry_after_s = settings.admission.retry_after_s
+        self.crashes = CrashPolicy()
         self.draining = False
         self.authenticator: Authenticator | None = None  # None: everybody may do everything
         self.cors = Cors(settings.cors) if settings.cors.origins else None
@@ -124,6 +126,21 @@ class Api:
         """Go on with a request whose body was compressed."""
         if exchange not in exchange.connection.queue:
             return  # the client is gone
+        try:
+            self._go_on(exchange, app, json_bytes, arrived, deadline, plain)
+        except Exception as error:
+            self.crashes.contain("request", error)
+            exchange.connection.abort()
+
+    def _go_on(
+        self,
+        exchange: Exchange,
+        app: App,
+        json_bytes: int,
+        arrived: float,
+        deadline: float,
+        plain: Buffer | UnderstudyError,
+    ) -> None:
         now = monotonic()
         if isinstance(plain, UnderstudyError):
             exchange.fail(plain, plain.context.pop("status", None))

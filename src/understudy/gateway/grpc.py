@@ -24,10 +24,11 @@ from understudy.core.gateway.rotation import App, Request, Source
 from understudy.gateway import grpc_answers as answers
 from understudy.gateway.api import Api
 from understudy.gateway.auth import headers_of
-from understudy.gateway.grpc_health import HEALTH, Health, enable_reflection
+from understudy.gateway.grpc_health import HEALTH, HealthService, enable_reflection
 from understudy.gateway.grpc_methods import PlainMethods
 from understudy.gateway.static_answers import Static
 from understudy.gateway.tls import Certificate, ServerContext
+from understudy.invariants import InvariantBroken
 from understudy.settings.gateway import GatewayTuning
 from understudy.wire import inference
 from understudy.wire.errors import Code, ConfigError, InvalidArgument, UnderstudyError
@@ -70,10 +71,13 @@ class GrpcRequest(Request):
         return self.id_bytes.decode(errors="replace")
 
     def answered(self, source: Source, result: Result, body: Buffer) -> None:
-        parameters, metadata = answers.provenance(
-            source.variant, source.version, source.degraded, source.other_app
-        )
-        self._end(b"".join((body, parameters)), metadata)
+        try:
+            parameters, metadata = answers.provenance(
+                source.variant, source.version, source.degraded, source.other_app
+            )
+            self._end(b"".join((body, parameters)), metadata)
+        except Exception as error:  # its call raises it; the dispatcher is in the middle of something
+            self._broken(error)
 
     def answered_static(self, static: Static) -> None:
         spec = self.app.spec
@@ -82,10 +86,15 @@ class GrpcRequest(Request):
             answer = answers.static_answer(spec, static, self.body, self.id_bytes)
         except InvalidArgument as error:  # it would have been refused by a replica too
             self.failed(error)
+        except Exception as error:
+            self._broken(error)
         else:
             self._end(answer + parameters, metadata)
 
     def failed(self, error: UnderstudyError) -> None:
+        self._broken(error)
+
+    def _broken(self, error: Exception) -> None:
         if not self.ended.done():
             self.ended.set_exception(error)
 
@@ -117,7 +126,7 @@ class GrpcServer:
             )
         self._listeners: list[socket.socket] = []
         service = grpc.method_handlers_generic_handler(inference.SERVICE, handlers)
-        health = grpc.method_handlers_generic_handler(HEALTH, Health(api, self._plain).handlers)
+        health = grpc.method_handlers_generic_handler(HEALTH, HealthService(api, self._plain).handlers)
         self._server.add_generic_rpc_handlers((service, health))
         enable_reflection(self._server)
 
@@ -160,6 +169,9 @@ class GrpcServer:
                 self._finish(request)
         except UnderstudyError as error:
             await self._abort(context, error)
+        except (Exception, InvariantBroken) as error:
+            self._api.crashes.contain("request", error)
+            await self._abort(context, UnderstudyError(Code.INTERNAL, "the gateway failed this request"))
         context.set_trailing_metadata(metadata)
         return answer
 
@@ -212,7 +224,11 @@ class GrpcServer:
         request.id_bytes = head.id
         request.client = client or peer.address
         api.body_bytes_held += len(message)
-        self._gateway.dispatcher.submit(request, now)
+        try:
+            self._gateway.dispatcher.submit(request, now)
+        except BaseException:
+            self._finish(request)
+            raise
         return request
 
     def _finish(self, request: GrpcRequest) -> None:

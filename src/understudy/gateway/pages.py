@@ -118,6 +118,7 @@ class Pages:
             "refused": self._api.authenticator.refused
             if self._api.authenticator
             else 0,  # strangers, and the nosy
+            "contained": self._api.crashes.contained,  # what failed by our own mistakes, and ended alone
             "shedding": gateway.dispatcher.gate.dial,
             "nodes": [
                 {

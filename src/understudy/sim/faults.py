@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from understudy.sim.clock import Process
 from understudy.sim.disks import Disk
-from understudy.sim.nodes import Node
+from understudy.sim.nodes import SimNode
 from understudy.sim.scenario import WALL_ERROR_S, Fault
-from understudy.sim.workers import Worker
+from understudy.sim.workers import SimWorker
 
 if TYPE_CHECKING:
     from understudy.sim.world import World
@@ -42,7 +42,7 @@ class Strike:
     def later(self, act: Callable[[], None]) -> None:
         self.world.after(self.lasting_s, act)
 
-    def node(self) -> Node | None:
+    def node(self) -> SimNode | None:
         """One that is up."""
         up = [node for node in self.world.nodes.values() if node.agent is not None]
         node = self.random.choice(up) if up else None
@@ -50,7 +50,7 @@ class Strike:
             self.tell(f"for {self.lasting_s:g} s", node=node.name)
         return node
 
-    def worker(self) -> Worker | None:
+    def worker(self) -> SimWorker | None:
         found = [(node, w) for node in self.world.nodes.values() for w in node.workers.values()]
         if not found:
             return None

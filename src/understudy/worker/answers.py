@@ -31,7 +31,7 @@ class Waiting(msgspec.Struct, gc=False):
     is_probe: bool
 
 
-class Answers:
+class Replies:
     """Of one model. `failures`: answered with a failure that is the model's."""
 
     __slots__ = ("_encode", "_logged_s", "failures")

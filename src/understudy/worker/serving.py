@@ -18,7 +18,7 @@ from understudy.core.batching import Batcher, Durations
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
 from understudy.wire.messages import Infer, Load, Probed
-from understudy.worker.answers import Answers, Waiting, out_of_memory
+from understudy.worker.answers import Replies, Waiting, out_of_memory
 from understudy.worker.batching.rechecks import Rechecks
 from understudy.worker.model import Done, Model
 from understudy.worker.model_thread import ModelThread
@@ -45,7 +45,7 @@ class Serving:
         self.batches = 0  # executed
         self.executed = 0  # ran and were answered, probes too
         self._model = model
-        self._answers = Answers(model.codec)
+        self._answers = Replies(model.codec)
         self._decode = model.codec.decode
         self._loop = asyncio.get_running_loop()
         self._thread = thread

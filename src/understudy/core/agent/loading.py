@@ -1,12 +1,13 @@
-"""From a replica that is wanted to one that answers: memory, a blank worker, its model."""
+"""From a replica that is wanted to one that answers: environment, memory, a blank worker, its model."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 from understudy.core.agent import events as ev
-from understudy.core.agent.blanks import BlankPool
+from understudy.core.agent.environments import RETRY_S, Environments
 from understudy.core.agent.outbox import Outbox
+from understudy.core.agent.pools import Pools
 from understudy.core.agent.replicas import Replica, limit_mb, load_timeout_s
 from understudy.core.agent.restarts import Blame, Cause, Key, blame
 from understudy.core.agent.roster import Roster
@@ -17,9 +18,12 @@ from understudy.wire.errors import Code
 
 
 class Loading:
-    def __init__(self, roster: Roster, pool: BlankPool, tuning: AgentTuning, out: Outbox) -> None:
+    def __init__(
+        self, roster: Roster, pool: Pools, environments: Environments, tuning: AgentTuning, out: Outbox
+    ) -> None:
         self._roster = roster
         self._pool = pool
+        self._environments = environments
         self._tuning = tuning
         self._out = out
 
@@ -31,6 +35,10 @@ class Loading:
         if replica.asker is None and replica.key in quarantined:
             replica.advance("crash_looped")
             return
+        if problem := self._environments.problem(replica.wanted.variant):
+            replica.detail = problem
+            replica.retry_at_s = now + RETRY_S
+            return
         needs_mb = replica_mb(replica.wanted.variant)
         free_mb = self._roster.free_mb
         replica.refused_for_memory = needs_mb > free_mb and replica.asker is None
@@ -40,10 +48,16 @@ class Loading:
         replica.memory_mb = needs_mb
         replica.advance("retried")
 
+    def look_again(self, environment: str, now: float) -> None:
+        """Something is known anew of the environment of this key."""
+        for r in self._roster:
+            if r.state == "backoff" and r.wanted and r.wanted.variant.environment_key == environment:
+                r.retry_at_s = now
+
     def load(self, replica: Replica, unbatched: Unbatched, now: float) -> None:
         """Give it a blank worker, if there is one."""
         wish = replica.wanted
-        blank = self._pool.take() if wish is not None else None
+        blank = self._pool.take(wish.variant.environment_key) if wish is not None else None
         if wish is None or blank is None:
             return
         replica.id = replica.worker = blank.worker

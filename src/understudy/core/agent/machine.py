@@ -11,18 +11,20 @@ once and only remembers that its exit is still to come.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from enum import StrEnum
 from typing import assert_never
 
 import msgspec
 
+from understudy.core.agent import environments
 from understudy.core.agent import events as ev
-from understudy.core.agent.blanks import BlankPool
 from understudy.core.agent.loading import Loading
 from understudy.core.agent.measures import Measures
 from understudy.core.agent.orders import Orders
 from understudy.core.agent.outbox import Outbox
 from understudy.core.agent.place import Place
+from understudy.core.agent.pools import Pools
 from understudy.core.agent.replicas import Replica
 from understudy.core.agent.restarts import CrashHistory
 from understudy.core.agent.roster import Roster
@@ -35,7 +37,7 @@ from understudy.wire.messages import Activated, Loaded, NodeState, Target
 PROOFS_TOLD_S = 10.0  # how long a published state is left as it is while only the age of proofs changes
 
 
-class Phase(StrEnum):
+class AgentPhase(StrEnum):
     ADOPTING = "adopting"  # of workers that outlived a former agent; nothing is started or stopped
     RUNNING = "running"
     STOPPING = "stopping"
@@ -53,13 +55,15 @@ class AgentMachine:
         self._history = CrashHistory(tuning)
         self._place = Place()
         self._roster = Roster(f"{node}-{incarnation:x}", memory_mb, tuning, self._history, self._out)
-        self._pool = BlankPool(tuning, self._history.delay_s)
+        self._pool = Pools(tuning, self._history.delay_s)
+        self._environments = environments.Environments()
+        self._zygotes: frozenset[str] = frozenset()  # of environments, as asked for last
         self._watch = Watch(self._roster, self._pool, tuning, self._out)
-        self._loading = Loading(self._roster, self._pool, tuning, self._out)
-        self._measures = Measures(node, tuning.waiting_max, self._roster, self._out)
-        self._orders = Orders(saved, tuning, self._roster, self._history, self._out)
+        self._loading = Loading(self._roster, self._pool, self._environments, tuning, self._out)
+        self._measures = Measures(node, tuning.waiting_max, self._roster, self._environments, self._out)
+        self._orders = Orders(saved, tuning, self._roster, self._history, self._environments, self._out)
         self._unbatched = Unbatched()
-        self._phase = Phase.ADOPTING
+        self._phase = AgentPhase.ADOPTING
         self._now = 0.0
         self._proofs_due_s = 0.0
         self.state = NodeState(
@@ -71,11 +75,11 @@ class AgentMachine:
         self._now = now
         self._handle(event)
         match self._phase:
-            case Phase.ADOPTING:
+            case AgentPhase.ADOPTING:
                 pass
-            case Phase.RUNNING:
+            case AgentPhase.RUNNING:
                 self._reconcile()
-            case Phase.STOPPING | Phase.STOPPED:
+            case AgentPhase.STOPPING | AgentPhase.STOPPED:
                 self._reconcile_stop()
             case _:
                 assert_never(self._phase)
@@ -117,6 +121,9 @@ class AgentMachine:
             case ev.WorkerBlank(worker, pid, address):
                 self._pool.add(worker, pid, address, self._now)
                 self._notice(Place.FORKING)
+            case ev.EnvironmentChanged(key, problem):
+                self._environments.changed(key, problem)
+                self._loading.look_again(key, self._now)
             case ev.PlaceChanged(trouble, warning):
                 self._notice(Place.DISK, trouble)
                 self._place.warning = warning
@@ -127,10 +134,10 @@ class AgentMachine:
             case ev.ArtifactDropped(digest):
                 self._orders.staged.discard(digest)
             case ev.Started():
-                self._phase = Phase.RUNNING if self._phase is Phase.ADOPTING else self._phase
+                self._phase = AgentPhase.RUNNING if self._phase is AgentPhase.ADOPTING else self._phase
                 self._orders.stage()
             case ev.StopAsked():
-                self._phase = Phase.STOPPING if self._phase is not Phase.STOPPED else self._phase
+                self._phase = AgentPhase.STOPPING if self._phase is not AgentPhase.STOPPED else self._phase
             case ev.Tick():
                 pass
             case _:
@@ -138,7 +145,7 @@ class AgentMachine:
 
     @property
     def _stopping(self) -> bool:
-        return self._phase in (Phase.STOPPING, Phase.STOPPED)
+        return self._phase in (AgentPhase.STOPPING, AgentPhase.STOPPED)
 
     def _take_target(self, target: Target) -> None:
         if self._orders.take(target):
@@ -166,7 +173,7 @@ class AgentMachine:
     def _adopt(self, event: ev.WorkerFound) -> None:
         stats = event.stats
         if stats.state == "blank":
-            self._pool.add(event.worker, stats.pid, event.address, self._now)
+            self._pool.add(event.worker, stats.pid, event.address, self._now, event.environment)
         elif stats.state in ("ready", "draining"):
             key = (stats.app, stats.version, stats.variant)
             replica = Replica(event.worker, key, None, "ready", event.worker, stats.pid, event.address)
@@ -220,10 +227,22 @@ class AgentMachine:
             if replica.state == "starting":
                 self._loading.load(replica, self._unbatched, self._now)
         self._watch.ask(self._now)
-        waiting = sum(r.state == "starting" for r in self._roster)
+        self._fork()
+
+    def _fork(self) -> None:
+        waiting = Counter(
+            r.wanted.variant.environment_key for r in self._roster if r.state == "starting" and r.wanted
+        )
         # What isn't urgent leaves the processor to a load that began just now.
         spare = not any(r.loads_alone(self._now) for r in self._roster)
-        self._out.add(*self._pool.refill(waiting, self._now, self._roster.new_id, spare=spare))
+        urgent = environments.urgent(self._orders.target) & self._environments.ready
+        self._out.add(*self._pool.refill(waiting, urgent, self._now, self._roster.new_id, spare=spare))
+        needed = urgent | environments.in_use(self._roster)
+        for worker in self._pool.end_idle(needed):
+            self._out.kill(worker)
+        if needed != self._zygotes:
+            self._zygotes = needed
+            self._out.add(ev.KeepZygotes(needed))
 
     def _match(self) -> None:
         target = self._orders.target
@@ -239,8 +258,8 @@ class AgentMachine:
         self._measures.refuse_all("the agent is stopping")
         self._watch.ask(self._now)
         gone = self._pool.empty and not (self._roster or self._out.dying)
-        if gone and self._phase is not Phase.STOPPED:
-            self._phase = Phase.STOPPED
+        if gone and self._phase is not AgentPhase.STOPPED:
+            self._phase = AgentPhase.STOPPED
             self._out.add(ev.Stopped())
 
     def _publish(self) -> None:
@@ -254,6 +273,7 @@ class AgentMachine:
             warning=self._place.warning,
             memory_used_mb=self._roster.used_mb,
             blank_workers=len(self._pool),
+            environments=dict(self._environments.found),
             killed=self._out.killed,
             unbatched=self._unbatched.view,
         )

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from understudy.core.agent import events as ev
+from understudy.core.agent.environments import Environments
 from understudy.core.agent.outbox import Outbox
 from understudy.core.agent.replicas import Replica, Wanted
 from understudy.core.agent.roster import Roster
@@ -15,19 +16,25 @@ from understudy.wire.records import Profile, Role
 
 
 class Measures:
-    def __init__(self, node: str, waiting_max: int, roster: Roster, out: Outbox) -> None:
+    def __init__(
+        self, node: str, waiting_max: int, roster: Roster, environments: Environments, out: Outbox
+    ) -> None:
         self._node = node
         self._waiting_max = waiting_max
         self._roster = roster
+        self._environments = environments
         self._out = out
         self._waiting: deque[ev.MeasureAsked] = deque()
 
     def ask(self, event: ev.MeasureAsked, *, stopping: bool) -> None:
-        if event.measure.app.variant(event.measure.variant) is None:
+        variant = event.measure.app.variant(event.measure.variant)
+        if variant is None:
             message = f"{event.measure.app.app} has no variant {event.measure.variant}"
             self._out.add(ev.RefuseMeasure(event.token, Code.NOT_FOUND, message))
         elif stopping or len(self._waiting) >= self._waiting_max:
             self._out.add(ev.RefuseMeasure(event.token, Code.BUSY, "too many measurements are waiting"))
+        elif problem := self._environments.problem(variant):
+            self._out.add(ev.RefuseMeasure(event.token, Code.UNAVAILABLE, problem))
         else:
             self._waiting.append(event)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from understudy.core.agent import events as ev
+from understudy.core.agent.environments import Environments
+from understudy.core.agent.environments import wanted as environments_of
 from understudy.core.agent.outbox import Outbox
 from understudy.core.agent.progressive import Activation, plan_activation, wanted_replicas
 from understudy.core.agent.replicas import Wanted
@@ -20,7 +22,13 @@ class Orders:
     """
 
     def __init__(
-        self, saved: ev.Saved, tuning: AgentTuning, roster: Roster, history: CrashHistory, out: Outbox
+        self,
+        saved: ev.Saved,
+        tuning: AgentTuning,
+        roster: Roster,
+        history: CrashHistory,
+        environments: Environments,
+        out: Outbox,
     ) -> None:
         self.target = saved.target
         self.staged: set[str] = set()  # digests of what is on local disk
@@ -28,6 +36,7 @@ class Orders:
         self._tuning = tuning
         self._roster = roster
         self._history = history
+        self._environments = environments
         self._out = out
 
     @property
@@ -83,7 +92,7 @@ class Orders:
         activation = plan_activation(
             contingency,
             self.target.apps,
-            staged=self.staged,
+            here=self.staged | self._environments.ready,
             quarantined=self.quarantined(now),
             free_mb=self._roster.free_mb,
             skip_ms=self._tuning.progressive_skip_ms,
@@ -103,3 +112,4 @@ class Orders:
         running = {r.wanted.variant.artifact.digest for r in self._roster if r.wanted is not None}
         keep = running | {ref.digest for ref in self.target.stage}
         self._out.add(ev.StageArtifacts(self.target.stage, frozenset(keep)))
+        self._out.add(ev.HaveEnvironments(environments_of(self.target.apps)))

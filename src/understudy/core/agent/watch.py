@@ -6,8 +6,8 @@ import math
 from typing import assert_never
 
 from understudy.core.agent import events as ev
-from understudy.core.agent.blanks import BlankPool
 from understudy.core.agent.outbox import Outbox
+from understudy.core.agent.pools import Pools
 from understudy.core.agent.replicas import Replica
 from understudy.core.agent.restarts import Blame, Cause
 from understudy.core.agent.roster import Roster
@@ -21,7 +21,7 @@ _LATE_FACTOR = 4.0  # a probe that took this many timeouts to fail: the agent it
 class Watch:
     """Of replicas, and of the blank workers that are to become some."""
 
-    def __init__(self, roster: Roster, pool: BlankPool, tuning: AgentTuning, out: Outbox) -> None:
+    def __init__(self, roster: Roster, pool: Pools, tuning: AgentTuning, out: Outbox) -> None:
         self._roster = roster
         self._pool = pool
         self._tuning = tuning

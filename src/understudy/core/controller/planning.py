@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from understudy.core.controller import events as ev
 from understudy.core.controller.catalog import Catalog, VersionKey
+from understudy.core.controller.environments import lacking
 from understudy.core.controller.nodes import Nodes
 from understudy.core.controller.quarantine import Quarantine
 from understudy.core.controller.reasons import what_changed
@@ -43,13 +44,16 @@ class Planning:
 
     def facts(self) -> PlanFacts:
         live = self._catalog.live
-        infos = [node.info for node in self._nodes.by_name.values() if node.plannable]
+        nodes = [node for node in self._nodes.by_name.values() if node.plannable]
+        infos = [node.info for node in nodes]
+        planned = self.plan.facts if self.plan else PlanFacts()
         return PlanFacts(
             nodes=tuple(sorted((info.name, info.site, info.memory_mb) for info in infos)),
             apps=tuple(sorted(live)),
             quarantined=tuple(sorted(key for key in self._quarantine.keys if key[:2] in live)),
             settings=self._settings,
             cores=tuple(sorted((i.name, i.cores, i.devices) for i in infos if i.cores or i.devices)),
+            lacking=lacking(nodes, self._catalog.apps.values(), planned),
         )
 
     def input(self) -> PlanInput:
@@ -62,6 +66,7 @@ class Planning:
             current=self.plan.plan if self.plan else None,
             quarantined=frozenset(facts.quarantined),
             settings=facts.settings,
+            lacking=frozenset(facts.lacking),
         )
 
     def consider(self, now: float) -> ev.MakePlan | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from understudy.core.gateway.admission import Concurrency, target_latency_s
 from understudy.core.gateway.brownout import Brownout
-from understudy.core.gateway.traffic import Answered
+from understudy.core.gateway.traffic import AnswerSums
 from understudy.settings.gateway import AdmissionSettings
 from understudy.wire.records import AppVersion
 
@@ -29,7 +29,7 @@ class Allowance:
         self.concurrency.observe(inflight - overflowed, elapsed_s)
         self.brownout.concurrency.observe(overflowed, elapsed_s)
 
-    def retune(self, spec: AppVersion, answered: Answered, best: int, smaller: int, now: float) -> bool:
+    def retune(self, spec: AppVersion, answered: AnswerSums, best: int, smaller: int, now: float) -> bool:
         """Bring the limits up to date, some times a second. True if a brown-out began or ended.
 
         `best`, `smaller`: how many replicas the two pools have.
@@ -48,7 +48,7 @@ class Allowance:
                 brownout.concurrency.retune(brownout.answers, target_s, least * max(smaller, 1), now)
         return brownout.retune(overflowed, spec.brownout and smaller > 0, now)
 
-    def _measure_batches(self, answered: Answered, rows_max: int) -> tuple[float, float]:
+    def _measure_batches(self, answered: AnswerSums, rows_max: int) -> tuple[float, float]:
         """How long one ran of late, and how far apart answers are at least, each batch being full, in s."""
         requests, infer_us = self._infer_seen
         before_s = self._infer_s

@@ -18,10 +18,11 @@ from understudy.core.gateway.blame import FAILURES
 from understudy.core.gateway.fallback import Fallback
 from understudy.core.gateway.flights import Flights
 from understudy.core.gateway.last_good import LastGood
+from understudy.core.gateway.lifecycles import Seen, seen
 from understudy.core.gateway.pace import SAMPLE_MASK
 from understudy.core.gateway.poison import Poison
 from understudy.core.gateway.pressure import Gate
-from understudy.core.gateway.rotation import App, Fault, Flight, Replica, Request
+from understudy.core.gateway.rotation import App, Flight, Replica, ReplicaFault, Request
 from understudy.core.gateway.vigil import Vigil
 from understudy.core.gateway.waiting_room import WaitingRoom
 from understudy.settings.gateway import GatewayTuning
@@ -160,13 +161,15 @@ class Dispatcher:
         request, replica = flight.request, flight.replica
         code, probing = error.code, flight.stream == replica.breaker.probe
         if code in FAILURES and not request.done:
-            request.faults += (Fault(replica, flight.stream, now),)  # whose it is shows at the end of it
+            request.faults += (
+                ReplicaFault(replica, flight.stream, now),
+            )  # whose it is shows at the end of it
         else:
             replica.breaker.abandoned(flight.stream)
         if code is Code.BUSY:
             replica.said_busy(now)
-        if code in (Code.DRAINING, Code.UNAVAILABLE) and replica.state == "ready":
-            replica.state = "draining"  # its agent will say the same in a moment
+        if code in (Code.DRAINING, Code.UNAVAILABLE) and replica.state is Seen.READY:
+            replica.state = seen(replica.state, "turned_away")  # its agent will say the same in a moment
             self._changed(replica.app, now)
         if request.done:
             return
@@ -216,7 +219,7 @@ class Dispatcher:
         flights = list(replica.outstanding.values())
         replica.outstanding.clear()
         culprit = next((f.request for f in flights if f.request.isolated and not f.request.done), None)
-        blamed = replica.state != "draining" and self._died_of_it(replica)
+        blamed = replica.state is not Seen.DRAINING and self._died_of_it(replica)
         replica.breaker.abandoned(replica.breaker.probe)
         for flight in flights:
             request = flight.request

@@ -12,10 +12,11 @@ from typing import Any, assert_never
 import msgspec
 
 from understudy.core.gateway import outliers
-from understudy.core.gateway.activation import Activation, choose, gives_way, load_ms_max
+from understudy.core.gateway.activation import PendingActivation, choose, gives_way, load_ms_max
 from understudy.core.gateway.dispatch import Dispatcher
-from understudy.core.gateway.nodes import Node
-from understudy.core.gateway.rotation import App, Planned, Replica, Request
+from understudy.core.gateway.lifecycles import CONNECTED, Seen, reported, seen
+from understudy.core.gateway.nodes import KnownNode
+from understudy.core.gateway.rotation import App, PlannedPlaces, Replica, Request
 from understudy.core.gateway.statics import usable
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
 from understudy.core.gateway.tables import completed
@@ -50,7 +51,7 @@ class AgentConnected(msgspec.Struct, frozen=True):
     node: str
 
 
-class AgentLost(msgspec.Struct, frozen=True):
+class AgentDisconnected(msgspec.Struct, frozen=True):
     node: str
 
 
@@ -72,7 +73,7 @@ class Ticked(msgspec.Struct, frozen=True):
 
 
 GatewayEvent = (
-    RoutesReceived | NodeStateReceived | HeartbeatReceived | AgentConnected | AgentLost
+    RoutesReceived | NodeStateReceived | HeartbeatReceived | AgentConnected | AgentDisconnected
     | ActivatedReceived | WorkerConnected | WorkerLost | Ticked
 )  # fmt: skip
 
@@ -108,7 +109,7 @@ class PingWorker(msgspec.Struct, frozen=True):
     replica: Replica
 
 
-class Note(msgspec.Struct, frozen=True):
+class GatewayNote(msgspec.Struct, frozen=True):
     """Something for the event log. `kind` is listed in `registry.EVENTS`."""
 
     kind: str
@@ -120,7 +121,7 @@ class Note(msgspec.Struct, frozen=True):
     data: dict[str, Any] = {}
 
 
-GatewayEffect = SaveTable | FollowNodes | ConnectWorker | DropWorker | SendActivate | PingWorker | Note
+GatewayEffect = SaveTable | FollowNodes | ConnectWorker | DropWorker | SendActivate | PingWorker | GatewayNote
 
 
 class Gateway:
@@ -130,7 +131,7 @@ class Gateway:
         self.settings = settings
         self.table = RouteTable(revision=-1)
         self.apps: dict[str, App] = {}
-        self.nodes: dict[str, Node] = {}
+        self.nodes: dict[str, KnownNode] = {}
         self.replicas: dict[str, Replica] = {}
         self.doubt = SelfDoubt(settings.suspicion.self_lag_ms)
         self.dispatcher = Dispatcher(
@@ -158,7 +159,7 @@ class Gateway:
                 self._take_heartbeat(heartbeat, now)
             case AgentConnected(name):
                 self._agent_connected(name, now)
-            case AgentLost(name):
+            case AgentDisconnected(name):
                 self._agent_lost(name, now)
             case ActivatedReceived(node, answer):
                 self._take_activated(node, answer, now)
@@ -201,7 +202,7 @@ class Gateway:
             app = self.apps.get(name) or App(spec, self.settings, now)
             app.describe(spec)
             app.way_back.recall.previous = previous.get(name)
-            app.planned = Planned()
+            app.planned = PlannedPlaces()
             if name not in self.apps:
                 self.apps[name] = app
         self._spread(table)
@@ -214,7 +215,7 @@ class Gateway:
                 self.nodes[name].info = info
             else:
                 detector = HeartbeatDetector(self.settings.suspicion, HEARTBEAT_S_DEFAULT, now)
-                self.nodes[name] = Node(info, detector)
+                self.nodes[name] = KnownNode(info, detector)
         for node in self.nodes.values():  # an agent may have told of an app before the controller did
             for report in node.reported if node.connected else ():
                 if report.app in new and report.id not in self.replicas:
@@ -262,16 +263,16 @@ class Gateway:
         for app in touched.values():
             self._refresh(app, now)
 
-    def _take_replica(self, report: ReplicaState, app: App, node: Node, now: float) -> None:
+    def _take_replica(self, report: ReplicaState, app: App, node: KnownNode, now: float) -> None:
         replica = self.replicas.get(report.id)
         if replica is None:
             replica = Replica(report, app, node.info.name, now, self.settings.breaker)
             replica.node_suspect = node.detector.suspect
             self.replicas[report.id] = app.replicas[report.id] = replica
             node.replicas.add(report.id)
-        replica.state, replica.role, replica.pid = report.state, report.role, report.pid
+        replica.state, replica.role, replica.pid = reported(report.state), report.role, report.pid
         replica.address = report.address
-        if replica.link is None and replica.state in ("ready", "failing") and replica.address:
+        if replica.link is None and replica.state in CONNECTED and replica.address:
             self._effects.append(ConnectWorker(replica))
 
     def _forget(self, replica: Replica, now: float) -> None:
@@ -279,7 +280,7 @@ class Gateway:
         replica.app.replicas.pop(replica.id, None)
         if replica.node in self.nodes:
             self.nodes[replica.node].replicas.discard(replica.id)
-        replica.state = "stopped"
+        replica.state = Seen.STOPPED
         self.dispatcher.link_lost(replica, now)
         self._effects.append(DropWorker(replica))
 
@@ -299,7 +300,7 @@ class Gateway:
         if node is None:
             return
         node.connected = False
-        if any(self.replicas[id_].state == "lost" for id_ in node.replicas):
+        if any(self.replicas[id_].state is Seen.LOST for id_ in node.replicas):
             self._lost_whole(node, now)
         for app in self.apps.values():
             pending = app.way_back.activation
@@ -309,8 +310,8 @@ class Gateway:
     def _worker_connected(self, id_: str, now: float) -> None:
         replica = self.replicas.get(id_)
         if replica is not None:
-            if replica.state == "lost":
-                replica.state = "ready"  # the connection broke, the worker didn't
+            if replica.state is Seen.LOST:
+                replica.state = seen(replica.state, "link_made")  # the connection broke, the worker didn't
                 replica.breaker.heard(now)
             self._refresh(replica.app, now)
 
@@ -318,12 +319,14 @@ class Gateway:
         replica = self.replicas.get(id_)
         if replica is None:
             return
-        was_ready = replica.state == "ready"
+        was_ready = replica.state is Seen.READY
         replica.link = None
         replica.suspect = False
         replica.signs.outrun_at = 0.0
         if was_ready:
-            replica.state = "lost"  # until its agent says otherwise, or it can be reached again
+            replica.state = seen(
+                replica.state, "link_broke"
+            )  # until its agent says otherwise, or it can be reached again
             self._effects.append(ConnectWorker(replica))
             self._note(
                 "replica.lost", f"connection to {replica.variant} on {replica.node} broke", replica=replica
@@ -334,7 +337,7 @@ class Gateway:
         if was_ready and node is not None and not node.connected:
             self._lost_whole(node, now)
 
-    def _lost_whole(self, node: Node, now: float) -> None:
+    def _lost_whole(self, node: KnownNode, now: float) -> None:
         """Agent and a worker went together, so the node did.
 
         Not all its links broke yet: the kernel closes a large process's sockets after freeing its memory.
@@ -345,7 +348,7 @@ class Gateway:
         self._note("node.suspected", "its agent and a worker broke off together", node=node.info.name)
         self._set_node_suspect(node, True, now)
 
-    def _set_node_suspect(self, node: Node, suspect: bool, now: float) -> None:
+    def _set_node_suspect(self, node: KnownNode, suspect: bool, now: float) -> None:
         for id_ in sorted(node.replicas):
             replica = self.replicas[id_]
             replica.node_suspect = suspect
@@ -418,7 +421,7 @@ class Gateway:
         pending_ones = (a.way_back.activation for a in self.apps.values())
         if gives_way(choice, pending_ones, way_back.unhealthy_since or now, now):
             return  # until the rotation is next worked out
-        way_back.activation = Activation(contingency=choice, asked_at=now)
+        way_back.activation = PendingActivation(contingency=choice, asked_at=now)
         self._effects.append(SendActivate(choice.node, choice, self.table.revision))
         self._note(
             "contingency.activated",
@@ -513,7 +516,7 @@ class Gateway:
             message = f"{failure.code}: {failure.message}"
             data = {"client": failure.client, "traceback": failure.traceback}
             self._effects.append(
-                Note(
+                GatewayNote(
                     "request.failed",
                     message,
                     app.name,
@@ -526,11 +529,13 @@ class Gateway:
 
     def _note_poison(self, request: Request) -> None:
         message = f"took down workers on {', '.join(replica.node for replica in request.kills)}"
-        self._effects.append(Note("request.poisoned", message, request.app.name, request_id=request.id))
+        self._effects.append(
+            GatewayNote("request.poisoned", message, request.app.name, request_id=request.id)
+        )
 
     def _note(
         self, kind: str, message: str, *, app: str = "", node: str = "", replica: Replica | None = None
     ) -> None:
         if replica is not None:
             app, node = replica.app.name, replica.node
-        self._effects.append(Note(kind, message, app, node, replica.id if replica else ""))
+        self._effects.append(GatewayNote(kind, message, app, node, replica.id if replica else ""))

@@ -15,10 +15,11 @@ from understudy.core.gateway.allowance import Allowance
 from understudy.core.gateway.breaker import Breaker
 from understudy.core.gateway.clients import ClientBuckets
 from understudy.core.gateway.conduct import Conducts
-from understudy.core.gateway.health import Health
+from understudy.core.gateway.health import UserHealth
+from understudy.core.gateway.lifecycles import CONNECTED, Seen, reported
 from understudy.core.gateway.pace import Pace
 from understudy.core.gateway.patience import SILENT_DEADLINE_FRACTION, Patience
-from understudy.core.gateway.traffic import Traffic
+from understudy.core.gateway.traffic import TrafficCounts
 from understudy.core.gateway.way_back import WayBack
 from understudy.settings.gateway import BreakerSettings, GatewayTuning
 from understudy.wire.errors import UnderstudyError
@@ -59,7 +60,7 @@ class Source:
         self.prefix = b""  # start of an HTTP answer by it; kept here by the shell
 
 
-class Signs:
+class LifeSigns:
     """When there was which sign of a replica's life. Times in seconds, monotonic."""
 
     __slots__ = ("answered_at", "asked_at", "outrun_at", "proven_at")
@@ -118,14 +119,14 @@ class Replica(Source):
         self.address = state.address
         self.pid = state.pid
         self.role = state.role
-        self.state = state.state
+        self.state = reported(state.state)
         self.link: Link | None = None
         self.breaker = Breaker(settings, now)
         self.conduct = app.conducts.of(state.version, state.variant)
         self.outstanding: dict[int, Flight] = {}
         self.next_stream = 1
         self.suspect = False  # silent although it owes an answer
-        self.signs = Signs(now)
+        self.signs = LifeSigns(now)
         self.node_suspect = False
         self.busy_until = 0.0
         self.busy_pause_s = 0.0
@@ -136,7 +137,7 @@ class Replica(Source):
     @property
     def sound(self) -> bool:
         """Nothing speaks against it but, perhaps, what it answered."""
-        ready = self.link is not None and self.state == "ready"
+        ready = self.link is not None and self.state is Seen.READY
         return ready and not self.suspect and not self.node_suspect
 
     def outrun(self, flight: Flight) -> None:
@@ -218,7 +219,7 @@ def load_of(replica: Replica) -> int:
     return len(replica.outstanding)
 
 
-class Planned:
+class PlannedPlaces:
     """What the route table says of where an app is to be answered."""
 
     __slots__ = ("contingencies", "hosts", "variants")
@@ -251,19 +252,19 @@ class App:
         self.describe(spec)
         self.name = spec.app
         self.conducts = Conducts(settings.breaker)
-        self.health = Health(settings.health, now)
+        self.health = UserHealth(settings.health, now)
         self.replicas: dict[str, Replica] = {}
         self.ranked: list[Replica] = []
         self.best: list[Replica] = []
         self.ramping: list[Replica] = []  # get a growing share of what `best` would
         self.version_seen = 0  # the newest version that was ready
-        self.planned = Planned()
+        self.planned = PlannedPlaces()
         self.way_back = WayBack(now)
         self.inflight = 0
         self.queues = Queues()
         self.allowance = Allowance(settings.admission, now)
         self.patience = Patience(spec, settings, now)
-        self.traffic = Traffic()
+        self.traffic = TrafficCounts()
 
     def refresh(self, now: float) -> None:
         """Work out `ranked`, `best` and each replica's `degraded` reason anew."""
@@ -325,7 +326,7 @@ class App:
     def last_resorts(self, now: float) -> list[Replica]:
         """Better than nothing when nothing healthy is left and nobody can load anything."""
         linked = [r for r in self.replicas.values() if r.link is not None and r.breaker.permits(now)]
-        linked = [r for r in linked if r.state in ("ready", "failing")]
+        linked = [r for r in linked if r.state in CONNECTED]
         trusted = [r for r in linked if not r.node_suspect]
         # When all nodes fall silent at once, the fault is hardly theirs. Without anything else to fall back
         # on, a request does better to wait for them than to fail.
@@ -333,7 +334,7 @@ class App:
 
     def _watch_health(self, routable: list[Replica], now: float) -> None:
         current = [r for r in self.replicas.values() if r.version == self.spec.version and r.link is not None]
-        untrusted = sum(r.state == "failing" or not r.breaker.closed for r in current)
+        untrusted = sum(r.state is Seen.FAILING or not r.breaker.closed for r in current)
         self.way_back.judged(untrusted, any(r.breaker.closed for r in routable), now)
 
     def _in_panic(self, healthy: list[Replica], ejected: list[Replica]) -> list[Replica]:
@@ -414,7 +415,7 @@ class App:
         return self.allowance.retune(self.spec, self.traffic.answered, len(self.best), smaller, now)
 
 
-class Fault(NamedTuple):
+class ReplicaFault(NamedTuple):
     """A replica had a request on `stream` and failed it."""
 
     replica: Replica
@@ -462,7 +463,7 @@ class Request:
         self.deadline = deadline
         self.flights: list[Flight] = []
         self.tried: tuple[str, ...] = ()  # replica ids that had it and gave no answer
-        self.faults: tuple[Fault, ...] = ()  # of replicas; none once it is settled whose they were
+        self.faults: tuple[ReplicaFault, ...] = ()  # of replicas; none once it is settled whose they were
         self.kills: tuple[Replica, ...] = ()  # that died with it
         self.attempts = 0
         self.hedged = False

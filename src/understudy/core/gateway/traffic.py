@@ -7,7 +7,7 @@ from understudy.wire.messages import AppStats, Result
 COUNTERS = ("requests", "failed", "rejected", "degraded", "shed", "limited", "retried", "hedged")
 
 
-class Answered:
+class AnswerSums:
     """Sums over every answer that a replica gave for an app."""
 
     __slots__ = ("infer_us", "last_at", "queue_us", "requests", "total_s")
@@ -27,7 +27,7 @@ class Answered:
         self.last_at = now
 
 
-class Traffic:
+class TrafficCounts:
     """Of one app at one gateway. `stats` are since the last report, `total` all before it."""
 
     __slots__ = ("answered", "stats", "total")
@@ -35,7 +35,7 @@ class Traffic:
     def __init__(self) -> None:
         self.stats = AppStats()
         self.total = AppStats()
-        self.answered = Answered()
+        self.answered = AnswerSums()
 
     @property
     def requests(self) -> int:

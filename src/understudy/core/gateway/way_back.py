@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from understudy.core.gateway.activation import Activation
+from understudy.core.gateway.activation import PendingActivation
 from understudy.core.gateway.recall import Recall
 
 
@@ -13,7 +13,7 @@ class WayBack:
         self.was_ready = False
         self.known_since = now
         self.hopeless = False  # nobody can be asked to load it
-        self.activation: Activation | None = None
+        self.activation: PendingActivation | None = None
         self.refused: dict[str, float] = {}  # node -> when it refused to activate
         self.recall = Recall()
         self.untrusted = 0  # replicas of the current version that fail
