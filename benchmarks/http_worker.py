@@ -1,7 +1,7 @@
 """A worker that answers HTTP itself, for HAProxy to stand in front of: `FOLDER ADDRESS` as arguments.
 
 It has both models of the folder, as the other contenders have. Queue, batches, decoding, inference, guard
-and encoding are the worker's own (`worker.replica`); only the transport differs. A connection plays
+and encoding are the worker's own (`worker.serving`); only the transport differs. A connection plays
 the link that a replica answers on, and takes the body out of the frame that was meant for a gateway, which
 costs it less than a microsecond.
 """
@@ -27,7 +27,7 @@ from understudy.wire.frames import PREFIX, PREFIX_BYTES
 from understudy.wire.messages import Infer, Load
 from understudy.worker.model import load_model
 from understudy.worker.model_thread import ModelThread
-from understudy.worker.replica import Replica
+from understudy.worker.serving import Serving
 
 DEADLINE_US = 1_000_000
 JSON_BYTES = b"inference-header-content-length"
@@ -37,7 +37,7 @@ HEAD = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n
 class HttpConnection(asyncio.Protocol):
     """One request at a time, as clients and proxies without pipelining send them."""
 
-    def __init__(self, replicas: dict[str, Replica]) -> None:
+    def __init__(self, replicas: dict[str, Serving]) -> None:
         self._replicas = replicas
         self._replica = next(iter(replicas.values()))
         self._parser = httptools.HttpRequestParser(self)
@@ -103,7 +103,7 @@ async def serve(models: list[Load], address: str, thread: ModelThread) -> None:
     replicas = {}
     for load in models:
         model, _ = await thread.ask(load_model, load, 1)
-        replicas[load.app] = Replica(model, load, hop_s, thread)
+        replicas[load.app] = Serving(model, load, hop_s, thread)
     stopped = asyncio.Event()
     thread.on_signal(stopped.set)
     async with await listen(address, lambda: HttpConnection(replicas)):

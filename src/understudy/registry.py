@@ -61,7 +61,6 @@ EVENTS: dict[str, str] = {
     "agent.started": "An agent has adopted what it found and looks after its node.",
     "agent.stopped": "An agent has drained its workers and ends.",
     "agent.stop_timed_out": "Workers did not drain in time and were killed.",
-    "agent.crashed": "An agent lost track of what is true and ended; its workers serve on.",
     "state.discarded": "The agent's stored target was damaged and is ignored.",
     "state.unsaved": "The agent's target could not be written; the node serves on and tries again.",
     "disk.filling": "A disk has little room left, also without the copies that nobody needs.",

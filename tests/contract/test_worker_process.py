@@ -47,7 +47,7 @@ from understudy.wire.messages import (
 )
 from understudy.wire.records import TensorSpec
 from understudy.worker.process import WorkerArgs
-from understudy.worker.replica import PROBES_QUEUED_MAX
+from understudy.worker.serving import PROBES_QUEUED_MAX
 
 SPECS: dict[str, Any] = {
     "inputs": (TensorSpec("x", "INT64", (-1,)),),

@@ -15,7 +15,7 @@ import pytest
 from agent_node import AgentNode, agent_node, profile, wanted
 
 from understudy.adapters.state_file import StateFile
-from understudy.agent.process import Stored
+from understudy.agent.remembered import Stored
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Contingency, Role
 

@@ -48,7 +48,7 @@ BUGS = (
     ),
     Bug(
         "a controller forgets what peers told it that it didn't know",
-        f"{CORE}/controller/machine.py",
+        f"{CORE}/controller/catalog.py",
         "        self.currents |= learned.currents\n",
         "",
     ),
@@ -114,7 +114,7 @@ BUGS = (
     ),
     Bug(
         "an agent starts a replica without looking at its memory",
-        f"{CORE}/agent/machine.py",
+        f"{CORE}/agent/loading.py",
         "        replica.refused_for_memory = needs_mb > free_mb and replica.asker is None\n",
         "        replica.refused_for_memory = False\n",
     ),
@@ -127,20 +127,20 @@ BUGS = (
     Bug(
         "a restarted agent forgets the replicas that it adopted",
         f"{CORE}/agent/machine.py",
-        "            self._replicas.append(replica)\n            if stats.state",
+        "            self._roster.add(replica)\n            if stats.state",
         "            if stats.state",
     ),
     Bug(
         "a restarted controller begins its revisions anew",
-        f"{CORE}/controller/machine.py",
+        f"{CORE}/controller/publications.py",
         "        self.revision = self.epoch * REVISIONS_PER_EPOCH\n        self.table",
         "        self.revision = REVISIONS_PER_EPOCH\n        self.table",
     ),
     Bug(
         "two agents that start at the same time give their workers the same names",
         f"{CORE}/agent/machine.py",
-        'return f"{self._node}-{self._incarnation:x}-{number}"',
-        'return f"{self._incarnation:x}-{number}"',
+        'Roster(f"{node}-{incarnation:x}", ',
+        'Roster(f"{incarnation:x}", ',
     ),
     Bug(
         "a controller never lets a node that died come back",

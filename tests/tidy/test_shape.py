@@ -12,12 +12,7 @@ CLASS_MAX = (250, 20, 20)  # lines, methods, attributes
 RECORDS = {"Settings"}  # roots of tables, whose fields are what they are for
 # Classes beyond that, each with the reason why it is one thing.
 LARGE: dict[str, str] = {
-    "understudy.worker.replica.Replica": "",
-    "understudy.agent.process.AgentProcess": "",
-    "understudy.agent.workers.Workers": "",
     "understudy.cli.supervisor.Cluster": "",
-    "understudy.core.agent.machine.AgentMachine": "",
-    "understudy.core.controller.machine.ControllerMachine": "",
     "understudy.core.gateway.machine.Gateway": "what each event changes in the facts of routing",
     "understudy.core.planning.heuristic._Packing": "sums over bins that every step of packing changes",
     "understudy.gateway.http.HttpConnection": "one state, shared by all callbacks of one parser",

@@ -69,7 +69,7 @@ def test_a_lost_store_is_made_anew_from_what_agents_hold(served: World) -> None:
 
 def test_one_deployment_after_a_lost_store_takes_nothing_else_away(served: World) -> None:
     lose_store(served)
-    served.deploy(app("c", served.machine.next_version("c")))
+    served.deploy(app("c", served.machine.catalog.next_version("c")))
     served.run(GRACE_S)
     assert published(served) == {"a": 2, "b": 1, "c": 1}
     for node in served.nodes.values():
@@ -85,20 +85,20 @@ def test_a_restored_older_store_learns_what_came_after_it(served: World) -> None
     served.restart_controller()
     served.run(1)
     assert published(served) == {"a": 3, "d": 1}
-    assert served.machine.next_version("a") == 4
-    assert served.machine.next_version("b") == 2
+    assert served.machine.catalog.next_version("a") == 4
+    assert served.machine.catalog.next_version("b") == 2
 
 
 def test_no_number_is_handed_out_twice(served: World) -> None:
     served.deploy(app("a", 7))
     served.remove("b")
     served.run(1)
-    before = served.machine.revision
+    before = served.machine.publications.revision
     lose_store(served)
     served.run(1)
-    assert served.machine.next_version("a") == 8
-    assert served.machine.next_version("b") == 2  # told by a removal
-    assert served.machine.revision > before
+    assert served.machine.catalog.next_version("a") == 8
+    assert served.machine.catalog.next_version("b") == 2  # told by a removal
+    assert served.machine.publications.revision > before
 
 
 def test_nothing_is_published_before_those_who_may_know_more_were_heard(served: World) -> None:
@@ -194,7 +194,7 @@ def test_the_order_in_which_peers_tell_makes_no_difference(order: tuple[int, ...
     world.join("n1")
     world.run(1)
     assert published(world) == {"a": 4, "c": 2}
-    assert world.machine.next_version("b") == 2
+    assert world.machine.catalog.next_version("b") == 2
 
 
 def test_two_things_under_one_number_get_two() -> None:
@@ -208,7 +208,7 @@ def test_two_things_under_one_number_get_two() -> None:
     world.run(1)
     assert published(world) == {"a": 2}
     assert world.machine.apps["a"].variants == ours.variants
-    assert world.machine.releases[("a", 1)].app == app("a", 1)
+    assert world.machine.catalog.releases[("a", 1)].app == app("a", 1)
     assert "app.renumbered" in world.kinds()
 
 
@@ -254,7 +254,7 @@ def test_what_makes_no_sense_is_not_believed(held: RouteTable) -> None:
     world.deploy(app("b"))
     world.run(1)
     assert published(world) == {"b": 1}
-    assert world.machine.revision < 2**53
+    assert world.machine.publications.revision < 2**53
 
 
 def damage(world: World, key: str, content: bytes = b"\xc1 garbage") -> None:
@@ -281,7 +281,7 @@ def test_a_damaged_record_of_an_app_is_replaced_by_what_peers_hold(served: World
     damage(served, key)
     served.run(1)
     assert published(served) == {"a": 2, "b": 1}
-    assert served.machine.next_version("a") == 3
+    assert served.machine.catalog.next_version("a") == 3
 
 
 def test_an_app_whose_record_is_damaged_and_that_nobody_holds_hides_no_other(served: World) -> None:
@@ -292,4 +292,4 @@ def test_an_app_whose_record_is_damaged_and_that_nobody_holds_hides_no_other(ser
     assert published(served) == {"a": 2}
     assert release_key("b", 1) in served.machine.unreadable
     assert served.stored[release_key("b", 1)] == b"\xc1 garbage"
-    assert served.machine.currents["b"] == CurrentVersion(1, 1)
+    assert served.machine.catalog.currents["b"] == CurrentVersion(1, 1)

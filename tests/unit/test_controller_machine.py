@@ -90,13 +90,13 @@ def test_a_failing_planner_is_asked_again_after_a_while(world: World) -> None:
     world.deploy(app("b"))
     world.run(0.2)
     world.step(ev.PlanningFailed("no solver"))
-    assert world.machine.planning_error == "no solver"
+    assert world.machine.planning.error == "no solver"
     world.run(0.8)
     assert len(world.plans()) == 1
     world.answer_plans = True
     world.run(0.5)
     assert len(world.plans()) == 2
-    assert world.machine.planning_error == ""
+    assert world.machine.planning.error == ""
 
 
 def test_other_plan_settings_after_a_restart_make_a_new_plan(world: World) -> None:
@@ -232,7 +232,7 @@ def test_old_versions_are_forgotten(world: World) -> None:
         world.deploy(app("a", version=version))
         world.run(0.2)
     assert sum(key.startswith("apps/a/versions/") for key in world.stored) == kept
-    assert len(world.machine.releases) == kept
+    assert len(world.machine.catalog.releases) == kept
 
 
 def test_the_planned_version_is_remembered_however_many_come_after_it(world: World) -> None:
@@ -250,7 +250,7 @@ def test_version_numbers_are_never_used_twice(world: World) -> None:
     world.remove("a")
     world.restart_controller()
     assert world.machine.apps == {}
-    assert world.machine.next_version("a") == 3
+    assert world.machine.catalog.next_version("a") == 3
 
 
 def test_records_of_a_later_version_of_the_program_can_be_read() -> None:

@@ -18,7 +18,7 @@ def placed(world: World, *placements: Placement) -> None:
 
 def replan(world: World) -> None:
     """Give the planner a reason."""
-    world.deploy(app("reason", version=world.machine.next_version("reason"), full_mb=41, small_mb=41))
+    world.deploy(app("reason", version=world.machine.catalog.next_version("reason"), full_mb=41, small_mb=41))
     world.run(0.2)
 
 

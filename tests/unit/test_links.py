@@ -329,7 +329,7 @@ def test_dial_and_listen_meet(scheme: str, tmp_path: Path) -> None:
     async def test() -> None:
         server = Peer(pong)
         asked = f"unix:{tmp_path}/run/s.sock" if scheme == "unix" else "tcp:127.0.0.1:0"
-        async with await listen(asked, server.make) as listener:
+        with contextlib.closing(await listen(asked, server.make)) as listener:
             port: Any = listener.sockets[0].getsockname()[1] if scheme == "tcp" else None
             client = Peer()
             link = await dial(f"tcp:127.0.0.1:{port}" if port else asked, client.make)
@@ -366,10 +366,10 @@ def test_a_stale_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> Non
         left_behind.bind(str(path))
 
     async def test() -> None:
-        async with await listen(f"unix:{path}", Peer().make):
-            with pytest.raises(ConfigError, match="another process listens here already"):
-                async with await listen(f"unix:{path}", Peer().make):
-                    pass
+        first = await listen(f"unix:{path}", Peer().make)
+        with pytest.raises(ConfigError, match="another process listens here already"):
+            await listen(f"unix:{path}", Peer().make)
+        first.close()
 
     run(test)
 
@@ -380,8 +380,7 @@ def test_a_file_is_never_mistaken_for_a_stale_socket(tmp_path: Path) -> None:
 
     async def test() -> None:
         with pytest.raises(ConfigError, match="can't listen"):
-            async with await listen(f"unix:{path}", Peer().make):
-                pass
+            await listen(f"unix:{path}", Peer().make)
 
     run(test)
     assert path.read_text() == "precious"
@@ -412,7 +411,7 @@ def test_a_link_is_kept_through_restarts_of_the_listener(tmp_path: Path) -> None
 
         async def listen_once(start: int) -> None:
             server = Peer()
-            async with await listen(address, server.make):
+            with contextlib.closing(await listen(address, server.make)):
                 await server.until(lambda: server.frames)
                 assert decode_message(server.frames[0]) == Hello("gateway", f"start-{start}")
                 server.links[0].abort()

@@ -11,22 +11,22 @@ import signal
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NoReturn, assert_never
+from typing import assert_never
 
-import msgspec
 import structlog
 import uvloop
 
 from understudy.adapters import logs
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
 from understudy.adapters.claims import claim
+from understudy.adapters.crash_policy import CrashPolicy
 from understudy.adapters.places import meeting_place
-from understudy.adapters.state_file import StateFile
 from understudy.adapters.task_groups import ungrouped
 from understudy.agent.disk import NodeDisk
 from understudy.agent.environments import Environments
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.peers import Peers
+from understudy.agent.remembered import Remembered
 from understudy.agent.staging import AnswerPart, Staging
 from understudy.agent.workers import Workers
 from understudy.core.agent import events as ev
@@ -36,15 +36,7 @@ from understudy.wire.errors import ConfigError, UnderstudyError
 from understudy.wire.messages import Hello, ReadArtifact
 from understudy.wire.records import Device, Environment, Event
 
-SAVE_RETRY_S = 2.0
 STOP_GRACE_S = 1.0  # beyond the drain timeout, before workers are left to SIGKILL
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """What an agent remembers across its own death: its newest target and the activations in progress."""
-
-    incarnation: int = 0
-    saved: ev.Saved = ev.Saved()
 
 
 class AgentProcess:
@@ -58,31 +50,22 @@ class AgentProcess:
         self._loop = asyncio.get_running_loop()
         self._state_dir = config.role_dir("agent", name)
         self._claim = claim(self._state_dir, f"agent {name!r}: another agent of this node is running")
-        self._state_file = StateFile(self._state_dir / "state", Stored)
-        loaded, problem = self._state_file.load()
-        stored = loaded or Stored()
-        # Grows with each start, also when the file was lost or the clock was set back.
-        self._incarnation = max(stored.incarnation + 1, time.time_ns() // 1_000_000)
-        self._saved = stored.saved
-        self._save_asked = asyncio.Event()
-        self._save_asked.set()
-        self._machine = AgentMachine(
-            name, self._node.memory_mb, self._incarnation, config.agent, stored.saved
-        )
-        revision = stored.saved.target.revision if stored.saved.target else 0
+        self._memory = Remembered(self._state_dir / "state")
+        saved, incarnation = self._memory.saved, self._memory.incarnation
+        self._machine = AgentMachine(name, self._node.memory_mb, incarnation, config.agent, saved)
         hello = Hello(
             role="agent",
             name=name,
-            incarnation=self._incarnation,
+            incarnation=incarnation,
             address=config.agent_address(name),
             site=self._node.site,
             memory_mb=self._node.memory_mb,
             cores=self._node.cores,
             devices=tuple(Device(d.name, d.memory_mb, d.cores) for d in self._node.devices),
-            revision=revision,
+            revision=saved.target.revision if saved.target else 0,
         )
         self._peers = Peers(
-            config, hello, self.step, lambda: self._saved.target, self._read_artifact, self._prepare
+            config, hello, self.step, lambda: self._memory.saved.target, self._read_artifact, self._prepare
         )
         self._limits = MemoryLimits(cgroup_name(self._state_dir, name))
         store = DirectoryStore(Path(config.artifacts_dir))
@@ -100,11 +83,12 @@ class AgentProcess:
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
         self._running: set[asyncio.Task[None]] = set()
-        if problem:
-            self._tell("state.discarded", problem)
+        self._crashes = CrashPolicy()
+        if self._memory.problem:
+            self._tell("state.discarded", self._memory.problem)
 
     async def run(self) -> None:
-        self._loop.set_exception_handler(self._callback_failed)
+        self._crashes.watch(self._loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
         self._loop.add_signal_handler(signal.SIGHUP, logs.reopen)
@@ -118,11 +102,14 @@ class AgentProcess:
             self._spawn(self._workers.prints.run())
             self._spawn(self._peers.beat())
             self._spawn(self._peers.keep_listening(lambda what: self._tell("socket.restored", what)))
-            self._spawn(self._save())
+            self._spawn(self._memory.keep(self._tell))
             for address in self._config.controller_addresses():
                 self._spawn(self._peers.follow_controller(address))
             self._log.info(
-                "agent.started", incarnation=self._incarnation, limits=self._limits.kind, pid=os.getpid()
+                "agent.started",
+                incarnation=self._memory.incarnation,
+                limits=self._limits.kind,
+                pid=os.getpid(),
             )
             await self._stopping.wait()
             await self._end()
@@ -153,7 +140,7 @@ class AgentProcess:
         await self._workers.close()
         self._peers.close()
         try:
-            self._state_file.save(Stored(self._incarnation, self._saved))
+            self._memory.write()
         except OSError as error:
             self._log.error("state.unsaved", reason=str(error))
         shutil.rmtree(self._state_dir / "replicas", ignore_errors=True)
@@ -168,7 +155,9 @@ class AgentProcess:
             for effect in self._machine.step(event, self._loop.time()):
                 self._carry_out(effect)
         except BaseException as error:
-            self._crash(error)
+            # A step half done: the workers serve on, and the next agent adopts them.
+            self._crashes.broken("a step of the agent", error)
+            raise
         due_s = self._machine.due_s
         if self._timer is not None:
             self._timer.cancel()
@@ -209,8 +198,7 @@ class AgentProcess:
             case ev.Tell(kind, message, app, replica, data):
                 self._tell(kind, message, app, replica, data)
             case ev.Save(saved):
-                self._saved = saved
-                self._save_asked.set()
+                self._memory.take(saved)
             case ev.Stopped():
                 self._stopped.set()
             case _:
@@ -245,37 +233,6 @@ class AgentProcess:
 
     def _read_artifact(self, asked: ReadArtifact, answer: AnswerPart) -> None:
         self._spawn(self._staging.read(asked, answer))
-
-    async def _save(self) -> None:
-        """Write the newest state whenever it changed, and until it is written. Ends when cancelled."""
-        unsaved = False
-        while True:
-            await self._save_asked.wait()
-            self._save_asked.clear()
-            stored = Stored(self._incarnation, self._saved)
-            try:
-                await asyncio.to_thread(self._state_file.save, stored)
-            except OSError as error:  # serve on
-                if not unsaved:
-                    self._tell("state.unsaved", str(error))
-                unsaved = True
-                self._save_asked.set()
-                await asyncio.sleep(SAVE_RETRY_S)
-            else:
-                unsaved = False
-
-    def _callback_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if "handle" in context:
-            self._crash(context.get("exception"))
-        loop.default_exception_handler(context)
-
-    def _crash(self, error: BaseException | None) -> NoReturn:
-        """End at once: the loop would only log what a callback raised, and carry on with half a step done.
-
-        The workers serve on, and the next agent adopts them.
-        """
-        self._log.critical("agent.crashed", error=repr(error), exc_info=error)
-        os._exit(os.EX_SOFTWARE)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = self._tasks.create_task(work)

@@ -237,9 +237,9 @@ def _reading_routes(controller: Controller) -> list[Any]:
         stored = controller.machine.plan
         if stored is None:
             return PlanAnswer(revision=0)
-        releases = controller.machine.releases
+        releases = controller.machine.catalog.releases
         versions = tuple(releases[key].app for key in stored.facts.apps if key in releases)
-        facts = msgspec.structs.replace(controller.machine.planning_input(), apps=versions)
+        facts = msgspec.structs.replace(controller.machine.planning.input(), apps=versions)
         return PlanAnswer(
             **msgspec.structs.asdict(stored.plan),
             memory_overhead=overhead(stored.plan, versions),

@@ -94,7 +94,7 @@ class Collector:
             self._note(Note("artifacts.collected", message))
 
     def _needed(self) -> set[str]:
-        apps = [release.app for release in self._machine.releases.values()]
+        apps = [release.app for release in self._machine.catalog.releases.values()]
         variants = [variant for app in apps for variant in app.variants]
         return {ref.digest for v in variants for ref in v.artifacts} | self._deployments.digests
 
@@ -103,6 +103,6 @@ class Collector:
         """False for a controller whose store was lost or is damaged, until it knows what its peers know."""
         if self._machine.unreadable or not self._machine.hearing.over:
             return False
-        known = self._machine.currents
+        known = self._machine.catalog.currents
         observed = [node.observed for node in self._machine.nodes.by_name.values() if node.observed]
         return bool(known) and all(replica.app in known for state in observed for replica in state.replicas)

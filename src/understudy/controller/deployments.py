@@ -111,7 +111,7 @@ class Deployments:
             deployment = Deployment(stored.id, stored.app)
             self._known[stored.id] = deployment
             app = self._machine.apps.get(stored.app)
-            if app and self._machine.releases[(app.app, app.version)].content == stored.content:
+            if app and self._machine.catalog.releases[(app.app, app.version)].content == stored.content:
                 deployment.version = app.version
                 self._place(deployment, app, now)
             else:
@@ -138,7 +138,7 @@ class Deployments:
         """
         check_request(request, self._config)
         _check_artifacts(self._artifacts, request)
-        app = draft(request, self._machine.next_version(request.name))
+        app = draft(request, self._machine.catalog.next_version(request.name))
         links = {name: current.stand_ins for name, current in self._machine.apps.items()}
         check_known(app, links | {name: coming.stand_ins for name, coming in self._coming.items()})
         other = self.running(request.name)
@@ -146,14 +146,14 @@ class Deployments:
             what = f"{request.name} is being deployed already ({other.deployment})"
             raise UnderstudyError(Code.CONFLICT, what)
         self._forget_oldest()
-        id = f"d{self._machine.epoch}-{self._next}"
+        id = f"d{self._machine.publications.epoch}-{self._next}"
         deployment = Deployment(id, request.name, total=len(request.variants))
         content = content_digest(request)
-        books = self._machine.currents.get(request.name)
+        books = self._machine.catalog.currents.get(request.name)
         manifests = noted(books, manifest, content, self._tuning.manifests_max)
         app = msgspec.structs.replace(app, content=content, manifests=manifests)
         current = self._machine.apps.get(request.name)
-        if current and _is_same(self._machine.releases[(current.app, current.version)], content):
+        if current and _is_same(self._machine.catalog.releases[(current.app, current.version)], content):
             self._step(ev.ManifestNoted(app.app, app.manifests))
             deployment.version = current.version
             deployment.done = deployment.total
@@ -231,7 +231,7 @@ class Deployments:
                 raise
             check_signatures(app, self._machine.apps)
             # A peer may have told of later versions meanwhile.
-            app = msgspec.structs.replace(app, version=self._machine.next_version(app.app))
+            app = msgspec.structs.replace(app, version=self._machine.catalog.next_version(app.app))
             deployment.version = app.version
             release = Release(app, app.content)
             await self._bookkeeper.commit(*self._machine.release_records(release))
@@ -275,7 +275,7 @@ class Deployments:
             self._profiles[key] = measured
             self._bookkeeper.save({key: measured}, ())
         found = self._profiles[key]
-        ended = ended_at_work(self._machine.releases.values(), variant.artifact.digest)
+        ended = ended_at_work(self._machine.catalog.releases.values(), variant.artifact.digest)
         if ended is not None and found.verdict is not None and found.verdict.together:
             return msgspec.structs.replace(found, verdict=ended)
         return found

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
-from typing import Any
 
 import structlog
 import uvloop
 
 from understudy.adapters import logs
 from understudy.adapters.claims import Claim, claim
+from understudy.adapters.crash_policy import CrashPolicy
 from understudy.adapters.links import FrameLink, listen
 from understudy.adapters.sqlite_store import SqliteStore
 from understudy.adapters.store import Store
@@ -21,7 +20,6 @@ from understudy.adapters.task_groups import ungrouped
 from understudy.controller.api import ApiServer, build_api
 from understudy.controller.shell import Controller
 from understudy.core.controller.stored import META, Memory, recall
-from understudy.invariants import InvariantBroken
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.controller import ControllerConfig
 from understudy.wire.errors import ConfigError, UnderstudyError
@@ -52,7 +50,8 @@ async def _run(config: ClusterConfig, me: ControllerConfig, held: Claim) -> None
     stopping = asyncio.Event()
     folder = config.role_dir("controller", me.name)
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_on_exception)
+    # What agents and gateways say changes the machine: a step half done belongs to all.
+    CrashPolicy(shared=(FrameLink,)).watch(loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, logs.reopen)
@@ -105,15 +104,6 @@ async def _recall(store: Store) -> tuple[Memory, int]:
         return Memory(), 0
     memory = recall((entry.key, entry.value) for entry in entries)
     return memory, next((entry.revision for entry in entries if entry.key == META), 0)
-
-
-def _on_exception(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """A callback of ours that raised may have left a step half done: better a clean start from the store."""
-    error = context.get("exception")
-    ours = "handle" in context or isinstance(context.get("protocol"), FrameLink)
-    log.error("loop.failed", what=context.get("message"), error=repr(error), exc_info=error)
-    if ours or isinstance(error, InvariantBroken):
-        os._exit(os.EX_SOFTWARE)
 
 
 def _listening_socket(address: str) -> socket.socket:

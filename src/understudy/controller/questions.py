@@ -35,7 +35,7 @@ class Questions:
 
     async def ask(self, question: Question) -> QuestionAnswered:
         """Raises BUSY while another question is being answered, UNAVAILABLE without a plan; see `answer`."""
-        standing, facts = self._standing(), self._machine.planning_input()
+        standing, facts = self._standing(), self._machine.planning.input()
         return await self.one_at_a_time(lambda: answer(question, standing, facts))
 
     async def audit(self) -> Audit:
@@ -60,7 +60,7 @@ class Questions:
         stored = self._machine.plan
         if stored is None:
             raise UnderstudyError(Code.UNAVAILABLE, "there is no plan yet: nothing is deployed")
-        releases = self._machine.releases
+        releases = self._machine.catalog.releases
         nodes = self._machine.nodes.by_name
         return Standing(
             plan=stored.plan,

@@ -136,7 +136,7 @@ def cluster_status(
         leader=leader,
         revision=plan.revision,
         routes_revision=machine.table.revision if machine.table else 0,
-        planning=machine.planning,
+        planning=machine.planning.running,
         store=store,
         apps=_apps(plan, machine, traffic),
         nodes=[_node(node) for _, node in sorted(machine.nodes.by_name.items())],
@@ -205,7 +205,7 @@ def _app(
         state=state,
         serving=serving,
         full_size=app.full_size.name,
-        reason=None if state == OK else failing or _reason(app, plan, replicas, machine.planning),
+        reason=None if state == OK else failing or _reason(app, plan, replicas, machine.planning.running),
         primary_nodes=[p.node for p in primaries],
         primary_variant=primaries[0].variant if primaries else None,
         standby=standby,
@@ -324,9 +324,9 @@ def _warnings(machine: ControllerMachine, plan: Plan, store: StoreStatus, traffi
     warnings = list(plan.warnings)
     if not machine.hearing.over:
         warnings.append("just started: nothing is published before gateways and agents told what they hold")
-    if machine.recovered:
-        apps = ", ".join(sorted(machine.recovered)[:RECOVERED_SHOWN_MAX])
-        more = len(machine.recovered) - RECOVERED_SHOWN_MAX
+    if machine.catalog.recovered:
+        apps = ", ".join(sorted(machine.catalog.recovered)[:RECOVERED_SHOWN_MAX])
+        more = len(machine.catalog.recovered) - RECOVERED_SHOWN_MAX
         apps += f" and {more} more" if more > 0 else ""
         warnings.append(f"the store had lost what became of {apps}: taken over from gateways and agents")
     warnings += [f"stored record {key} makes no sense: {why}" for key, why in machine.unreadable.items()]
@@ -340,8 +340,8 @@ def _warnings(machine: ControllerMachine, plan: Plan, store: StoreStatus, traffi
     ]
     warnings += troubles((node for _, node in sorted(machine.nodes.by_name.items())), machine.apps.values())
     warnings += [f"{app} has no primary: {why}" for app, why in sorted(plan.unplaced.items())]
-    if machine.planning_error:
-        warnings.append(f"planning failed: {machine.planning_error}")
+    if machine.planning.error:
+        warnings.append(f"planning failed: {machine.planning.error}")
     if not any(node.plannable for node in machine.nodes.by_name.values()):
         warnings.append("no node can take replicas")
     if not store.ok:

@@ -178,7 +178,7 @@ class Checks:
         states = {name: node.state for name, node in machine.nodes.by_name.items()}
         if set(states) != set(world.nodes) or set(states.values()) != {"ready"}:
             return f"not all nodes are back: {states}"
-        if machine.plan is None or machine.planning or machine.plan.facts != machine._facts():
+        if machine.plan is None or machine.planning.running or machine.plan.facts != machine.planning.facts():
             return "a plan is being made"
         placements = machine.plan.plan.placements
         planned = Counter((p.app, p.variant, p.node) for p in placements)

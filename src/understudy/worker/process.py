@@ -10,19 +10,18 @@ from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import msgspec
 import structlog
 import uvloop
 
+from understudy.adapters.crash_policy import EXIT_BROKEN, CrashPolicy
 from understudy.adapters.descendants import adopt_orphans, end_children
 from understudy.adapters.links import listen
 from understudy.adapters.logs import configure
 from understudy.adapters.printing import keep_small
 from understudy.adapters.progress import ProgressWriter, progress_path
 from understudy.adapters.task_groups import ungrouped
-from understudy.invariants import InvariantBroken
 from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import ConfigError
 from understudy.worker.forks import Forks
@@ -33,7 +32,6 @@ from understudy.worker.service import Worker
 DRAIN_TIMEOUT_S = 5.0  # after a signal; `Drain` brings its own
 CLOSE_TIMEOUT_S = 1.0  # for the last answers to leave
 UNLOAD_TIMEOUT_S = 1.0  # for a model to put its things away
-EXIT_BROKEN = 70  # EX_SOFTWARE of sysexits.h
 
 log = structlog.get_logger()
 
@@ -82,7 +80,7 @@ class _Process:
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(_on_exception)
+        CrashPolicy().watch(loop)  # a callback that raised may have left requests without an answer
         loop.set_default_executor(ThreadPoolExecutor(max_workers=1, thread_name_prefix="memory"))
         args = self._args
         async with asyncio.TaskGroup() as tasks:
@@ -147,12 +145,3 @@ async def _close_links(worker: Worker) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await worker.unlinked.wait()
-
-
-def _on_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """A callback of ours that raised may have left requests without an answer: better a clean start."""
-    error = context.get("exception")
-    broken = isinstance(error, InvariantBroken) or "handle" in context
-    log.error("loop.failed", what=context.get("message"), error=repr(error), exc_info=error)
-    if broken:
-        os._exit(EXIT_BROKEN)

@@ -1,6 +1,6 @@
 """A worker's answers to every message: blank at first, then one replica, then gone.
 
-Lives here: the worker's lifecycle and who is connected. Does not live here: requests (`replica`), loading
+Lives here: the worker's lifecycle and who is connected. Does not live here: requests (`serving`), loading
 (`model`), the process around it (`process`).
 """
 
@@ -41,7 +41,7 @@ from understudy.worker.batching.asked import rehearse
 from understudy.worker.batching.rechecks import Rechecks
 from understudy.worker.model import Model, load_model
 from understudy.worker.model_thread import ModelThread
-from understudy.worker.replica import Replica
+from understudy.worker.serving import Serving
 
 WORKER: Table = {
     ("blank", "load_asked"): "loading",
@@ -80,7 +80,7 @@ class Worker:
         self._state = "blank"
         self._load: Load | None = None
         self._loading: asyncio.Task[None] | None = None
-        self._replica: Replica | None = None
+        self._serving: Serving | None = None
         self._agent: FrameLink | None = None
         self._drainers: list[tuple[FrameLink, int]] = []
         self._executed_before_drain = 0
@@ -101,12 +101,12 @@ class Worker:
         if self._state == "draining":
             return
         self._state = advance(WORKER, self._state, "drain_asked")
-        if self._replica is None:
+        if self._serving is None:
             self._finish()
             return
-        self._executed_before_drain = self._replica.executed
+        self._executed_before_drain = self._serving.executed
         self._loop.call_later(timeout_s, self._finish)
-        self._replica.when_idle(self._finish)
+        self._serving.when_idle(self._finish)
 
     def stop_loading(self) -> None:
         """Forget about a load that goes on in the thread: nothing can end it but the end of the process."""
@@ -124,8 +124,8 @@ class Worker:
 
     def _on_lost(self, link: FrameLink, error: Exception | None) -> None:
         self.links.discard(link)
-        if self._replica is not None:
-            self._replica.forget(link)
+        if self._serving is not None:
+            self._serving.forget(link)
         if not self.links:
             self._await_links()
 
@@ -143,15 +143,15 @@ class Worker:
         message = decode_message(frame)
         stream = frame.stream
         if type(message) is Infer:
-            if self._state == "ready" and self._replica is not None:
-                self._replica.infer(link, stream, message, frame.payload, frame.flags)
+            if self._state == "ready" and self._serving is not None:
+                self._serving.infer(link, stream, message, frame.payload, frame.flags)
             else:
                 link.fail(stream, self._not_ready())
             return
         match message:
             case Cancel():
-                if self._replica is not None:
-                    self._replica.cancel(link, stream)
+                if self._serving is not None:
+                    self._serving.cancel(link, stream)
             case Ping():
                 link.send(Pong(), stream)
             case Stats():
@@ -159,8 +159,8 @@ class Worker:
                 self._send_stats(link, stream)
             case Probe(inference):
                 self._hear_agent(link)
-                if self._state == "ready" and self._replica is not None:
-                    self._replica.probe(link, stream, inference=inference)
+                if self._state == "ready" and self._serving is not None:
+                    self._serving.probe(link, stream, inference=inference)
                 else:
                     link.fail(stream, self._not_ready())
             case Load():
@@ -171,8 +171,8 @@ class Worker:
                 else:
                     link.fail(stream, self._not_ready())
             case BatchingEnded():
-                if self._replica is not None:
-                    self._replica.rechecks.end()
+                if self._serving is not None:
+                    self._serving.rechecks.end()
             case Drain():
                 self._drainers.append((link, stream))
                 self.drain(message.timeout_ms / 1000)
@@ -186,8 +186,8 @@ class Worker:
             self._tell_batching_ended()
 
     def _tell_batching_ended(self) -> None:
-        if self._replica is not None and self._replica.rechecks.found and self._agent is not None:
-            self._agent.send(BatchingEnded(self._replica.rechecks.found))
+        if self._serving is not None and self._serving.rechecks.found and self._agent is not None:
+            self._agent.send(BatchingEnded(self._serving.rechecks.found))
 
     def _not_ready(self) -> UnderstudyError:
         if self._state == "draining":
@@ -208,13 +208,13 @@ class Worker:
             stats.app = self._load.app
             stats.version = self._load.version
             stats.variant = self._load.variant
-        if self._replica is not None:
-            stats.requests = self._replica.requests
-            stats.failures = self._replica.failures
-            stats.queued = self._replica.queued_rows
-            stats.infer_us_mean = self._replica.infer_us_mean
-            stats.batches = self._replica.batches
-            stats.batching_ended = self._replica.rechecks.found
+        if self._serving is not None:
+            stats.requests = self._serving.requests
+            stats.failures = self._serving.failures
+            stats.queued = self._serving.queued_rows
+            stats.infer_us_mean = self._serving.infer_us_mean
+            stats.batches = self._serving.batches
+            stats.batching_ended = self._serving.rechecks.found
         link.send(stats, stream)
 
     # loading
@@ -260,7 +260,7 @@ class Worker:
         self.model = model
         model.codec.answer_bytes_max = self._settings.frame_bytes_max - HEADER_BYTES_MAX
         rechecks = Rechecks(model, load, self._settings.recheck_share, self._tell_batching_ended)
-        self._replica = Replica(model, load, hop_s, self._thread, rechecks, self.progress)
+        self._serving = Serving(model, load, hop_s, self._thread, rechecks, self.progress)
         log.info(
             "model.loaded",
             replica=load.replica,
@@ -281,9 +281,9 @@ class Worker:
 
     def _finish(self) -> None:
         finished = 0
-        if self._replica is not None:
-            self._replica.abandon(self._not_ready())
-            finished = self._replica.executed - self._executed_before_drain
+        if self._serving is not None:
+            self._serving.abandon(self._not_ready())
+            finished = self._serving.executed - self._executed_before_drain
         for link, stream in self._drainers:
             link.send(Drained(finished), stream)
         self._drainers.clear()

@@ -40,6 +40,16 @@ def blame(code: Code) -> Blame:
     return Blame.NOBODY if code in _NOBODY else Blame.VARIANT
 
 
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a replica lost its worker. `jitter`: as in `CrashHistory.note`."""
+
+    reason: str
+    jitter: float
+    whose: Blame
+    traceback: str = ""  # of the model's own code
+
+
 @dataclass(slots=True)
 class Loop:
     """A variant that crashes again and again here."""

@@ -6,6 +6,7 @@ alone is declared dead and planned around although it serves on; gateways judge 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from understudy.core.controller.stored import StoredNode
@@ -70,6 +71,15 @@ class Nodes:
             self.by_name[name] = Node(
                 stored.info, state, now, drain=stored.drain, deaths_s=[now] * stored.flaps
             )
+        self._recorded = {name: node.record() for name, node in self.by_name.items()}
+
+    def unrecorded(self) -> Iterator[tuple[Node, StoredNode]]:
+        """What is to be stored of nodes, where it isn't what was given here last."""
+        for name, node in self.by_name.items():
+            record = node.record()
+            if self._recorded.get(name) != record:
+                self._recorded[name] = record
+                yield node, record
 
     def hello(self, hello: Hello, now: float) -> list[Transition]:
         info = NodeInfo(

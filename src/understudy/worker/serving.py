@@ -12,40 +12,24 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic
 
-import msgspec
-import structlog
-
 from understudy.adapters.links import FrameLink
 from understudy.adapters.progress import ProgressWriter
 from understudy.core.batching import Batcher, Durations
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
-from understudy.wire.messages import Infer, Load, Probed, Result, encode_result
+from understudy.wire.messages import Infer, Load, Probed
+from understudy.worker.answers import Replies, Waiting, out_of_memory
 from understudy.worker.batching.rechecks import Rechecks
 from understudy.worker.model import Done, Model
 from understudy.worker.model_thread import ModelThread
-from understudy.worker.oip import Answer, Request
+from understudy.worker.oip import Request
 
 # The loop's timers have a resolution of 1 ms. The rest of a shorter wait is spent polling for arrivals.
 TIMER_RESOLUTION_S = 0.001
 PROBES_QUEUED_MAX = 8  # they may queue beyond the bound: a full queue must not hide that nothing moves
-LOG_INTERVAL_S = 1.0  # between two log entries about failing inferences
-
-log = structlog.get_logger()
 
 
-class Waiting(msgspec.Struct, gc=False):
-    """A request and who waits for its answer. Times are in seconds of `monotonic`."""
-
-    link: FrameLink
-    stream: int
-    request: Request
-    arrived_s: float
-    deadline_s: float
-    is_probe: bool
-
-
-class Replica:
+class Serving:
     """Takes requests, answers every one of them on its link unless it is cancelled or the link is gone."""
 
     def __init__(
@@ -59,9 +43,9 @@ class Replica:
     ) -> None:
         self.requests = 0  # taken in, probes not counted
         self.batches = 0  # executed
-        self.failures = 0  # answered with a failure that is the model's
         self.executed = 0  # ran and were answered, probes too
         self._model = model
+        self._answers = Replies(model.codec)
         self._decode = model.codec.decode
         self._loop = asyncio.get_running_loop()
         self._thread = thread
@@ -78,7 +62,6 @@ class Replica:
         self._pump_due = False
         self._in_thread = False
         self._execute_s = 0.0
-        self._logged_s = 0.0
         self._when_idle: Callable[[], None] | None = None
         self.rechecks = rechecks
         rechecks.on_end(self._run_alone)
@@ -86,6 +69,11 @@ class Replica:
     def _run_alone(self) -> None:
         """Requests don't share batches any more."""
         self._batcher.rows_max = 1
+
+    @property
+    def failures(self) -> int:
+        """Answered with a failure that is the model's."""
+        return self._answers.failures
 
     @property
     def queued_rows(self) -> int:
@@ -113,7 +101,7 @@ class Replica:
             link.fail(stream, error)
             return
         except MemoryError:
-            link.fail(stream, _out_of_memory("decode the request"))
+            link.fail(stream, out_of_memory("decode the request"))
             return
         waiting = Waiting(link, stream, request, now, now + infer.timeout_us / 1e6, False)
         if not self._batcher.add(waiting, request.rows or 1, request.key, now, size_bytes):
@@ -252,52 +240,15 @@ class Replica:
     def _answer(
         self, batch: list[Waiting], results: list[Done], rows: int, started_s: float, ended_s: float
     ) -> None:
-        infer_us = int((ended_s - started_s) * 1e6)
+        if self._probes_queued:
+            self._probes_queued -= sum([waiting.is_probe for waiting in batch])
         index = 0
         for done in results:
             answered = batch[index : index + len(done.requests)]
             index += len(answered)
             if len(answered) > 1 and done.outputs is not None:
                 self.rechecks.offer(done, self._execute_s)
-            answers, error = self._encode(done)
-            if error is not None:
-                self._fail(answered, error)
-                continue
-            for waiting, answer in zip(answered, answers, strict=True):
-                if waiting.is_probe:
-                    self._probes_queued -= 1
-                    waiting.link.send(Probed((ended_s - waiting.arrived_s) * 1000), waiting.stream)
-                    continue
-                if isinstance(answer, UnderstudyError):
-                    waiting.link.fail(waiting.stream, answer)
-                    continue
-                queue_us = int((started_s - waiting.arrived_s) * 1e6)
-                result = Result(infer_us, queue_us, rows, answer.json_bytes)
-                waiting.link.write(*encode_result(result, waiting.stream, answer.body))
-
-    def _encode(self, done: Done) -> tuple[Sequence[Answer | UnderstudyError], UnderstudyError | None]:
-        if done.outputs is None:
-            return (), done.error
-        try:
-            return self._model.codec.encode(done.outputs, done.requests, done.rows), None
-        except MemoryError:
-            return (), _out_of_memory("encode the answer")
-
-    def _fail(self, batch: list[Waiting], error: UnderstudyError) -> None:
-        self.failures += len(batch) if error.code is not Code.INVALID_ARGUMENT else 0
-        for waiting in batch:
-            self._probes_queued -= waiting.is_probe
-            waiting.link.fail(waiting.stream, error)
-        now = monotonic()
-        if now - self._logged_s > LOG_INTERVAL_S:
-            self._logged_s = now
-            log.warning(
-                "inference.failed",
-                code=error.code,
-                error=error.message,
-                failures=self.failures,
-                traceback=error.traceback,
-            )
+            self._answers.send(done, answered, rows, started_s, ended_s)
 
     def _expire(self, waiting: Waiting) -> bool:
         """Answer a request whose time ran out in the queue. False: it is not to be run."""
@@ -309,7 +260,3 @@ class Replica:
 
 def _busy(queued_rows: int) -> UnderstudyError:
     return UnderstudyError(Code.BUSY, "the replica's queue is full", queued_rows=queued_rows)
-
-
-def _out_of_memory(what: str) -> UnderstudyError:
-    return UnderstudyError(Code.OUT_OF_MEMORY, f"not enough memory to {what}")
