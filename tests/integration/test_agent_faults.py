@@ -323,7 +323,7 @@ async def test_a_lost_zygote_is_replaced_and_its_workers_serve_on(node: AgentNod
     (zygote,) = [
         pid
         for pid in node.pids()
-        if "understudy.agent.zygote" in command(pid) and pid != before.pid and parent(pid) == node.process.pid
+        if "understudy zygote" in command(pid) and pid != before.pid and parent(pid) == node.process.pid
     ]
     os.kill(zygote, signal.SIGKILL)
     assert (await node.infer(before))["model_name"] == "double"

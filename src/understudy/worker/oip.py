@@ -141,6 +141,7 @@ class Codec:
         self._version = str(version)
         self._rules = {spec.name: InputRule(spec) for spec in inputs}
         self._dynamic = [rule.spec.name for rule in self._rules.values() if rule.dynamic]
+        self._text_inputs = sum(spec.datatype == "BYTES" for spec in inputs)
         self._required = [spec.name for spec in inputs if not spec.optional]
         self._outputs = {spec.name: spec.datatype for spec in outputs}
         self._labels = {spec.name: spec.labels for spec in outputs if spec.labels}
@@ -237,7 +238,7 @@ class Codec:
         """Texts in binary form: an element may be four bytes there."""
         if datatype == "BYTES":
             count = min(prod(shape), size // 4)  # what claims more is refused for that
-            needed = int(count * self.text_bytes * len(self._rules))
+            needed = int(count * self.text_bytes * self._text_inputs)
             refuse_beyond(self.decoded_bytes_max, needed, "request body: decoding it")
 
     def _whole(self, body: Buffer) -> Request:
