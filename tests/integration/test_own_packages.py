@@ -26,6 +26,7 @@ class Model:
 """
 MANIFEST = """
 name = "{name}"
+criticality = "critical"
 deadline_ms = 8000
 [[variants]]
 name = "full"
@@ -69,8 +70,8 @@ def test_two_versions_of_a_package_serve_side_by_side_and_survive_their_node(tmp
                 cluster, wrong
             )
             await cluster.protected("one", "two")
-            home = (await cluster.app("one"))["primary_nodes"][0]
-            cluster.cluster.kill_node(home)
+            primary = await cluster.replica("one", role="primary")
+            cluster.cluster.kill_node(primary["node"])
             await answers(cluster, "one", 1.5)
             await answers(cluster, "two", 2.5)
 

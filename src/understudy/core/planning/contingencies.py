@@ -285,9 +285,10 @@ class _AnsweringAny(_Answering):
         held = [self._problem.bins[b].node for b in self._bins(a)]
         staged = self._staged.get((a, chain(list(dict.fromkeys(held)), self._problem.any_of)[link]))
         if staged is not None and int(self._room.node[staged[0]]) not in lost:
-            w = staged[1] if keep_way else way
-            if charges.fits(staged[0], *self._needs(a, w)):
-                return staged[0], w
+            b, w = staged[0], staged[1] if keep_way else way
+            ready = self._room.is_ready(b, *self._choices[a].way_keys[w])
+            if ready and charges.fits(b, *self._needs(a, w)):
+                return b, w
         if not self._problem.lacking:
             return charges.pick(*self._needs(a, way), lost), way
         # The best way that is ready where there is room for it: what is smaller may be ready nowhere else.
