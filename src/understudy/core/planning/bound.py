@@ -62,7 +62,8 @@ class Relaxed:
         self._warm = _padded([c.warm for c in choices], wide, 0.0) * (
             len(self._shares) - (problem.any_of > 0)
         )
-        staging = 0.0 if problem.staged else RESTAGE
+        # Nothing for what may be staged already, or once for two kinds (whichever node, and each by name).
+        staging = 0.0 if problem.staged or problem.any_of else RESTAGE
         self._ways = _padded([[way.loss + staging for way in c.ways] for c in choices], ways_wide, math.inf)
         rooms = _padded([[way.room_mb for way in c.ways] for c in choices], ways_wide, 0.0)
         self._ways[rooms > fits] = math.inf

@@ -263,7 +263,8 @@ class _AnsweringAny(_Answering):
                 if len(answers) < link or link > any_of - len(self._nodes(a)):
                     continue
                 lost = self._lost_for(a, answers)
-                way = len(self._choices[a].ways) - 1 if smallest else 0
+                ways = self._choices[a].ways
+                way = min(range(len(ways)), key=lambda w: ways[w].room_mb) if smallest else 0
                 b, w = self._pick_link(a, link, lost, way, charges, keep_way=not smallest)
                 if b >= 0:
                     charges.take(lost, b, *self._needs(a, w))

@@ -166,7 +166,9 @@ def unplaced_loss(app: AppVersion) -> float:
 
 
 def ways(app: AppVersion) -> tuple[Way, ...]:
-    """Ways back worth considering, best first: none needs more room than another without losing less."""
+    """Ways back worth considering, best first: none needs more room than another without losing less, but
+    where the other one needs packages that it doesn't: those may be ready elsewhere."""
+    keys = {variant.name: variant.environment_key for variant in app.variants}
     sizes = [replica_mb(variant) for variant in app.variants]
     quickest = min(app.variants, key=lambda v: (load_ms(v), replica_mb(v)))
     found = [
@@ -180,9 +182,10 @@ def ways(app: AppVersion) -> tuple[Way, ...]:
             found.append(Way(quickest.name, variant.name, size + replica_mb(quickest), needed, loss))
     best: list[Way] = []
     for way in sorted(found, key=lambda w: (w.room_mb, w.loss)):
-        if not best or way.loss < best[-1].loss - 1e-9:
+        needs = {keys[way.first], keys[way.variant], ""}  # none: Understudy's own, which is ready everywhere
+        if not any(w.loss <= way.loss + 1e-9 and {keys[w.first], keys[w.variant]} <= needs for w in best):
             best.append(way)
-    return tuple(reversed(best))
+    return tuple(sorted(best, key=lambda w: (w.loss, -w.room_mb)))
 
 
 def balance(load: float) -> float:
