@@ -71,6 +71,21 @@ def test_what_crashes_on_one_node_only_is_started_on_another_and_serves_there() 
     assert world.machine.quarantine.cases == {}
 
 
+def test_after_a_doubt_that_passed_crashes_count_again_everywhere() -> None:
+    world = started("n1", "n2", "n3")
+    crash(world, "n1", FULL)
+    world.run(1)
+    cure(world, "n1")
+    world.run(30)
+    assert world.machine.quarantine.cases == {}
+    for node in world.nodes.values():
+        node.crashes.add(FULL)
+    crash(world, "n1", FULL)
+    world.run(5)
+    assert world.machine.quarantined == {FULL}
+    assert len(world.machine.quarantine.cases[FULL].witnesses) >= 2
+
+
 def test_what_crashes_on_two_nodes_that_are_well_is_placed_nowhere() -> None:
     world = started("n1", "n2", "n3")
     for node in world.nodes.values():

@@ -56,6 +56,17 @@ class Case:
         return Quarantined(*self.key, tuple(sorted(self.witnesses)), self.why, self.pauses)
 
 
+@dataclass(slots=True)
+class Lifted:
+    """What a node reports of a variant is old until the node knows, or was seen without it since."""
+
+    revision: int  # of the first target that may say so; a node for which nothing else changes gets none
+    seen_without: set[str] = field(default_factory=set)
+
+    def outdates(self, name: str, state: NodeState) -> bool:
+        return name not in self.seen_without and state.target_revision < self.revision
+
+
 class Change(NamedTuple):
     """For the event log and the books."""
 
@@ -78,7 +89,7 @@ class Quarantine:
 
     tuning: ControllerTuning
     cases: dict[Key, Case] = field(default_factory=dict)
-    _lifted: dict[Key, int] = field(default_factory=dict)  # -> revision of the first target without it
+    _lifted: dict[Key, Lifted] = field(default_factory=dict)
     _former: dict[Key, tuple[int, float]] = field(default_factory=dict)  # closed: pauses so far, when
 
     def recall(self, records: Iterable[Quarantined], now: float) -> None:
@@ -110,7 +121,7 @@ class Quarantine:
     def lift(self, key: Key, revision: int) -> None:
         """By an operator, or because it proved itself."""
         del self.cases[key]
-        self._lifted[key] = revision
+        self._lifted[key] = Lifted(revision)
 
     def look(self, facts: Facts, now: float) -> list[Change]:
         """Take in what the nodes report now."""
@@ -134,13 +145,20 @@ class Quarantine:
 
     def _reports(self, facts: Facts) -> dict[Key, frozenset[str]]:
         """Nodes that are well otherwise, by what crashes there."""
+        self._note_who_is_without(facts)
         found: dict[Key, frozenset[str]] = {}
         for name, state in _observed(facts.nodes):
             for key in state.quarantined:
-                outdated = state.target_revision < self._lifted.get(key, 0)  # it doesn't know yet
+                lifted = self._lifted.get(key)
+                outdated = lifted is not None and lifted.outdates(name, state)
                 if not outdated and key[:2] in facts.versions and is_well(state, key[0]):
                     found[key] = found.get(key, frozenset()) | {name}
         return found
+
+    def _note_who_is_without(self, facts: Facts) -> None:
+        for name, state in _observed(facts.nodes):
+            for key in self._lifted.keys() - set(state.quarantined):
+                self._lifted[key].seen_without.add(name)
 
     def _opened(self, key: Key, now: float) -> Case:
         pauses, closed_s = self._former.pop(key, (0, -math.inf))
@@ -160,7 +178,7 @@ class Quarantine:
         if not reported:
             case.well_since_s = min(case.well_since_s, now)
             if now - case.well_since_s >= self.tuning.trial_s:
-                self._close(case, now, facts.revision)
+                self._close(case, facts, now)
             return []
         case.well_since_s = math.inf
         if not case.asked and candidates and not self._runs_elsewhere(case, facts):
@@ -204,7 +222,7 @@ class Quarantine:
             if now - case.well_since_s >= self.tuning.trial_s:
                 case.state = advance(CASE, case.state, "proved")
                 change = Change("quarantine.ended", f"{case.key[2]} runs on {case.asked}", case.key)
-                self._close(case, now, facts.revision)
+                self._close(case, facts, now)
                 return [change]
             return []
         case.well_since_s = math.inf
@@ -214,9 +232,10 @@ class Quarantine:
             self._pause(case, now)
         return []
 
-    def _close(self, case: Case, now: float, revision: int) -> None:
+    def _close(self, case: Case, facts: Facts, now: float) -> None:
         self._former[case.key] = (case.pauses, now)
-        self.lift(case.key, revision)
+        self.lift(case.key, facts.revision)
+        self._note_who_is_without(facts)
 
     def _ask(self, case: Case, node: str, facts: Facts, now: float) -> None:
         case.asked, case.asked_s, case.asked_revision = node, now, facts.revision
