@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,11 +65,12 @@ class Neighbours:
 
     def _run(self) -> None:
         while not self._stopped.wait(LOOK_S):
-            self._look()
+            with suppress(OSError):  # out of descriptors: the next look sees what this one missed
+                self._look()
 
     def _look(self) -> None:
-        ours_s = self._count_ours()
-        self._looks.append(_Look(time.monotonic(), self._busy_s(), ours_s))
+        busy_s = self._busy_s()  # fails first, before anybody is taken for gone
+        self._looks.append(_Look(time.monotonic(), busy_s, self._count_ours()))
 
     def _count_ours(self) -> float:
         """Processor seconds of this process and every descendant; those that lost their parent stay known."""
