@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
-from worker_process import WorkerProcess, Zygote, loading, request, tensor, worker_process
+from worker_process import WorkerProcess, loading, request, tensor
 
 from understudy.wire.errors import Code
 from understudy.wire.messages import BatchingEnded, Failure, Rehearse, Rehearsed, Result, Stats, WorkerStats
@@ -29,19 +27,6 @@ SPECS = {
     "batching": Batching(wait_us=5000),
 }
 DEADLINE_S = 20 * WAIT_S
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    zygote = Zygote()
-    yield zygote
-    zygote.close()
-
-
-@pytest.fixture
-def blank(zygote: Zygote) -> Iterator[WorkerProcess]:
-    with worker_process(zygote) as worker:
-        yield worker
 
 
 def model(folder: Path, condition: str) -> str:

@@ -30,13 +30,6 @@ DATATYPE = {"BYTES": TensorProto.STRING, "FP32": TensorProto.FLOAT}
 ANSWERS = {Code.INVALID_ARGUMENT, Code.TOO_LARGE, Code.BUSY}
 
 
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    zygote = Zygote()
-    yield zygote
-    zygote.close()
-
-
 @pytest.fixture(scope="module", params=DATATYPE)
 def limited(
     request: pytest.FixtureRequest, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory

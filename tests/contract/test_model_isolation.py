@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +50,6 @@ SPECS: dict[str, Any] = {
     "inputs": (TensorSpec("x", "INT64", (-1,)),),
     "outputs": (TensorSpec("y", "INT64", (-1,)),),
 }
-
-
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    zygote = Zygote()
-    yield zygote
-    zygote.close()
-
-
-@pytest.fixture
-def blank(zygote: Zygote) -> Iterator[WorkerProcess]:
-    with worker_process(zygote) as worker:
-        yield worker
 
 
 def written(folder: Path, source: str, **more: Any) -> Load:

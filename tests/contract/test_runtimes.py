@@ -92,13 +92,6 @@ RAISED = {"onnx": Code.INVALID_ARGUMENT, "python": Code.MODEL_FAILED}
 PROBE = json.loads(body(ONE, [1]))
 
 
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    zygote = Zygote()
-    yield zygote
-    zygote.close()
-
-
 @pytest.fixture(scope="module", params=["onnx", "python"])
 def load(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Load:
     folder = tmp_path_factory.mktemp(request.param)
@@ -108,12 +101,6 @@ def load(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     else:
         path.write_text(PYTHON_MODEL)
     return loading(request.param, path, inputs=INPUTS, outputs=OUTPUTS, probe=PROBE)
-
-
-@pytest.fixture
-def blank(zygote: Zygote) -> Iterator[WorkerProcess]:
-    with worker_process(zygote) as worker:
-        yield worker
 
 
 @pytest.fixture

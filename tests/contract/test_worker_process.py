@@ -90,19 +90,6 @@ def x(*values: int) -> bytes:
     return request(tensor("x", "INT64", [len(values)], list(values)))
 
 
-@pytest.fixture(scope="module")
-def zygote() -> Iterator[Zygote]:
-    zygote = Zygote()
-    yield zygote
-    zygote.close()
-
-
-@pytest.fixture
-def blank(zygote: Zygote) -> Iterator[WorkerProcess]:
-    with worker_process(zygote) as worker:
-        yield worker
-
-
 @pytest.fixture
 def slow(tmp_path: Path) -> Load:
     (tmp_path / "model.py").write_text(SLOW_MODEL)
