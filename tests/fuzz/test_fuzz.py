@@ -44,7 +44,8 @@ class Faulty:
             raise ValueError("zero")
         while kind == 1:
             pass
-        self.kept.append(bytes(50_000))
+        self.kept.append(bytes(50_000))  # a process that held more before may have room for these
+        self.kept.extend(bytes(10) for _ in range(100))
         return "fine"
 
 
