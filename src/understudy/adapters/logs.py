@@ -36,7 +36,7 @@ def reopen() -> None:
     """Go on in a new file of the same name: the former one was set aside. As SIGHUP asks."""
     if not _file:
         return
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # it goes on in the former file
         number = os.open(_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         for each in (1, 2) if os.path.sameopenfile(1, 2) else (2,):
             os.dup2(number, each)

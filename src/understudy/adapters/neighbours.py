@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+from understudy.adapters.processes import TICKS_PER_S, process_stat
+
 LOOK_S = 0.5
 # With half of the processors gone for others, whoever serves and whoever asks wait for each other's turns.
 BUSY_SHARE = 0.5
@@ -108,11 +109,10 @@ class Neighbours:
 def _stat(pid: int) -> tuple[int, tuple[int, int], float] | None:
     """(parent, (pid, start), processor seconds used); None of a process that is gone."""
     try:
-        # The name in parentheses may hold anything, so count from behind it (proc(5): field 3 follows).
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        found = process_stat(pid)
+    except OSError:  # also of one that hides, or when descriptors are out
         return None
-    return int(fields[1]), (pid, int(fields[19])), (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    return None if found is None else (found.parent, (pid, found.start_ticks), found.cpu_s)
 
 
 def too_busy(share: float) -> str:

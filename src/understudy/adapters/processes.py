@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STOPPED = "Tt"  # by a signal, by a debugger
 _GONE = "ZX"
 
@@ -15,6 +15,7 @@ class ProcessStat(NamedTuple):
     state: str  # R, S, D, T, Z, …
     cpu_s: float  # processor time of all its threads; in steps of 10 ms
     start_ticks: int  # tells it from a later process of the same number
+    parent: int
 
     @property
     def gone(self) -> bool:
@@ -32,7 +33,8 @@ def process_stat(pid: int) -> ProcessStat | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return ProcessStat(fields[0], (int(fields[11]) + int(fields[12])) / _TICKS_PER_S, int(fields[19]))
+    cpu_s = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    return ProcessStat(fields[0], cpu_s, int(fields[19]), int(fields[1]))
 
 
 def is_frozen(pid: int) -> bool:

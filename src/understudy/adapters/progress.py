@@ -50,7 +50,7 @@ class ProgressWriter:
         """Make the file, anew if somebody removed it."""
         try:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        except OSError:
+        except OSError:  # without the file a worker is judged by its answers
             return
         try:
             os.write(
@@ -58,7 +58,7 @@ class ProgressWriter:
             )  # now, while a full disk is an error: later it would be a signal
             self._page = mmap.mmap(file, _LAYOUT.size)
         except (OSError, ValueError):
-            pass
+            pass  # the same
         finally:
             os.close(file)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from understudy.adapters.links import FrameLink, dial
 from understudy.adapters.progress import progress_path
 from understudy.agent import probing
+from understudy.agent.probing import Step
 from understudy.agent.records import Record
 from understudy.agent.spawners import OWN, Parent
 from understudy.core.agent import events as ev
@@ -19,8 +18,6 @@ from understudy.wire.messages import BatchingEnded, Kind, Stats, WorkerStats, de
 
 CONNECT_TIMEOUT_S = 10.0  # from the fork to a worker that answers
 ADOPT_TIMEOUT_S = 0.5
-
-Step = Callable[[ev.Event], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +67,3 @@ def kill(handle: Handle) -> None:
     if not handle.gone:  # its pidfd may be closed by now, and its number mean something else
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(handle.pidfd, signal.SIGKILL)
-
-
-def jitter() -> float:
-    return random.uniform(-1.0, 1.0)

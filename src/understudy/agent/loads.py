@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from understudy.adapters.links import FrameLink
-from understudy.agent.handles import ADOPT_TIMEOUT_S, Handle, Step, connect, jitter, kill
+from understudy.agent.handles import ADOPT_TIMEOUT_S, Handle, connect, kill
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.prints import Prints
+from understudy.agent.probing import Step, jitter
 from understudy.agent.staging import Staging
 from understudy.core.agent import events as ev
 from understudy.core.agent.replicas import load_timeout_s, request_memory_mb

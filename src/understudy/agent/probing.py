@@ -112,7 +112,7 @@ async def _watch(
             budget_s=progress.budget_s,
         )
         ended, cpu_s, patience_s = progress.ended, stat.cpu_s, timeout_s
-        step(ev.ProbeUnanswered(asked.worker, signs, _jitter()))
+        step(ev.ProbeUnanswered(asked.worker, signs, jitter()))
 
 
 async def _hears(link: FrameLink, timeout_s: float) -> bool:
@@ -125,7 +125,7 @@ async def _hears(link: FrameLink, timeout_s: float) -> bool:
 
 def _failed(asked: Asked, step: Step, error: UnderstudyError, waited_s: float) -> None:
     if not asked.gone():
-        step(ev.ProbeFailed(asked.worker, f"probe: {error}", waited_s, _jitter()))
+        step(ev.ProbeFailed(asked.worker, f"probe: {error}", waited_s, jitter()))
 
 
 def _cpu_s(pid: int) -> float:
@@ -137,5 +137,5 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _jitter() -> float:
+def jitter() -> float:
     return random.uniform(-1.0, 1.0)

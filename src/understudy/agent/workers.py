@@ -27,12 +27,12 @@ from understudy.agent.handles import (
     address_of,
     asked_of,
     connect,
-    jitter,
     kill,
 )
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.loads import Loads
 from understudy.agent.prints import Prints
+from understudy.agent.probing import jitter
 from understudy.agent.records import Record, Records, start_ticks_of
 from understudy.agent.spawners import OWN, Spawners
 from understudy.agent.staging import Staging

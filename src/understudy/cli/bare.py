@@ -111,9 +111,9 @@ def _manifest(models: Sequence[Path], wishes: Wishes, folder: Path) -> str:
     lines = [f"name = {_quoted(wishes.name or _app_name(models))}"]
     inputs = [_tensor("--input", text) for text in wishes.inputs]
     outputs = [_tensor("--output", text) for text in wishes.outputs]
-    for runtime in {runtime for _, runtime, _ in found}:
-        if runtime == "python" and not (inputs and outputs):
-            _check_declared(next(path for path, each, _ in found if each == "python"))
+    in_python = [path for path, runtime, _ in found if runtime == "python"]
+    if in_python and not (inputs and outputs):
+        _check_declared(in_python[0])
     for side, tensors in (("inputs", inputs), ("outputs", outputs)):
         lines += [f"{side} = [{', '.join(tensors)}]"] if tensors else []
     if len(found) > 1:

@@ -153,8 +153,6 @@ async def _submit(
             if error.code not in LATER:
                 return None
             await asyncio.sleep(SUBMIT_RETRY_S)
-            for artifact in package.artifacts:
-                artifact.content.seek(0)
         else:
             problems.mended(package.path)
             return begun

@@ -30,28 +30,24 @@ class Preparer:
                 continue
             tried = (self._on_node(node, environment) for node in nodes)
             results = await asyncio.gather(*tried, return_exceptions=True)
-            failed = {node: r for node, r in zip(nodes, results, strict=True) if isinstance(r, BaseException)}
-            for error in failed.values():
-                if not isinstance(error, UnderstudyError):
-                    raise error
+            failed: dict[str, str] = {}
+            for node, result in zip(nodes, results, strict=True):
+                if isinstance(result, UnderstudyError):
+                    failed[node] = result.message
+                elif isinstance(result, BaseException):
+                    raise result
             names = " and ".join(repr(v.name) for v in app.variants if v.environment_key == key)
-            told = [f"{node}: {_text(error)}" for node, error in failed.items()]
             if len(failed) == len(nodes):
                 raise UnderstudyError(
-                    Code.LOAD_FAILED, f"variant {names}: its packages can't be had on {_joined(told)}"
+                    Code.LOAD_FAILED, f"variant {names}: its packages can't be had on {_joined(failed)}"
                 )
-            warnings += [f"{names} can't run on {each}" for each in told]
+            warnings += [f"{names} can't run on {node}: {reason}" for node, reason in failed.items()]
         return warnings
 
 
-def _joined(told: list[str]) -> str:
+def _joined(failed: dict[str, str]) -> str:
     """The same reason once."""
     by_reason: dict[str, list[str]] = {}
-    for each in told:
-        node, _, reason = each.partition(": ")
+    for node, reason in failed.items():
         by_reason.setdefault(reason, []).append(node)
     return "; ".join(f"{', '.join(nodes)}: {reason}" for reason, nodes in by_reason.items())
-
-
-def _text(error: BaseException) -> str:
-    return error.message if isinstance(error, UnderstudyError) else str(error)

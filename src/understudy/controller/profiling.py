@@ -11,8 +11,8 @@ from understudy.wire.messages import Measure, Measured
 from understudy.wire.records import AppVersion
 
 OnNode = Callable[[str, Measure], Awaitable[Measured]]
+PAUSE_S = 2.0  # before a node that had trouble of its own is asked again
 # The node's trouble, not the variant's: another node may do.
-PAUSE_S = 2.0
 ELSEWHERE = frozenset(
     {Code.LINK_LOST, Code.UNAVAILABLE, Code.BUSY, Code.DRAINING, Code.ARTIFACT_CORRUPT, Code.INTERNAL}
 )

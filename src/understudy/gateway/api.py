@@ -9,7 +9,6 @@ import asyncio
 import re
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from understudy.adapters.crash_policy import CrashPolicy
@@ -26,9 +25,6 @@ from understudy.gateway.request_id import RequestIds
 from understudy.settings.gateway import GatewayTuning
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer
-
-if TYPE_CHECKING:
-    pass
 
 CONTENT_ENCODING = b"content-encoding"
 JSON_LENGTH = answers.JSON_LENGTH.lower()

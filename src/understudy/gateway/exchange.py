@@ -8,10 +8,11 @@ import msgspec
 
 from understudy.core.gateway.rotation import Request, Source
 from understudy.gateway import answers
-from understudy.gateway.static_answers import Static, as_http
+from understudy.gateway.static_answers import as_http
 from understudy.wire.errors import InvalidArgument, UnderstudyError
 from understudy.wire.frames import LARGE_BYTES, Buffer
 from understudy.wire.messages import Result
+from understudy.wire.statics import Static
 
 if TYPE_CHECKING:
     from understudy.gateway.http import HttpConnection

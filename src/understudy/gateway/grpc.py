@@ -26,7 +26,6 @@ from understudy.gateway.api import Api
 from understudy.gateway.auth import headers_of
 from understudy.gateway.grpc_health import HEALTH, HealthService, enable_reflection
 from understudy.gateway.grpc_methods import PlainMethods
-from understudy.gateway.static_answers import Static
 from understudy.gateway.tls import Certificate, ServerContext
 from understudy.invariants import InvariantBroken
 from understudy.settings.gateway import GatewayTuning
@@ -35,6 +34,7 @@ from understudy.wire.errors import Code, ConfigError, InvalidArgument, Understud
 from understudy.wire.frames import ENCODING_PROTOBUF, Buffer
 from understudy.wire.messages import Result
 from understudy.wire.protobuf import read_infer_head
+from understudy.wire.statics import Static
 
 # A client stops waiting at its deadline; answered a moment before it, it hears why, and the replica that
 # didn't answer in time is held to account.

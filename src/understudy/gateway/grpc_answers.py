@@ -14,12 +14,13 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
 
-from understudy.gateway.static_answers import Static, for_outputs
+from understudy.gateway.static_answers import for_outputs
 from understudy.wire import inference
 from understudy.wire.errors import InvalidArgument, UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.protobuf import length_delimited
 from understudy.wire.records import AppVersion
+from understudy.wire.statics import Static
 from understudy.wire.statuses import STATUSES
 
 Metadata = tuple[tuple[str, str], ...]

@@ -17,9 +17,7 @@ from understudy.wire.documents import shown
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.frames import Buffer
 from understudy.wire.records import AppVersion
-from understudy.wire.statics import StaticTensor
-
-Static = tuple[StaticTensor, ...]
+from understudy.wire.statics import Static, StaticTensor
 
 
 class _Output(msgspec.Struct):

@@ -22,7 +22,7 @@ from understudy.settings.runtimes import check_runtime
 from understudy.wire.documents import check_document
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import Criticality, Finite, fallback_mistake
-from understudy.wire.statics import check_static, read_static
+from understudy.wire.statics import FIELDS, check_static, read_static
 
 PathText = Annotated[str, Meta(min_length=1, max_length=4096)]
 
@@ -31,7 +31,7 @@ class VariantManifest(Settings, frozen=True):
     name: Name
     runtime: Name  # onnx or python
     # A file, or a directory with a model.onnx or model.py; relative to the manifest.
-    artifact: Annotated[str, Meta(min_length=1, max_length=4096)]
+    artifact: PathText
     accuracy: Fraction
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     memory_limit_mb: Positive | None = None
@@ -174,6 +174,6 @@ def _check_probe(probe: dict[str, Any]) -> None:
     if not isinstance(inputs, list) or not inputs:
         raise InvalidArgument("probe.inputs: a list with at least one tensor is needed")
     for index, tensor in enumerate(inputs):
-        missing = {"name", "datatype", "shape", "data"} - set(tensor if isinstance(tensor, dict) else ())
+        missing = set(FIELDS) - set(tensor if isinstance(tensor, dict) else ())
         if missing:
             raise InvalidArgument(f"probe.inputs[{index}]: a tensor needs {', '.join(sorted(missing))}")

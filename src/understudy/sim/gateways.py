@@ -27,7 +27,7 @@ from understudy.wire.messages import (
     encode_message,
 )
 from understudy.wire.records import NodeInfo, RouteTable
-from understudy.wire.statics import StaticTensor
+from understudy.wire.statics import Static
 
 if TYPE_CHECKING:
     from understudy.sim.world import World
@@ -60,7 +60,7 @@ class ClientRequest(Request):
     def failed(self, error: UnderstudyError) -> None:
         self._end(str(error.code))
 
-    def answered_static(self, static: tuple[StaticTensor, ...]) -> None:
+    def answered_static(self, static: Static) -> None:
         self._end("static")
 
     def _end(self, outcome: str) -> None:

@@ -46,7 +46,10 @@ class StaticTensor(NamedTuple):
     raw: bytes
 
 
-def read_static(static: Any, *, strict: bool = False) -> tuple[StaticTensor, ...]:
+Static = tuple[StaticTensor, ...]  # all outputs
+
+
+def read_static(static: Any, *, strict: bool = False) -> Static:
     """The outputs of a static answer. Raises `InvalidArgument` naming what can't be sent.
 
     `strict`: unknown fields are refused too, and there has to be an output.

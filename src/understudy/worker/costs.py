@@ -42,11 +42,14 @@ class Appetite(NamedTuple):
 
     def of(self, arrays: Iterable[Array], body_bytes: int, *, in_json: bool) -> int:
         """Bytes for one request from now until its answer is sent."""
-        given = 0
-        for array in arrays:
-            given += array.nbytes * POINTER_FACTOR if array.dtype.hasobject else array.nbytes
+        given = sum(map(array_bytes, arrays))
         answer = JSON_FACTOR if in_json else BINARY_FACTOR
         return int(body_bytes + given * (self.per_byte + self.output_per_byte * answer))
+
+
+def array_bytes(array: Array) -> int:
+    """What it holds; of texts only the pointers are counted by NumPy."""
+    return array.nbytes * POINTER_FACTOR if array.dtype.hasobject else array.nbytes
 
 
 def json_bytes_decoded(json: Buffer) -> int:

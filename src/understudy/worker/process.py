@@ -84,7 +84,7 @@ class _Process:
         loop.set_default_executor(ThreadPoolExecutor(max_workers=1, thread_name_prefix="memory"))
         args = self._args
         async with asyncio.TaskGroup() as tasks:
-            worker = Worker(args.worker, args.settings, tasks, self._model_thread)
+            worker = Worker(args.settings, tasks, self._model_thread)
             worker.progress = ProgressWriter(progress_path(args.socket))
             self._model_thread.on_signal(partial(worker.drain, DRAIN_TIMEOUT_S))
             output = tasks.create_task(keep_small(args.settings.output_bytes_max))

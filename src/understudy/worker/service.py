@@ -63,9 +63,7 @@ log = structlog.get_logger()
 class Worker:
     """Dispatches frames. `stopped` is set when the process should end; `tasks` outlives every load."""
 
-    def __init__(
-        self, name: str, settings: WorkerTuning, tasks: asyncio.TaskGroup, thread: ModelThread
-    ) -> None:
+    def __init__(self, settings: WorkerTuning, tasks: asyncio.TaskGroup, thread: ModelThread) -> None:
         self.tcp_address = ""
         self.stopped = asyncio.Event()
         self.links: set[FrameLink] = set()
@@ -73,7 +71,6 @@ class Worker:
         self.progress = ProgressWriter()
         self.model: Model | None = None
         self._thread = thread
-        self._name = name
         self._settings = settings
         self._tasks = tasks
         self._loop = asyncio.get_running_loop()

@@ -26,7 +26,7 @@ from understudy.core.agent.outbox import Outbox
 from understudy.core.agent.place import Place
 from understudy.core.agent.pools import Pools
 from understudy.core.agent.replicas import Replica
-from understudy.core.agent.restarts import CrashHistory
+from understudy.core.agent.restarts import CrashHistory, Key
 from understudy.core.agent.roster import Roster
 from understudy.core.agent.unbatched import Unbatched
 from understudy.core.agent.watch import Watch
@@ -216,13 +216,13 @@ class AgentMachine:
 
     def _reconcile(self) -> None:
         quarantined = self._orders.quarantined(self._now)
-        self._match()
+        self._match(quarantined)
         self._measures.begin(self._roster.new_id)
         for replica in tuple(self._roster):
             if replica.state == "backoff" and replica.retry_at_s <= self._now:
                 self._loading.start(replica, quarantined, self._now)
         if any(r.refused_for_memory for r in self._roster):
-            self._match()  # nothing holds the memory that they wait for
+            self._match(quarantined)  # nothing holds the memory that they wait for
         for replica in self._roster:
             if replica.state == "starting":
                 self._loading.load(replica, self._unbatched, self._now)
@@ -244,10 +244,10 @@ class AgentMachine:
             self._zygotes = needed
             self._out.add(ev.KeepZygotes(needed))
 
-    def _match(self) -> None:
+    def _match(self, quarantined: frozenset[Key]) -> None:
         target = self._orders.target
         if target is not None:
-            self._roster.lift(self._orders.quarantined(self._now), self._now)
+            self._roster.lift(quarantined, self._now)
             self._roster.match(self._orders.wanted(target), self._now)
 
     def _reconcile_stop(self) -> None:

@@ -15,9 +15,10 @@ def lacking(nodes: Iterable[Node], apps: Collection[AppVersion], planned: PlanFa
     versions = set(planned.apps)
     known = _keys(app for app in apps if (app.app, app.version) in versions)
     were = {name for name, *_ in planned.nodes}
+    keys = _keys(apps)
     found = []
     for node in nodes:
-        for key in _keys(apps):
+        for key in keys:
             if node.observed is not None:
                 lacks = node.observed.environments.get(key) != ""
             elif node.info.name in were and key in known:

@@ -17,7 +17,7 @@ from understudy.core.controller.nodes import Nodes
 from understudy.core.controller.quarantine import Quarantine
 from understudy.core.controller.targets import TargetFacts, make_targets
 from understudy.wire.messages import Target
-from understudy.wire.records import AppVersion, Plan, RouteTable
+from understudy.wire.records import AppVersion, Plan, Removal, RouteTable
 
 REVISIONS_PER_EPOCH = 1_000_000
 
@@ -59,9 +59,10 @@ class Publications:
     ) -> list[ev.Effect]:
         """Whatever is news to somebody. All of it has the same, next revision."""
         revision = self.revision + 1
-        effects = self._publish_table(published, plan or Plan(0), revision, reason)
+        previous, removed = self._catalog.previous(published), self._catalog.removals
+        effects = self._publish_table(published, previous, removed, plan or Plan(0), revision, reason)
         if plan is not None:
-            effects += self._publish_targets(published, plan, stable, revision, reason)
+            effects += self._publish_targets(published, previous, removed, plan, stable, revision, reason)
         return effects
 
     def welcome(self, gateway: str) -> ev.Effect | None:
@@ -74,7 +75,13 @@ class Publications:
         return ev.SendRoutes(self.table, gateway, f"gateway {gateway} connected")
 
     def _publish_table(
-        self, published: Mapping[str, AppVersion], plan: Plan, revision: int, reason: str
+        self,
+        published: Mapping[str, AppVersion],
+        previous: Mapping[str, AppVersion],
+        removed: tuple[Removal, ...],
+        plan: Plan,
+        revision: int,
+        reason: str,
     ) -> list[ev.Effect]:
         infos = (node.info for node in self._nodes.by_name.values())
         versions = {(app.app, app.version) for app in published.values()}
@@ -86,8 +93,8 @@ class Publications:
             placements=tuple(p for p in plan.placements if (p.app, p.version) in versions),
             quarantined=tuple(sorted(self._quarantine.keys)),
             cluster=self._cluster,
-            previous=tuple(self._catalog.previous(published).values()),
-            removed=self._catalog.removals,
+            previous=tuple(previous.values()),
+            removed=removed,
             plan_revision=plan.revision,
         )
         if table == self.table:
@@ -99,6 +106,8 @@ class Publications:
     def _publish_targets(
         self,
         published: Mapping[str, AppVersion],
+        previous: Mapping[str, AppVersion],
+        removed: tuple[Removal, ...],
         plan: Plan,
         stable: frozenset[str],
         revision: int,
@@ -112,9 +121,8 @@ class Publications:
             stable=stable,
             quarantined=self._quarantine.keys,
             asked=self._quarantine.asked,
-            previous=self._catalog.previous(published),
+            previous=previous,
         )
-        removed = self._catalog.removals
         effects: list[ev.Effect] = []
         for node, target in make_targets(facts).items():
             target.removed = removed

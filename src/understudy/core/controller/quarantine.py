@@ -174,7 +174,7 @@ class Quarantine:
             case.asked = ""
         alone = bool(reported) and not candidates and not self._awaited(case, facts)
         if len(case.witnesses) >= WITNESSES_MIN or alone:
-            return [self._convict(case, facts, now)]
+            return [self._convict(case, now)]
         if not reported:
             case.well_since_s = min(case.well_since_s, now)
             if now - case.well_since_s >= self.tuning.trial_s:
@@ -187,7 +187,7 @@ class Quarantine:
             return [Change("variant.doubted", message, case.key)]
         return []
 
-    def _convict(self, case: Case, facts: Facts, now: float) -> Change:
+    def _convict(self, case: Case, now: float) -> Change:
         nodes = _names(case.witnesses)
         alone = "" if len(case.witnesses) >= WITNESSES_MIN else "; no other node could be asked"
         case.why = f"crashed again and again on {nodes}, otherwise well{alone}"

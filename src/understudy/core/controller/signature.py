@@ -36,7 +36,7 @@ def _merged(
     theirs = tuple(spec for spec in theirs if spec.name in names_of_all or not spec.optional)
     by_name = {spec.name: spec for spec in theirs}
     if {spec.name for spec in ours} != set(by_name):
-        raise _differ(side, names, _listed(ours), _listed(theirs))
+        raise _differ(side, names, listed(ours), listed(theirs))
     return tuple(_merged_tensor(side, spec, by_name[spec.name], names) for spec in ours)
 
 
@@ -46,7 +46,7 @@ def _merged_tensor(side: str, one: TensorSpec, other: TensorSpec, names: tuple[s
         return msgspec.structs.replace(one, optional=one.optional and other.optional)
     shape = [_merged_length(side, a, b) for a, b in zip(one.shape, other.shape, strict=False)]
     if one.datatype != other.datatype or len(one.shape) != len(other.shape) or None in shape:
-        raise _differ(side, names, _listed((one,)), _listed((other,)))
+        raise _differ(side, names, listed((one,)), listed((other,)))
     if one.labels and other.labels and one.labels != other.labels:
         raise _differ(side, names, f"{one.name} of {one.labels}", f"{other.name} of {other.labels}")
     return TensorSpec(
@@ -70,7 +70,8 @@ def _merged_length(side: str, one: int, other: int) -> int | None:
     return max(one, other) if side == "inputs" else -1
 
 
-def _listed(specs: tuple[TensorSpec, ...]) -> str:
+def listed(specs: tuple[TensorSpec, ...]) -> str:
+    """`specs` as sentences show them."""
     return ", ".join(map(_shown, specs)) or "none"
 
 

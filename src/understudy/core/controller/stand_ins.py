@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from understudy.core.controller.signature import listed
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import AppVersion, TensorSpec
 
@@ -51,10 +52,10 @@ def mismatch(app: AppVersion, other: AppVersion) -> str:
     for side, ours, theirs in (("inputs", app.inputs, other.inputs), ("outputs", app.outputs, other.outputs)):
         by_name = {spec.name: spec for spec in theirs}
         if set(by_name) != {spec.name for spec in ours}:
-            return f"its {side} are {_listed(theirs)}, not {_listed(ours)}"
+            return f"its {side} are {listed(theirs)}, not {listed(ours)}"
         for spec in ours:
             if not _suits(side, spec, by_name[spec.name]):
-                return f"its {side[:-1]} is {_listed((by_name[spec.name],))}, not {_listed((spec,))}"
+                return f"its {side[:-1]} is {listed((by_name[spec.name],))}, not {listed((spec,))}"
     return ""
 
 
@@ -67,12 +68,3 @@ def _suits(side: str, ours: TensorSpec, theirs: TensorSpec) -> bool:
     open_too = side == "outputs"
     lengths = zip(ours.shape, theirs.shape, strict=True)
     return all(b in (-1, a) or (open_too and a == -1) for a, b in lengths)
-
-
-def _listed(specs: tuple[TensorSpec, ...]) -> str:
-    return ", ".join(map(_shown, specs)) or "none"
-
-
-def _shown(spec: TensorSpec) -> str:
-    optional = " (optional)" if spec.optional else ""
-    return f"{spec.name} {spec.datatype}[{','.join(map(str, spec.shape))}]{optional}"

@@ -174,7 +174,6 @@ class Dispatcher:
         if request.done:
             return
         request.flights.remove(flight)
-        request.last_error = error
         if code is not Code.BUSY:
             request.tried += (replica.id,)
         if request.flights and code is not Code.INVALID_ARGUMENT:

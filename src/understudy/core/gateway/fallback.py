@@ -20,11 +20,12 @@ from typing import Protocol
 from understudy.core.gateway.flights import Flights
 from understudy.core.gateway.last_good import LastGood
 from understudy.core.gateway.rotation import App, Request, Source
-from understudy.core.gateway.statics import Static, Statics
+from understudy.core.gateway.statics import Statics
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.messages import Result
 from understudy.wire.records import OTHER_APP
+from understudy.wire.statics import Static
 
 RESERVE_FRACTION = 0.1  # of a request's time: for the links that need none
 RESERVE_TICKS = 3  # at least

@@ -26,7 +26,7 @@ from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.messages import Ping, ReplicaState, Result, encode_message
 from understudy.wire.records import AppVersion, Contingency
-from understudy.wire.statics import StaticTensor
+from understudy.wire.statics import Static
 
 OLD_VERSION_PENALTY = 1000  # any variant of the current version comes before any of another one
 RAMP_SHARE_MIN = 0.1  # of a full share, for a replica that was (re-)admitted just now (Envoy's slow start)
@@ -442,7 +442,7 @@ class Request:
 
     __slots__ = (
         "app", "arrived", "attempts", "body", "client", "deadline", "done", "faults", "flights", "hedged",
-        "isolated", "json_bytes", "kills", "last_error", "tried",
+        "isolated", "json_bytes", "kills", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -469,7 +469,6 @@ class Request:
         self.hedged = False
         self.isolated = False
         self.done = False
-        self.last_error: UnderstudyError | None = None
 
     @property
     def id(self) -> str:
@@ -495,5 +494,5 @@ class Request:
     def failed(self, error: UnderstudyError) -> None:
         raise NotImplementedError
 
-    def answered_static(self, static: tuple[StaticTensor, ...]) -> None:
+    def answered_static(self, static: Static) -> None:
         raise NotImplementedError

@@ -6,9 +6,7 @@ import msgspec
 
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import AppVersion, RouteTable
-from understudy.wire.statics import StaticTensor, read_static
-
-Static = tuple[StaticTensor, ...]
+from understudy.wire.statics import Static, read_static
 
 
 class Statics:

@@ -9,6 +9,7 @@ import numpy as np
 
 from understudy.core.worker.graph import Graph, Node, Tensor
 from understudy.core.worker.lengths import VALUES_MAX
+from understudy.worker.runtimes.onnx import model_file
 
 
 def read_graph(artifact: str) -> Graph | None:
@@ -18,7 +19,7 @@ def read_graph(artifact: str) -> Graph | None:
         from onnx import inliner
     except ImportError:
         return None
-    model = onnx.load(_model_file(artifact), load_external_data=False)
+    model = onnx.load(str(model_file(Path(artifact))), load_external_data=False)
     if model.functions:
         model = inliner.inline_local_functions(model)
     graph = model.graph
@@ -75,13 +76,3 @@ def _constant(tensor: Any) -> Tensor:
         return Tensor(shape, None, tuple(int(value) for value in values.ravel().tolist()))
     first = values.ravel()[:1].tolist()
     return Tensor(shape, keeps_first=len(shape) == 1 and first == [1.0])
-
-
-def _model_file(path: str) -> str:
-    """The model of an artifact: the file itself, or the one in a directory."""
-    artifact = Path(path)
-    if not artifact.is_dir():
-        return path
-    found = sorted(artifact.glob("*.onnx"))
-    named = artifact / "model.onnx"
-    return str(named if named.is_file() or not found else found[0])

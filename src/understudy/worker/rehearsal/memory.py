@@ -11,7 +11,7 @@ import numpy as np
 from understudy.adapters.memory import peak_mb, reset_peak
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
-from understudy.worker.costs import POINTER_FACTOR, Appetite
+from understudy.worker.costs import Appetite, array_bytes
 
 Tensors = dict[str, Array]
 TARGET_BYTES = 4 * 1024 * 1024  # of inputs; large beside what else a process does meanwhile
@@ -53,7 +53,7 @@ def appetite(
 
 
 def _growing(probe: Tensors) -> Iterator[Tensors]:
-    row_bytes = sum(_bytes(array) / len(array) for array in probe.values())
+    row_bytes = sum(array_bytes(array) / len(array) for array in probe.values())
     rows_max = int(min(ROWS_MAX, max(1, TARGET_BYTES // row_bytes)))
     rows = max(map(len, probe.values()))
     while True:
@@ -72,8 +72,8 @@ def _measured(predict: Callable[[Tensors], Tensors], tensors: Tensors) -> _Run:
     outputs = predict(tensors)
     took_s = perf_counter() - started_s
     return _Run(
-        sum(_bytes(array) for array in tensors.values()),
-        sum(_bytes(array) for array in outputs.values() if isinstance(array, np.ndarray)),
+        sum(array_bytes(array) for array in tensors.values()),
+        sum(array_bytes(array) for array in outputs.values() if isinstance(array, np.ndarray)),
         peak_mb() - before_mb,
         took_s,
     )
@@ -91,7 +91,3 @@ def _judged(runs: list[_Run]) -> Appetite:
     if more_bytes and (more_bytes >= TOLD_BYTES or more_mb >= TOLD_MB):
         per_byte = max(per_byte, MARGIN * more_mb * 2**20 / more_bytes)
     return Appetite(per_byte, MARGIN * last.output_bytes / last.input_bytes)
-
-
-def _bytes(array: Array) -> int:
-    return array.nbytes * POINTER_FACTOR if array.dtype.hasobject else array.nbytes

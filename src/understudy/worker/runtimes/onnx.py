@@ -75,7 +75,7 @@ class OnnxRuntime:
         settings.log_severity_level = (
             4  # errors are raised as well, and a client could fill the log with them
         )
-        session = ort.InferenceSession(_model_file(Path(path)), settings, providers=providers)
+        session = ort.InferenceSession(model_file(Path(path)), settings, providers=providers)
         # A provider that can't start is dropped by ONNX Runtime without an exception.
         if _CPU not in providers and not set(providers) & set(session.get_providers()):
             raise load_failed(f"{providers[0]} could not start; list {_CPU} too to fall back to it")
@@ -147,7 +147,8 @@ class OnnxRuntime:
         pass
 
 
-def _model_file(path: Path) -> Path:
+def model_file(path: Path) -> Path:
+    """The file itself, or the model in a directory. Raises LOAD_FAILED without one, or with several."""
     if not path.is_dir():
         return path
     entry = RUNTIMES["onnx"].entry_in(file.name for file in path.iterdir())
