@@ -16,13 +16,15 @@ SLOW_LEVELS := $(wildcard tests/integration tests/e2e)
 PERF_ANALYZER := build/perf_analyzer/bin/perf_analyzer
 # For one example. An interpreter of its own: workers of everything else don't need it.
 PYTORCH := build/pytorch/bin/python
+# Debian 12's own, and the newest one found.
+PYTHONS ?= /usr/bin/python3 python3.13
 COUNT ?= 1000000
 SEEDS ?= 1000
 CASES ?= 10000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow fuzz compare-onnx sim sim-planted longwork check perf-analyzer pytorch docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-demo clean
+.PHONY: help setup demo test test-fast test-slow test-pythons wheels-arm64 fuzz compare-onnx sim sim-planted longwork check perf-analyzer pytorch docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -40,6 +42,12 @@ test-fast: $(VENV)/.stamp-dev  ## run the tests that need no cluster
 
 test-slow: $(VENV)/.stamp-dev $(PERF_ANALYZER)  ## run the tests that start and break real processes
 	$(PYTEST) $(SLOW_LEVELS)
+
+test-pythons: $(VENV)/.stamp-dev  ## try other Pythons that are installed here: unit tests, and a cluster that answers
+	sh tests/pythons.sh $(PYTHONS)
+
+wheels-arm64:  ## ask whether everything that is pinned has wheels for arm64
+	sh tests/wheels_arm64.sh
 
 fuzz: $(VENV)/.stamp-dev  ## feed COUNT generated inputs (default: a million) to each decoder of bytes from outside
 	$(BIN)/python tests/fuzz/run.py --count $(COUNT)

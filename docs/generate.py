@@ -26,6 +26,7 @@ from benchmarks.recovery import page as recovery
 from understudy import registry
 from understudy.cli.exits import exit_of
 from understudy.core import lifecycle
+from understudy.core.gateway import lifecycles
 from understudy.gateway import answers, grpc_answers, openapi
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayTuning
@@ -471,6 +472,7 @@ def lifecycles_page() -> str:
 
 LIFECYCLES = {
     "A replica, as its agent sees it": lifecycle.REPLICA,
+    "A replica, as a gateway sees it between two reports of its agent": lifecycles.SEEN,
     "A node, as the controller sees it": lifecycle.NODE,
     "A worker process": service.WORKER,
 }

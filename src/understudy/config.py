@@ -28,6 +28,8 @@ from understudy.settings.security import AuthSettings
 from understudy.wire.errors import ConfigError, InvalidArgument
 
 T = TypeVar("T")
+UNIX_PATH_BYTES_MAX = 107  # unix(7)
+SOCKET_NAME_BYTES = len("/w--0123456789abcdef-100000.sock")  # the longest, without the name of the role
 MESSAGE_CHARS_MAX = 1000  # a mistake may quote what it is about, however long that is
 
 
@@ -51,12 +53,17 @@ def load_cluster(path: Path) -> ClusterConfig:
         raise ConfigError(f"{path}: plan.survive: {mistake}")
     folder = path.resolve().parent
     data_dir = folder / config.data_dir
+    roles = [item.name for field in ("nodes", "gateways", "controllers") for item in getattr(config, field)]
     artifacts_dir = folder / config.artifacts_dir if config.artifacts_dir else data_dir / "artifacts"
     return msgspec.structs.replace(
         config,
         data_dir=str(data_dir),
         artifacts_dir=str(artifacts_dir),
-        run_dir=str(folder / config.run_dir) if config.run_dir else _default_run_dir(data_dir),
+        run_dir=(
+            str(folder / config.run_dir)
+            if config.run_dir
+            else _default_run_dir(data_dir, max(len(os.fsencode(name)) for name in roles))
+        ),
         apps=tuple(str(folder / app) for app in config.apps),
         gateways=tuple(_with_tls_in(folder, gateway) for gateway in config.gateways),
         auth=_with_files_in(folder, config.auth),
@@ -112,11 +119,16 @@ def read_secret(reference: str, bytes_max: int = 4 * 1024 * 1024) -> bytes:
     return content
 
 
-def _default_run_dir(data_dir: Path) -> str:
-    # A Unix socket's path may have 107 bytes only, so it can't live under an arbitrary data directory.
+def _default_run_dir(data_dir: Path, name_bytes: int) -> str:
+    """Within the data directory; where a Unix socket's path there would be too long, under /tmp.
+
+    It follows from the data directory alone, so that roles meet whatever environment each is started from.
+    """
+    inside = data_dir / "run"
+    if len(os.fsencode(inside)) + SOCKET_NAME_BYTES + name_bytes <= UNIX_PATH_BYTES_MAX:
+        return str(inside)
     short = hashlib.sha256(str(data_dir).encode()).hexdigest()[:10]
-    root = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"
-    return f"{root}/understudy-{os.getuid()}-{short}"
+    return f"/tmp/understudy-{os.getuid()}-{short}"
 
 
 def load_manifest(path: Path) -> AppManifest:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 # Log entries and cluster events, `noun.verb_past`.
 EVENTS: dict[str, str] = {
+    # every process
+    "callback.failed": "Our own code raised: what it was about ended alone. Once a minute for each cause.",
+    "process.broken": "Our own code left what is shared in doubt; the process ends, and is started anew.",
     # gateway
     "gateway.started": "A gateway listens for clients.",
     "gateway.files_limited": "The limit on open files is too low for `connections_max`; fewer are let in.",
@@ -12,6 +15,8 @@ EVENTS: dict[str, str] = {
     "gateway.process_hung": "A serving process gave no sign of life and is killed.",
     "gateway.handed_over": "A successor accepts connections; this gateway drains.",
     "gateway.taken_over": "A gateway serves in the place of a former one of its name.",
+    "gateway.unclaimed": "A gateway can't claim its name on its disk; its port keeps a second one away.",
+    "gateway.unreachable": "A gateway has no control socket: one started under its name can't take over.",
     "table.restored": "A gateway started from the last good route table on its disk.",
     "table.discarded": "A gateway's stored route table was damaged and is ignored.",
     "table.received": "A gateway took a new route table.",
@@ -39,6 +44,8 @@ EVENTS: dict[str, str] = {
     "issuer_keys.reloaded": "The keys of the token issuer were read anew.",
     "issuer_keys.reload_failed": "The keys of the token issuer can't be had; the former ones stay in force.",
     "secret.exposed": "Every user of the machine can read a file that holds secrets.",
+    # every role
+    "socket.restored": "A socket was removed under a process that listens there; the message says how it is.",
     # worker
     "worker.started": "A blank worker listens.",
     "worker.stopped": "A worker has drained and ends.",
@@ -79,6 +86,8 @@ EVENTS: dict[str, str] = {
     "quarantine.lifted": "A quarantined variant may run again.",
     "node.troubled": "A node can't do what it should for a reason of its own; no variant is blamed for it.",
     "node.recovered": "A node has no trouble of its own any more.",
+    "environment.built": "The packages of a variant are ready on a node, or an interpreter was found fit.",
+    "environment.failed": "A node can't have an environment that variants need; it tries again.",
     "artifact.corrupted": "A staged file didn't match its digest; it was deleted and is fetched again.",
     "artifact.refused": "An artifact could not be had from the store, or is damaged there.",
     "activation.accepted": "A node carries out a contingency.",

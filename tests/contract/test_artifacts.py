@@ -166,7 +166,12 @@ def test_what_a_former_life_left_half_written_is_swept_away(store: DirectoryStor
     assert files(tmp_path / "local") == []
 
 
-def test_unpacking_starts_afresh_and_stays_inside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("filters", [True, False])
+def test_unpacking_starts_afresh_and_stays_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filters: bool
+) -> None:
+    if not filters:
+        monkeypatch.delattr("tarfile.data_filter", raising=False)
     archive, folder = tmp_path / "model.tar", tmp_path / "replica"
     (tmp_path / "model.py").write_text("x = 1")
     with tarfile.open(archive, "w") as tar:

@@ -15,7 +15,7 @@ import pytest
 from small_disks import fill, small_disk
 
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts, unpack
-from understudy.adapters.disks import DiskWatch, Room, is_place_trouble
+from understudy.adapters.disks import DiskRoom, DiskWatch, is_place_trouble
 from understudy.cli.processes import RoleProcess
 from understudy.controller.uploads import Uploads
 from understudy.settings.controller import ControllerTuning
@@ -44,7 +44,7 @@ def test_copies_that_nobody_wants_go_when_the_disk_is_short_the_longest_unused_f
         gone += [local.stage(ref, {wanted, ref.digest}) for ref in refs[3:]]
         assert gone[3:6] == [[], [refs[2].digest], [refs[1].digest]]
         assert {wanted, refs[7].digest} < set(local.digests())
-        assert not Room.of(disk).lacks_bytes(DiskSettings()), "some room is left"
+        assert not DiskRoom.of(disk).lacks_bytes(DiskSettings()), "some room is left"
 
 
 def test_a_disk_full_of_what_is_wanted_is_the_places_trouble_and_loses_nothing(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_disk_is_told_of_before_it_is_full_and_when_it_is_well_again(tmp_path:
 
 
 def test_much_room_is_enough_however_large_the_disk() -> None:
-    room = Room("/data", 10_000_000 * MIB, 3000 * MIB)
+    room = DiskRoom("/data", 10_000_000 * MIB, 3000 * MIB)
     assert not room.lacks_bytes(DiskSettings(free_mb=2048))
     assert room.lacks_bytes(DiskSettings(free_mb=4096)) == 1096 * MIB
 

@@ -161,3 +161,19 @@ def test_an_answer_that_can_not_be_sent_is_refused_alone(zygote: Zygote, tmp_pat
         assert refused.code is Code.TOO_LARGE
         assert "ask for binary data, or for less at once" in refused.message
         assert worker.client.answer(request(tensor("n", "INT64", [1], [2])))["outputs"][0]["data"] == [0, 0]
+
+
+def test_what_is_as_large_as_the_probe_is_answered_whatever_a_model_takes(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    save(
+        path,
+        [node("Identity", ["x"], ["y"])],
+        [value("x", TensorProto.FLOAT, ["n"])],
+        [value("y", TensorProto.FLOAT, ["n"])],
+    )
+    with worker_process(zygote) as worker:
+        worker.load(loading("onnx", path, request_memory_mb=64.0, memory_per_byte=50.0 * MB))
+        alive("FP32", worker)
+        assert worker.client.refusal(request(tensor("x", "FP32", [2], [1, 2]))).code is Code.TOO_LARGE

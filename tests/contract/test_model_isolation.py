@@ -287,9 +287,10 @@ def chained():
     return error
 
 RAISED = [
-    lambda: ValueError("caf\\udce9 \\ud800"), NoText, OddText, lambda: Own("mine"), Nameless, Classless,
-    lambda: asyncio.CancelledError("mine"), lambda: KeyboardInterrupt(), lambda: GeneratorExit("x"),
-    lambda: SystemExit(3), lambda: StopIteration(4), group, chained, lambda: ValueError("x" * 10_000_000),
+    lambda: ValueError("caf\\udce9 \\ud800\\0\\x1b[2J\\n!"), NoText, OddText, lambda: Own("mine"),
+    Nameless, Classless, lambda: asyncio.CancelledError("mine"), lambda: KeyboardInterrupt(),
+    lambda: GeneratorExit("x"), lambda: SystemExit(3), lambda: StopIteration(4), group, chained,
+    lambda: ValueError("x" * 10_000_000),
     lambda: ValueError(b"\\xff", object()), lambda: UnicodeDecodeError("utf-8", b"\\xff", 0, 1, "bad"),
 ]
 
@@ -329,7 +330,7 @@ def test_whatever_a_model_raises_is_answered_and_the_worker_lives(
         assert len(failure.message) < ERROR_CHARS_MAX + 100
         assert len(failure.traceback) <= TRACEBACK_CHARS_MAX
     said = [failure.message for failure in failures]
-    assert "ValueError: caf\\udce9 \\ud800 (model.py, line" in said[0]
+    assert "ValueError: caf\\udce9 \\ud800\\x00\\x1b[2J\n! (model.py, line" in said[0]
     assert "NoText: (its text can't be had: ValueError) (model.py, line" in said[1]
     assert "Own: mine (model.py" in said[3]
     assert "asyncio" not in said[6]

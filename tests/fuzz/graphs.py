@@ -22,7 +22,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from understudy.core.worker.graph import Proof, prove
+from understudy.core.worker.proof import Proof, prove
 from understudy.wire.records import TensorSpec
 from understudy.worker.batching.onnx_file import read_graph
 from understudy.worker.batching.tolerance import Tolerance

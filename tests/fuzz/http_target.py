@@ -185,6 +185,7 @@ class HttpTarget:
         peer.lose()
         assert not self.real.api.connections
         assert self.real.api.body_bytes_held == 0
+        assert not self.real.api.crashes.contained
         self.real.rest()
 
     def _check_whole(self, pieces: list[bytes], cut_peer: Peer) -> None:
@@ -216,7 +217,7 @@ class RealService:
     def rest(self) -> None:
         for link in self.world.links.values():
             link.sent.clear()
-        if self.world.app.watch:
+        if self.world.app.queues.watch:
             self.world.now += 1000.0
             self.world.gateway.dispatcher.tick(list(self.world.gateway.apps.values()), self.world.now, 1.0)
         assert self.world.gateway.dispatcher.inflight == 0

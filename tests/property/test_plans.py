@@ -29,6 +29,7 @@ from understudy.wire.records import (
     Contingency,
     Criticality,
     Device,
+    Environment,
     NodeInfo,
     Outcome,
     Placement,
@@ -44,6 +45,7 @@ slowly = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @st.composite
 def families(draw: st.DrawFn, name: str, variants_max: int) -> tuple[Variant, ...]:
     count = draw(st.integers(1, variants_max))
+    environments = [None, Environment(python="/e0"), Environment(python="/e1")]
     sizes_mb = sorted(draw(st.lists(st.integers(5, 60), min_size=count, max_size=count)), reverse=True)
     accuracies = sorted(
         draw(st.lists(st.sampled_from([0.7, 0.8, 0.9, 0.95]), min_size=count, max_size=count)), reverse=True
@@ -55,6 +57,7 @@ def families(draw: st.DrawFn, name: str, variants_max: int) -> tuple[Variant, ..
             ArtifactRef("0" * 64, 1_000_000, "file"),
             accuracy,
             profile=Profile(20.0, float(size_mb), draw(st.sampled_from([10.0, 60.0, 400.0])), 1.0),
+            environment=draw(st.sampled_from(environments)),
         )
         for i, (size_mb, accuracy) in enumerate(zip(sizes_mb, accuracies, strict=True))
     )
@@ -106,8 +109,11 @@ def clusters(
                 requests_per_s=draw(st.sampled_from(rates)),
             )
         )
+    keys = {v.environment_key for app in apps for v in app.variants} - {""}
+    pairs = [(node.name, key) for node in nodes for key in sorted(keys)]
+    lacking = frozenset(draw(st.sets(st.sampled_from(pairs))) if pairs else ())
     wishes = draw(st.just(PlanSettings().survive) if survive is None else survive)
-    return PlanInput(nodes, tuple(apps), settings=PlanSettings(survive=wishes))
+    return PlanInput(nodes, tuple(apps), settings=PlanSettings(survive=wishes), lacking=lacking)
 
 
 @slowly
@@ -116,7 +122,7 @@ def clusters(
 def test_every_plan_stands_up_to_its_replay(method: str, facts: PlanInput) -> None:
     facts = msgspec.structs.replace(facts, settings=msgspec.structs.replace(facts.settings, method=method))
     plan = make_plan(facts, 1, "test")
-    verdict = replay(plan, facts.apps, facts.nodes, facts.settings.survive)
+    verdict = replay(plan, facts.apps, facts.nodes, facts.settings.survive, facts.lacking)
     assert verdict.violations == ()
     assert verdict.outcomes == plan.outcomes
     cold = {(o.app, o.failure) for o in plan.outcomes if o.how == "cold" and "any" not in o.failure}
@@ -131,7 +137,7 @@ def test_the_heuristic_adds_up_the_same_prices(facts: PlanInput) -> None:
     facts = msgspec.structs.replace(facts, current=make_plan(facts, 1, "test"))
     for current in (None, facts.current):
         problem = problem_of(msgspec.structs.replace(facts, current=current))
-        if problem.bins:
+        if problem.bins and problem.apps:
             draft = draft_plan(problem, choices_of(problem), current)
             assert abs(draft.loss - (objective.ideal(problem) - score(problem, draft.plan))) < 1e-6
             assert draft.loss >= draft.bound.loss - 1e-6
@@ -153,7 +159,7 @@ def test_with_room_a_lost_node_moves_only_what_was_on_it(facts: PlanInput, data:
     plan = make_plan(facts, 1, "test")
     lost = data.draw(st.sampled_from(facts.nodes))
     left = tuple(node for node in facts.nodes if node != lost)
-    after = make_plan(PlanInput(left, facts.apps, plan), 2, "node lost")
+    after = make_plan(msgspec.structs.replace(facts, nodes=left, current=plan), 2, "node lost")
     had = {objective.place(p) for p in plan.placements}
     have = {objective.place(p) for p in after.placements}
     hit = {p.app for p in plan.placements if p.node == lost.name}
@@ -188,7 +194,7 @@ def test_no_plan_is_better(facts: PlanInput) -> None:
 
 def all_plans(problem: Problem) -> Iterator[Plan]:
     """Every sensible placement, each with the best contingencies for it."""
-    for choice in itertools.product(*(list(all_placements(app, problem.bins)) for app in problem.apps)):
+    for choice in itertools.product(*(list(all_placements(app, problem)) for app in problem.apps)):
         placements = tuple(itertools.chain.from_iterable(choice))
         plan = Plan(revision=1, placements=placements)
         if all(min(left) >= 0 for left in room(problem, plan).values()):
@@ -196,13 +202,18 @@ def all_plans(problem: Problem) -> Iterator[Plan]:
             yield msgspec.structs.replace(plan, contingencies=tuple(itertools.chain.from_iterable(found)))
 
 
-def all_placements(app: AppVersion, bins: tuple[Bin, ...]) -> Iterator[tuple[Placement, ...]]:
+def all_placements(app: AppVersion, problem: Problem) -> Iterator[tuple[Placement, ...]]:
     yield ()
-    for variant, at in itertools.product(app.variants, bins):
+    places = [
+        (variant, at)
+        for variant, at in itertools.product(app.variants, problem.bins)
+        if (at.node, variant.environment_key) not in problem.lacking
+    ]
+    for variant, at in places:
         primary = Placement(app.app, app.version, variant.name, at.node, Role.PRIMARY, at.device)
         yield (primary,)
         if app.criticality is Criticality.CRITICAL:
-            for standby, other in itertools.product(app.variants, bins):
+            for standby, other in places:
                 if other.node != at.node:
                     placed = Placement(
                         app.app, app.version, standby.name, other.node, Role.STANDBY, other.device
@@ -261,6 +272,8 @@ def all_answers(
             continue
         for first, variant in itertools.product(app.variants, app.variants):
             gain_ms = load_ms(variant) - load_ms(first)
+            if any((at.node, v.environment_key) in problem.lacking for v in (first, variant)):
+                continue
             if first == variant or gain_ms > objective.PROGRESSIVE_GAIN_MS:
                 yield app, first, variant, at
 

@@ -18,17 +18,10 @@ LARGE: dict[str, str] = {
     "understudy.cli.supervisor.Cluster": "",
     "understudy.core.agent.machine.AgentMachine": "",
     "understudy.core.controller.machine.ControllerMachine": "",
-    "understudy.core.gateway.dispatch.Dispatcher": "",
-    "understudy.core.gateway.machine.Gateway": "",
-    "understudy.core.gateway.rotation.App": "",
-    "understudy.core.gateway.rotation.Replica": "",
-    "understudy.core.planning.contingencies._Answering": "",
-    "understudy.core.planning.heuristic._Packing": "",
-    "understudy.gateway.api.Api": "",
-    "understudy.gateway.grpc.GrpcServer": "",
-    "understudy.gateway.http.HttpConnection": "",
-    "understudy.gateway.process.GatewayProcess": "",
-    "understudy.sim.faults.Strike": "",
+    "understudy.core.gateway.machine.Gateway": "what each event changes in the facts of routing",
+    "understudy.core.planning.heuristic._Packing": "sums over bins that every step of packing changes",
+    "understudy.gateway.http.HttpConnection": "one state, shared by all callbacks of one parser",
+    "understudy.gateway.process.GatewayProcess": "links, timers and effects around one machine",
 }
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "base", "common", "misc"}
 UNFINISHED = re.compile(r"\b(" + "|".join(["FIX" + "ME", "TO" + "DO", "X" + "XX"]) + r")\b")

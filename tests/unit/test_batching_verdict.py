@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from understudy.core.worker.graph import Graph, Node, Proof, Tensor, prove
+from understudy.core.worker.graph import Graph, Node, Tensor
+from understudy.core.worker.proof import Proof, prove
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
 from understudy.worker.batching.rehearsal import Outcome, Rehearsal, Rehearsed
@@ -108,6 +109,16 @@ def test_an_operator_that_works_across_rows_is_named(name: str) -> None:
     assert not found.proven
     assert found.crosses
     assert "output 'y': " in found.reason
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize(("layout", "proven"), [(0, False), (1, True)])
+def test_recurrent_layers_say_whether_rows_are_steps_of_time(op: str, layout: int, proven: bool) -> None:
+    weights = {"w": Tensor((1, 32, 6)), "r": Tensor((1, 32, 8)), "one": whole(1)}
+    layer = [node(op, "x", "w", "r", to="all", hidden_size=8, layout=layout), node("Flatten", "all")]
+    found = proof(*layer, inner=(-1, 6), **weights)
+    assert found.proven == proven, found.reason
+    assert proven or (found.crosses and "takes the rows for steps of time" in found.reason)
 
 
 @pytest.mark.parametrize("name", UNKNOWN)

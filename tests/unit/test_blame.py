@@ -79,7 +79,7 @@ def test_bad_input_ends_the_request_at_once_and_is_held_against_nobody():
         assert request.outcome is Code.INVALID_ARGUMENT
     assert not open_breakers(world)
     assert not world.links["r2"].infers(), "nobody else is asked"
-    assert (world.app.stats.failed, world.app.stats.rejected) == (0, 20)
+    assert (world.app.traffic.stats.failed, world.app.traffic.stats.rejected) == (0, 20)
 
 
 def test_bad_input_ends_it_although_a_copy_is_still_under_way():

@@ -53,6 +53,22 @@ def test_a_model_alone_is_deployed_and_its_manifest_shown(api: Api, folder: Path
     assert api.deployed[0] == api.deployed[1], "so the controller finds it unchanged"
 
 
+@pytest.mark.parametrize("name", ["M.ONNX", "m.Onnx"])
+def test_a_suffix_may_be_in_capitals(api: Api, folder: Path, name: str) -> None:
+    (folder / name).write_bytes(ONNX)
+    assert run(api, "deploy", name).exit_code == Exit.OK
+    assert api.deployed[0]["variants"][0]["runtime"] == "onnx"
+
+
+def test_a_directory_holds_one_model_of_any_name_and_its_data(api: Api, folder: Path) -> None:
+    (folder / "net").mkdir()
+    (folder / "net/resnet.onnx").write_bytes(ONNX)
+    (folder / "net/weights.bin").write_bytes(b"w")
+    done = run(api, "deploy", "net")
+    assert done.exit_code == Exit.OK, done.stderr
+    assert api.deployed[0]["name"] == "net"
+
+
 def test_the_manifest_can_be_kept_anywhere_but_over_another_file(api: Api, folder: Path) -> None:
     (folder / "m.onnx").write_bytes(ONNX)
     (folder / "kept").mkdir()

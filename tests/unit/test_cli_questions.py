@@ -17,11 +17,9 @@ from understudy.cli import audit, questions
 from understudy.cli.app import app
 from understudy.cli.exits import Exit
 from understudy.core.questions.records import (
-    Answer,
     Answered,
     AnyLoss,
     Audit,
-    Change,
     Explanation,
     Figures,
     Fill,
@@ -30,7 +28,9 @@ from understudy.core.questions.records import (
     Loss,
     NewNode,
     NextPlan,
+    PlanChange,
     Question,
+    QuestionAnswered,
     Reason,
     Together,
 )
@@ -57,7 +57,7 @@ ANY_LOSS = AnyLoss(
 )
 BEFORE = Figures(2, 5, 1, 9.5, 0.95, 5, 4, (Kept("node", 3, 1, 0),), 0.12)
 AFTER = Figures(3, 5, 1, 9.9, 0.99, 5, 5, (Kept("node", 5, 1, 1), Kept("site/1", 5, 1, 1)), 0.2)
-CHANGE = Change(("new-1",), (), BEFORE, AFTER, 1, ("wine/small on new-1",), ("app 'wine' is alone",), ())
+CHANGE = PlanChange(("new-1",), (), BEFORE, AFTER, 1, ("wine/small on new-1",), ("app 'wine' is alone",), ())
 WHY = Explanation("digits", 3, (Reason("place", ("It runs as 'cnn'.",)), Reason("warm", ("It is warm.",))))
 FOUND = Audit(
     7,
@@ -87,7 +87,7 @@ def api() -> Iterator[Api]:
         yield api
 
 
-def document(answer: Answer | Audit) -> Any:
+def document(answer: QuestionAnswered | Audit) -> Any:
     return msgspec.json.decode(msgspec.json.encode(answer))
 
 
@@ -96,7 +96,7 @@ def run(api: Api, *args: str) -> Any:
 
 
 def test_a_loss_is_shown_with_who_answers_and_how_full_nodes_get() -> None:
-    text = shown(questions.render(Answer(7, ("n3",), loss=LOSS)))
+    text = shown(questions.render(QuestionAnswered(7, ("n3",), loss=LOSS)))
     assert "Away already: n3." in text
     assert "If node:n1 is lost now (plan revision 7), 2 of 5 apps notice: 1 cold, 1 LOST." in text
     assert line_of(text, "digits") == "digits cnn n2 (first linear) cold 0.950 0.0% 31"
@@ -110,13 +110,13 @@ def test_a_loss_is_shown_with_who_answers_and_how_full_nodes_get() -> None:
 
 def test_a_loss_of_everything() -> None:
     last = msgspec.structs.replace(LOSS, failure="site:a+site:b", next_plan=None, fills=())
-    text = shown(questions.render(Answer(7, loss=last)))
+    text = shown(questions.render(QuestionAnswered(7, loss=last)))
     assert "If site:a and site:b are lost now" in text
     assert "No node would be left to plan for." in text
 
 
 def test_of_any_two_the_worst_and_the_pairs_are_shown() -> None:
-    text = shown(questions.render(Answer(7, any_loss=ANY_LOSS)))
+    text = shown(questions.render(QuestionAnswered(7, any_loss=ANY_LOSS)))
     assert "3 of 6 such losses were played" in text
     assert "Played were those of the nodes that hold most replicas." in text
     assert line_of(text, "wine") == "wine nobody n1 + n2 LOST - - -"
@@ -124,7 +124,7 @@ def test_of_any_two_the_worst_and_the_pairs_are_shown() -> None:
 
 
 def test_a_change_is_shown_side_by_side() -> None:
-    text = shown(questions.render(Answer(7, change=CHANGE)))
+    text = shown(questions.render(QuestionAnswered(7, change=CHANGE)))
     assert "What would change with new-1" in text
     assert line_of(text, "weighted accuracy retained").endswith("95.00% 99.00%")
     assert line_of(text, "apps that answer when any node is lost").endswith("lost 3 of 5 5 of 5")
@@ -135,7 +135,7 @@ def test_a_change_is_shown_side_by_side() -> None:
 
 
 def test_an_explanation_is_sentences() -> None:
-    text = shown(questions.render(Answer(7, explanation=WHY)))
+    text = shown(questions.render(QuestionAnswered(7, explanation=WHY)))
     assert "digits version 3, plan revision 7" in text
     assert "Where it runs\n  It runs as 'cnn'.\n\nWhat it takes to be warm\n  It is warm." in text
 
@@ -155,7 +155,7 @@ def test_an_explanation_is_sentences() -> None:
     ],
 )
 def test_options_become_a_question(api: Api, args: tuple[str, ...], asked: Question) -> None:
-    api.answers[ASKING] = document(Answer(7, explanation=WHY))
+    api.answers[ASKING] = document(QuestionAnswered(7, explanation=WHY))
     done = run(api, "plan", *args)
     assert (done.exit_code, done.stderr) == (Exit.OK, "")
     assert msgspec.convert(api.deployed, list[Question]) == [asked]

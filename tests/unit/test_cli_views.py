@@ -270,12 +270,20 @@ def test_no_plan_yet() -> None:
     assert "No plan yet" in shown(plan.render(plan.PlanView(revision=0)))
 
 
+def test_a_remark_is_one_line() -> None:
+    several = msgspec.structs.replace(APP, reason="the model raised Fail: in Div\r\n  at line 692")
+    cluster = msgspec.structs.replace(CLUSTER, apps=[several])
+    assert "Fail: in Div at line 692" in shown(
+        status.render(from_controller(msgspec.to_builtins(cluster), ""))
+    )
+
+
 def test_an_event_is_one_line() -> None:
     event = {
         "serial": 3,
         "kind": "node.suspected",
         "at_unix_ms": 1_700_000_000_123,
-        "message": "no heartbeat for 150 ms [not markup]",
+        "message": "no heartbeat\nfor 150 ms [not markup]",
         "app": "",
         "node": "n2",
     }

@@ -32,7 +32,7 @@ from understudy.client import (
     Unavailable,
 )
 from understudy.client.errors import CLASSES, refusal
-from understudy.client.gateways import Gateways, Pace, parse_addresses
+from understudy.client.gateways import AppPace, Gateways, parse_addresses
 from understudy.wire.errors import Code
 
 X = {"x": np.array([[1.0, 2.0]], np.float32)}
@@ -376,8 +376,8 @@ def test_a_failed_gateway_is_avoided_then_probed_by_one_call():
 
 
 def test_waits_follow_what_was_measured():
-    pace = Pace(0.0)
-    assert (pace.hedge_s, pace.silence_s) == (Pace.HEDGE_S_MAX, None)
+    pace = AppPace(0.0)
+    assert (pace.hedge_s, pace.silence_s) == (AppPace.HEDGE_S_MAX, None)
     for _ in range(100):
         pace.record(0.1)
     pace.refresh(1.0)

@@ -181,7 +181,7 @@ class Nodes:
         self.asked: list[str] = []
         self.at_once: dict[str, int] = dict.fromkeys(behaviour, 0)
         self.profiler = Profiler(
-            lambda: list(self.behaviour),
+            lambda _variant: list(self.behaviour),
             self._measure,
             ControllerTuning(profile_timeout_s=0.05, profile_attempts_max=3),
         )

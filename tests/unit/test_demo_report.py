@@ -14,8 +14,8 @@ from understudy.demo.load import Sample
 from understudy.demo.recording import Recording, quantile
 from understudy.demo.report import (
     AppFacts,
+    DemoReport,
     Phase,
-    Report,
     broken_promises,
     phase_report,
     phase_table,
@@ -130,7 +130,7 @@ def test_a_lost_app_that_never_answers_again_is_told() -> None:
 
 def test_the_report_is_written_as_described(tmp_path: Path) -> None:
     phases = [phase_report(recording(), PHASE, APPS)]
-    report = Report(phases, totals_of(phases, 10.0), {"cpus": 2})
+    report = DemoReport(phases, totals_of(phases, 10.0), {"cpus": 2})
     write_report(tmp_path / "report.json", report)
     document = json.loads((tmp_path / "report.json").read_text())
     assert set(document) == {"phases", "totals", "environment"}
@@ -149,7 +149,7 @@ def test_the_report_is_written_as_described(tmp_path: Path) -> None:
 
 def test_the_tables_put_the_published_figures_beside_the_measured_ones() -> None:
     phases = [phase_report(recording(), PHASE, APPS)]
-    report = Report(phases, totals_of(phases, 10.0), {})
+    report = DemoReport(phases, totals_of(phases, 10.0), {})
     console = Console(file=StringIO(), width=200)
     console.print(phase_table(phases[0]), totals_table(report.totals))
     text = console.file.getvalue()  # type: ignore[attr-defined]

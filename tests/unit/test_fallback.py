@@ -35,7 +35,7 @@ def strand(world: World) -> None:
     world.advance(1.1)
     world.lose_worker("r1")
     for node in ("n1", "n2", "n3"):
-        world.step(core.AgentLost(node))
+        world.step(core.AgentDisconnected(node))
 
 
 def last_good_of(world: World, body: bytes = b"{}") -> None:

@@ -230,8 +230,8 @@ def test_a_static_answer_is_protobuf_too():
         for replica in ("r1", "r2"):
             on.world.lose_worker(replica)
         call = on.call()
-        await until(lambda: bool(on.world.app.waiting))
-        on.world.gateway.dispatcher.give_up_waiting(on.world.app)
+        await until(lambda: bool(on.world.app.queues.waiting))
+        on.world.gateway.dispatcher.waiting_room.give_up_waiting(on.world.app)
         on.world.gateway.dispatcher.fallback.tick(on.world.now)
         answer = ModelInferResponse.FromString(await call)
         assert [(o.name, o.datatype, list(o.shape)) for o in answer.outputs] == [
@@ -339,3 +339,25 @@ def test_a_client_is_its_address_whatever_its_port(peer: str, address: str):
 def test_a_client_beyond_its_rate_is_told_when_to_come_back():
     error = UnderstudyError(Code.RATE_LIMITED, "too often", wait_s=7.25)
     assert metadata(error_metadata(error, 1))["grpc-retry-pushback-ms"] == "7250"
+
+
+def test_a_request_that_our_own_mistake_breaks_ends_alone_and_leaves_no_count_behind() -> None:
+    async def part(on: Scene) -> None:
+        dispatcher = on.world.gateway.dispatcher
+        submit = dispatcher.submit
+
+        def broken(request: Any, now: float) -> None:
+            submit(request, now)
+            raise ValueError("a mistake")
+
+        dispatcher.submit = broken  # type: ignore[method-assign]
+        error = await failure_of(on.call())
+        assert error.code() is grpc.StatusCode.INTERNAL
+        dispatcher.submit = submit  # type: ignore[method-assign]
+        assert on.api.crashes.contained == {"request": 1}
+        call = asyncio.ensure_future(on.call())
+        await until(lambda: len(on.world.links["r1"].infers()) == 2)
+        on.reply(await on.infer_frame())
+        assert await call
+
+    play(part)

@@ -8,7 +8,7 @@ import pytest
 from gateway_world import World
 
 from understudy.core.gateway import machine as core
-from understudy.gateway.api import failure_records
+from understudy.gateway.pages import failure_records
 from understudy.settings.gateway import GatewayTuning, HealthSettings
 from understudy.wire.errors import Code
 
@@ -31,8 +31,8 @@ def answer(world: World, times: int) -> None:
         world.advance(0.01)
 
 
-def notes(world: World, *kinds: str) -> list[core.Note]:
-    return [e for e in world.effects if isinstance(e, core.Note) and e.kind in kinds]
+def notes(world: World, *kinds: str) -> list[core.GatewayNote]:
+    return [e for e in world.effects if isinstance(e, core.GatewayNote) and e.kind in kinds]
 
 
 def heard(world: World) -> list[str]:
@@ -71,7 +71,7 @@ def test_what_callers_do_wrong_is_no_sickness(code: Code):
     world.advance(0.2)
     assert not world.app.health.failing
     assert not world.app.health.failures
-    assert (world.app.stats.failed, world.app.stats.rejected) == (0, 40)
+    assert (world.app.traffic.stats.failed, world.app.traffic.stats.rejected) == (0, 40)
 
 
 def test_few_failures_among_many_answers_are_no_sickness_and_are_remembered_all_the_same():
@@ -88,18 +88,18 @@ def test_a_deadline_of_the_callers_own_is_the_callers_and_the_apps_is_ours():
     for timeout_s in (0.05, 0.05, 0.05, 0.05):
         world.request(timeout_s)
         world.advance(0.1)
-    assert (world.app.stats.failed, world.app.stats.rejected) == (0, 4)
+    assert (world.app.traffic.stats.failed, world.app.traffic.stats.rejected) == (0, 4)
     for _ in range(4):
         world.request(0.5)
         world.advance(0.6)
-    assert world.app.stats.failed == 4
+    assert world.app.traffic.stats.failed == 4
 
 
 def test_it_does_not_flap_around_the_bound():
     world = World(settings=GatewayTuning(health=HealthSettings(window_s=1000)))
     fail(world, 10)
     for share in (0.06, 0.049, 0.051, 0.04, 0.06):
-        requests = world.app.stats.requests + world.app.stats_total.requests
+        requests = world.app.traffic.requests
         failed = len(world.app.health.failures)
         more = failed / share - requests
         answer(world, max(round(more), 0))

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from understudy.gateway.api import Api
 from understudy.gateway.exchange import Head
 from understudy.gateway.http import KNOWN_HEADS_MAX, HttpConnection
+from understudy.invariants import InvariantBroken
 from understudy.settings.gateway import GatewayTuning, HttpLimits
+from understudy.wire.errors import Code
 from understudy.wire.frames import Frame
 from understudy.wire.messages import Kind
 
@@ -381,3 +383,45 @@ def test_a_request_names_one_host(lines: bytes):
 
 def test_an_old_client_names_none():
     assert Served({}).send(b"GET /a HTTP/1.0\r\n\r\n").seen
+
+
+class Mistaken(RecordingTransport):
+    """Our own code fails when it writes here."""
+
+    def write(self, data: Any) -> None:
+        raise ValueError("a mistake")
+
+    def abort(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("failure", [False, True])
+def test_an_answer_that_our_own_mistake_breaks_ends_its_connection_and_no_other(failure: bool) -> None:
+    world = World()
+    api = Api(world.gateway, GatewayTuning())
+    api.routes_changed()
+    connections, transports = [], [Mistaken(), RecordingTransport()]
+    for transport in transports:
+        connection = HttpConnection(api, HttpLimits())
+        connection.connection_made(transport)
+        connection.data_received(WIRE)
+        connections.append(connection)
+    for frame in list(world.links["r1"].infers()):
+        world.reply("r1", frame, Code.INVALID_ARGUMENT if failure else None)
+    assert [transport.closed for transport in transports] == [True, False]
+    assert transports[1].written.startswith(b"HTTP/1.1 400" if failure else b"HTTP/1.1 200")
+    connections[0].connection_lost(None)
+    assert (world.gateway.dispatcher.inflight, api.body_bytes_held) == (0, 0)
+    assert api.crashes.contained == {"request": 1}
+
+
+def test_a_request_that_ends_twice_or_a_count_below_zero_is_a_broken_invariant() -> None:
+    world = World()
+    request = world.request()
+    world.reply("r1")
+    with pytest.raises(InvariantBroken):
+        world.gateway.dispatcher.flights.end(request)
+    another = world.request()
+    world.app.inflight = 0
+    with pytest.raises(InvariantBroken):
+        world.gateway.dispatcher.cancel(another)

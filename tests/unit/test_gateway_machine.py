@@ -57,12 +57,12 @@ def test_two_of_three_nodes_lost_ends_with_the_last_resort():
     world = World(standby=False)
     world.lose_worker("r1")
     for node in ("n1", "n3"):
-        world.step(core.AgentLost(node))
+        world.step(core.AgentDisconnected(node))
     assert world.activations()[-1].node == "n2"
     world.step(
         core.ActivatedReceived("n2", Activated(world.activations()[-1].contingency.key, False, "no room"))
     )
-    assert world.gateway.apps["digits"].activation is None or world.activations()[-1].node == "n2"
+    assert world.gateway.apps["digits"].way_back.activation is None or world.activations()[-1].node == "n2"
 
 
 def test_a_silent_replica_is_hedged_then_suspected_and_forgiven_when_it_answers():
@@ -111,7 +111,9 @@ def test_silence_is_noticed_while_there_is_time_for_another_try():
         world.request()
         world.advance(0.02)
         world.reply("r1")
-    assert 0.04 <= world.app.silence_s <= 0.07, "a quarter of the deadline, not eight times the usual"
+    assert 0.04 <= world.app.patience.silence_s <= 0.07, (
+        "a quarter of the deadline, not eight times the usual"
+    )
 
 
 def test_a_replica_that_is_outrun_but_shows_that_it_lives_is_no_suspect():
@@ -218,7 +220,7 @@ def test_a_poison_request_is_found_and_the_others_are_answered():
     assert poison.outcome is Code.POISON
     assert killed == 2
     assert all(r.outcome[0] in ("big", "small") for r in requests if r is not poison)
-    assert any(isinstance(e, core.Note) and e.kind == "request.poisoned" for e in world.effects)
+    assert any(isinstance(e, core.GatewayNote) and e.kind == "request.poisoned" for e in world.effects)
 
 
 def test_two_nodes_dying_in_a_row_do_not_make_a_request_poison():
@@ -227,7 +229,7 @@ def test_two_nodes_dying_in_a_row_do_not_make_a_request_poison():
     request = world.request()
     for node, id_ in (("n1", "r1"), ("n2", "r2")):
         world.lose_worker(id_)
-        world.step(core.AgentLost(node))
+        world.step(core.AgentDisconnected(node))
     world.advance(0.05)
     world.reply("r3")
     assert request.outcome == ("small", "failover")
@@ -290,7 +292,7 @@ def test_an_app_that_nobody_planned_for_asks_after_those_that_were():
     )
     world.report("n1", world.replica("r9", "big", app="letters"), world.replica("r1", "big"))
     world.lose_worker("r9")
-    world.step(core.AgentLost("n1"))
+    world.step(core.AgentDisconnected("n1"))
     world.advance(0.2)
     (first,) = world.activations()
     assert first.contingency.app == "digits", "letters was missed sooner"
@@ -303,7 +305,7 @@ def test_an_app_that_nobody_planned_for_asks_after_those_that_were():
 def test_an_agent_whose_clock_was_set_back_is_believed_over_its_new_connection():
     world = World()
     world.step(core.NodeStateReceived(NodeState("n1", 7, 1, 1, (world.replica("r1", "big"),))))
-    world.step(core.AgentLost("n1"))
+    world.step(core.AgentDisconnected("n1"))
     world.step(core.AgentConnected("n1"))
     world.step(core.NodeStateReceived(NodeState("n1", 5, 1, 1, (world.replica("r9", "big"),))))
     assert {r.id for r in world.app.replicas.values() if r.node == "n1"} == {"r9"}
@@ -314,7 +316,7 @@ def test_requests_wait_for_nodes_that_all_fell_silent_at_once():
     world.advance(6)
     world.advance(0.5, heartbeats="")
     assert not world.app.ready
-    assert world.app.hopeless
+    assert world.app.way_back.hopeless
     request = world.request()
     assert not hasattr(request, "outcome"), "as much speaks against this gateway as against all nodes"
     world.reply("r1")
@@ -352,12 +354,12 @@ def test_agent_and_one_worker_gone_means_that_the_node_is(agent_first: bool):
     world.report("n1", world.replica("r1", "big"), world.replica("r9", "small", Role.CONTINGENCY))
     request = world.request()
     if agent_first:
-        world.step(core.AgentLost("n1"))
+        world.step(core.AgentDisconnected("n1"))
         assert not world.gateway.nodes["n1"].detector.suspect, "workers live on without their agent"
         world.lose_worker("r9")
     else:
         world.lose_worker("r9")
-        world.step(core.AgentLost("n1"))
+        world.step(core.AgentDisconnected("n1"))
     assert request.flights[-1].replica.id == "r2", "moved before its own link broke"
     assert world.request().flights[0].replica.id == "r2"
 
@@ -382,7 +384,7 @@ def test_a_static_answer_is_given_when_nobody_can_load_the_app():
     world.advance(1.1)
     world.lose_worker("r1")
     for node in ("n1", "n2", "n3"):
-        world.step(core.AgentLost(node))
+        world.step(core.AgentDisconnected(node))
     request = world.request()
     world.advance(0.6)
     assert request.outcome == "static"
@@ -393,7 +395,7 @@ def test_no_static_answer_means_an_honest_503():
     world.advance(1.1)
     world.lose_worker("r1")
     for node in ("n1", "n2", "n3"):
-        world.step(core.AgentLost(node))
+        world.step(core.AgentDisconnected(node))
     request = world.request()
     assert request.outcome is Code.UNAVAILABLE
 
@@ -432,3 +434,10 @@ def test_removing_an_app_ends_what_waits_for_it():
     world.step(core.RoutesReceived(RouteTable(2, world.gateway.table.nodes)))
     assert request.outcome is Code.UNAVAILABLE
     assert not world.gateway.replicas
+
+
+def test_a_state_that_only_a_newer_agent_knows_gets_no_requests():
+    world = World()
+    world.report("n1", world.replica("r1", "big", state="hibernating"))
+    assert world.gateway.replicas["r1"].state == "unknown"
+    assert [replica.id for replica in world.app.ranked] == ["r2"]

@@ -155,8 +155,8 @@ def test_a_replica_that_proved_nothing_for_long_gets_half_of_the_patience():
         state = NodeState("n1", 1, world.serials["n1"], 1, (big,), proven_ago_s={"r1": unproven_s})
         world.step(core.NodeStateReceived(state))
         world.report("n3", world.replica("r3", "big"))
-        world.gateway.replicas["r3"].proven_at = world.now + 1.0
-        world.app.hedge_delay_s = 1.0
+        world.gateway.replicas["r3"].signs.proven_at = world.now + 1.0
+        world.app.patience.hedge_delay_s = 1.0
         world.app.best = [world.gateway.replicas["r1"]]
         world.request(timeout_s=20.0)
         advance(world, 0.7, "r1", "r2", "r3")

@@ -39,9 +39,9 @@ def test_the_configuration_of_a_model_without_one() -> None:
 
 def test_statistics_add_up() -> None:
     app = World().gateway.apps["digits"]
-    app.stats.failed, app.stats_total.shed = 2, 3
+    app.traffic.stats.failed, app.traffic.total.shed = 2, 3
     for at in (10.0, 11.0):
-        app.answered.add(Result(infer_us=300, queue_us=50), 0.5, at)
+        app.traffic.answered.add(Result(infer_us=300, queue_us=50), 0.5, at)
     (stats,) = triton.statistics([app], 12.0, 1000.0)["model_stats"]
     assert (stats["name"], stats["inference_count"], stats["last_inference"]) == ("digits", 2, 999_000)
     assert stats["inference_stats"]["success"] == {"count": 2, "ns": 1_000_000_000}

@@ -44,8 +44,8 @@ def answer_all(world: World, id_: str, failure: Code | None) -> None:
             world.reply(id_, frame, failure)
 
 
-def ejections(world: World) -> list[core.Note]:
-    return [e for e in world.effects if isinstance(e, core.Note) and e.kind == "replica.ejected"]
+def ejections(world: World) -> list[core.GatewayNote]:
+    return [e for e in world.effects if isinstance(e, core.GatewayNote) and e.kind == "replica.ejected"]
 
 
 def test_a_replica_ten_times_slower_than_its_equals_is_ejected():

@@ -141,7 +141,7 @@ def test_a_client_in_a_hurry_does_not_make_an_overload():
         world.run(0.01, {"digits": 35.0})
         refused += world.send(world.app, timeout_s=0.005).done
     assert refused
-    assert not world.app.concurrency.overloaded
+    assert not world.app.allowance.concurrency.overloaded
     assert all(r.deadline - r.arrived < 0.5 for r in world.since(0).refused)
 
 
@@ -151,7 +151,7 @@ def test_hedges_stop_under_overload():
     world.run(2, {"digits": 300.0})
     sent = other.received
     world.run(4, {"digits": 300.0})
-    assert world.app.concurrency.overloaded
+    assert world.app.allowance.concurrency.overloaded
     assert other.received == sent, "a copy is more work for those who have too much"
     assert server.received > 0
 
@@ -247,7 +247,7 @@ def test_brownout_answers_by_the_smaller_variant_what_would_be_shed_and_ends_by_
     world = Simulation(standby=True)
     Server(world, "r1", 0.02), Server(world, "r2", 0.005)
     world.run(1, {"digits": 30.0})
-    assert not world.app.brownout.on
+    assert not world.app.allowance.brownout.on
     world.run(4, {"digits": 150.0})
     start = world.now
     world.run(4, {"digits": 150.0})
@@ -256,10 +256,10 @@ def test_brownout_answers_by_the_smaller_variant_what_would_be_shed_and_ends_by_
     assert set(by) == {("big", ""), ("small", "overload")}
     assert by.count(("big", "")) / 4 >= 0.9 * 50, "the full-size variant does what it can"
     assert seen.goodput_per_s >= 0.95 * 150
-    kinds = [e.kind for e in world.effects if isinstance(e, core.Note)]
+    kinds = [e.kind for e in world.effects if isinstance(e, core.GatewayNote)]
     assert kinds.count("brownout.started") == 1
     world.run(8, {"digits": 30.0})
-    assert not world.app.brownout.on
+    assert not world.app.allowance.brownout.on
     start = world.now
     world.run(1, {"digits": 30.0})
     assert {r.outcome for r in world.since(start).answered} == {("big", "")}
@@ -277,14 +277,14 @@ def test_brownout_has_a_limit_of_its_own_and_can_be_declined():
     declined = Simulation(standby=True, brownout=False)
     Server(declined, "r1", 0.02), Server(declined, "r2", 0.005)
     declined.run(4, {"digits": 150.0})
-    assert not declined.app.brownout.on
+    assert not declined.app.allowance.brownout.on
 
 
 def test_a_loss_during_a_brownout_is_a_failover():
     world = Simulation(standby=True)
     Server(world, "r1", 0.02), Server(world, "r2", 0.005)
     world.run(4, {"digits": 150.0})
-    assert world.app.brownout.on
+    assert world.app.allowance.brownout.on
     world.lose_worker("r1")
     world.run(1, {"digits": 20.0})
     assert {r.outcome for r in world.since(world.now - 0.5).answered} == {("small", "failover")}
@@ -299,7 +299,7 @@ def test_one_apps_flood_does_not_starve_another():
     world.add_app("quiet", weight=1.0)
     Server(world, "r1", 0.5)
     Server(world, "quiet", 0.02)
-    world.app.silence_s = 5.0
+    world.app.patience.silence_s = 5.0
     world.run(2, {"digits": 2000.0, "quiet": 20.0})
     assert world.gateway.dispatcher.inflight <= 200
     start = world.now
@@ -352,8 +352,8 @@ def test_a_client_is_held_to_its_rate_and_told_when_to_come_back():
     outcomes = [world.request() for _ in range(7)]
     assert [r.outcome for r in outcomes[5:]] == [Code.RATE_LIMITED] * 2
     assert len(world.links["r1"].infers()) == 5
-    assert world.app.stats.limited == 2
-    assert world.app.stats.shed == 0
+    assert world.app.traffic.stats.limited == 2
+    assert world.app.traffic.stats.shed == 0
     world.now += 0.1
     assert not world.request().done
     assert world.request().outcome is Code.RATE_LIMITED
@@ -425,7 +425,7 @@ def test_a_lost_site_is_met_by_the_sites_contingency_and_a_lost_node_by_the_node
         )
         world.step(core.RoutesReceived(table))
         for node in lost:
-            world.step(core.AgentLost(node))
+            world.step(core.AgentDisconnected(node))
         world.lose_worker("r1")
         return world
 

@@ -10,7 +10,7 @@ import pytest
 from understudy.core.planning.plan import PlanInput, make_plan
 from understudy.core.questions.answers import answer
 from understudy.core.questions.losses import Stage, Standing
-from understudy.core.questions.records import Answer, Answered, Change, Loss, NewNode, Question
+from understudy.core.questions.records import Answered, Loss, NewNode, PlanChange, Question, QuestionAnswered
 from understudy.settings.plan import PlanSettings
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import (
@@ -56,7 +56,7 @@ def asked(
     away: frozenset[str] = frozenset(),
     settings: PlanSettings | None = None,
     quarantined: frozenset[tuple[str, int, str]] = frozenset(),
-) -> Answer:
+) -> QuestionAnswered:
     facts = PlanInput(nodes, apps, None, quarantined, settings or PlanSettings())
     plan = plan or make_plan(facts, 1, "test")
     standing = Standing(plan, apps, nodes, away, quarantined)
@@ -219,7 +219,7 @@ def test_names_of_sites_and_nodes_can_be_mixed() -> None:
 # Nodes that come or go
 
 
-def change_of(question: Question, *apps: AppVersion, **facts: Any) -> Change:
+def change_of(question: Question, *apps: AppVersion, **facts: Any) -> PlanChange:
     change = asked(question, *apps, **facts).change
     assert change is not None
     return change

@@ -16,11 +16,11 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
-from understudy.adapters.disks import Room, is_place_trouble
+from understudy.adapters.disks import DiskRoom, is_place_trouble
 from understudy.settings.places import DiskSettings
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.records import ArtifactRef
@@ -131,7 +131,7 @@ class DirectoryStore:
 
     def free_bytes(self) -> int:
         """Of the disk."""
-        return Room.of(self._root).free_bytes
+        return DiskRoom.of(self._root).free_bytes
 
     def collect(self, needed: Collection[str], oldest_s: float) -> Collected:
         """Delete what is neither in `needed` nor newer than `oldest_s` (Unix seconds), partial files too."""
@@ -252,7 +252,7 @@ class LocalArtifacts:
         """
         evicted: list[str] = []
         for digest in self._oldest_first():
-            if not Room.of(self._root).lacks_bytes(self._disk, bytes_more):
+            if not DiskRoom.of(self._root).lacks_bytes(self._disk, bytes_more):
                 break
             if digest not in keep:
                 self._evict(digest)
@@ -299,11 +299,25 @@ def unpack(archive: Path, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
+            _extract(tar, folder)
     except (tarfile.TarError, OSError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         code = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED
         raise UnderstudyError(code, f"the artifact can't be unpacked: {error}") from error
+
+
+def _extract(tar: tarfile.TarFile, folder: Path) -> None:
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(folder, filter="data")
+        return
+    # Pythons before 3.11.4, such as Debian 12's, have no filters: plain files and directories only.
+    for member in tar:
+        steps = PurePosixPath(member.name)
+        if steps.is_absolute() or ".." in steps.parts or not (member.isreg() or member.isdir()):
+            raise tarfile.TarError(f"{member.name!r} is no plain file within the artifact")
+        member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+        member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+        tar.extract(member, folder)
 
 
 def _chunks(source: BinaryIO) -> Iterator[bytes]:

@@ -29,7 +29,7 @@ def is_place_trouble(error: BaseException | None) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class DiskRoom:
     """Of the disk that holds `path`, or is to."""
 
     path: str
@@ -37,7 +37,7 @@ class Room:
     free_bytes: int
 
     @classmethod
-    def of(cls, path: Path) -> Room:
+    def of(cls, path: Path) -> DiskRoom:
         """Raises `OSError`."""
         there = next((folder for folder in (path, *path.parents) if folder.exists()), path)
         found = os.statvfs(there)
@@ -70,7 +70,7 @@ class DiskWatch:
     def look(self) -> tuple[str, str] | None:
         """(event, message) when it began to fill or is well again."""
         try:
-            room = Room.of(self.path)
+            room = DiskRoom.of(self.path)
         except OSError as error:
             self.trouble = problem = f"the disk of {self.path} can't be read: {error.strerror}"
         else:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from understudy.adapters.buffers import BUFFERS
 from understudy.adapters.filling import fill
+from understudy.adapters.places import identity_of, meeting_place, same_file
 from understudy.wire.errors import Code, ConfigError, ProtocolError, UnderstudyError
 from understudy.wire.frames import FRAME_BYTES_MAX_DEFAULT, Buffer, Frame, FrameDecoder
 from understudy.wire.messages import Cancel, Failure, Kind, Message, decode_message, encode_message
@@ -29,6 +30,7 @@ OnLost = Callable[["FrameLink", Exception | None], None]
 FLUSH_FRAMES = 8
 KEEPALIVE_S = 1  # between two questions to a silent peer's kernel
 SILENCE_MS_MAX = 3000  # without an answer from it: the connection is lost
+SOCKET_CHECK_S = 0.5  # between two looks at whether a socket file is still there
 BACKOFF_S = 0.02  # before the second dial of an address, doubling
 BUFFER_BYTES_MAX_DEFAULT = 64 * 1024 * 1024
 
@@ -265,24 +267,68 @@ async def dial(address: str, make: Callable[[], FrameLink], timeout_s: float = 2
     return link
 
 
-async def listen(address: str, make: Callable[[], FrameLink]) -> asyncio.Server:
-    """Listen. A stale socket file is replaced; one that answers belongs to a live process: CONFIG error."""
-    kind, host, port = parse_address(address)
-    loop = asyncio.get_running_loop()
-    try:
-        if kind == "tcp":
-            return await loop.create_server(make, host, port)
-        path = Path(host)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.is_socket():
-            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-                probe.settimeout(0.2)
-                probe.connect(host)
-                raise ConfigError(f"{address}: another process listens here already")
-            path.unlink(missing_ok=True)
-        return await loop.create_unix_server(make, host)
-    except OSError as error:
-        raise ConfigError(f"{address}: can't listen: {error}") from error
+class Listener:
+    """Accepts links at an address. Its Unix socket is made again when somebody removed it."""
+
+    def __init__(self, address: str, make: Callable[[], FrameLink]) -> None:
+        self.address = address
+        self._make = make
+        self._kind, self._host, self._port = parse_address(address)
+        self._server: asyncio.Server | None = None
+        self._identity = (0, 0)
+
+    @property
+    def sockets(self) -> tuple[Any, ...]:
+        return tuple(self._server.sockets) if self._server is not None else ()
+
+    async def open(self) -> None:
+        """Raises `ConfigError`, also if a live process listens there; a socket file of a dead one goes."""
+        loop = asyncio.get_running_loop()
+        try:
+            if self._kind == "tcp":
+                self._server = await loop.create_server(self._make, self._host, self._port)
+                return
+            path = Path(self._host)
+            meeting_place(path.parent)
+            if path.is_socket():
+                with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+                    probe.settimeout(0.2)
+                    probe.connect(self._host)
+                    raise ConfigError(f"{self.address}: another process listens here already")
+                path.unlink(missing_ok=True)
+            self._server = await loop.create_unix_server(self._make, self._host)
+            self._identity = identity_of(self._host)
+        except OSError as error:
+            raise ConfigError(f"{self.address}: can't listen: {error}") from error
+
+    async def keep(self, told: Callable[[str], None]) -> None:
+        """Have a socket that is gone made again, and `told` of it. Links live on. Ends when cancelled."""
+        while self._kind == "unix":
+            await asyncio.sleep(SOCKET_CHECK_S)
+            if same_file(self._host, self._identity):
+                continue
+            former = self._server
+            try:
+                await self.open()
+            except ConfigError as error:
+                if self._identity != (0, 0):
+                    told(f"{self._host} is gone and can't be made again: {error.message}")
+                self._identity = (0, 0)
+                continue
+            told(f"{self._host} was removed by somebody; it is there again")
+            if former is not None:
+                former.close()
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+
+
+async def listen(address: str, make: Callable[[], FrameLink]) -> Listener:
+    """As `Listener.open`."""
+    listener = Listener(address, make)
+    await listener.open()
+    return listener
 
 
 async def keep_connected(

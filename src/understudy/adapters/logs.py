@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import stat
 import sys
 from typing import TextIO, cast
 
@@ -28,11 +29,34 @@ class _Patient(io.TextIOBase):
             (self._stream or sys.stderr).flush()
 
 
+_file = ""  # where standard error went when this process began, if that is a file
+
+
+def reopen() -> None:
+    """Go on in a new file of the same name: the former one was set aside. As SIGHUP asks."""
+    if not _file:
+        return
+    with contextlib.suppress(OSError):
+        number = os.open(_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        for each in (1, 2) if os.path.sameopenfile(1, 2) else (2,):
+            os.dup2(number, each)
+        os.close(number)
+
+
+def _regular_file(number: int) -> str:
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.fstat(number).st_mode):
+            return os.readlink(f"/proc/self/fd/{number}")
+    return ""
+
+
 def configure(role: str, name: str, descriptor: int = -1) -> None:
     """Set up structlog for this process; every line carries the role and the name.
 
     It goes to `descriptor` if one is given, else to standard error, whatever that is by then.
     """
+    global _file
+    _file = _file or _regular_file(2)
     stream = os.fdopen(descriptor, "w", buffering=1) if descriptor >= 0 else None
     on_terminal = (stream or sys.stderr).isatty()
     renderer: structlog.typing.Processor = (

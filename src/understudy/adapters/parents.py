@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
+from understudy.adapters.titles import title
+
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -21,6 +23,48 @@ def follow_parent(parent_pid: int) -> None:
         raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
     if os.getppid() != parent_pid:
         raise SystemExit(0)  # it died before the kernel knew that we care
+
+
+FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def have_init() -> None:
+    """As a container's first process: go on in a child, and be what the kernel expects of process 1.
+
+    That is to reap whatever loses its parent, and to get signals that nobody else would have a default for.
+    Only a process that has no other children can do so without taking their exit statuses from others.
+    """
+    if os.getpid() != 1:
+        return
+    watched = {*FORWARDED, signal.SIGCHLD}
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    child = os.fork()
+    if child == 0:
+        follow_parent(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        return
+    title("init")
+    os._exit(_reap_until(child, watched))
+
+
+def _reap_until(child: int, watched: set[signal.Signals]) -> int:
+    """Its exit status, as a shell says it."""
+    while True:
+        signalled = signal.sigwaitinfo(watched)
+        if signalled.si_signo != signal.SIGCHLD:
+            if signalled.si_code <= 0:  # the kernel's own, of a terminal, went to the child as well
+                os.kill(child, signalled.si_signo)
+            continue
+        while True:
+            try:
+                pid, wait_status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            if pid == child:
+                status = os.waitstatus_to_exitcode(wait_status)
+                return status if status >= 0 else 128 - status
 
 
 def run_and_exit(run: Callable[[], None]) -> NoReturn:

@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 import structlog
 
-from understudy.adapters.links import FrameLink, keep_connected, listen
+from understudy.adapters.links import FrameLink, Listener, keep_connected, listen
 from understudy.agent.staging import AnswerPart
 from understudy.core.agent import events as ev
 from understudy.settings.cluster import ClusterConfig
@@ -28,12 +28,16 @@ from understudy.wire.messages import (
     NodeState,
     Ping,
     Pong,
+    Prepare,
+    Prepared,
     ReadArtifact,
     Report,
     Target,
     decode_message,
 )
-from understudy.wire.records import Event
+from understudy.wire.records import Environment, Event
+
+Preparing = Callable[[Environment, Callable[[UnderstudyError | None], None]], None]
 
 
 class Peers:
@@ -46,16 +50,18 @@ class Peers:
         step: Callable[[ev.Event], None],
         held: Callable[[], Target | None],
         read: Callable[[ReadArtifact, AnswerPart], None],
+        prepare: Preparing,
     ) -> None:
         self._config = config
         self._hello = hello
         self._step = step
+        self._prepare = prepare
         self._held = held
         self._read = read
         self._log = structlog.get_logger()
         self._links: set[FrameLink] = set()  # those that have said who they are
         self._controllers: set[FrameLink] = set()
-        self._server: asyncio.Server | None = None
+        self._server: Listener | None = None
         self._state: NodeState | None = None
         self._unsent: deque[Event] = deque(maxlen=config.agent.events_max)
         self._tokens = itertools.count(1)
@@ -65,6 +71,11 @@ class Peers:
     async def listen(self) -> None:
         """Raises `ConfigError` if the address can't be had."""
         self._server = await listen(self._hello.address, lambda: FrameLink(self._received, self._lost))
+
+    async def keep_listening(self, told: Callable[[str], None]) -> None:
+        """As `links.Listener.keep`."""
+        assert self._server is not None
+        await self._server.keep(told)
 
     async def follow_controller(self, address: str) -> None:
         """Stay connected. Ends when cancelled."""
@@ -157,12 +168,21 @@ class Peers:
                 self._step(ev.TargetReceived(target))
             case Measure() as measure:
                 self._step(ev.MeasureAsked(measure, self._token(link, frame.stream)))
+            case Prepare(environment):
+                answer = partial(self._prepared, link, frame.stream)
+                self._prepare(environment, answer)
             case ReadArtifact() as asked if link in self._controllers:
                 self._read(asked, partial(_answer, link, frame.stream))
             case Ping():
                 link.send(Pong(), frame.stream)
             case _:
                 return  # newer than this version, or nothing for an agent
+
+    def _prepared(self, link: FrameLink, stream: int, error: UnderstudyError | None) -> None:
+        if error is not None:
+            link.fail(stream, error)
+        else:
+            link.send(Prepared(), stream)
 
     def _greet(self, link: FrameLink) -> None:
         self._links.add(link)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import hashlib
 import os
 import shutil
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import IO, Any, NoReturn, assert_never
+from typing import Any, NoReturn, assert_never
 
 import msgspec
 import structlog
@@ -20,9 +19,12 @@ import uvloop
 
 from understudy.adapters import logs
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
+from understudy.adapters.claims import claim
+from understudy.adapters.places import meeting_place
 from understudy.adapters.state_file import StateFile
 from understudy.adapters.task_groups import ungrouped
 from understudy.agent.disk import NodeDisk
+from understudy.agent.environments import Environments
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.peers import Peers
 from understudy.agent.staging import AnswerPart, Staging
@@ -32,7 +34,7 @@ from understudy.core.agent.machine import AgentMachine
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import ConfigError, UnderstudyError
 from understudy.wire.messages import Hello, ReadArtifact
-from understudy.wire.records import Device, Event
+from understudy.wire.records import Device, Environment, Event
 
 SAVE_RETRY_S = 2.0
 STOP_GRACE_S = 1.0  # beyond the drain timeout, before workers are left to SIGKILL
@@ -55,8 +57,7 @@ class AgentProcess:
         self._log = structlog.get_logger()
         self._loop = asyncio.get_running_loop()
         self._state_dir = config.role_dir("agent", name)
-        self._state_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self._state_dir / "lock")
+        self._claim = claim(self._state_dir, f"agent {name!r}: another agent of this node is running")
         self._state_file = StateFile(self._state_dir / "state", Stored)
         loaded, problem = self._state_file.load()
         stored = loaded or Stored()
@@ -80,14 +81,21 @@ class AgentProcess:
             devices=tuple(Device(d.name, d.memory_mb, d.cores) for d in self._node.devices),
             revision=revision,
         )
-        self._peers = Peers(config, hello, self.step, lambda: self._saved.target, self._read_artifact)
+        self._peers = Peers(
+            config, hello, self.step, lambda: self._saved.target, self._read_artifact, self._prepare
+        )
         self._limits = MemoryLimits(cgroup_name(self._state_dir, name))
         store = DirectoryStore(Path(config.artifacts_dir))
         artifacts = LocalArtifacts(
             self._state_dir / "artifacts", store, config.agent.stage_bytes_max, config.disk
         )
         self._staging = Staging(artifacts, self._state_dir / "replicas", self.step, self._tell)
-        self._workers = Workers(config, self._node, self._limits, self._staging, self.step, self._spawn)
+        self._environments = Environments(
+            self._state_dir / "environments", self._staging, config.agent, self.step, self._tell
+        )
+        self._workers = Workers(
+            config, self._node, self._limits, self._staging, self._environments, self.step, self._spawn
+        )
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -99,14 +107,17 @@ class AgentProcess:
         self._loop.set_exception_handler(self._callback_failed)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stopping.set)
+        self._loop.add_signal_handler(signal.SIGHUP, logs.reopen)
         async with asyncio.TaskGroup() as self._tasks:
             await self._begin()
             await self._peers.listen()
             self._spawn(self._staging.run())
+            self._spawn(self._environments.run())
             disk = NodeDisk(self._state_dir, self._config.disk, self._staging, self.step, self._tell)
             self._spawn(disk.run())
             self._spawn(self._workers.prints.run())
             self._spawn(self._peers.beat())
+            self._spawn(self._peers.keep_listening(lambda what: self._tell("socket.restored", what)))
             self._spawn(self._save())
             for address in self._config.controller_addresses():
                 self._spawn(self._peers.follow_controller(address))
@@ -117,7 +128,9 @@ class AgentProcess:
             await self._end()
 
     async def _begin(self) -> None:
-        self._workers.start()
+        self._workers.zygotes.start()
+        for key in self._environments.find():
+            self.step(ev.EnvironmentChanged(key, ""))
         for digest in self._staging.find():
             self.step(ev.ArtifactStaged(digest))
         await self._workers.adopt()
@@ -126,6 +139,7 @@ class AgentProcess:
         gc.freeze()  # what is alive now stays alive: later collections needn't look at it
 
     async def _end(self) -> None:
+        self._claim.leave()
         self.step(ev.StopAsked())
         try:
             async with asyncio.timeout(self._config.agent.drain_timeout_ms / 1000 + STOP_GRACE_S):
@@ -138,10 +152,13 @@ class AgentProcess:
             self._timer.cancel()
         await self._workers.close()
         self._peers.close()
-        self._state_file.save(Stored(self._incarnation, self._saved))
+        try:
+            self._state_file.save(Stored(self._incarnation, self._saved))
+        except OSError as error:
+            self._log.error("state.unsaved", reason=str(error))
         shutil.rmtree(self._state_dir / "replicas", ignore_errors=True)
         _unlink_socket(self._config.agent_address(self._name))
-        self._lock.close()
+        self._claim.close()
         self._log.info("agent.stopped")
 
     # events and effects
@@ -161,8 +178,8 @@ class AgentProcess:
         match effect:
             case ev.LoadWorker():
                 self._workers.load(effect)
-            case ev.ForkWorker(worker):
-                self._workers.fork(worker)
+            case ev.ForkWorker(worker, environment):
+                self._workers.fork(worker, environment)
             case ev.ProbeWorker():
                 self._workers.probe(effect)
             case ev.CheckBlank(worker):
@@ -175,6 +192,10 @@ class AgentProcess:
                 self._workers.kill(worker)
             case ev.StageArtifacts(artifacts, keep):
                 self._staging.want(artifacts, keep)
+            case ev.HaveEnvironments(environments):
+                self._environments.want(environments)
+            case ev.KeepZygotes(environments):
+                self._workers.zygotes.keep(environments)
             case ev.AnswerActivate(token, activated):
                 self._peers.answer(token, activated)
             case ev.AnswerMeasure(token, measured):
@@ -194,6 +215,17 @@ class AgentProcess:
                 self._stopped.set()
             case _:
                 assert_never(effect)
+
+    def _prepare(self, environment: Environment, done: Callable[[UnderstudyError | None], None]) -> None:
+        async def have() -> None:
+            try:
+                await self._environments.have(environment)
+            except UnderstudyError as error:
+                done(error)
+            else:
+                done(None)
+
+        self._spawn(have())
 
     def _tell(
         self, kind: str, message: str, app: str = "", replica: str = "", data: dict[str, object] | None = None
@@ -260,24 +292,13 @@ def run_agent(config: ClusterConfig, name: str) -> None:
     """Run until SIGTERM or SIGINT, then drain. Raises `ConfigError` if it can't start."""
     logs.configure("agent", name)
     config.node(name)
-    Path(config.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+    meeting_place(Path(config.run_dir))
 
     async def main() -> None:
         await AgentProcess(config, name).run()
 
     with ungrouped(ConfigError):
         uvloop.run(main())
-
-
-def _lock(path: Path) -> IO[str]:
-    """Hold `path` for this process's life: two agents of one node would fight over its workers."""
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise ConfigError(f"{path}: another agent of this node is running") from error
-    return file
 
 
 def _unlink_socket(address: str) -> None:

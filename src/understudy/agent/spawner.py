@@ -7,7 +7,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 
 import msgspec
@@ -31,24 +30,32 @@ HEAP = {
 HUGE_PAGES = {"GLIBC_TUNABLES": ":".join(f"glibc.malloc.{name}={value}" for name, value in HEAP.items())}
 FORK_TIMEOUT_S = 10.0  # the zygote has imported its runtime and answered by then, or is replaced
 STOP_TIMEOUT_S = 2.0
+BROKEN_AFTER = 3  # zygotes
 
 _decode = msgspec.msgpack.Decoder(Answer).decode
 
 
 class Spawner:
-    """Forks workers. A zygote that dies is replaced, and what it still owed is asked of the new one."""
+    """Forks workers. A zygote that dies is replaced, and what it still owed is asked of the new one.
+
+    `command` starts the zygote with the number of its socket.
+    """
 
     def __init__(
         self,
+        command: Callable[[str], list[str]],
         tuning: AgentTuning,
         on_forked: Callable[[str, int], None],
         on_failed: Callable[[str, str], None],
         on_exited: Callable[[int, int], None],
+        on_broken: Callable[[], None] | None = None,
     ) -> None:
+        self._command = command
         self._tuning = tuning
         self._on_forked = on_forked
         self._on_failed = on_failed
         self._on_exited = on_exited
+        self._on_broken = on_broken  # zygotes end again and again before they have forked anything
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger()
         self._owed: dict[str, Fork] = {}
@@ -64,10 +71,11 @@ class Spawner:
         ours.setblocking(False)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "understudy.agent.zygote", str(theirs.fileno())],
+                self._command(str(theirs.fileno())),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                env={**HUGE_PAGES, **os.environ},
+                # Last: glibc moves the variable, and the first one is what a title is found by.
+                env={**os.environ, **{k: v for k, v in HUGE_PAGES.items() if k not in os.environ}},
             )
         self._control = ours
         self.generation += 1
@@ -142,6 +150,8 @@ class Spawner:
         self._log.warning("zygote.restarted", reason=why, delay_ms=delay_ms if self._failures else 0)
         self._loop.call_later(delay_ms / 1000 if self._failures else 0, self._restart)
         self._failures += 1
+        if self._failures == BROKEN_AFTER and self._on_broken is not None:
+            self._on_broken()
 
     def _restart(self) -> None:
         if not self._closed:

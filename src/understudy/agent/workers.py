@@ -25,9 +25,10 @@ from understudy.adapters.links import FrameLink, dial
 from understudy.adapters.processes import process_stat
 from understudy.adapters.progress import progress_path
 from understudy.agent import probing
+from understudy.agent.environments import Environments
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.prints import Prints
-from understudy.agent.spawner import Spawner
+from understudy.agent.spawners import OWN, Parent, Spawners
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
 from understudy.core.agent import events as ev
@@ -67,13 +68,14 @@ class Record(msgspec.Struct, frozen=True):
     start_ticks: int
     socket: str
     cgroup: str
+    environment: str = ""  # key of what it runs in
 
 
 @dataclass(slots=True, eq=False)
 class _Handle:
     record: Record
     pidfd: int
-    generation: int = 0  # of the zygote that is its parent; 0 for one that was adopted
+    parent: Parent = (OWN, 0)  # 0 for one that was adopted
     link: FrameLink | None = None
     status: int | None = None  # as the zygote reported it
     gone: bool = False  # the pidfd says so
@@ -90,6 +92,7 @@ class Workers:
         node: NodeConfig,
         limits: MemoryLimits,
         staging: Staging,
+        environments: Environments,
         step: Callable[[ev.Event], None],
         spawn: Callable[[Coroutine[None, None, None]], None],
     ) -> None:
@@ -109,10 +112,10 @@ class Workers:
         self._by_pid: dict[int, _Handle] = {}
         self._none_left = asyncio.Event()
         self._none_left.set()
-        self._spawner = Spawner(config.agent, self._forked, self._not_forked, self._status_known)
-
-    def start(self) -> None:
-        self._spawner.start()
+        self._forking: dict[str, str] = {}  # worker -> key of its environment
+        self.zygotes = Spawners(
+            config.agent, environments, self._forked, self._not_forked, self._status_known, spawn
+        )
 
     async def close(self) -> None:
         """Kill what is left, and wait for the kernel to be done with it."""
@@ -121,18 +124,21 @@ class Workers:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILL_TIMEOUT_S):
                 await self._none_left.wait()
-        await self._spawner.close()
+        await self.zygotes.close()
         if not self._limits.close():
             self._log.warning("cgroup.left_behind", path=str(self._limits.directory))
 
     # fork and connect
 
-    def fork(self, worker: str) -> None:
+    def fork(self, worker: str, environment: str) -> None:
         path = Path(self._config.run_dir) / f"w-{worker}.sock"
-        self._spawner.fork(Fork(worker, str(path), self._node.worker_host, self._config.worker))
+        self._forking[worker] = environment
+        request = Fork(worker, str(path), self._node.worker_host, self._config.worker)
+        self.zygotes.fork(environment, request)
 
     def _forked(self, worker: str, pid: int) -> None:
         path = Path(self._config.run_dir) / f"w-{worker}.sock"
+        environment = self._forking.pop(worker, OWN)
         try:
             pidfd = os.pidfd_open(pid)
             start_ticks = _start_ticks(pid)
@@ -141,12 +147,14 @@ class Workers:
             os.kill(pid, signal.SIGKILL)
             self._step(ev.WorkerExited(worker, f"it can't be watched: {error}", jitter=_jitter()))
             return
-        handle = self._watch(Record(worker, pid, start_ticks, str(path), self._limits.path(worker)), pidfd)
-        handle.generation = self._spawner.generation
+        cgroup = self._limits.path(worker)
+        handle = self._watch(Record(worker, pid, start_ticks, str(path), cgroup, environment), pidfd)
+        handle.parent = self.zygotes.parent(environment)
         self._write(handle.record)
         self._spawn(self._connect_blank(handle))
 
     def _not_forked(self, worker: str, reason: str) -> None:
+        self._forking.pop(worker, None)
         self._step(ev.WorkerExited(worker, reason, jitter=_jitter()))
 
     async def _connect_blank(self, handle: _Handle) -> None:
@@ -314,7 +322,7 @@ class Workers:
     def _gone(self, handle: _Handle) -> None:
         self._loop.remove_reader(handle.pidfd)
         handle.gone = True
-        if handle.status is not None or handle.generation != self._spawner.generation:
+        if handle.status is not None or not self.zygotes.knows(handle.parent):
             self._exited(handle)
         else:
             self._loop.call_later(STATUS_WAIT_S, self._exited, handle)
@@ -399,7 +407,7 @@ class Workers:
         address = stats.tcp_address or f"unix:{record.socket}"
         self.prints.follow(record.worker, record.pid)
         self.prints.label(record.worker, stats.app, stats.version, stats.variant)
-        self._step(ev.WorkerFound(record.worker, address, stats))
+        self._step(ev.WorkerFound(record.worker, address, stats, record.environment))
         if stats.batching_ended:
             self._step(ev.BatchingEndedAt(record.worker, stats.batching_ended))
 

@@ -24,10 +24,12 @@ import msgspec
 from understudy.adapters.descendants import adopt_orphans, end_children
 from understudy.adapters.parents import run_and_exit
 from understudy.adapters.printing import capture
+from understudy.adapters.titles import keep_room, title
 from understudy.settings.runtimes import RUNTIMES
 from understudy.settings.worker import WorkerTuning
 
 MESSAGE_BYTES_MAX = 65_536
+TRIAL = "try"  # instead of a socket: see whether it could start
 # Before a fork there must be one thread, and a worker's inference uses as many as it was told.
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # What is installed of these.
@@ -111,6 +113,7 @@ class Zygote:
             os.close(pidfd)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
+        title("worker (blank)")
         from understudy.worker.process import WorkerArgs, run_worker
 
         log = capture()
@@ -139,11 +142,18 @@ def import_runtime() -> None:
 
 def main() -> None:
     # Signals to the whole group are for the agent and the workers; the zygote ends when the agent does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    control = socket.socket(fileno=int(sys.argv[1]))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    keep_room()
     os.environ.update(SINGLE_THREADED)
+    if len(sys.argv) > 2:  # what its models start finds their packages too
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.argv[2], os.environ.get("PYTHONPATH")]))
+    if sys.argv[1] == TRIAL:
+        import_runtime()
+        return
+    control = socket.socket(fileno=int(sys.argv[1]))
     adopt_orphans()
+    title("zygote")
     import_runtime()
     Zygote(control).serve()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from understudy.cli.exits import Exit
+from understudy.cli.exits import Exit, of_environment
 from understudy.cli.output import Output
 from understudy.wire.errors import UnderstudyError
 
@@ -79,6 +79,8 @@ def main() -> None:
     except UnderstudyError as error:
         # Commands report their own failures; this is for those that have no --json.
         sys.exit(Output().error(error))
+    except OSError as error:
+        sys.exit(Output().error(of_environment(error)))
 
 
 def _attempt(output: Output, command: Callable[[], bool | None]) -> None:
@@ -87,6 +89,8 @@ def _attempt(output: Output, command: Callable[[], bool | None]) -> None:
         done = command()
     except UnderstudyError as error:
         raise typer.Exit(output.error(error)) from error
+    except OSError as error:
+        raise typer.Exit(output.error(of_environment(error))) from error
     if done is False:
         raise typer.Exit(Exit.FAILED)
 

@@ -16,7 +16,7 @@ from understudy.cli.control import Servers
 from understudy.cli.deploy import run_deploy
 from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
-from understudy.cli.packing import VARIANTS, Source, find_manifests
+from understudy.cli.packing import REQUIREMENTS, VARIANTS, ManifestSource, find_manifests
 from understudy.config import checked_manifest, parse_toml
 from understudy.settings.manifest import AppManifest
 from understudy.settings.runtimes import RUNTIMES
@@ -64,7 +64,7 @@ def _keep(text: str, path: Path) -> None:
         raise ConfigError(f"--save: {path} can't be written: {error.strerror}") from error
 
 
-def sources(paths: Sequence[Path], wishes: Wishes) -> tuple[list[Source], str]:
+def sources(paths: Sequence[Path], wishes: Wishes) -> tuple[list[ManifestSource], str]:
     """Where the apps to deploy are described, and the text of a manifest that was written for bare models.
 
     Raises `ConfigError` or `CommandError` that says what each path is and what would be accepted.
@@ -77,11 +77,11 @@ def sources(paths: Sequence[Path], wishes: Wishes) -> tuple[list[Source], str]:
         if wishes != Wishes():
             what = "--name, --input, --output and --save are for models without a manifest"
             raise CommandError(Code.CONFIG, what)
-        return [Source.of(manifest) for path in paths for manifest in find_manifests(path)], ""
+        return [ManifestSource.of(manifest) for path in paths for manifest in find_manifests(path)], ""
     folder = wishes.save.parent if wishes.save else Path()
     text = _manifest(models, wishes, folder)
     manifest = checked_manifest(parse_toml(text.encode(), "the manifest", AppManifest), "the manifest")
-    return [Source(manifest, folder, "the manifest")], text
+    return [ManifestSource(manifest, folder, "the manifest")], text
 
 
 def is_model(path: Path) -> bool:
@@ -127,6 +127,8 @@ def _manifest(models: Sequence[Path], wishes: Wishes, folder: Path) -> str:
             f"artifact = {_quoted(os.path.relpath(path, folder))}",
             f"accuracy = {max(0.0, 1 - index * ACCURACY_STEP):.2f}",
         ]
+        if (path / REQUIREMENTS).is_file():
+            lines.append(f"requirements = {_quoted(os.path.relpath(path / REQUIREMENTS, folder))}")
     return "\n".join(lines) + "\n"
 
 
@@ -139,9 +141,9 @@ def _model(path: Path) -> tuple[Path, str, int]:
         size_bytes = path.stat().st_size
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
-    if path.suffix == ".py" and kind in ("", "text", "a JSON document"):
+    if path.suffix.lower() == ".py" and kind in ("", "text", "a JSON document"):
         return path, "python", size_bytes
-    if path.suffix in (".onnx", ".ort") and not kind:
+    if path.suffix.lower() in (".onnx", ".ort") and not kind:
         return path, "onnx", size_bytes
     if not kind:
         kind = "nothing that is known here"
@@ -155,7 +157,7 @@ def _directory(path: Path, kind: str) -> tuple[Path, str, int]:
     models = list(path.glob("*.onnx"))
     if len(models) == 1 and not any(file != models[0] for file in path.iterdir()):
         return models[0], "onnx", size_bytes
-    if (path / ONNX_ENTRY).is_file():
+    if RUNTIMES["onnx"].entry_in(model.name for model in models):
         return path, "onnx", size_bytes
     if models:
         listed = ", ".join(sorted(model.name for model in models)[:5])

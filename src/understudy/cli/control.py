@@ -33,7 +33,7 @@ class Readable(Protocol):
     def read(self, size: int = -1, /) -> bytes: ...
 
 
-class Reply(NamedTuple):
+class ControlReply(NamedTuple):
     status: int
     headers: Mapping[str, str]  # names in lower case
     body: bytes
@@ -102,7 +102,7 @@ class Servers:
         upload: tuple[Readable, int] | None = None,
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
-    ) -> Reply:
+    ) -> ControlReply:
         """The answer of the first server that can be reached, whatever its status.
 
         `body` is sent as JSON; `upload` (content, size in bytes) as it is. Raises UNAVAILABLE when nobody
@@ -165,7 +165,7 @@ class Servers:
         return reply.document()
 
 
-def failure(reply: Reply) -> UnderstudyError:
+def failure(reply: ControlReply) -> UnderstudyError:
     """What an error answer says; the status decides where it has no code that we know."""
     try:
         document = reply.document()
@@ -285,13 +285,13 @@ def _distrust(url: str, error: ssl.SSLError) -> CommandError:
 
 def _exchange(
     connection: http.client.HTTPConnection, method: str, path: str, content: Any, headers: Mapping[str, str]
-) -> Reply:
+) -> ControlReply:
     # A server that refuses an upload answers and closes before it has read everything.
     with contextlib.suppress(BrokenPipeError):
         connection.request(method, path, body=content, headers=dict(headers))
     response = connection.getresponse()
     names = {name.lower(): value for name, value in response.getheaders()}
-    return Reply(response.status, names, response.read())
+    return ControlReply(response.status, names, response.read())
 
 
 def _reason(error: Exception) -> str:

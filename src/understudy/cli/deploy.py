@@ -14,7 +14,7 @@ import msgspec
 from understudy.cli.control import Servers, failure, segment
 from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
-from understudy.cli.packing import Artifact, Package, Source, find_manifests
+from understudy.cli.packing import Artifact, ManifestSource, Package, find_manifests
 from understudy.wire.errors import Code, ConfigError, Origin, UnderstudyError
 from understudy.wire.records import OTHER_APP
 
@@ -24,7 +24,7 @@ BUSY_WAIT_S = 600.0  # for a controller that has too many to do, where nobody sa
 UPLOAD_TIMEOUT_S = 120.0  # for one block to go through, or the digest to be checked
 
 
-class Deployment(msgspec.Struct):
+class DeploymentState(msgspec.Struct):
     """How far a deployment is, as the control API tells it."""
 
     state: str = "staging"  # staging | profiling | placing | ready | failed | kept
@@ -43,26 +43,34 @@ class Deployment(msgspec.Struct):
         return self.state in ("ready", "failed", "kept")
 
 
-class Progress(Protocol):
+class DeployProgress(Protocol):
     """Who is told how it goes."""
 
+    def noting(self, app: str, note: str) -> None: ...
     def uploading(self, artifact: Artifact, sent_bytes: int) -> None: ...
-    def following(self, deployment: Deployment) -> None: ...
+    def following(self, deployment: DeploymentState) -> None: ...
 
 
 class Silent:
+    def noting(self, app: str, note: str) -> None:
+        return None
+
     def uploading(self, artifact: Artifact, sent_bytes: int) -> None:
         return None
 
-    def following(self, deployment: Deployment) -> None:
+    def following(self, deployment: DeploymentState) -> None:
         return None
 
 
-def submit(control: Servers, package: Package, progress: Progress, *, if_changed: bool = False) -> Deployment:
+def submit(
+    control: Servers, package: Package, progress: DeployProgress, *, if_changed: bool = False
+) -> DeploymentState:
     """Upload what is missing and register the app. Returns a deployment that has just begun.
 
     `if_changed`: unless the manifest brought the same before, when it was deployed last.
     """
+    for note in package.notes:
+        progress.noting(package.name, note)
     for artifact in package.artifacts:
         path = f"/v1/artifacts/{artifact.ref.digest}"
         if control.call("HEAD", path).status != 200:
@@ -75,18 +83,18 @@ def submit(control: Servers, package: Package, progress: Progress, *, if_changed
         progress.uploading(artifact, artifact.ref.size_bytes)
     query = urlencode({"manifest": package.path, "if_changed": str(if_changed).lower()})
     answer = control.ask("POST", f"/v1/apps?{query}", body=package.description)
-    begun = msgspec.convert(answer, Deployment, strict=False)
+    begun = msgspec.convert(answer, DeploymentState, strict=False)
     begun.app = begun.app or package.name
     return begun
 
 
 def follow(
     control: Servers,
-    begun: Iterable[Deployment],
-    progress: Progress,
+    begun: Iterable[DeploymentState],
+    progress: DeployProgress,
     timeout_s: float,
     since_s: float | None = None,
-) -> list[Deployment]:
+) -> list[DeploymentState]:
     """Poll until each is ready or failed. Raises TIMEOUT; a controller that is away is waited for.
 
     `since_s`: from when on the time counts, by the monotonic clock; from now by default.
@@ -101,7 +109,9 @@ def follow(
     return current
 
 
-def refresh(control: Servers, deployments: Iterable[Deployment], progress: Progress) -> list[Deployment]:
+def refresh(
+    control: Servers, deployments: Iterable[DeploymentState], progress: DeployProgress
+) -> list[DeploymentState]:
     """Where they are now. One that can't be asked about stays as it was."""
     fresh = [d if d.finished else _refreshed(control, d) for d in deployments]
     for deployment in fresh:
@@ -111,18 +121,18 @@ def refresh(control: Servers, deployments: Iterable[Deployment], progress: Progr
 
 def deploy(
     control: Servers,
-    path: Path | Sequence[Source],
-    progress: Progress | None = None,
+    path: Path | Sequence[ManifestSource],
+    progress: DeployProgress | None = None,
     *,
     wait_s: float | None = 120.0,
-) -> list[Deployment]:
+) -> list[DeploymentState]:
     """Deploy a manifest, a directory of manifests, or what they say. `wait_s` None: don't wait for readiness.
 
     Everything is read and checked before anything is sent. Of several, one that is refused is told as failed
     and doesn't keep the others back. While the controller has too many to do, it is waited for.
     """
     progress = progress or Silent()
-    sources = [Source.of(each) for each in find_manifests(path)] if isinstance(path, Path) else path
+    sources = [ManifestSource.of(each) for each in find_manifests(path)] if isinstance(path, Path) else path
     for source in sources:
         source.check()
     if wait_s is not None:  # each variant is loaded to be measured, and then where it serves
@@ -130,7 +140,7 @@ def deploy(
         wait_s += 2 * max(declared_s, default=0.0)
     began_s = time.monotonic()
     deadline_s = began_s + (BUSY_WAIT_S if wait_s is None else wait_s)
-    current: list[Deployment] = []
+    current: list[DeploymentState] = []
     for source in _stand_ins_first(sources):
         with source.pack() as package:
             while True:
@@ -143,19 +153,19 @@ def deploy(
                         continue
                     if len(sources) == 1 or error.origin is not Origin.CALLER:
                         raise
-                    refused = Deployment("failed", app=package.name, message=error.message)
+                    refused = DeploymentState("failed", app=package.name, message=error.message)
                     current.append(refused)
                 break
     return current if wait_s is None else follow(control, current, progress, wait_s, began_s)
 
 
-def _late(current: Sequence[Deployment], timeout_s: float) -> CommandError:
+def _late(current: Sequence[DeploymentState], timeout_s: float) -> CommandError:
     late = ", ".join(f"{d.app} ({_describe(d)})" for d in current if not d.finished)
     hint = "it goes on by itself: see `understudy status` and `understudy events`; --timeout waits longer"
     return CommandError(Code.TIMEOUT, f"not ready within {timeout_s:g} s: {late}", hint)
 
 
-def _interval_s(current: Sequence[Deployment]) -> float:
+def _interval_s(current: Sequence[DeploymentState]) -> float:
     """Each is asked about by itself: many are asked about less often."""
     return FOLLOW_INTERVAL_S * max(1.0, sum(not d.finished for d in current) / FOLLOWED_OFTEN)
 
@@ -168,15 +178,15 @@ def _upload_failure(error: UnderstudyError, artifact: Artifact) -> UnderstudyErr
     )
 
 
-def _stand_ins_first(sources: Sequence[Source]) -> list[Source]:
+def _stand_ins_first(sources: Sequence[ManifestSource]) -> list[ManifestSource]:
     """An app that another one names in its fallback chain has to be there before that one."""
-    by_name: dict[str, Source] = {}
+    by_name: dict[str, ManifestSource] = {}
     for source in sources:
         name = source.manifest.name
         if name in by_name:
             raise ConfigError(f"{source.name}: name: {name!r} is that of {by_name[name].name} too")
         by_name[name] = source
-    ordered: dict[str, Source] = {}
+    ordered: dict[str, ManifestSource] = {}
 
     def add(name: str, above: tuple[str, ...]) -> None:
         if name in by_name and name not in above:  # a circle is for the controller to refuse
@@ -189,7 +199,7 @@ def _stand_ins_first(sources: Sequence[Source]) -> list[Source]:
     return list(ordered.values())
 
 
-def _refreshed(control: Servers, deployment: Deployment) -> Deployment:
+def _refreshed(control: Servers, deployment: DeploymentState) -> DeploymentState:
     try:
         answer = control.get(f"/v1/deployments/{segment(str(deployment.deployment))}")
     except UnderstudyError as error:
@@ -199,12 +209,12 @@ def _refreshed(control: Servers, deployment: Deployment) -> Deployment:
             raise
         message = "the controller no longer knows how it ended: see `understudy status`"
         return msgspec.structs.replace(deployment, state="failed", message=message)
-    fresh = msgspec.convert(answer, Deployment, strict=False)
+    fresh = msgspec.convert(answer, DeploymentState, strict=False)
     fresh.deployment = deployment.deployment
     return fresh
 
 
-def _describe(deployment: Deployment) -> str:
+def _describe(deployment: DeploymentState) -> str:
     steps = f" {deployment.done}/{deployment.total}" if deployment.total else ""
     return f"{deployment.state}{steps}{': ' + deployment.message if deployment.message else ''}"
 
@@ -212,7 +222,7 @@ def _describe(deployment: Deployment) -> str:
 class _Metered:
     """An artifact's content that tells how much of it was read."""
 
-    def __init__(self, artifact: Artifact, progress: Progress) -> None:
+    def __init__(self, artifact: Artifact, progress: DeployProgress) -> None:
         self._artifact = artifact
         self._content: IO[bytes] = artifact.content
         self._progress = progress
@@ -255,12 +265,15 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
+    def noting(self, app: str, note: str) -> None:
+        self._output.note(f"{app}: {note}")
+
     def uploading(self, artifact: Artifact, sent_bytes: int) -> None:
         ref = artifact.ref
         done = sent_bytes >= ref.size_bytes
         self._show(ref.digest, ref.file_name, sent_bytes, ref.size_bytes, "uploaded" if done else "uploading")
 
-    def following(self, deployment: Deployment) -> None:
+    def following(self, deployment: DeploymentState) -> None:
         steps = max(deployment.total, 1)
         done = steps if deployment.state == "ready" else min(deployment.done, steps)
         self._show(str(deployment.deployment), deployment.app, done, steps, _describe(deployment))
@@ -278,14 +291,14 @@ class Bars:
 
 def run_deploy(
     control: Servers,
-    sources: Sequence[Source],
+    sources: Sequence[ManifestSource],
     output: Output,
     wait_s: float | None,
     *,
     verbose: bool = False,
 ) -> bool:
     """The command. False when a deployment failed."""
-    bars: contextlib.AbstractContextManager[Progress] = (
+    bars: contextlib.AbstractContextManager[DeployProgress] = (
         contextlib.nullcontext(Silent()) if output.as_json else Bars(output)
     )
     with bars as progress:
@@ -298,7 +311,7 @@ def run_deploy(
     return not any(d.state == "failed" for d in finished)
 
 
-def _tell(deployment: Deployment, output: Output, *, verbose: bool) -> None:
+def _tell(deployment: DeploymentState, output: Output, *, verbose: bool) -> None:
     output.stdout.print(sentence(deployment), markup=False, soft_wrap=True)
     for note in deployment.notes:
         output.stdout.print(f"{deployment.app}: note: {note}", markup=False, soft_wrap=True)
@@ -310,7 +323,7 @@ def _tell(deployment: Deployment, output: Output, *, verbose: bool) -> None:
         output.note(f"{deployment.app}: --verbose shows the traceback of the model's code")
 
 
-def sentence(deployment: Deployment) -> str:
+def sentence(deployment: DeploymentState) -> str:
     name = f"{deployment.app} version {deployment.version}" if deployment.version else deployment.app
     if deployment.state == "ready":
         return f"{name} is ready ({deployment.message})" if deployment.message else f"{name} is ready"

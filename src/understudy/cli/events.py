@@ -12,6 +12,7 @@ from rich.text import Text
 
 from understudy.cli.control import Servers
 from understudy.cli.output import Output
+from understudy.cli.tables import one_line
 from understudy.wire.errors import Code, UnderstudyError
 
 FOLLOW_INTERVAL_S = 0.5
@@ -92,5 +93,5 @@ def _cells(event: dict[str, Any]) -> tuple[Text, Text, Text, Text]:
         Text(f"{at:%m-%d %H:%M:%S}.{at.microsecond // 1000:03}", style="dim"),
         Text(event["kind"], style=style),
         Text(where, style="bold"),
-        Text(event["message"]),
+        Text(one_line(event["message"])),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 from typing import Any
 
@@ -21,6 +22,25 @@ class Exit(IntEnum):
 
 def exit_of(code: Code) -> Exit:
     return Exit(STATUSES[code].exit)
+
+
+HINTS = {
+    errno.EACCES: "the user that runs this needs the right to it",
+    errno.EPERM: "the user that runs this needs the right to it",
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room, or have the quota raised",
+    errno.EROFS: "set data_dir to a place that can be written to",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+def of_environment(error: OSError) -> UnderstudyError:
+    """What the system refused, as a sentence. Raises `error` if it is about neither a file nor a lack."""
+    if error.filename is None and error.errno not in HINTS:
+        raise error
+    where = f"{error.filename}: " if error.filename is not None else ""
+    what = f"{where}{error.strerror or error}"
+    return CommandError(Code.CONFIG, what, HINTS.get(error.errno or 0, ""))
 
 
 class CommandError(UnderstudyError):

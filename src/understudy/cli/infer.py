@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from understudy.cli.control import Reply, Servers, failure, segment
+from understudy.cli.control import ControlReply, Servers, failure, segment
 from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
 from understudy.wire.errors import Code, ConfigError, UnderstudyError
@@ -98,7 +98,7 @@ def run_infer(gateways: Servers, app: str, data: str, output: Output, timeout_s:
         _show(document, who, output)
 
 
-def _who(reply: Reply) -> dict[str, Any]:
+def _who(reply: ControlReply) -> dict[str, Any]:
     reason = reply.headers.get("understudy-degraded", "")
     return {
         "variant": reply.headers.get("understudy-variant"),

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple, Self
 
 import msgspec
 
-from understudy.cli import kinds
+from understudy.cli import kinds, wheels
 from understudy.cli.contents import contents, not_a_model
 from understudy.cli.exits import CommandError
 from understudy.config import load_manifest
@@ -24,6 +24,9 @@ from understudy.wire.errors import Code, ConfigError
 from understudy.wire.records import ArtifactRef
 
 VARIANTS = re.compile(r"^\s*(\[\[variants\]\]|variants\s*=)", re.MULTILINE)
+
+
+REQUIREMENTS = "requirements.txt"
 
 
 class Artifact(NamedTuple):
@@ -41,6 +44,7 @@ class Package:
     artifacts: tuple[Artifact, ...]  # each digest once
     opened: contextlib.ExitStack
     path: str = ""  # of the manifest, where there is one
+    notes: tuple[str, ...] = ()  # for whoever deploys it
 
     @property
     def name(self) -> str:
@@ -68,7 +72,7 @@ def find_manifests(path: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Source:
+class ManifestSource:
     """A manifest, the folder that its paths are relative to, and what to call it."""
 
     manifest: AppManifest
@@ -77,9 +81,9 @@ class Source:
     path: str = ""
 
     @staticmethod
-    def of(path: Path) -> Source:
+    def of(path: Path) -> ManifestSource:
         """Raises `ConfigError`."""
-        return Source(load_manifest(path), path.parent, str(path), str(path.resolve()))
+        return ManifestSource(load_manifest(path), path.parent, str(path), str(path.resolve()))
 
     def check(self) -> None:
         """Raises `ConfigError` naming the field whose artifact is missing or unusable."""
@@ -88,6 +92,7 @@ class Source:
             path = self.folder / variant.artifact
             try:
                 _check_artifact(where, variant, path)
+                wheels.check(f"{self.name}: variants[{index}]", *self._named_packages(variant))
             except (OSError, ValueError) as error:  # ValueError: a path that can't be one
                 reason = error.strerror if isinstance(error, OSError) else str(error)
                 raise ConfigError(f"{where}: {path} can't be read: {reason}") from error
@@ -95,10 +100,11 @@ class Source:
     def pack(self) -> Package:
         """Hash the artifacts; directories become tar files of the same bytes every time.
 
-        Raises as `check` does.
+        Raises as `check` does, and where pip can't have what a variant needs.
         """
         self.check()
         artifacts: dict[str, Artifact] = {}
+        environments = _Environments(self.name)
         variants = []
         with contextlib.ExitStack() as opened:
             for variant in self.manifest.variants:
@@ -107,14 +113,71 @@ class Source:
                 content = opened.enter_context(_pack(path, files) if files else _open_file(path))
                 ref = _refer(content, path, packed=bool(files))
                 artifacts.setdefault(ref.digest, Artifact(ref, content))
-                variants.append({**_plain(variant), "artifact": msgspec.to_builtins(ref)})
+                described = {**_plain(variant), "artifact": msgspec.to_builtins(ref)}
+                del described["requirements"], described["wheels"]
+                packages = environments.of(variant, *self._named_packages(variant), opened)
+                if packages is not None:
+                    artifacts.setdefault(packages.ref.digest, packages)
+                    described["wheels"] = msgspec.to_builtins(packages.ref)
+                environments.remark(variant, path)
+                variants.append(described)
             description = {**_plain(self.manifest), "variants": variants}
-            return Package(description, tuple(artifacts.values()), opened.pop_all(), self.path)
+            return Package(
+                description, tuple(artifacts.values()), opened.pop_all(), self.path, tuple(environments.notes)
+            )
+
+    def _named_packages(self, variant: VariantManifest) -> tuple[Path | None, Path | None]:
+        """The file of requirements, and the directory of wheels."""
+        requirements, folder = variant.requirements, variant.wheels
+        return (
+            self.folder / requirements if requirements is not None else None,
+            self.folder / folder if folder is not None else None,
+        )
+
+
+class _Environments:
+    """The packages of one app's variants, each set resolved once."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._found: dict[tuple[Path | None, Path | None], Artifact | None] = {}
+        self.notes: list[str] = []
+
+    def of(
+        self,
+        variant: VariantManifest,
+        requirements: Path | None,
+        folder: Path | None,
+        opened: contextlib.ExitStack,
+    ) -> Artifact | None:
+        """None where none are needed."""
+        asked = requirements, folder
+        if asked == (None, None):
+            return None
+        if asked not in self._found:
+            found = wheels.resolve(f"{self._source}: variant {variant.name!r}", requirements, folder)
+            opened.enter_context(found.content)
+            label = (requirements or folder or Path()).name
+            self._found[asked] = None
+            if found.names:
+                ref = _refer(found.content, Path(f"{label}.wheels"), packed=True)
+                self._found[asked] = Artifact(ref, found.content)
+            self.notes.append(f"{label}: {', '.join(found.names) or 'asks for no package'}")
+        return self._found[asked]
+
+    def remark(self, variant: VariantManifest, path: Path) -> None:
+        """Say so if an artifact seems to name packages and the manifest doesn't."""
+        unnamed = variant.requirements is None and variant.wheels is None and variant.python is None
+        if unnamed and (path / REQUIREMENTS).is_file():
+            self.notes.append(
+                f"{path / REQUIREMENTS} is not installed from: the manifest doesn't name it for variant "
+                f"{variant.name!r} (requirements = {f'{variant.artifact}/{REQUIREMENTS}'!r})"
+            )
 
 
 def pack(manifest_path: Path) -> Package:
     """Read a manifest and hash its artifacts. Raises `ConfigError`."""
-    return Source.of(manifest_path).pack()
+    return ManifestSource.of(manifest_path).pack()
 
 
 def _plain(settings: AppManifest | VariantManifest) -> dict[str, Any]:

@@ -18,7 +18,7 @@ SENTENCE_LENGTH_MAX = 2000
 SENTENCES_MAX = 100
 
 
-class Problems:
+class KnownProblems:
     """By what has them: a manifest or a role. One that is mended goes."""
 
     def __init__(self, output: Output) -> None:

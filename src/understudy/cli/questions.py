@@ -16,17 +16,17 @@ from understudy.cli.output import Output
 from understudy.cli.plan import HOW
 from understudy.cli.tables import counted, name, shortened, table
 from understudy.core.questions.records import (
-    Answer,
     Answered,
     AnyLoss,
-    Change,
     Explanation,
     Figures,
     Kept,
     Loss,
     NewNode,
     NextPlan,
+    PlanChange,
     Question,
+    QuestionAnswered,
 )
 from understudy.wire.errors import Code, ProtocolError
 
@@ -84,13 +84,13 @@ def run_questions(control: Servers, asked: Question, output: Output) -> None:
         output.data(document)
         return
     try:
-        answer = msgspec.convert(document, Answer)
+        answer = msgspec.convert(document, QuestionAnswered)
     except msgspec.ValidationError as error:
         raise ProtocolError(f"the answer is not one to a question: {error}") from error
     output.show(render(answer))
 
 
-def render(answer: Answer) -> RenderableType:
+def render(answer: QuestionAnswered) -> RenderableType:
     parts: list[RenderableType] = []
     if answer.away:
         parts.append(Text(f"Away already: {', '.join(answer.away)}.", style="yellow"))
@@ -198,7 +198,7 @@ def _any_loss(loss: AnyLoss, revision: int) -> list[RenderableType]:
 # Nodes that come or go
 
 
-def _change(change: Change) -> list[RenderableType]:
+def _change(change: PlanChange) -> list[RenderableType]:
     what = [f"with {node}" for node in change.added] + [f"without {node}" for node in change.removed]
     numbers = ("Now", "Then")
     made = table(("",), numbers, right=numbers)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from understudy.adapters.parents import follow_parent
+from understudy.adapters.parents import follow_parent, have_init
+from understudy.adapters.task_groups import ungrouped
 from understudy.config import load_cluster
 from understudy.settings.cluster import ClusterConfig
 
@@ -15,10 +16,12 @@ RoleName = Literal["controller", "gateway", "agent"]
 
 def run_role(role: RoleName, name: str, cluster: Path, parent_pid: int | None) -> None:
     """Run until SIGTERM or SIGINT. With `parent_pid`, drain and stop also when that process dies."""
+    have_init()
     if parent_pid is not None:
         follow_parent(parent_pid)
     config = load_cluster(cluster)
-    _run_of(role)(config, name)
+    with ungrouped(OSError):
+        _run_of(role)(config, name)
 
 
 def _run_of(role: RoleName) -> Callable[[ClusterConfig, str], None]:

@@ -10,7 +10,7 @@ import msgspec
 from rich.text import Text
 
 from understudy.cli.output import Output
-from understudy.sim.scenario import NOTHING, Scenario
+from understudy.sim.scenario import NOTHING, SimScenario
 from understudy.sim.seeds import Total, run, run_all, scenario_of
 from understudy.wire.errors import ConfigError
 
@@ -82,7 +82,7 @@ def _lines(summary: Summary) -> Iterator[str]:
     )
 
 
-def _shrink(scenario: Scenario, output: Output) -> Scenario:
+def _shrink(scenario: SimScenario, output: Output) -> SimScenario:
     """Raises `ConfigError` without what it needs."""
     try:
         from understudy.sim.shrinking import smallest
@@ -92,7 +92,7 @@ def _shrink(scenario: Scenario, output: Output) -> Scenario:
     return smallest(scenario)
 
 
-def _replay(scenario: Scenario, output: Output) -> bool:
+def _replay(scenario: SimScenario, output: Output) -> bool:
     done = run(scenario, timeline=True)
     if output.as_json:
         output.data(done)

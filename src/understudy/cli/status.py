@@ -13,7 +13,7 @@ from rich.text import Text
 from understudy.cli.control import Servers
 from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
-from understudy.cli.tables import name, shortened, table
+from understudy.cli.tables import name, one_line, shortened, table
 from understudy.cli.views import (
     DEGRADED,
     DOWN,
@@ -102,7 +102,7 @@ def render(view: StatusView) -> RenderableType:
     parts += [Text(), _nodes(view.nodes)]
     remarks = _remarks(view)
     if remarks:
-        parts += [Text(), *(Text.assemble(("! ", "bold yellow"), remark) for remark in remarks)]
+        parts += [Text(), *(Text.assemble(("! ", "bold yellow"), one_line(remark)) for remark in remarks)]
     return Group(*parts)
 
 

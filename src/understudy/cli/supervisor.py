@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import msgspec
 
+from understudy.adapters.claims import Claim, claim
 from understudy.cli.control import Servers, cluster_controllers, cluster_gateways, gateway_access
 from understudy.cli.exits import CommandError, Exit
 from understudy.cli.processes import KILL_TIMEOUT_S, RoleProcess
@@ -32,7 +33,8 @@ from understudy.wire.errors import Code, UnderstudyError
 POLL_S = 0.05
 WATCH_INTERVAL_S = 0.1
 STATUS_TIMEOUT_S = 2.0
-STOP_TIMEOUT_S = 2.0  # for draining; then roles are killed
+STOP_GRACE_S = 2.0  # beyond the time that roles have for draining; then they are killed
+UP_LOCK = "up.lock"
 
 
 class Cluster:
@@ -46,6 +48,7 @@ class Cluster:
         self.control = cluster_controllers(self.config, source=source)
         self.watched = cluster_controllers(self.config, source=source, timeout_s=STATUS_TIMEOUT_S)
         self.logs_dir = Path(self.config.data_dir) / "logs"
+        self._claim: Claim | None = None
         names = [("controller", c.name) for c in self.config.controllers]
         names += [("gateway", g.name) for g in self.config.gateways]
         names += [("agent", n.name) for n in self.config.nodes]
@@ -58,7 +61,7 @@ class Cluster:
 
     def _argv(self, role: str, name: str) -> list[str]:
         whose = ["--cluster", str(self.config_path), "--parent", str(os.getpid())]
-        return [sys.executable, "-m", "understudy", role, name, *whose]
+        return [sys.executable, "-P", "-m", "understudy", role, name, *whose]
 
     async def __aenter__(self) -> Self:
         self.start()
@@ -72,7 +75,14 @@ class Cluster:
     # starting, signalling: at once
 
     def start(self) -> None:
-        """Start every role. They find each other in any order."""
+        """Start every role. They find each other in any order.
+
+        Raises `ConfigError` if a cluster runs in the same data directory, which isn't touched then.
+        """
+        if self._claim is None:
+            self._claim = claim(
+                Path(self.config.data_dir), f"cluster {self.config.name!r} runs already", UP_LOCK
+            )
         for role in self.roles.values():
             role.start()
 
@@ -210,19 +220,42 @@ class Cluster:
                 found[str(role)] = None if role.is_settled else ""
         return found
 
-    async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
-        """End everything: drain for `timeout_s` at most, then kill. No process is left, nor its entry."""
-        roles = list(self.roles.values())
-        for role in roles:
+    async def stop(self, *, now: bool = False) -> None:
+        """End everything. No process is left, nor its entry.
+
+        Gateways drain first, for which they need the nodes, then the others; each as long as it is configured
+        to. `now`: nothing is waited for.
+        """
+        if self._claim is not None:
+            self._claim.leave()
+        for role in self.roles.values():
             role.wanted = False
+        if not now:
+            await self._drain("gateway", timeout_s=self.config.gateway.http.drain_timeout_s)
+            await self._drain("agent", "controller", timeout_s=self.config.agent.drain_timeout_ms / 1000)
+        for role in self.roles.values():
+            if role.pids():
+                role.send_group(signal.SIGKILL)
+        await _until(
+            lambda: not any(role.pid for role in self.roles.values()) and not self.pids(), KILL_TIMEOUT_S
+        )
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
+
+    async def _drain(self, *kinds: str, timeout_s: float) -> None:
+        roles = [role for role in self.roles.values() if role.role in kinds]
+        for role in roles:
             if role.pids():
                 role.send_group(signal.SIGCONT)
                 role.send(signal.SIGTERM)
-        await _until(lambda: not any(role.pid for role in roles), timeout_s)
-        for role in roles:
-            if role.pids():
-                role.send_group(signal.SIGKILL)
-        await _until(lambda: not any(role.pid for role in roles) and not self.pids(), KILL_TIMEOUT_S)
+        await _until(lambda: not any(role.pid for role in roles), timeout_s + STOP_GRACE_S)
+
+    def reload(self) -> None:
+        """Have every role read anew what it can."""
+        for role in self.roles.values():
+            if role.pid:
+                role.send(signal.SIGHUP)
 
     async def watch(self, tell: Callable[[str], None], *, restart: bool = True) -> None:
         """Tell of wanted roles that died and, unless told otherwise, start them again with back-off.

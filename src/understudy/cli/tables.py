@@ -20,6 +20,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
+def one_line(text: str) -> str:
+    """What others wrote, such as a runtime's message of several lines."""
+    return " ".join(text.split())
+
+
 def name(text: str) -> Text:
     return shortened(Text(text, style="bold"))
 

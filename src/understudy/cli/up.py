@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from understudy.adapters.parents import have_init
 from understudy.adapters.task_groups import ungrouped
 from understudy.cli import deploy
 from understudy.cli.control import cluster_gateways, gateway_access, gateway_url, segment
 from understudy.cli.output import Output
 from understudy.cli.packing import Package, pack
-from understudy.cli.problems import Problems
+from understudy.cli.problems import KnownProblems
 from understudy.cli.supervisor import Cluster
 from understudy.wire.errors import Code, UnderstudyError
 
@@ -31,18 +34,25 @@ def run_up(config_path: Path, output: Output, *, restart: bool) -> bool:
 
     Raises what is wrong with the cluster file as a whole.
     """
+    have_init()
     cluster = Cluster(config_path)
-    problems = Problems(output)
-    with ungrouped(UnderstudyError):
+    problems = KnownProblems(output)
+    with ungrouped(UnderstudyError), ungrouped(OSError):
         asyncio.run(_run(cluster, output, problems, restart=restart))
     return not problems.by_source
 
 
-async def _run(cluster: Cluster, output: Output, problems: Problems, *, restart: bool) -> None:
-    asked_to_stop = asyncio.Event()
+async def _run(cluster: Cluster, output: Output, problems: KnownProblems, *, restart: bool) -> None:
+    asked_to_stop, asked_again = asyncio.Event(), asyncio.Event()
+
+    def stop() -> None:
+        (asked_again if asked_to_stop.is_set() else asked_to_stop).set()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked_to_stop.set)
+        loop.add_signal_handler(number, stop)
+    # A terminal that is closed takes its cluster along; without one it is how logrotate asks to read anew.
+    loop.add_signal_handler(signal.SIGHUP, asked_to_stop.set if sys.stdin.isatty() else cluster.reload)
     try:
         async with asyncio.TaskGroup() as tasks:
             cluster.start()
@@ -56,22 +66,27 @@ async def _run(cluster: Cluster, output: Output, problems: Problems, *, restart:
                 task.cancel()
     finally:
         if asked_to_stop.is_set():
-            output.note("stopping")
-        await cluster.stop()
+            output.note("stopping: what is in flight is answered first; Ctrl-C again ends it at once")
+        await _stop(cluster, asked_again)
 
 
-async def _bring_up(cluster: Cluster, output: Output, problems: Problems) -> None:
+async def _stop(cluster: Cluster, at_once: asyncio.Event) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        draining = tasks.create_task(cluster.stop())
+        asked = tasks.create_task(at_once.wait())
+        await asyncio.wait((draining, asked), return_when=asyncio.FIRST_COMPLETED)
+        draining.cancel()
+        asked.cancel()
+    await cluster.stop(now=True)
+
+
+async def _bring_up(cluster: Cluster, output: Output, problems: KnownProblems) -> None:
     """Deploy what changed of the cluster file's apps, and say where everything is."""
     output.note(f"starting {len(cluster.roles)} processes")
     with contextlib.ExitStack() as opened:
-        packages = []
-        for app in cluster.config.apps:  # a mistake in a manifest is told before anything else happens
-            try:
-                packages.append(opened.enter_context(pack(Path(app))))
-            except (UnderstudyError, OSError) as error:
-                problems.add(app, f"{error}; what is deployed of it stays")
+        packages = packed(cluster.config.apps, opened, problems)
         await _controller(cluster, output)
-        progress: contextlib.AbstractContextManager[deploy.Progress] = (
+        progress: contextlib.AbstractContextManager[deploy.DeployProgress] = (
             contextlib.nullcontext(deploy.Silent()) if output.as_json else deploy.Bars(output)
         )
         with progress as told:
@@ -84,6 +99,21 @@ async def _bring_up(cluster: Cluster, output: Output, problems: Problems) -> Non
         _show(cluster, deployments, example, output)
 
 
+def packed(apps: Iterable[str], opened: contextlib.ExitStack, problems: KnownProblems) -> list[Package]:
+    """What can be deployed. A mistake in a manifest is told before anything else happens."""
+    by_name: dict[str, Package] = {}
+    for app in apps:
+        try:
+            package = opened.enter_context(pack(Path(app)))
+        except (UnderstudyError, OSError) as error:
+            problems.add(app, f"{error}; what is deployed of it stays")
+            continue
+        first = by_name.setdefault(package.name, package)
+        if first is not package:
+            problems.add(app, f"{app}: name: {package.name!r} is that of {first.path} too; it isn't deployed")
+    return list(by_name.values())
+
+
 async def _controller(cluster: Cluster, output: Output) -> None:
     """Return when one answers, and every gateway that runs."""
     while True:
@@ -94,8 +124,8 @@ async def _controller(cluster: Cluster, output: Output) -> None:
 
 
 async def _deploy(
-    cluster: Cluster, packages: list[Package], progress: deploy.Progress, problems: Problems
-) -> list[deploy.Deployment]:
+    cluster: Cluster, packages: list[Package], progress: deploy.DeployProgress, problems: KnownProblems
+) -> list[deploy.DeploymentState]:
     current = []
     for package in packages:
         begun = await _submit(cluster, package, progress, problems)
@@ -111,8 +141,8 @@ async def _deploy(
 
 
 async def _submit(
-    cluster: Cluster, package: Package, progress: deploy.Progress, problems: Problems
-) -> deploy.Deployment | None:
+    cluster: Cluster, package: Package, progress: deploy.DeployProgress, problems: KnownProblems
+) -> deploy.DeploymentState | None:
     while True:
         try:
             begun = await asyncio.to_thread(
@@ -130,7 +160,9 @@ async def _submit(
             return begun
 
 
-def _refresh(cluster: Cluster, deployment: deploy.Deployment, progress: deploy.Progress) -> deploy.Deployment:
+def _refresh(
+    cluster: Cluster, deployment: deploy.DeploymentState, progress: deploy.DeployProgress
+) -> deploy.DeploymentState:
     """A controller that was started again may have forgotten it."""
     try:
         return deploy.refresh(cluster.control, [deployment], progress)[0]
@@ -138,7 +170,9 @@ def _refresh(cluster: Cluster, deployment: deploy.Deployment, progress: deploy.P
         return msgspec.structs.replace(deployment, state="failed", message=error.message)
 
 
-def _document(cluster: Cluster, deployments: list[deploy.Deployment], problems: Problems) -> dict[str, Any]:
+def _document(
+    cluster: Cluster, deployments: list[deploy.DeploymentState], problems: KnownProblems
+) -> dict[str, Any]:
     config = cluster.config
     return {
         "cluster": config.name,
@@ -151,7 +185,7 @@ def _document(cluster: Cluster, deployments: list[deploy.Deployment], problems: 
     }
 
 
-def _show(cluster: Cluster, deployments: list[deploy.Deployment], example: str, output: Output) -> None:
+def _show(cluster: Cluster, deployments: list[deploy.DeploymentState], example: str, output: Output) -> None:
     from rich.table import Table
     from rich.text import Text
 

@@ -62,7 +62,7 @@ class NodeView(msgspec.Struct):
     reason: str = ""  # of the state, where it isn't ready
 
 
-class GatewayView(msgspec.Struct):
+class GatewayLine(msgspec.Struct):
     name: str
     connected: bool
     http_address: str
@@ -97,7 +97,7 @@ class QuarantineView(msgspec.Struct):
 class StatusView(msgspec.Struct):
     apps: list[AppView]
     nodes: list[NodeView]
-    gateways: list[GatewayView]
+    gateways: list[GatewayLine]
     revision: int
     source: str = "controller"  # controller | gateway
     address: str = ""

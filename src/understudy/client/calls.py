@@ -17,7 +17,7 @@ import msgspec
 from understudy.client.bodies import Body
 from understudy.client.connection import ConnectionBroken, Reply
 from understudy.client.errors import ClientError, Timeout, Unavailable, refusal
-from understudy.client.gateways import Gateway, Gateways
+from understudy.client.gateways import Gateways, KnownGateway
 from understudy.wire.errors import Code
 
 ROUNDS_MAX = 8  # through all gateways
@@ -50,7 +50,7 @@ class Attempt:
 
     task: asyncio.Task[Reply | ClientError | ConnectionBroken]
 
-    def __init__(self, gateway: Gateway, now: float) -> None:
+    def __init__(self, gateway: KnownGateway, now: float) -> None:
         self.gateway = gateway
         self.number = gateway.asked()
         self.began = now
@@ -60,7 +60,7 @@ class Attempt:
 
 class Won(msgspec.Struct, frozen=True):
     reply: Reply
-    gateway: Gateway
+    gateway: KnownGateway
 
 
 class Call:
@@ -74,7 +74,7 @@ class Call:
         self._hedging = hedge and ask.idempotent and len(gateways.all) > 1
         self._look_at = deadline  # when the newest attempt is late enough for a thought about a rival
         self._hedged = False
-        self._tried: list[Gateway] = []
+        self._tried: list[KnownGateway] = []
         self._running: list[Attempt] = []
         self._broke = False
         self._round = 0
@@ -117,7 +117,7 @@ class Call:
 
     # attempts
 
-    def _start(self, tasks: asyncio.TaskGroup, gateway: Gateway) -> None:
+    def _start(self, tasks: asyncio.TaskGroup, gateway: KnownGateway) -> None:
         now = self._gateways.clock()
         attempt = Attempt(gateway, now)
         self._look_at = self._next_look(now)
@@ -144,7 +144,9 @@ class Call:
         finally:
             gateway.outstanding -= 1
 
-    def _head(self, gateway: Gateway, method: str, path: str, length: int, json_bytes: int | None) -> bytes:
+    def _head(
+        self, gateway: KnownGateway, method: str, path: str, length: int, json_bytes: int | None
+    ) -> bytes:
         left_ms = max(1, round((self._deadline - self._gateways.clock()) * 1000))
         address = gateway.address
         lines = f"{method} {address.path}{path} HTTP/1.1\r\nHost: {address.authority}\r\n{self._ask.headers}"
@@ -190,7 +192,7 @@ class Call:
         # A gateway that has just started may not know yet what the others serve.
         return None if self._ask.idempotent and (down or error.code is Code.NOT_FOUND) else error
 
-    async def _next(self) -> Gateway | None:
+    async def _next(self) -> KnownGateway | None:
         """The gateway to ask now, maybe after a wait; None: it ends with `self._error`."""
         now = self._gateways.clock()
         fresh = not self._tried
@@ -269,7 +271,7 @@ def takes_binary(reply: Reply) -> bool:
     return "binary_tensor_data" in server.extensions
 
 
-def _refusal(reply: Reply, gateway: Gateway) -> ClientError:
+def _refusal(reply: Reply, gateway: KnownGateway) -> ClientError:
     try:
         message = msgspec.json.decode(reply.body, type=_Error).error
     except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -28,7 +28,7 @@ SILENCES_MAX = 3  # races in a row that a gateway lost without a word
 AVOIDANCE = BreakerSettings(consecutive_failures=1, open_s=1.0, open_s_max=30.0)
 
 
-class Gateway:
+class KnownGateway:
     """One gateway as this client sees it."""
 
     def __init__(self, url: str, address: Address, clock: Callable[[], float]) -> None:
@@ -119,7 +119,7 @@ class Gateway:
         self._idle.clear()
 
 
-class Pace:
+class AppPace:
     """How long one app's answers take, and what that means for waiting."""
 
     HEDGE_S_MIN, HEDGE_S_MAX = 0.010, 1.0  # the maximum holds until the app is known
@@ -160,23 +160,23 @@ class Gateways:
 
     def __init__(self, addresses: Sequence[tuple[str, Address]], clock: Callable[[], float]) -> None:
         now = clock()
-        self.all = [Gateway(url, address, clock) for url, address in addresses]
+        self.all = [KnownGateway(url, address, clock) for url, address in addresses]
         random.shuffle(self.all)  # a thousand clients with one list shall not all begin with its first
         self.clock = clock
         self.hedges = Budget(self.HEDGE_FRACTION, self.BUDGET_MIN, now)
         self.retries = Budget(self.RETRY_FRACTION, self.BUDGET_MIN, now)
-        self._paces: dict[str, Pace] = {}
+        self._paces: dict[str, AppPace] = {}
         self._turn = 0
 
-    def pace(self, app: str) -> Pace:
+    def pace(self, app: str) -> AppPace:
         pace = self._paces.get(app)
         if pace is None:
             if len(self._paces) >= self.PACES_MAX:
                 self._paces.clear()
-            pace = self._paces[app] = Pace(self.clock())
+            pace = self._paces[app] = AppPace(self.clock())
         return pace
 
-    def choose(self, tried: Sequence[Gateway], *, idempotent: bool = True) -> Gateway | None:
+    def choose(self, tried: Sequence[KnownGateway], *, idempotent: bool = True) -> KnownGateway | None:
         """The gateway for the next attempt: permitted, least busy, in turn. None if all were tried.
 
         If all are avoided, the one whose time is up first is asked all the same: it can't get worse. What
@@ -187,12 +187,12 @@ class Gateways:
         good = [g for g in left if g.breaker.closed or (idempotent and g.breaker.permits(now))]
         return self._in_turn(good) or min(left, key=lambda g: g.breaker.open_until, default=None)
 
-    def choose_rival(self, tried: Sequence[Gateway]) -> Gateway | None:
+    def choose_rival(self, tried: Sequence[KnownGateway]) -> KnownGateway | None:
         """The gateway for a second copy: none is better than one that is avoided."""
         now = self.clock()
         return self._in_turn([g for g in self.all if g not in tried and g.breaker.permits(now)])
 
-    def _in_turn(self, good: list[Gateway]) -> Gateway | None:
+    def _in_turn(self, good: list[KnownGateway]) -> KnownGateway | None:
         self._turn += 1
         first = self._turn % len(good) if good else 0
         return min(good[first:] + good[:first], key=lambda g: g.outstanding, default=None)

@@ -32,7 +32,7 @@ from understudy.controller.status import ClusterStatus, StoreStatus
 from understudy.controller.uploads import Uploads
 from understudy.core.planning.plan import overhead
 from understudy.core.questions.holdings import Holdings
-from understudy.core.questions.records import Answer, Audit, Held, Question
+from understudy.core.questions.records import Audit, Held, Question, QuestionAnswered
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event, Plan
@@ -271,7 +271,7 @@ def _reading_routes(controller: Controller) -> list[Any]:
 
 def _asking_routes(questions: Questions) -> list[Any]:
     @post(ASKING_PATH, status_code=HTTPStatus.OK, summary="What a loss or another node would do, and why")
-    async def ask(data: JSONBody[Question]) -> Answer:
+    async def ask(data: JSONBody[Question]) -> QuestionAnswered:
         return await questions.ask(data)
 
     @get("/audit/spof", summary="Single points of failure, with remedies")

@@ -95,7 +95,8 @@ class Collector:
 
     def _needed(self) -> set[str]:
         apps = [release.app for release in self._machine.releases.values()]
-        return {v.artifact.digest for app in apps for v in app.variants} | self._deployments.digests
+        variants = [variant for app in apps for variant in app.variants]
+        return {ref.digest for v in variants for ref in v.artifacts} | self._deployments.digests
 
     @property
     def _knows_all(self) -> bool:

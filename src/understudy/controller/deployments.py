@@ -17,6 +17,7 @@ import structlog
 from understudy.adapters.artifacts import DirectoryStore
 from understudy.adapters.task_groups import ungrouped
 from understudy.controller.bookkeeping import Bookkeeper
+from understudy.controller.preparing import Preparer
 from understudy.controller.profiling import Profiler
 from understudy.controller.requests import (
     AppRequest,
@@ -79,6 +80,7 @@ class Deployments:
         note: Note,
         bookkeeper: Bookkeeper,
         profiler: Profiler,
+        preparer: Preparer,
         artifacts: DirectoryStore,
         spawn: Spawn,
     ) -> None:
@@ -89,6 +91,7 @@ class Deployments:
         self._note = note
         self._bookkeeper = bookkeeper
         self._profiler = profiler
+        self._preparer = preparer
         self._artifacts = artifacts
         self._spawn = spawn
         self._profiles: dict[str, Measured] = {}
@@ -164,7 +167,7 @@ class Deployments:
             raise UnderstudyError(Code.STORE_UNAVAILABLE, what)
         else:
             self._bookkeeper.save({deployment_key(id): StoredDeployment(id, request.name, content)}, ())
-            digests = frozenset(variant.artifact.digest for variant in app.variants)
+            digests = frozenset(ref.digest for variant in app.variants for ref in variant.artifacts)
             self._coming[app.app] = Coming(app.stand_ins, asyncio.Event(), digests)
             self._spawn(self._run(deployment, app))
         self._next += 1
@@ -213,6 +216,7 @@ class Deployments:
 
     async def _run(self, deployment: Deployment, draft_app: AppVersion) -> None:
         try:
+            unready = await self._preparer.prepare(draft_app)
             deployment.state = "profiling"
             measured = await self._measure_all(deployment, draft_app)
             for name in draft_app.stand_ins:  # which never wait for this one: circles are refused
@@ -221,7 +225,7 @@ class Deployments:
             deployment.notes = _notes(measured)
             app = _assembled(draft_app, measured)
             try:
-                deployment.warnings = check_promises(app)
+                deployment.warnings = (*unready, *check_promises(app))
             except InvalidArgument:
                 self._forget_profiles(draft_app)  # the node may have been disturbed: measured anew next time
                 raise
@@ -267,11 +271,7 @@ class Deployments:
             try:
                 measured = await self._profiler.measure(app, variant.name)
             except UnderstudyError as error:
-                limit_mb = variant.memory_limit_mb
-                hint = f" (memory_limit_mb = {limit_mb:g})" if limit_mb and "memory" in error.message else ""
-                told = UnderstudyError(error.code, f"variant {variant.name!r}: {error.message}{hint}")
-                told.traceback = error.traceback
-                raise told from error
+                raise _told(variant, error) from error
             self._profiles[key] = measured
             self._bookkeeper.save({key: measured}, ())
         found = self._profiles[key]
@@ -322,9 +322,9 @@ class Deployments:
 
 
 def _check_artifacts(artifacts: DirectoryStore, request: AppRequest) -> None:
-    for index, variant in enumerate(request.variants):
-        artifact = variant.artifact
-        field = f"variants[{index}].artifact"
+    needed = [(f"variants[{i}].artifact", v.artifact) for i, v in enumerate(request.variants)]
+    needed += [(f"variants[{i}].wheels", v.wheels) for i, v in enumerate(request.variants) if v.wheels]
+    for field, artifact in needed:
         artifacts.touch(artifact.digest)
         try:
             size_bytes = artifacts.path(artifact.digest).stat().st_size
@@ -349,6 +349,17 @@ def _measuring(id: str, since_s: Mapping[tuple[str, str], float]) -> str:
     now = asyncio.get_running_loop().time()
     steps = {variant: (now - at) // PROGRESS_STEP_S for (of, variant), at in since_s.items() if of == id}
     return ", ".join(f"{name} for {step * PROGRESS_STEP_S:.0f} s" for name, step in steps.items() if step)
+
+
+def _told(variant: Variant, error: UnderstudyError) -> UnderstudyError:
+    """Why it couldn't be measured, with the setting that may help."""
+    limit_mb = variant.memory_limit_mb
+    hint = f" (memory_limit_mb = {limit_mb:g})" if limit_mb and "memory" in error.message else ""
+    if "No module named" in error.message:
+        hint = " (packages come from the file that `requirements` names in the manifest)"
+    told = UnderstudyError(error.code, f"variant {variant.name!r}: {error.message}{hint}")
+    told.traceback = error.traceback
+    return told
 
 
 def _is_same(release: Release, content: str) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
-from pathlib import Path
 from typing import Any
 
 import structlog
 import uvloop
 
 from understudy.adapters import logs
+from understudy.adapters.claims import Claim, claim
 from understudy.adapters.links import FrameLink, listen
 from understudy.adapters.sqlite_store import SqliteStore
 from understudy.adapters.store import Store
@@ -42,22 +43,26 @@ def run_controller(config: ClusterConfig, name: str) -> None:
     """
     logs.configure("controller", name)
     me = config.controller_named(name)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(config, me))
+    held = claim(config.role_dir("controller", name), f"controller {name!r} runs already")
+    with contextlib.closing(held), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(config, me, held))
 
 
-async def _run(config: ClusterConfig, me: ControllerConfig) -> None:
+async def _run(config: ClusterConfig, me: ControllerConfig, held: Claim) -> None:
     stopping = asyncio.Event()
+    folder = config.role_dir("controller", me.name)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_on_exception)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, logs.reopen)
     with _listening_socket(me.http) as http:
-        store = SqliteStore(config.role_dir("controller", me.name) / STORE_FILE, config.controller.events_max)
+        store = SqliteStore(folder / STORE_FILE, config.controller.events_max)
         try:
             with ungrouped(UnderstudyError):
                 await _serve(config, me, store, http, stopping)
         finally:
+            held.leave()
             await store.close()
 
 
@@ -65,7 +70,6 @@ async def _serve(
     config: ClusterConfig, me: ControllerConfig, store: Store, http: socket.socket, stopping: asyncio.Event
 ) -> None:
     memory, meta_revision = await _recall(store)
-    Path(config.run_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         async with asyncio.TaskGroup() as tasks:
             controller = Controller(config, me.name, store, memory, meta_revision, tasks)
@@ -74,6 +78,7 @@ async def _serve(
             try:
                 tasks.create_task(controller.run())
                 tasks.create_task(api.run())
+                tasks.create_task(frames.keep(lambda what: log.warning("socket.restored", message=what)))
                 log.info("controller.listening", http=me.http)
                 await stopping.wait()
                 await api.stop()

@@ -19,9 +19,9 @@ ELSEWHERE = frozenset(
 
 
 class Profiler:
-    """`nodes` tells which nodes can measure now; `on_node` asks one."""
+    """`nodes` tells which nodes can measure now, in an environment; `on_node` asks one."""
 
-    def __init__(self, nodes: Callable[[], list[str]], on_node: OnNode, tuning: ControllerTuning) -> None:
+    def __init__(self, nodes: Callable[[str], list[str]], on_node: OnNode, tuning: ControllerTuning) -> None:
         self._nodes = nodes
         self._on_node = on_node
         self._tuning = tuning
@@ -34,9 +34,11 @@ class Profiler:
 
     async def measure(self, app: AppVersion, variant: str) -> Measured:
         """Raises what the variant's worker says; UNAVAILABLE or TIMEOUT where no node could measure it."""
+        asked = app.variant(variant)
+        environment = asked.environment_key if asked is not None else ""
         tried: list[str] = []
         while True:
-            node = await self._free_node(tried)
+            node = await self._free_node(environment, tried)
             if node in tried:  # it had trouble of its own, which may end: old copies go from its disk
                 await asyncio.sleep(PAUSE_S)
             tried.append(node)
@@ -50,10 +52,10 @@ class Profiler:
                 self._busy.remove(node)
                 self._changed.set()
 
-    async def _free_node(self, tried: list[str]) -> str:
+    async def _free_node(self, environment: str, tried: list[str]) -> str:
         """Waits its turn for as long as there is a node; without one, profile_timeout_s."""
         while True:
-            free = [node for node in self._nodes() if node not in self._busy]
+            free = [node for node in self._nodes(environment) if node not in self._busy]
             if free:
                 return min(free, key=lambda node: (tried.count(node), node))
             self._changed.clear()
@@ -61,7 +63,7 @@ class Profiler:
                 async with asyncio.timeout(self._tuning.profile_timeout_s):
                     await self._changed.wait()
             except TimeoutError:
-                if not self._nodes():
+                if not self._nodes(environment):
                     raise UnderstudyError(
                         Code.UNAVAILABLE,
                         "no node is there to measure it on",

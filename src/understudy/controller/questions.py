@@ -13,7 +13,7 @@ from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.targets import ANSWERING_NODES
 from understudy.core.questions.answers import answer
 from understudy.core.questions.losses import Standing
-from understudy.core.questions.records import Answer, Audit, Question
+from understudy.core.questions.records import Audit, Question, QuestionAnswered
 from understudy.core.questions.spof import GatewayFacts, Surroundings, audit
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, UnderstudyError
@@ -33,7 +33,7 @@ class Questions:
         self._traffic = traffic
         self._busy = threading.Lock()  # held until the thread ends, even if nobody waits for it any more
 
-    async def ask(self, question: Question) -> Answer:
+    async def ask(self, question: Question) -> QuestionAnswered:
         """Raises BUSY while another question is being answered, UNAVAILABLE without a plan; see `answer`."""
         standing, facts = self._standing(), self._machine.planning_input()
         return await self.one_at_a_time(lambda: answer(question, standing, facts))
@@ -68,6 +68,7 @@ class Questions:
             nodes=tuple(node.info for _, node in sorted(nodes.items())),
             away=frozenset(name for name, node in nodes.items() if node.state not in ANSWERING_NODES),
             quarantined=frozenset(self._machine.quarantined),
+            lacking=frozenset(stored.facts.lacking),
             skip_ms=self._config.agent.progressive_skip_ms,
         )
 

@@ -23,6 +23,7 @@ from understudy.wire.records import (
     Batching,
     ClientRate,
     Criticality,
+    Environment,
     Finite,
     TensorSpec,
     Variant,
@@ -46,6 +47,14 @@ class VariantRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     options: dict[str, Any] = {}
     memory_limit_mb: Positive | None = None
     load_timeout_s: Positive | None = None
+    wheels: ArtifactRequest | None = None  # its packages, a tar file of them
+    python: str | None = None
+
+    @property
+    def environment(self) -> Environment | None:
+        if self.wheels is None and not self.python:
+            return None
+        return Environment(_ref(self.wheels) if self.wheels is not None else None, self.python or "")
 
     def __post_init__(self) -> None:
         check_runtime(self.runtime)
@@ -114,6 +123,8 @@ def _as_manifest(request: AppRequest) -> AppManifest:
     fields = msgspec.to_builtins(request)
     for variant in fields["variants"]:
         variant["artifact"] = variant["artifact"]["file_name"]
+        if variant["wheels"] is not None:
+            variant["wheels"] = variant["wheels"]["file_name"]
     try:
         return msgspec.convert(fields, AppManifest)
     except msgspec.ValidationError as error:
@@ -126,12 +137,11 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         Variant(
             name=v.name,
             runtime=v.runtime,
-            artifact=ArtifactRef(
-                v.artifact.digest, v.artifact.size_bytes, v.artifact.file_name, v.artifact.format
-            ),
+            artifact=_ref(v.artifact),
             accuracy=v.accuracy,
             options=v.options,
             memory_limit_mb=v.memory_limit_mb,
+            environment=v.environment,
             load_timeout_s=v.load_timeout_s,
         )
         for v in request.variants
@@ -161,6 +171,10 @@ def draft(request: AppRequest, version: int) -> AppVersion:
     )
 
 
+def _ref(artifact: ArtifactRequest) -> ArtifactRef:
+    return ArtifactRef(artifact.digest, artifact.size_bytes, artifact.file_name, artifact.format)
+
+
 def content_digest(request: AppRequest) -> str:
     """The same for requests that mean the same, in whatever order their variants and keys were written."""
     variants = tuple(sorted(request.variants, key=lambda variant: variant.name))
@@ -180,7 +194,7 @@ def measuring_method(app: AppVersion, variant: Variant) -> str:
         app.missing,
         batching,
     )
-    return _digest(described)[:16]
+    return _digest((*described, variant.environment_key) if variant.environment else described)[:16]
 
 
 def _digest(document: Any) -> str:

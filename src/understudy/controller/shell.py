@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import assert_never
 
@@ -22,13 +21,14 @@ from understudy.adapters.store import Store
 from understudy.controller.bookkeeping import Bookkeeper
 from understudy.controller.collecting import Collector
 from understudy.controller.deployments import Deployments
+from understudy.controller.nodes_asked import NodesAsked
+from understudy.controller.preparing import Preparer
 from understudy.controller.profiling import Profiler
 from understudy.controller.questions import Questions
 from understudy.controller.recovery import informed
 from understudy.controller.solver import Solver
 from understudy.controller.status import ClusterStatus, cluster_status
 from understudy.controller.traffic import Traffic
-from understudy.core.agent.replicas import load_timeout_s
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.stored import Memory, Save
@@ -38,14 +38,10 @@ from understudy.wire.errors import Code, ProtocolError, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (
     PROTOCOL,
-    ArtifactPart,
     GatewayStats,
     Heartbeat,
     Hello,
-    Measure,
-    Measured,
     NodeState,
-    ReadArtifact,
     Report,
     Target,
     decode_message,
@@ -85,7 +81,8 @@ class Controller:
         self.problems: tuple[str, ...] = ()  # what `up` could not do, in its words
         self.machine = ControllerMachine(config, memory, self._loop.time())
         self.bookkeeper = Bookkeeper(store, meta_revision, config.controller)
-        self._profiler = Profiler(self._measuring_nodes, self._measure_on, config.controller)
+        asked = NodesAsked(config, self.machine, self._links)
+        self._profiler = Profiler(asked.ready, asked.measure, config.controller)
         self.deployments = Deployments(
             config,
             self.machine,
@@ -93,11 +90,12 @@ class Controller:
             self._note,
             self.bookkeeper,
             self._profiler,
+            Preparer(asked.ready, asked.prepare),
             self.artifacts,
             tasks.create_task,
         )
         self.questions = Questions(config, name, self.machine, self.traffic)
-        notes = self._note, self._read_on
+        notes = self._note, asked.read
         self._collector = Collector(config, self.machine, self.deployments, self.artifacts, *notes)
         self.step(ev.Started())
         self.deployments.recall(memory, self._loop.time())
@@ -219,23 +217,6 @@ class Controller:
             Event(note.kind, now_ms, source, note.message, note.app, note.node, data=note.data)
         )
 
-    # Measuring
-
-    def _measuring_nodes(self) -> list[str]:
-        return [
-            name
-            for name, node in self.machine.nodes.by_name.items()
-            if node.state == "ready" and ("agent", name) in self._links
-        ]
-
-    async def _measure_on(self, node: str, measure: Measure) -> Measured:
-        timeout_s = _measure_timeout_s(measure, self._config)
-        return await _connected(self._links, node).call(measure, Measured, timeout_s)
-
-    async def _read_on(self, node: str, asked: ReadArtifact) -> ArtifactPart:
-        timeout_s = self._config.controller.artifacts_check_s
-        return await _connected(self._links, node).call(asked, ArtifactPart, timeout_s)
-
     # Links
 
     def _on_frame(self, link: FrameLink, frame: Frame) -> None:
@@ -307,19 +288,6 @@ class Controller:
             self.step(ev.AgentLost(name))
         else:
             self.traffic.disconnected(name)
-
-
-def _measure_timeout_s(measure: Measure, config: ClusterConfig) -> float:
-    variant = measure.app.variant(measure.variant)
-    load_s = load_timeout_s(variant, config.agent) if variant is not None else 0.0
-    return config.controller.profile_timeout_s + load_s
-
-
-def _connected(links: Mapping[Peer, FrameLink], node: str) -> FrameLink:
-    link = links.get(("agent", node))
-    if link is None:
-        raise UnderstudyError(Code.UNAVAILABLE, f"node {node} is not connected")
-    return link
 
 
 def _check_hello(hello: Hello) -> None:

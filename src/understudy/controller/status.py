@@ -7,6 +7,7 @@ from collections import defaultdict
 import msgspec
 
 from understudy.controller.traffic import Traffic
+from understudy.core.controller.environments import troubles
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.nodes import Node
 from understudy.core.controller.quarantine import Case
@@ -337,6 +338,7 @@ def _warnings(machine: ControllerMachine, plan: Plan, store: StoreStatus, traffi
         for state in observed
         if state is not None and state.warning and state.warning not in state.trouble
     ]
+    warnings += troubles((node for _, node in sorted(machine.nodes.by_name.items())), machine.apps.values())
     warnings += [f"{app} has no primary: {why}" for app, why in sorted(plan.unplaced.items())]
     if machine.planning_error:
         warnings.append(f"planning failed: {machine.planning_error}")

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from understudy.adapters.memory import pss_mb
 from understudy.cli.supervisor import Cluster
-from understudy.demo.scenario import Replica
+from understudy.demo.scenario import ReplicaFacts
 from understudy.wire.records import Role
 
 
-class Memory(NamedTuple):
+class MemoryUse(NamedTuple):
     """PSS in MiB: shared pages are split among those who share them, so sums count them once."""
 
     primaries: float
@@ -28,10 +28,10 @@ class Memory(NamedTuple):
         return (self.standbys + self.blank_workers) / self.primaries * 100.0
 
 
-def measure(cluster: Cluster, replicas: Iterable[Replica]) -> Memory:
+def measure(cluster: Cluster, replicas: Iterable[ReplicaFacts]) -> MemoryUse:
     """Every process of every node. Takes a few milliseconds for each."""
     roles = {replica.pid: replica.role for replica in replicas}
-    sums = dict.fromkeys(Memory._fields, 0.0)
+    sums = dict.fromkeys(MemoryUse._fields, 0.0)
     for (role, _), process in cluster.roles.items():
         if role != "agent":
             continue
@@ -41,7 +41,7 @@ def measure(cluster: Cluster, replicas: Iterable[Replica]) -> Memory:
                 sums[kind] += pss_mb(pid)
             except OSError:
                 continue  # it ended meanwhile
-    return Memory(**sums)
+    return MemoryUse(**sums)
 
 
 def _kind(pid: int, agent: int, roles: dict[int, str]) -> str:

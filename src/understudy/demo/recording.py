@@ -87,7 +87,7 @@ class LoadProcess:
     async def run(self) -> None:
         """Send until `stop`, then return. Raises INTERNAL if the process ends by itself."""
         self._process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "understudy.demo.load"),
+            *(sys.executable, "-P", "-m", "understudy.demo.load"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )

@@ -87,7 +87,7 @@ class Totals(msgspec.Struct):
     memory_overhead_pct: float
 
 
-class Report(msgspec.Struct):
+class DemoReport(msgspec.Struct):
     phases: list[PhaseReport]
     totals: Totals
     environment: dict[str, Any]
@@ -183,7 +183,7 @@ def broken_promises(
     return broken
 
 
-def write_report(path: Path, report: Report) -> None:
+def write_report(path: Path, report: DemoReport) -> None:
     """Whole or not at all, for whoever reads it meanwhile."""
     partial = path.with_suffix(".partial")
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")

@@ -21,12 +21,12 @@ from understudy.adapters.task_groups import first_of
 from understudy.cli.deploy import Bars, Silent, deploy
 from understudy.cli.output import Output
 from understudy.cli.supervisor import Cluster
-from understudy.demo.memory import Memory, measure
+from understudy.demo.memory import MemoryUse, measure
 from understudy.demo.models import BuiltApp, build_with_progress
 from understudy.demo.recording import LoadProcess, Recording, quantile
 from understudy.demo.report import (
     AppFacts,
-    Report,
+    DemoReport,
     broken_promises,
     phase_report,
     phase_table,
@@ -39,7 +39,7 @@ from understudy.demo.scenario import (
     NODE_MEMORY_MB,
     NODES,
     OFFERED_FRACTION,
-    Scenario,
+    Play,
     load_plan,
     offered_per_s,
     write_cluster,
@@ -90,7 +90,7 @@ def run_demo(out_dir: Path, *, json_output: bool = False) -> int:
     return 1 if broken else 0
 
 
-async def _run(cluster: Cluster, apps: list[BuiltApp], console: Console) -> tuple[Report, list[str]]:
+async def _run(cluster: Cluster, apps: list[BuiltApp], console: Console) -> tuple[DemoReport, list[str]]:
     facts = {a.family.app: AppFacts(a.family.criticality, "none", a.variants[0].name) for a in apps}
     address = cluster.config.gateway_named(GATEWAY).http
     neighbours = Neighbours()
@@ -107,7 +107,7 @@ async def _run(cluster: Cluster, apps: list[BuiltApp], console: Console) -> tupl
             view.tell(f"{len(apps)} apps deployed in {deployed_s - set_up_s:.1f} s")
             sent_per_s = len(apps) * rate_per_s
             view.tell(f"the machine does {capacity_per_s:,.0f} requests/s now; sending {sent_per_s:,.0f}")
-            scenario = Scenario(cluster, load.recording, facts, view)
+            scenario = Play(cluster, load.recording, facts, view)
             memory = await _play(scenario, cluster, load, view)
     phases = scenario.phases
     reports = [phase_report(load.recording, phase, facts) for phase in phases]
@@ -119,7 +119,7 @@ async def _run(cluster: Cluster, apps: list[BuiltApp], console: Console) -> tupl
         "rate_per_s_per_app": round(rate_per_s, 1),
         "others_share": round(neighbours.share(started_s, ended_s), 3),
     }
-    report = Report(reports, totals_of(reports, memory.overhead_pct), environment)
+    report = DemoReport(reports, totals_of(reports, memory.overhead_pct), environment)
     return report, broken_promises(load.recording, phases, reports, facts)
 
 
@@ -151,7 +151,7 @@ async def _capacity_per_s(apps: list[BuiltApp], address: str) -> float:
     return (len(ends_s) - 1) / (ends_s[-1] - ends_s[0]) if len(ends_s) > 1 else 0.0
 
 
-async def _play(scenario: Scenario, cluster: Cluster, load: LoadProcess, view: View) -> Memory:
+async def _play(scenario: Play, cluster: Cluster, load: LoadProcess, view: View) -> MemoryUse:
     async with asyncio.TaskGroup() as group:
         sending = group.create_task(load.run())
         drawing = group.create_task(_draw(view))
@@ -179,7 +179,7 @@ def _cpu() -> str:
     return names[0] if names else platform.machine()
 
 
-def _environment(recording: Recording, memory: Memory, run_s: float) -> dict[str, Any]:
+def _environment(recording: Recording, memory: MemoryUse, run_s: float) -> dict[str, Any]:
     """Where it was measured, how, and what the words in the report mean."""
     samples = [s for app in recording.apps for s in recording.window(app, 0.0, float("inf"))]
     lags_ms = sorted(s.lag_s * 1000 for s in samples)

@@ -66,7 +66,7 @@ memory_mb = {memory_mb}
 """
 
 
-class Replica(NamedTuple):
+class ReplicaFacts(NamedTuple):
     app: str
     variant: str
     node: str
@@ -124,7 +124,7 @@ def _app_load(app: BuiltApp, rate_per_s: float) -> AppLoad:
     return AppLoad(app.family.app, tuple(bodies), tuple(labels.tolist()), classes, rate_per_s, DEADLINE_MS)
 
 
-class Scenario:
+class Play:
     """Injects the faults and says when each happened; what they did is for the report to find out."""
 
     def __init__(self, cluster: Cluster, recording: Recording, apps: dict[str, AppFacts], view: View) -> None:
@@ -249,11 +249,11 @@ class Scenario:
 
     # looking
 
-    async def replicas(self) -> list[Replica]:
+    async def replicas(self) -> list[ReplicaFacts]:
         """Everything that is ready, as the gateway sees it, so that no controller is needed."""
         status = await self._cluster.gateway_status(GATEWAY)
         return [
-            Replica(app.name, replica.variant, replica.node, replica.role, replica.pid)
+            ReplicaFacts(app.name, replica.variant, replica.node, replica.role, replica.pid)
             for app in status.apps
             for replica in app.replicas
             if replica.state == "ready"
@@ -314,7 +314,7 @@ class Scenario:
     def _named(self, criticality: Criticality) -> list[str]:
         return [app for app, facts in self._apps.items() if facts.criticality is criticality]
 
-    def _primary_of(self, replicas: Sequence[Replica], apps: Sequence[str]) -> Replica:
+    def _primary_of(self, replicas: Sequence[ReplicaFacts], apps: Sequence[str]) -> ReplicaFacts:
         for app in apps:
             for replica in replicas:
                 if replica.app == app and replica.role == Role.PRIMARY:
@@ -322,5 +322,5 @@ class Scenario:
         raise UnderstudyError(Code.UNAVAILABLE, f"no primary is ready of any of {', '.join(apps)}")
 
 
-def _worker_name(replica: Replica) -> str:
+def _worker_name(replica: ReplicaFacts) -> str:
     return f"{replica.app}/{replica.variant} on {replica.node}"

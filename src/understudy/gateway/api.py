@@ -7,38 +7,32 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
 from functools import partial
-from time import monotonic, time
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-import msgspec
-
-import understudy
+from understudy.adapters.crash_policy import CrashPolicy
 from understudy.core.gateway.machine import Gateway
 from understudy.core.gateway.rotation import App, Request
-from understudy.gateway import answers, openapi, triton
+from understudy.gateway import answers
 from understudy.gateway.auth import Authenticator
 from understudy.gateway.compression import Decompressor
 from understudy.gateway.cors import Cors
 from understudy.gateway.exchange import Exchange, Head, InferRequest
 from understudy.gateway.http import HttpConnection
+from understudy.gateway.pages import MODEL, NO_TABLE, Pages
 from understudy.gateway.request_id import RequestIds
 from understudy.settings.gateway import GatewayTuning
-from understudy.settings.runtimes import RUNTIMES
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Buffer
 
 if TYPE_CHECKING:
-    from understudy.wire.records import AppVersion, TensorSpec
+    pass
 
 CONTENT_ENCODING = b"content-encoding"
 JSON_LENGTH = answers.JSON_LENGTH.lower()
 LENGTH_DIGITS_MAX = 10
-
-NO_TABLE = "the gateway has no route table yet: no controller has answered, and none is on its disk"
-Answer = tuple[int, Any]
 
 
 class Api:
@@ -48,6 +42,7 @@ class Api:
         self.gateway = gateway
         self.settings = settings
         self.retry_after_s = settings.admission.retry_after_s
+        self.crashes = CrashPolicy()
         self.draining = False
         self.authenticator: Authenticator | None = None  # None: everybody may do everything
         self.cors = Cors(settings.cors) if settings.cors.origins else None
@@ -59,29 +54,8 @@ class Api:
         self.known_heads: dict[bytes, Head] = {}
         self._infer: dict[bytes, App] = {}
         self._decompressor = Decompressor(settings.http.body_bytes_max)
-        self._openapi = msgspec.Raw(answers.json_body(openapi.document(settings)))
-        model = r"/v2/models/(?P<app>[^/]+)(?:/versions/(?P<version>[^/]+))?"
-        repository = r"/v2/repository/models/(?P<app>[^/]+)"
-        self._get = _routes(
-            (r"/v2", self._server),
-            (r"/v2/health/live", self._live),
-            (r"/v2/health/ready", self._server_ready),
-            (r"/v2/models", self._models),
-            (r"/v2/models/stats", self._statistics),
-            (model, self._model),
-            (model + "/ready", self._model_ready),
-            (model + "/config", self._configuration),
-            (model + "/stats", self._statistics),
-            (r"/understudy/status", self._status),
-            (r"/understudy/failures(?:/(?P<app>[^/]+))?", self._failures),
-            (r"/openapi\.json", self._document),
-        )
-        self._post = _routes(
-            (r"/v2/repository/index", self._index),
-            (repository + "/load", self._load),
-            (repository + "/unload", self._unload),
-        )
-        self._infer_pattern = re.compile(model + "/infer")
+        self._pages = Pages(self)
+        self._infer_pattern = re.compile(MODEL + "/infer")
 
     # connections
 
@@ -152,6 +126,21 @@ class Api:
         """Go on with a request whose body was compressed."""
         if exchange not in exchange.connection.queue:
             return  # the client is gone
+        try:
+            self._go_on(exchange, app, json_bytes, arrived, deadline, plain)
+        except Exception as error:
+            self.crashes.contain("request", error)
+            exchange.connection.abort()
+
+    def _go_on(
+        self,
+        exchange: Exchange,
+        app: App,
+        json_bytes: int,
+        arrived: float,
+        deadline: float,
+        plain: Buffer | UnderstudyError,
+    ) -> None:
         now = monotonic()
         if isinstance(plain, UnderstudyError):
             exchange.fail(plain, plain.context.pop("status", None))
@@ -197,7 +186,10 @@ class Api:
             return
         if method == "HEAD":  # its exchange leaves the body out
             method = "GET"
-        for allowed, routes, given in (("GET", self._get, ()), ("POST", self._post, (bytes(body),))):
+        for allowed, routes, given in (
+            ("GET", self._pages.get, ()),
+            ("POST", self._pages.post, (bytes(body),)),
+        ):
             for pattern, answer in routes:
                 match = pattern.fullmatch(path)
                 if match:
@@ -211,9 +203,9 @@ class Api:
         """What is allowed at `path`. Raises NOT_FOUND."""
         if path == "*":
             return "GET, HEAD, OPTIONS, POST"
-        if self._infer_pattern.fullmatch(path) or any(p.fullmatch(path) for p, _ in self._post):
+        if self._infer_pattern.fullmatch(path) or any(p.fullmatch(path) for p, _ in self._pages.post):
             return "OPTIONS, POST"
-        if any(pattern.fullmatch(path) for pattern, _ in self._get):
+        if any(pattern.fullmatch(path) for pattern, _ in self._pages.get):
             return "GET, HEAD, OPTIONS"
         raise UnderstudyError(Code.NOT_FOUND, f"no such path: {path[:200]}; all are listed at /openapi.json")
 
@@ -239,14 +231,6 @@ class Api:
             )
         return found
 
-    # everything but inference
-
-    def _server(self) -> Answer:
-        return 200, server_metadata()
-
-    def _live(self) -> Answer:
-        return 200, {"live": True}
-
     @property
     def ready(self) -> bool:
         """Ready to be sent traffic: it has routes and can answer for at least one app."""
@@ -254,182 +238,5 @@ class Api:
         ready = self.gateway.table.revision >= 0 and not self.draining
         return ready and (not apps or any(app.fit for app in apps))
 
-    def _server_ready(self) -> Answer:
-        content: dict[str, Any] = {"ready": self.ready}
-        if not self.ready:
-            without = NO_TABLE if self.gateway.table.revision < 0 else "no app is ready"
-            content["error"] = "the gateway is draining" if self.draining else without
-        return (200 if self.ready else 503), content
-
-    def _models(self) -> Answer:
-        """As KServe lists them: names only. What each is, and whether it is ready, is asked one by one."""
-        return 200, {"models": sorted(self.gateway.apps)}
-
-    def _model(self, app: str, version: str | None) -> Answer:
-        return 200, model_metadata(self.app(app, version).spec)
-
-    def _model_ready(self, app: str, version: str | None) -> Answer:
-        """True if a replica answered a real inference within the last probe interval."""
-        found = self.app(app, version)
-        ready, failing = found.fit, found.health.failing
-        content: dict[str, Any] = {"name": app, "ready": ready}
-        if failing:
-            content["failing"] = failing
-        if not ready:
-            content["error"] = failing if found.ready else f"no replica of {app!r} is ready"
-        return (200 if ready else 503), content
-
-    def _configuration(self, app: str, version: str | None) -> Answer:
-        return 200, triton.configuration(self.app(app, version).spec)
-
-    def _statistics(self, app: str | None = None, version: str | None = None) -> Answer:
-        apps = self.sorted_apps() if app is None else [self.app(app, version)]
-        return 200, triton.statistics(apps, monotonic(), time())
-
-    def _index(self, body: bytes) -> Answer:
-        return 200, triton.index(self.sorted_apps(), ready_only=triton.wants_ready_only(body))
-
-    def _load(self, body: bytes, app: str) -> Answer:
-        triton.load(self.app(app, None), with_parameters=triton.has_parameters(body))
-        return 200, {}
-
-    def _unload(self, body: bytes, app: str) -> Answer:
-        triton.refuse_unload(self.app(app, None))
-
-    def _failures(self, app: str | None = None) -> Answer:
-        """Requests that got an error of ours, the newest first. Of this process, and not many."""
-        apps = self.sorted_apps() if app is None else [self.app(app, None)]
-        return 200, {"failures": failure_records(apps, monotonic(), time())}
-
     def sorted_apps(self) -> list[App]:
         return [app for _, app in sorted(self.gateway.apps.items())]
-
-    def _document(self) -> Answer:
-        return 200, self._openapi
-
-    def _status(self) -> Answer:
-        """What this gateway sees, for operators: rotation, suspicion, counters. No secrets in it."""
-        gateway = self.gateway
-        return 200, {
-            "revision": gateway.table.revision,
-            "draining": self.draining,
-            "connections": len(self.connections),
-            "inflight": gateway.dispatcher.inflight,
-            "body_bytes_held": self.body_bytes_held,
-            "refused": self.authenticator.refused if self.authenticator else 0,  # strangers, and the nosy
-            "shedding": gateway.dispatcher.gate.dial,
-            "nodes": [
-                {
-                    "name": name,
-                    "site": node.info.site,
-                    "connected": node.connected,
-                    "suspect": node.detector.suspect,
-                    "replicas": sorted(node.replicas),
-                }
-                for name, node in sorted(gateway.nodes.items())
-            ],
-            "apps": [_app_status(app) for _, app in sorted(gateway.apps.items())],
-        }
-
-
-def _routes(
-    *routes: tuple[str, Callable[..., Answer]],
-) -> list[tuple[re.Pattern[str], Callable[..., Answer]]]:
-    return [(re.compile(pattern), answer) for pattern, answer in routes]
-
-
-def server_metadata() -> dict[str, Any]:
-    return {"name": "understudy", "version": understudy.__version__, "extensions": triton.EXTENSIONS}
-
-
-def model_metadata(spec: AppVersion) -> dict[str, Any]:
-    return {
-        "name": spec.app,
-        "versions": [str(spec.version)],
-        "platform": _platform(spec.full_size.runtime),
-        "inputs": [_tensor_metadata(tensor) for tensor in spec.inputs],
-        "outputs": [_tensor_metadata(tensor) for tensor in spec.outputs],
-    }
-
-
-def _platform(runtime: str) -> str:
-    return RUNTIMES[runtime].platform if runtime in RUNTIMES else runtime
-
-
-def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
-    if spec.optional:
-        metadata["optional"] = True
-    if spec.labels:
-        metadata["labels"] = spec.labels
-    return metadata
-
-
-def failure_records(apps: list[App], now: float, unix_s: float) -> list[dict[str, Any]]:
-    records = [
-        {
-            "request_id": failure.request_id,
-            "at_unix_ms": round((unix_s - (now - failure.at)) * 1000),
-            "app": app.name,
-            "version": failure.version,
-            "variant": failure.variant,
-            "node": failure.node,
-            "replica": failure.replica,
-            "client": failure.client,
-            "code": failure.code,
-            "message": failure.message,
-            "traceback": failure.traceback,
-        }
-        for app in apps
-        for failure in app.health.failures
-    ]
-    return sorted(records, key=lambda record: -record["at_unix_ms"])
-
-
-def _app_status(app: App) -> dict[str, Any]:
-    spec: AppVersion = app.spec
-    best, now = app.ranked[0] if app.ranked else None, monotonic()
-    return {
-        "name": app.name,
-        "version": spec.version,
-        "criticality": spec.criticality,
-        "ready": app.ready,
-        "serving": best.variant if best else ("static" if spec.static is not None else None),
-        "full_size": spec.full_size.name,
-        "degraded": best.degraded if best else "down",
-        "inflight": app.inflight,
-        "waiting": len(app.waiting),
-        "p50_ms": _ms(app.digest.quantile(0.5)),
-        "p99_ms": _ms(app.digest.quantile(0.99)),
-        "requests": app.stats_total.requests + app.stats.requests,
-        "failed": app.stats_total.failed + app.stats.failed,
-        "rejected": app.stats_total.rejected + app.stats.rejected,
-        "failing": app.health.failing,
-        "retried": app.stats_total.retried + app.stats.retried,
-        "hedged": app.stats_total.hedged + app.stats.hedged,
-        "shed": app.stats_total.shed + app.stats.shed,
-        "limited": app.stats_total.limited + app.stats.limited,
-        "limit": app.concurrency.limit,
-        "brownout": app.brownout.on,
-        "replicas": [
-            {
-                "id": r.id,
-                "node": r.node,
-                "variant": r.variant,
-                "version": r.version,
-                "role": r.role,
-                "state": r.state,
-                "pid": r.pid,
-                "connected": r.link is not None,
-                "suspect": r.suspect or r.node_suspect,
-                "breaker": r.breaker.state,
-                "outstanding": len(r.outstanding),
-                "proven_ago_s": round(r.unproven_s(now), 1),
-            }
-            for r in sorted(app.replicas.values(), key=lambda r: (r.rank, r.id))
-        ],
-    }
-
-
-def _ms(seconds: float | None) -> float:
-    return round((seconds or 0.0) * 1000, 3)

@@ -52,7 +52,7 @@ class Decompressor:
             return
         error = future.exception()
         if error is not None and not isinstance(error, UnderstudyError):
-            raise error
+            error = UnderstudyError(Code.INTERNAL, f"the body can't be decompressed: {error!r}")
         done(error or future.result())
 
 

@@ -93,21 +93,36 @@ class InferRequest(Request):
     def id(self) -> str:
         return self.exchange.id.decode()
 
+    # The dispatcher is in the middle of something when it calls these, so they raise nothing.
+
     def answered(self, source: Source, result: Result, body: Buffer) -> None:
-        head = source.prefix or answers.source_head(source)
-        if result.json_bytes >= 0:
-            head = answers.binary_head(head, result.json_bytes)
-        self.exchange.finish(head, body)
+        try:
+            head = source.prefix or answers.source_head(source)
+            if result.json_bytes >= 0:
+                head = answers.binary_head(head, result.json_bytes)
+            self.exchange.finish(head, body)
+        except Exception as error:
+            self._broken(error)
 
     def failed(self, error: UnderstudyError) -> None:
-        self.exchange.fail(error)
+        try:
+            self.exchange.fail(error)
+        except Exception as mistake:
+            self._broken(mistake)
 
     def answered_static(self, static: Static) -> None:
         spec = self.app.spec
         try:
             body, json_bytes = as_http(spec, static, self.body, self.json_bytes)
+            head = answers.static_head(spec.version)
+            self.exchange.finish(head if json_bytes < 0 else answers.binary_head(head, json_bytes), body)
         except InvalidArgument as error:  # it would have been refused by a replica too
-            self.exchange.fail(error)
-            return
-        head = answers.static_head(spec.version)
-        self.exchange.finish(head if json_bytes < 0 else answers.binary_head(head, json_bytes), body)
+            self.failed(error)
+        except Exception as error:
+            self._broken(error)
+
+    def _broken(self, error: Exception) -> None:
+        """Answers are in order: without this one there is none after it on its connection."""
+        connection = self.exchange.connection
+        connection.api.crashes.contain("request", error)
+        connection.abort()

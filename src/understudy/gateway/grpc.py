@@ -15,19 +15,20 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable
-from time import monotonic, time
+from time import monotonic
 from typing import Any, NoReturn
 
 import grpc
 
 from understudy.core.gateway.rotation import App, Request, Source
 from understudy.gateway import grpc_answers as answers
-from understudy.gateway import triton
-from understudy.gateway.api import Api, model_metadata, server_metadata
+from understudy.gateway.api import Api
 from understudy.gateway.auth import headers_of
-from understudy.gateway.grpc_health import HEALTH, Health, enable_reflection
+from understudy.gateway.grpc_health import HEALTH, HealthService, enable_reflection
+from understudy.gateway.grpc_methods import PlainMethods
 from understudy.gateway.static_answers import Static
 from understudy.gateway.tls import Certificate, ServerContext
+from understudy.invariants import InvariantBroken
 from understudy.settings.gateway import GatewayTuning
 from understudy.wire import inference
 from understudy.wire.errors import Code, ConfigError, InvalidArgument, UnderstudyError
@@ -70,10 +71,13 @@ class GrpcRequest(Request):
         return self.id_bytes.decode(errors="replace")
 
     def answered(self, source: Source, result: Result, body: Buffer) -> None:
-        parameters, metadata = answers.provenance(
-            source.variant, source.version, source.degraded, source.other_app
-        )
-        self._end(b"".join((body, parameters)), metadata)
+        try:
+            parameters, metadata = answers.provenance(
+                source.variant, source.version, source.degraded, source.other_app
+            )
+            self._end(b"".join((body, parameters)), metadata)
+        except Exception as error:  # its call raises it; the dispatcher is in the middle of something
+            self._broken(error)
 
     def answered_static(self, static: Static) -> None:
         spec = self.app.spec
@@ -82,10 +86,15 @@ class GrpcRequest(Request):
             answer = answers.static_answer(spec, static, self.body, self.id_bytes)
         except InvalidArgument as error:  # it would have been refused by a replica too
             self.failed(error)
+        except Exception as error:
+            self._broken(error)
         else:
             self._end(answer + parameters, metadata)
 
     def failed(self, error: UnderstudyError) -> None:
+        self._broken(error)
+
+    def _broken(self, error: Exception) -> None:
         if not self.ended.done():
             self.ended.set_exception(error)
 
@@ -109,7 +118,7 @@ class GrpcServer:
             "ModelInfer": grpc.unary_unary_rpc_method_handler(self._model_infer),
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._model_stream_infer),
         }
-        for method, (answer, path) in self._plain_methods().items():
+        for method, (answer, path) in PlainMethods(api).table().items():
             handlers[method] = grpc.unary_unary_rpc_method_handler(
                 self._plain(answer, path),
                 request_deserializer=inference.message(f"{method}Request").FromString,
@@ -117,7 +126,7 @@ class GrpcServer:
             )
         self._listeners: list[socket.socket] = []
         service = grpc.method_handlers_generic_handler(inference.SERVICE, handlers)
-        health = grpc.method_handlers_generic_handler(HEALTH, Health(api, self._plain).handlers)
+        health = grpc.method_handlers_generic_handler(HEALTH, HealthService(api, self._plain).handlers)
         self._server.add_generic_rpc_handlers((service, health))
         enable_reflection(self._server)
 
@@ -160,6 +169,9 @@ class GrpcServer:
                 self._finish(request)
         except UnderstudyError as error:
             await self._abort(context, error)
+        except (Exception, InvariantBroken) as error:
+            self._api.crashes.contain("request", error)
+            await self._abort(context, UnderstudyError(Code.INTERNAL, "the gateway failed this request"))
         context.set_trailing_metadata(metadata)
         return answer
 
@@ -212,7 +224,11 @@ class GrpcServer:
         request.id_bytes = head.id
         request.client = client or peer.address
         api.body_bytes_held += len(message)
-        self._gateway.dispatcher.submit(request, now)
+        try:
+            self._gateway.dispatcher.submit(request, now)
+        except BaseException:
+            self._finish(request)
+            raise
         return request
 
     def _finish(self, request: GrpcRequest) -> None:
@@ -232,22 +248,6 @@ class GrpcServer:
 
     # everything else
 
-    def _plain_methods(self) -> dict[str, tuple[Callable[[Any], Any], Callable[[Any], str]]]:
-        """What answers each method, and the path over HTTP that permission is asked for."""
-        live = answers.described("ServerLiveResponse", {"live": True})
-        return {
-            "ServerLive": (lambda _: live, lambda _: "/v2/health/live"),
-            "ServerReady": (self._server_ready, lambda _: "/v2/health/ready"),
-            "ServerMetadata": (self._server_metadata, lambda _: "/v2"),
-            "ModelReady": (self._model_ready, _model_path),
-            "ModelMetadata": (self._model_metadata, _model_path),
-            "ModelConfig": (self._model_config, _model_path),
-            "ModelStatistics": (self._model_statistics, _statistics_path),
-            "RepositoryIndex": (self._repository_index, lambda _: "/v2/repository/index"),
-            "RepositoryModelLoad": (self._model_load, lambda _: "/v2/repository"),
-            "RepositoryModelUnload": (self._model_unload, lambda _: "/v2/repository"),
-        }
-
     def _plain(
         self, answer: Callable[[Any], Any], path: Callable[[Any], str]
     ) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -261,41 +261,6 @@ class GrpcServer:
                 await self._abort(context, error)
 
         return handle
-
-    def _server_ready(self, _asked: Any) -> Any:
-        return answers.described("ServerReadyResponse", {"ready": self._api.ready})
-
-    def _server_metadata(self, _asked: Any) -> Any:
-        return answers.described("ServerMetadataResponse", server_metadata())
-
-    def _model_ready(self, asked: Any) -> Any:
-        """An unknown model is not ready, and no error: clients poll this until it is there."""
-        app = self._gateway.apps.get(asked.name)
-        ready = app is not None and asked.version in ("", str(app.spec.version)) and app.fit
-        return answers.described("ModelReadyResponse", {"ready": ready})
-
-    def _model_metadata(self, asked: Any) -> Any:
-        spec = self._app(asked.name, asked.version).spec
-        return answers.described("ModelMetadataResponse", model_metadata(spec))
-
-    def _model_config(self, asked: Any) -> Any:
-        spec = self._app(asked.name, asked.version).spec
-        return answers.described("ModelConfigResponse", {"config": triton.configuration(spec)})
-
-    def _model_statistics(self, asked: Any) -> Any:
-        apps = [self._app(asked.name, asked.version)] if asked.name else self._api.sorted_apps()
-        return answers.described("ModelStatisticsResponse", triton.statistics(apps, monotonic(), time()))
-
-    def _repository_index(self, asked: Any) -> Any:
-        models = triton.index(self._api.sorted_apps(), ready_only=asked.ready)
-        return answers.described("RepositoryIndexResponse", {"models": models})
-
-    def _model_load(self, asked: Any) -> Any:
-        triton.load(self._app(asked.model_name, ""), with_parameters=bool(asked.parameters))
-        return answers.described("RepositoryModelLoadResponse", {})
-
-    def _model_unload(self, asked: Any) -> Any:
-        triton.refuse_unload(self._app(asked.model_name, ""))
 
     def _app(self, name: str, version: str) -> App:
         return self._api.app(name, version or None)
@@ -312,14 +277,6 @@ async def _stream_response(request: GrpcRequest) -> bytes:
     except UnderstudyError as error:
         return answers.stream_error(error, request.id_bytes)
     return answers.stream_answer(answer)
-
-
-def _model_path(asked: Any) -> str:
-    return f"/v2/models/{asked.name}"
-
-
-def _statistics_path(asked: Any) -> str:
-    return f"/v2/models/{asked.name}/stats" if asked.name else "/v2/models/stats"
 
 
 def _credentials(tls: ServerContext) -> Any:

@@ -28,7 +28,7 @@ _SERVING, _NOT_SERVING, _UNKNOWN = (
 )
 
 
-class Health:
+class HealthService:
     """`guarded` makes a handler of what answers a request and of what its permission is looked up by."""
 
     def __init__(self, api: Api, guarded: Callable[..., Any]) -> None:

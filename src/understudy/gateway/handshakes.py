@@ -7,7 +7,6 @@ would each hold a socket until the handshake's time is over, without being count
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 
 from understudy.gateway.api import Api
@@ -68,10 +67,15 @@ class TlsListener:
             task.add_done_callback(handshakes.discard)
 
     async def _shake_hands(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # it speaks no TLS, isn't trusted, was too slow or is gone
+        try:
             await self._loop.connect_accepted_socket(
                 lambda: HttpConnection(self._api, self._limits),
                 client,
                 ssl=self._context,
                 ssl_handshake_timeout=self._limits.header_timeout_s,
             )
+        except OSError:
+            return  # it speaks no TLS, isn't trusted, was too slow or is gone
+        except Exception as error:  # the group of tasks would end with it, and every connection
+            self._api.crashes.contain("handshake", error)
+            client.close()

@@ -25,17 +25,18 @@ from time import monotonic
 import structlog
 
 from understudy.adapters import descriptors, logs
+from understudy.adapters.claims import Claim, claim
 from understudy.adapters.parents import follow_parent, run_and_exit
+from understudy.adapters.titles import title
 from understudy.gateway.process import PULSE, Seat, grpc_server, run_process
+from understudy.gateway.takeover import READY, ControlSocket, give_name, hand_over, take_name, take_over
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
 from understudy.wire.errors import ConfigError
 
 BACKLOG = 1024
 BIND_RETRY_S = 0.02
-BIND_TIMEOUT_S = 1.0  # children of a parent that was killed hold the port until they have heard of it
-SOCKETS_MAX = 64
-TAKEOVER_TIMEOUT_S = 5.0  # for the running gateway to hand over its sockets
+BIND_TIMEOUT_S = 2.0  # children of a parent that was killed hold the port until they have heard of it
 START_TIMEOUT_S = 10.0  # for the first sign of life of a child: it gives none until its loop runs
 READY_TIMEOUT_S = 10.0  # for the children of a successor to begin to accept
 CONFIG_STATUS = 2  # a child's exit status when its configuration can't work
@@ -79,11 +80,10 @@ class Host:
         self._config = config
         self._gateway = gateway
         self._log = structlog.get_logger()
-        self._control_path = str(Path(config.run_dir) / f"gateway-{gateway.name}.sock")
+        self._control = ControlSocket(str(Path(config.run_dir) / f"gateway-{gateway.name}.sock"))
         self._selector = selectors.DefaultSelector()
         self._predecessor: socket.socket | None = None
-        self._control: socket.socket | None = None
-        self._former_grpc = ""  # address of the gateway that hands over
+        self._claim: Claim | None = None  # on the name
         self._held: socket.socket | None = None
         self._stopping = False
         self._status = 0
@@ -91,10 +91,15 @@ class Host:
     def run(self) -> None:
         if self._gateway.grpc:
             grpc_server()
-        taken = self._take_over()
-        sockets = _listening(self._gateway, taken)
+        taken = take_over(self._control.path, self._gateway)
+        if taken is None:
+            self._claim_name()
+        else:
+            self._predecessor = taken.control
+        sockets = _listening(self._gateway, taken.sockets if taken is not None else [])
         if self._gateway.grpc:
-            self._held = _hold(self._gateway.grpc, shared=self._gateway.grpc == self._former_grpc)
+            shared = taken is not None and self._gateway.grpc == taken.grpc
+            self._held = _hold(self._gateway.grpc, shared=shared)
         names = self._gateway.process_names
         self._children = [Child(i, name, sockets[i :: len(names)]) for i, name in enumerate(names)]
         if self._predecessor is None:
@@ -107,6 +112,7 @@ class Host:
             due_s = monotonic() + pause_s
             self._attend(pause_s)
             self._look_after(late=monotonic() > due_s + LATE_S)
+            self._keep_control()
             if self._predecessor is not None:
                 self._succeed(timed_out=monotonic() > began_s + READY_TIMEOUT_S)
         self._close_control()
@@ -152,6 +158,7 @@ class Host:
     def _serve(self, child: Child, pulse: int, parent_pid: int) -> None:
         """In the new process. What it inherited and doesn't need is closed."""
         follow_parent(parent_pid)
+        title(f"gateway {child.name} (serving)")
         signal.set_wakeup_fd(-1)
         for number in (*STOP_SIGNALS, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
@@ -179,7 +186,7 @@ class Host:
             if other is not child:
                 for listener in other.sockets:
                     listener.close()
-        for held in (self._control, self._predecessor, self._held):
+        for held in (self._control.listener, self._predecessor, self._held, self._claim):
             if held is not None:
                 held.close()
 
@@ -222,12 +229,15 @@ class Host:
 
     def _signalled(self, numbers: bytes) -> None:
         if signal.SIGHUP in numbers:
+            logs.reopen()
             self._tell_children(signal.SIGHUP)
         if any(number in numbers for number in STOP_SIGNALS):
             self._stop()
 
     def _stop(self) -> None:
         self._stopping = True
+        if self._claim is not None:
+            self._claim.leave()
         self._close_control()
         if self._held is not None:
             self._held.close()
@@ -243,31 +253,6 @@ class Host:
 
     # takeover, as the successor
 
-    def _take_over(self) -> list[socket.socket]:
-        """The listening sockets of a running gateway of this name; none if there is none."""
-        control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control.settimeout(TAKEOVER_TIMEOUT_S)
-        try:
-            control.connect(self._control_path)
-            addresses, numbers, _, _ = socket.recv_fds(control, 512, SOCKETS_MAX)
-        except (FileNotFoundError, ConnectionRefusedError):
-            control.close()
-            return []
-        except OSError as error:
-            control.close()
-            what = (
-                f"gateway {self._gateway.name!r} runs already but doesn't hand over ({error}); end it first"
-            )
-            raise ConfigError(what) from error
-        sockets = [socket.socket(fileno=number) for number in numbers]
-        http, _, self._former_grpc = addresses.decode().partition(" ")
-        if http != self._gateway.http:
-            for taken in sockets:
-                taken.close()
-            sockets = []
-        self._predecessor = control
-        return sockets
-
     def _succeed(self, *, timed_out: bool) -> None:
         """Once every child accepts, have the former gateway drain."""
         if not all(child.accepting for child in self._children) and not timed_out:
@@ -275,49 +260,61 @@ class Host:
         predecessor, self._predecessor = self._predecessor, None
         assert predecessor is not None
         with contextlib.suppress(OSError):
-            predecessor.send(b"ready")
-            predecessor.recv(1)  # it has left the control socket's path to us
+            self._claim = take_name(predecessor)  # and it has left the control socket's path to us
         predecessor.close()
         if not self._stopping:
+            if self._claim is None:
+                self._claim_name()
             self._open_control()
             self._log.info("gateway.taken_over", http=self._gateway.http)
 
     # takeover, as the predecessor
 
+    def _claim_name(self) -> None:
+        """Where no file can be made, the port alone keeps others away."""
+        try:
+            folder = self._config.role_dir("gateway", self._gateway.name)
+            self._claim = claim(folder, f"gateway {self._gateway.name!r} runs already")
+        except OSError as error:
+            self._log.warning("gateway.unclaimed", reason=str(error))
+
     def _open_control(self) -> None:
-        path = Path(self._control_path)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # nobody listens there: `_take_over` has tried
-        control = self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        control.bind(self._control_path)
-        control.listen(1)
-        self._selector.register(control, selectors.EVENT_READ, lambda: self._hand_over(control))
+        try:
+            listener = self._control.open()
+        except OSError as error:
+            self._log.warning("gateway.unreachable", path=self._control.path, reason=str(error))
+        else:
+            self._selector.register(listener, selectors.EVENT_READ, lambda: self._hand_over(listener))
 
     def _close_control(self) -> None:
-        if self._control is not None:
-            self._selector.unregister(self._control)
+        if self._control.listener is not None:
+            self._selector.unregister(self._control.listener)
             self._control.close()
-            self._control = None
-            Path(self._control_path).unlink(missing_ok=True)
+
+    def _keep_control(self) -> None:
+        if self._control.is_gone:
+            self._close_control()
+            self._open_control()
+            self._log.warning("socket.restored", message=f"{self._control.path} was removed by somebody")
 
     def _hand_over(self, control: socket.socket) -> None:
         successor, _ = control.accept()
-        numbers = [listener.fileno() for child in self._children for listener in child.sockets]
         with contextlib.suppress(OSError):
-            addresses = f"{self._gateway.http} {self._gateway.grpc}"
-            socket.send_fds(successor, [addresses.encode()], numbers)
+            hand_over(successor, self._gateway, [each for child in self._children for each in child.sockets])
         self._selector.register(successor, selectors.EVENT_READ, lambda: self._answered(successor))
 
     def _answered(self, successor: socket.socket) -> None:
         """It is ready, or it died before it was and we go on."""
         try:
-            ready = successor.recv(16) == b"ready"
+            ready = successor.recv(16) == READY
         except OSError:
             ready = False
         self._selector.unregister(successor)
         if ready and not self._stopping:
             self._log.info("gateway.handed_over", http=self._gateway.http)
             self._stop()
+            with contextlib.suppress(OSError):
+                give_name(successor, self._claim)
         successor.close()
 
 
@@ -325,9 +322,12 @@ def _listening(gateway: GatewayConfig, taken: list[socket.socket]) -> list[socke
     """At least one socket for each process: those `taken` over, and new ones on the same port."""
     sockets = list(taken)
     try:
+        if not sockets:
+            sockets.append(_bound(gateway.http, shared=False))  # whoever has the port already is heard of
+        if gateway.processes > 1:
+            sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         while len(sockets) < gateway.processes:
-            # One alone wants to hear of others on its port.
-            sockets.append(_bound(gateway.http, shared=gateway.processes > 1))
+            sockets.append(_bound(gateway.http, shared=True))
         for listener in sockets:
             listener.setblocking(False)
             listener.listen(BACKLOG)

@@ -15,11 +15,13 @@ from typing import Protocol
 import httptools
 
 from understudy.adapters.buffers import BUFFERS
+from understudy.adapters.crash_policy import CrashPolicy
 from understudy.adapters.filling import fill
 from understudy.core.gateway.rotation import Request
 from understudy.gateway.auth import CREDENTIALS, Authenticator
 from understudy.gateway.cors import Cors
 from understudy.gateway.exchange import Exchange, Head, HeadExchange, target_path
+from understudy.gateway.half_closed import HalfClosed
 from understudy.gateway.request_id import REQUEST_ID, RequestIds
 from understudy.settings.gateway import HttpLimits
 from understudy.wire.errors import Code, UnderstudyError
@@ -47,6 +49,7 @@ class Service(Protocol):
     authenticator: Authenticator | None
     cors: Cors | None
     request_ids: RequestIds
+    crashes: CrashPolicy
 
     def connection_opened(self, connection: HttpConnection) -> bool: ...
 
@@ -79,6 +82,7 @@ class HttpConnection(asyncio.Protocol):
         self._tls = False
         self._unread = b""  # requests that came with others and wait until those are answered
         self._cut_off = False  # in the middle of what it was sending
+        self._half_closed: HalfClosed | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -173,12 +177,14 @@ class HttpConnection(asyncio.Protocol):
             self._refuse_header_bytes()
 
     def eof_received(self) -> bool:
-        """The client sends no more; what it asked for before is still answered."""
+        """The client sends no more; what it asked for before is still answered, if it is there to read."""
         if self.phase != "idle" and not self.closing:
             self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, "the connection ended within a request"))
         self.closing = True
         self._cut_off = False  # nothing follows
         self._close_if_done()
+        if self.queue and self._transport is not None and not self._tls:
+            self._half_closed = HalfClosed(self._transport)
         # TLS has no half-closed connections: what is not answered by now can't be.
         return not self._tls
 
@@ -202,6 +208,7 @@ class HttpConnection(asyncio.Protocol):
             if exchange.request is not None:
                 self.api.cancel(exchange.request)
         self.queue.clear()
+        self._half_closed = None
         self._reset()  # a body that is half there is not to wait for the garbage collector,
         self._unread = b""
         del self._parser  # and the parser and this hold each other
@@ -412,7 +419,8 @@ class HttpConnection(asyncio.Protocol):
             return
         while queue and queue[0].data is not None:
             next_one = queue.popleft()
-            transport.write(next_one.data)  # type: ignore[arg-type]
+            data: bytes = next_one.data  # type: ignore[assignment]
+            transport.write(data if self._half_closed is None else self._half_closed.rest(data))
             if next_one.large:
                 transport.write(next_one.large)
         if self.closing:
@@ -478,7 +486,12 @@ class HttpConnection(asyncio.Protocol):
         if self._paused or transport is None or transport.is_closing():
             return
         data, self._unread = self._unread, b""
-        self.data_received(data)
+        try:
+            self.data_received(data)
+        except Exception as error:  # as the loop does with what it reads by itself
+            self.api.crashes.contain("connection", error)
+            self.abort()
+            return
         if not self._paused and not transport.is_closing():
             transport.resume_reading()
 
@@ -486,6 +499,8 @@ class HttpConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Called about twice a second: end what takes longer than the limits allow."""
+        if self._half_closed is not None:
+            self._half_closed.check()
         if self.write_due is not None and now > self.write_due:
             self.abort()
         elif now < self.due:

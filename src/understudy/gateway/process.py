@@ -25,11 +25,13 @@ from understudy.adapters.links import FrameLink, dial, keep_connected
 from understudy.adapters.state_file import StateFile
 from understudy.adapters.task_groups import ungrouped
 from understudy.core.gateway import machine as core
+from understudy.core.gateway.lifecycles import REACHABLE
 from understudy.core.gateway.rotation import Replica
 from understudy.gateway.api import Api
 from understudy.gateway.handshakes import TlsListener
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.secured import Secured
+from understudy.invariants import InvariantBroken
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import ConfigError, UnderstudyError
 from understudy.wire.frames import Frame
@@ -51,7 +53,6 @@ from understudy.wire.records import Event, NodeInfo, RouteTable
 if TYPE_CHECKING:
     from understudy.gateway.grpc import GrpcServer
 
-COUNTERS = ("requests", "failed", "rejected", "degraded", "shed", "limited", "retried", "hedged")
 IDLE_TICK_S = 0.01  # while nothing is in flight
 SWEEP_S = 0.5
 CONNECT_RETRY_S = 0.02
@@ -97,7 +98,7 @@ class GatewayProcess:
         self.events: deque[Event] = deque(maxlen=self.settings.events_max)
         self.controllers: set[FrameLink] = set()
         self.secured = Secured(
-            config, seat.gateway, name, lambda kind, message: self._note(core.Note(kind, message))
+            config, seat.gateway, name, lambda kind, message: self._note(core.GatewayNote(kind, message))
         )
         self.api.authenticator = self.secured.authenticator
         self._agents: dict[str, tuple[str, asyncio.Task[None], list[FrameLink]]] = {}
@@ -110,6 +111,11 @@ class GatewayProcess:
     def stop(self) -> None:
         """Drain, then let `run` return. As SIGTERM does."""
         self._stopping.set()
+
+    def _reload(self) -> None:
+        logs.reopen()
+        if self.secured.in_use:
+            self.secured.reload()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -125,8 +131,8 @@ class GatewayProcess:
             background = [self.tasks.create_task(self._tick()), self.tasks.create_task(self._sweep())]
             background.append(self.tasks.create_task(self._pulse()))
             background.append(self.tasks.create_task(self._save_tables()))
+            loop.add_signal_handler(signal.SIGHUP, self._reload)
             if self.secured.in_use:
-                loop.add_signal_handler(signal.SIGHUP, self.secured.reload)
                 background.append(self.tasks.create_task(self.secured.run()))
             gc.freeze()
             gc.set_threshold(GC_THRESHOLD)
@@ -199,7 +205,10 @@ class GatewayProcess:
     # events and effects
 
     def step(self, event: core.GatewayEvent) -> None:
-        self._carry_out(self.gateway.step(event, monotonic()))
+        try:
+            self._carry_out(self.gateway.step(event, monotonic()))
+        except (Exception, InvariantBroken) as error:  # half of a decision
+            self.api.crashes.broken(type(event).__name__, error)
 
     def _carry_out(self, effects: list[core.GatewayEffect]) -> None:
         for effect in effects:
@@ -224,12 +233,12 @@ class GatewayProcess:
                 case core.PingWorker(replica):
                     if isinstance(replica.link, FrameLink):
                         replica.link.send(Ping())
-                case core.Note():
+                case core.GatewayNote():
                     self._note(effect)
                 case _:
                     assert_never(effect)
 
-    def _note(self, note: core.Note) -> None:
+    def _note(self, note: core.GatewayNote) -> None:
         at = time.time_ns() // 1_000_000
         source = f"gateway:{self.name}"
         data = {"request_id": note.request_id, **note.data} if note.request_id else note.data
@@ -266,7 +275,7 @@ class GatewayProcess:
 
         pause_s = CONNECT_RETRY_S
         try:
-            while replica.state in ("ready", "failing", "lost") and not self._stopping.is_set():
+            while replica.state in REACHABLE and not self._stopping.is_set():
                 try:
                     link = await dial(replica.address, make, timeout_s=1.0)
                 except UnderstudyError:
@@ -312,9 +321,14 @@ class GatewayProcess:
                 await link.wait_closed()
             finally:
                 links.clear()
-                self.step(core.AgentLost(node))
+                self.step(core.AgentDisconnected(node))
 
-        await keep_connected(address, lambda: FrameLink(on_frame), serve)
+        try:
+            await keep_connected(address, lambda: FrameLink(on_frame), serve)
+        except (
+            UnderstudyError
+        ) as error:  # an address of one node that can't be: no reason to leave the others
+            self.api.crashes.contain("link", error)
 
     # links to controllers
 
@@ -359,8 +373,13 @@ class GatewayProcess:
 
     async def _pulse(self) -> None:
         while True:
-            with contextlib.suppress(BlockingIOError):  # a parent that is stopped reads later
+            try:
                 os.write(self.seat.pulse, PULSE if self.accepting else START)
+            except BlockingIOError:
+                pass  # a parent that is stopped reads later
+            except BrokenPipeError:
+                self.stop()  # it is dead: what is in flight is answered as if it had asked us to end
+                return
             await asyncio.sleep(self.settings.pulse_ms / 1000)
 
     async def _sweep(self) -> None:
@@ -404,13 +423,9 @@ class GatewayProcess:
     def _app_stats(self, name: str) -> AppStats:
         """Counters since the previous report; the totals keep their sum."""
         app = self.gateway.apps[name]
-        stats, app.stats = app.stats, AppStats()
-        total = app.stats_total
-        for field in COUNTERS:
-            setattr(total, field, getattr(total, field) + getattr(stats, field))
-        p50_s, p99_s = app.digest.quantile(0.5), app.digest.quantile(0.99)
+        p50_s, p99_s = app.patience.digest.quantile(0.5), app.patience.digest.quantile(0.99)
         return msgspec.structs.replace(
-            stats,
+            app.traffic.report(),
             p50_ms=(p50_s or 0.0) * 1000,
             p99_ms=(p99_s or 0.0) * 1000,
             serving=app.ranked[0].variant if app.ranked else "",
@@ -425,7 +440,9 @@ def run_process(config: ClusterConfig, seat: Seat) -> None:
     keep_freed_memory()
 
     async def main() -> None:
-        await GatewayProcess(config, seat).run()
+        process = GatewayProcess(config, seat)
+        process.api.crashes.watch(asyncio.get_running_loop())
+        await process.run()
 
     with ungrouped(ConfigError):
         uvloop.run(main())

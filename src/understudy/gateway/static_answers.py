@@ -35,7 +35,7 @@ class _Body(msgspec.Struct):
     outputs: list[_Output] | None = None
 
 
-class Wanted(NamedTuple):
+class WantedOutput(NamedTuple):
     """One output and its form; `classes`: the best so many instead of the values."""
 
     tensor: StaticTensor
@@ -85,11 +85,11 @@ def for_outputs(
 
 def _wanted(
     static: Static, wishes: Sequence[tuple[str, Mapping[str, Any]]], *, binary: bool
-) -> Sequence[Wanted]:
+) -> Sequence[WantedOutput]:
     if not wishes:
-        return [Wanted(tensor, binary, 0) for tensor in static]
+        return [WantedOutput(tensor, binary, 0) for tensor in static]
     by_name = {tensor.name: tensor for tensor in static}
-    wanted: dict[str, Wanted] = {}
+    wanted: dict[str, WantedOutput] = {}
     for name, parameters in wishes:
         if name not in by_name:
             known = ", ".join(map(repr, by_name))
@@ -101,11 +101,11 @@ def _wanted(
             raise InvalidArgument(f"output {shown(name)}: classification is a number of classes")
         if classes and by_name[name].datatype == "BYTES":
             raise InvalidArgument(f"output {shown(name)}: has no best classes: it is BYTES")
-        wanted[name] = Wanted(by_name[name], parameters.get("binary_data", binary) is True, classes)
+        wanted[name] = WantedOutput(by_name[name], parameters.get("binary_data", binary) is True, classes)
     return list(wanted.values())
 
 
-def _in_form(spec: AppVersion, wanted: Wanted) -> StaticTensor:
+def _in_form(spec: AppVersion, wanted: WantedOutput) -> StaticTensor:
     """The tensor, or its best classes as BYTES elements `value:index`, as replicas write them."""
     tensor = wanted.tensor
     if not wanted.classes:

@@ -75,9 +75,9 @@ def statistics(apps: Iterable[App], now: float, now_unix_s: float) -> dict[str, 
 
 
 def _app_statistics(app: App, now: float, now_unix_s: float) -> dict[str, Any]:
-    answered = app.answered
+    answered = app.traffic.answered
     count = answered.requests
-    failed = sum(stats.failed + stats.shed for stats in (app.stats, app.stats_total))
+    failed = sum(stats.failed + stats.shed for stats in (app.traffic.stats, app.traffic.total))
     queued_ns, inferred_ns = answered.queue_us * 1000, answered.infer_us * 1000
     last_unix_s = now_unix_s - (now - answered.last_at) if count else 0.0
     none = {"count": 0, "ns": 0}

@@ -31,4 +31,5 @@ class AgentTuning(Settings, frozen=True):
     progressive_skip_ms: NonNegative = 15.0  # load the target at once if it takes only this much longer
     waiting_max: Count = 64  # measurements asked for and not begun
     stage_bytes_max: Count = 64 * 1024**3
+    environments_max: Count = 16  # packages of models, or interpreters, that are kept ready
     events_max: Count = 1000

@@ -39,7 +39,7 @@ class ClusterConfig(Settings, frozen=True):
     nodes: tuple[NodeConfig, ...]
     name: Name = "understudy"
     data_dir: str = "understudy-data"
-    run_dir: str = ""  # sockets; default: a short directory of its own under the system's for such files
+    run_dir: str = ""  # sockets; default: <data_dir>/run, or one under /tmp where that path is too long
     artifacts_dir: str = ""  # default: <data_dir>/artifacts
     gateways: tuple[GatewayConfig, ...] = (GatewayConfig(name="g1"),)
     controllers: tuple[ControllerConfig, ...] = (ControllerConfig(),)

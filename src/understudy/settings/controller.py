@@ -32,6 +32,7 @@ class ControllerTuning(Settings, frozen=True):
     static_bytes_max: Count = 64 * 1024  # of an app's static answer, as JSON
     probe_bytes_max: Count = 8 * 1024**2
     options_bytes_max: Count = 64 * 1024  # of one variant
+    environment_timeout_s: Positive = 600.0  # for a node to get the packages of a variant ready
     profile_timeout_s: Positive = 120.0  # of one variant, beyond its load_timeout_s
     profile_attempts_max: Count = 3  # of one variant, each on another node if there is one
     quarantine_pause_s: Positive = 60.0  # then one node tries the variant; doubles each time that it fails

@@ -24,6 +24,8 @@ from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import Criticality, Finite, fallback_mistake
 from understudy.wire.statics import check_static, read_static
 
+PathText = Annotated[str, Meta(min_length=1, max_length=4096)]
+
 
 class VariantManifest(Settings, frozen=True):
     name: Name
@@ -33,6 +35,9 @@ class VariantManifest(Settings, frozen=True):
     accuracy: Fraction
     options: dict[str, Any] = msgspec.field(default_factory=dict)
     memory_limit_mb: Positive | None = None
+    requirements: PathText | None = None  # file of packages as pip takes it; relative to the manifest
+    wheels: PathText | None = None  # directory that has them as wheels: no registry is asked
+    python: PathText | None = None  # instead: an interpreter that every node has, with Understudy installed
     load_timeout_s: Positive | None = None  # how long loading may take; default: the cluster's (agent)
 
     def __post_init__(self) -> None:
@@ -124,6 +129,7 @@ def check_manifest(
             raise InvalidArgument(f"variants[{index}].name: {variant.name!r} is used twice")
         names.add(variant.name)
         check_document(f"variants[{index}].options", variant.options, options_bytes_max)
+        _check_environment(f"variants[{index}]", variant)
     outputs = manifest.all_outputs.tensors
     for side, tensors in (("inputs", manifest.inputs), ("outputs", outputs)):
         declared = [tensor.name for tensor in tensors]
@@ -151,6 +157,15 @@ def check_manifest(
         mistake = fallback_mistake(manifest.fallback, manifest.static is not None)
         if mistake:
             raise InvalidArgument(f"fallback: {mistake}")
+
+
+def _check_environment(field: str, variant: VariantManifest) -> None:
+    if variant.python is None:
+        return
+    if not variant.python.startswith("/"):
+        raise InvalidArgument(f"{field}.python: {variant.python!r} is no absolute path")
+    if variant.requirements is not None or variant.wheels is not None:
+        raise InvalidArgument(f"{field}.python: an interpreter has its own packages; name it or them")
 
 
 def _check_probe(probe: dict[str, Any]) -> None:

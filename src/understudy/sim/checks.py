@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
+from understudy.core.gateway.lifecycles import Seen
 from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Replica
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.gateway import GatewayTuning
 from understudy.sim.clock import Process
 from understudy.sim.scenario import BAD_CLIENT
-from understudy.sim.workers import Worker
+from understudy.sim.workers import SimWorker
 from understudy.wire.records import RouteTable
 
 if TYPE_CHECKING:
     from understudy.sim.gateways import ClientRequest, WorkerLink
-    from understudy.sim.nodes import Node
+    from understudy.sim.nodes import SimNode
     from understudy.sim.world import World
 
 LATE_S = 0.1  # an answer may come so long after the deadline: ticks are as long
@@ -51,7 +52,7 @@ class Checks:
 
     # nodes
 
-    def memory(self, node: Node) -> None:
+    def memory(self, node: SimNode) -> None:
         used_mb = sum(worker.memory_mb for worker in node.workers.values())
         fits = used_mb <= node.memory_mb + EPSILON_MB
         self.that(fits, f"{node.name} holds {used_mb:.0f} MB of {node.memory_mb:.0f}")
@@ -66,7 +67,7 @@ class Checks:
         lacking = [app.app for app in held.apps if versions.get(app.app, 0) < app.version]
         self.that(not lacking, f"{receiver} holds {', '.join(lacking)}, and is sent a table that knows less")
 
-    def died(self, node: Node, what: tuple[str, int, str]) -> None:
+    def died(self, node: SimNode, what: tuple[str, int, str]) -> None:
         """A worker that was loading or had loaded `what`."""
         self._deaths[(what, node.name)] += 1
 
@@ -98,7 +99,7 @@ class Checks:
         answered = outcome in ("ok", "degraded", "shed")  # limits that follow latency open again by and by
         self.that(answered or request.phase != "settled", f"{outcome} from a cluster that is whole")
 
-    def killed(self, worker: Worker) -> None:
+    def killed(self, worker: SimWorker) -> None:
         """By its agent: never in the middle of work that somebody may be waiting for."""
         if worker.state == "ready" and worker.running is not None and not worker.process.paused:
             began_s, _, budget_s = worker.running
@@ -113,7 +114,7 @@ class Checks:
                 self.that(replica.breaker.closed or not replica.breaker.failures_alike, what)
 
     def queues(self, app: App) -> None:
-        parked = sum(request.attempts == 0 and not request.done for request in app.waiting)
+        parked = sum(request.attempts == 0 and not request.done for request in app.queues.waiting)
         bound = self._settings.admission.waiting_max
         self.that(parked <= bound, f"{parked} requests wait for {app.name}; {bound} may")
 
@@ -127,7 +128,7 @@ class Checks:
         fails = self._fails(replica, now)
         if not fails and not _suspected(replica):
             return
-        ready = [r for r in replica.app.replicas.values() if r.state == "ready" and r.link is not None]
+        ready = [r for r in replica.app.replicas.values() if r.state is Seen.READY and r.link is not None]
         better = [r for r in ready if self._is_better(r, now)]
         equals = [r for r in ready if r.rank == replica.rank]
         panic = len([r for r in better if r.rank == replica.rank])

@@ -35,7 +35,7 @@ class Clock:
         self.now = until_s
 
 
-class Host:
+class SimHost:
     """A machine as its processes see it: clocks that agree with nobody else's."""
 
     def __init__(self, clock: Clock, name: str) -> None:
@@ -62,7 +62,7 @@ class Host:
 class Process:
     """What runs on a host: gets nothing once it is dead, and everything late while it is paused."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: SimHost) -> None:
         self.host = host
         self.alive = True
         self.paused = False

@@ -74,7 +74,7 @@ class Books:
                 act()
 
 
-class Controller:
+class SimController:
     """One life of it. `world.store` is its disk."""
 
     def __init__(self, world: World) -> None:

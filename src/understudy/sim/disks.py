@@ -34,7 +34,7 @@ class Disk:
         self.fails, self.slow = False, 1.0
 
 
-class StateFile:
+class SimStateFile:
     """One file of a process, as `adapters.state_file` and its callers write it: the newest, one at a time."""
 
     def __init__(self, disk: Disk, process: Process, key: str) -> None:

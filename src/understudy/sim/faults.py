@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from understudy.sim.clock import Process
 from understudy.sim.disks import Disk
-from understudy.sim.nodes import Node
+from understudy.sim.nodes import SimNode
 from understudy.sim.scenario import WALL_ERROR_S, Fault
-from understudy.sim.workers import Worker
+from understudy.sim.workers import SimWorker
 
 if TYPE_CHECKING:
     from understudy.sim.world import World
@@ -27,171 +27,186 @@ class Strike:
     """One fault, happening."""
 
     def __init__(self, world: World, name: str, fault: Fault) -> None:
-        self._world = world
+        self.world = world
         self._name = name
         self._kind = fault.kind
-        self._random = Random(fault.seed)
-        self._lasting_s = self._random.choice(LASTING_S)
+        self.random = Random(fault.seed)
+        self.lasting_s = self.random.choice(LASTING_S)
 
     def happen(self) -> None:
         KINDS[self._kind](self)
 
-    def _tell(self, message: str = "", *, node: str = "", replica: str = "") -> None:
-        self._world.tell(f"fault {self._name}", self._kind, message, node=node, replica=replica)
+    def tell(self, message: str = "", *, node: str = "", replica: str = "") -> None:
+        self.world.tell(f"fault {self._name}", self._kind, message, node=node, replica=replica)
 
-    def _later(self, act: Callable[[], None]) -> None:
-        self._world.after(self._lasting_s, act)
+    def later(self, act: Callable[[], None]) -> None:
+        self.world.after(self.lasting_s, act)
 
-    def _node(self) -> Node | None:
+    def node(self) -> SimNode | None:
         """One that is up."""
-        up = [node for node in self._world.nodes.values() if node.agent is not None]
-        node = self._random.choice(up) if up else None
+        up = [node for node in self.world.nodes.values() if node.agent is not None]
+        node = self.random.choice(up) if up else None
         if node is not None:
-            self._tell(f"for {self._lasting_s:g} s", node=node.name)
+            self.tell(f"for {self.lasting_s:g} s", node=node.name)
         return node
 
-    def _worker(self) -> Worker | None:
-        found = [(node, w) for node in self._world.nodes.values() for w in node.workers.values()]
+    def worker(self) -> SimWorker | None:
+        found = [(node, w) for node in self.world.nodes.values() for w in node.workers.values()]
         if not found:
             return None
-        node, worker = self._random.choice(found)
-        self._tell(worker.app or "blank", node=node.name, replica=worker.name)
+        node, worker = self.random.choice(found)
+        self.tell(worker.app or "blank", node=node.name, replica=worker.name)
         return worker
 
-    def _role(self) -> tuple[str, Process] | None:
+    def role(self) -> tuple[str, Process] | None:
         """A process that isn't a worker."""
-        world = self._world
+        world = self.world
         found = [(node.name, node.agent.process) for node in world.nodes.values() if node.agent is not None]
         found += [(gateway.name, gateway.process) for gateway in world.gateways]
         found += [("c1", world.controller.process)] if world.controller is not None else []
         if not found:
             return None
-        name, process = self._random.choice(found)
-        self._tell(f"for {self._lasting_s:g} s", node=name)
+        name, process = self.random.choice(found)
+        self.tell(f"for {self.lasting_s:g} s", node=name)
         return name, process
 
-    def _freeze(self, *processes: Process) -> None:
+    def freeze(self, *processes: Process) -> None:
         for process in processes:
             process.pause()
-            self._later(process.resume)
+            self.later(process.resume)
 
-    # kinds
-
-    def kill_worker(self) -> None:
-        if worker := self._worker():
-            worker.process.kill()
-
-    def freeze_worker(self) -> None:
-        if worker := self._worker():
-            self._freeze(worker.process)
-
-    def slow_worker(self) -> None:
-        if worker := self._worker():
-            worker.slow = self._random.choice(SLOW)
-            self._later(worker.be_well)
-
-    def fail_worker(self) -> None:
-        if worker := self._worker():
-            worker.fails = self._random.choice(FLAKY)
-            self._world.after(FAILING_S, worker.be_well)
-
-    def kill_node(self) -> None:
-        if node := self._node():
-            node.kill(power_lost=False)
-            self._later(node.start)
-
-    def lose_power(self) -> None:
-        if node := self._node():
-            node.kill(power_lost=True)
-            self._later(node.start)
-
-    def freeze_node(self) -> None:
-        if (node := self._node()) and node.agent is not None:
-            node.host.frozen = True
-            self._later(lambda: setattr(node.host, "frozen", False))
-            self._freeze(node.agent.process, *(worker.process for worker in node.workers.values()))
-
-    def kill_role(self) -> None:
-        found = self._role()
-        if found is not None:
-            self._world.kill(found[0], lasting_s=self._lasting_s)
-
-    def freeze_role(self) -> None:
-        found = self._role()
-        if found is not None:
-            self._freeze(found[1])
-
-    def slow_role(self) -> None:
-        """It gets the processor by turns only."""
-        found = self._role()
-        if found is None:
-            return
-        process, until_s = found[1], self._world.clock.now + self._lasting_s
-
-        def stop() -> None:
-            if self._world.clock.now < until_s and self._world.phase == "faults":
-                process.pause()
-                self._world.after(self._random.uniform(*STUTTER_S), go_on)
-
-        def go_on() -> None:
-            process.resume()
-            self._world.after(self._random.uniform(*STUTTER_S), stop)
-
-        stop()
-
-    def cut(self) -> None:
-        source, target = self._random.sample(sorted(self._world.hosts), 2)
-        ways = [(source, target)]
-        if self._random.random() < 0.5:
-            ways.append((target, source))
-        self._cut(ways)
-
-    def partition(self) -> None:
-        """Two parts of the cluster that can't reach each other; one may hold a single host."""
-        hosts = sorted(self._world.hosts)
-        self._random.shuffle(hosts)
-        border = self._random.randint(1, len(hosts) - 1)
-        sides = hosts[:border], hosts[border:]
-        ways = [(a, b) for a in sides[0] for b in sides[1]]
-        self._cut(ways + [(b, a) for a, b in ways])
-
-    def _cut(self, ways: list[tuple[str, str]]) -> None:
-        network = self._world.network
+    def cut(self, ways: list[tuple[str, str]]) -> None:
+        network = self.world.network
         names = ", ".join(f"{source} to {target}" for source, target in ways)
-        self._tell(f"nothing gets from {names} for {self._lasting_s:g} s")
+        self.tell(f"nothing gets from {names} for {self.lasting_s:g} s")
         for source, target in ways:
             network.cut(source, target)
-            self._later(partial(network.heal, source, target))
+            self.later(partial(network.heal, source, target))
 
-    def reset(self) -> None:
-        hosts = self._world.network.reset(self._random)
-        if hosts is not None:
-            self._tell(f"between {hosts[0]} and {hosts[1]}")
-
-    def fail_store(self) -> None:
-        self._tell(f"for {self._lasting_s:g} s")
-        self._world.store.fails = True
-        self._later(self._world.store.be_well)
-
-    def fill_disk(self) -> None:
-        self._disk().fails = True
-
-    def slow_disk(self) -> None:
-        self._disk().slow = self._random.choice(SLOW)
-
-    def _disk(self) -> Disk:
-        world = self._world
+    def disk(self) -> Disk:
+        world = self.world
         disks = {node.name: node.disk for node in world.nodes.values()}
         disks |= {at.host.name: at.disk for at in world.gateway_hosts}
-        name = self._random.choice(sorted(disks))
-        self._tell(f"for {self._lasting_s:g} s", node=name)
-        self._later(disks[name].be_well)
+        name = self.random.choice(sorted(disks))
+        self.tell(f"for {self.lasting_s:g} s", node=name)
+        self.later(disks[name].be_well)
         return disks[name]
 
-    def set_clock(self) -> None:
-        host = self._world.hosts[self._random.choice(sorted(self._world.hosts))]
-        host.wall_error_s = self._random.uniform(-WALL_ERROR_S, WALL_ERROR_S)
-        self._tell(f"wrong by {host.wall_error_s:.0f} s", node=host.name)
+
+def _kill_worker(strike: Strike) -> None:
+    if worker := strike.worker():
+        worker.process.kill()
+
+
+def _freeze_worker(strike: Strike) -> None:
+    if worker := strike.worker():
+        strike.freeze(worker.process)
+
+
+def _slow_worker(strike: Strike) -> None:
+    if worker := strike.worker():
+        worker.slow = strike.random.choice(SLOW)
+        strike.later(worker.be_well)
+
+
+def _fail_worker(strike: Strike) -> None:
+    if worker := strike.worker():
+        worker.fails = strike.random.choice(FLAKY)
+        strike.world.after(FAILING_S, worker.be_well)
+
+
+def _kill_node(strike: Strike) -> None:
+    if node := strike.node():
+        node.kill(power_lost=False)
+        strike.later(node.start)
+
+
+def _lose_power(strike: Strike) -> None:
+    if node := strike.node():
+        node.kill(power_lost=True)
+        strike.later(node.start)
+
+
+def _freeze_node(strike: Strike) -> None:
+    if (node := strike.node()) and node.agent is not None:
+        node.host.frozen = True
+        strike.later(lambda: setattr(node.host, "frozen", False))
+        strike.freeze(node.agent.process, *(worker.process for worker in node.workers.values()))
+
+
+def _kill_role(strike: Strike) -> None:
+    found = strike.role()
+    if found is not None:
+        strike.world.kill(found[0], lasting_s=strike.lasting_s)
+
+
+def _freeze_role(strike: Strike) -> None:
+    found = strike.role()
+    if found is not None:
+        strike.freeze(found[1])
+
+
+def _slow_role(strike: Strike) -> None:
+    """It gets the processor by turns only."""
+    found = strike.role()
+    if found is None:
+        return
+    process, until_s = found[1], strike.world.clock.now + strike.lasting_s
+
+    def stop() -> None:
+        if strike.world.clock.now < until_s and strike.world.phase == "faults":
+            process.pause()
+            strike.world.after(strike.random.uniform(*STUTTER_S), go_on)
+
+    def go_on() -> None:
+        process.resume()
+        strike.world.after(strike.random.uniform(*STUTTER_S), stop)
+
+    stop()
+
+
+def _cut(strike: Strike) -> None:
+    source, target = strike.random.sample(sorted(strike.world.hosts), 2)
+    ways = [(source, target)]
+    if strike.random.random() < 0.5:
+        ways.append((target, source))
+    strike.cut(ways)
+
+
+def _partition(strike: Strike) -> None:
+    """Two parts of the cluster that can't reach each other; one may hold a single host."""
+    hosts = sorted(strike.world.hosts)
+    strike.random.shuffle(hosts)
+    border = strike.random.randint(1, len(hosts) - 1)
+    sides = hosts[:border], hosts[border:]
+    ways = [(a, b) for a in sides[0] for b in sides[1]]
+    strike.cut(ways + [(b, a) for a, b in ways])
+
+
+def _reset(strike: Strike) -> None:
+    hosts = strike.world.network.reset(strike.random)
+    if hosts is not None:
+        strike.tell(f"between {hosts[0]} and {hosts[1]}")
+
+
+def _fail_store(strike: Strike) -> None:
+    strike.tell(f"for {strike.lasting_s:g} s")
+    strike.world.store.fails = True
+    strike.later(strike.world.store.be_well)
+
+
+def _fill_disk(strike: Strike) -> None:
+    strike.disk().fails = True
+
+
+def _slow_disk(strike: Strike) -> None:
+    strike.disk().slow = strike.random.choice(SLOW)
+
+
+def _set_clock(strike: Strike) -> None:
+    host = strike.world.hosts[strike.random.choice(sorted(strike.world.hosts))]
+    host.wall_error_s = strike.random.uniform(-WALL_ERROR_S, WALL_ERROR_S)
+    strike.tell(f"wrong by {host.wall_error_s:.0f} s", node=host.name)
 
 
 def _lose_store(strike: Strike) -> None:
@@ -200,39 +215,37 @@ def _lose_store(strike: Strike) -> None:
 
 
 def _restore_store(strike: Strike) -> None:
-    _replace_store(strike, strike._world.backup, "as it was before the faults")
+    _replace_store(strike, strike.world.backup, "as it was before the faults")
 
 
 def _replace_store(strike: Strike, files: dict[str, bytes], what: str) -> None:
-    world = strike._world
+    world = strike.world
     if world.controller is not None:
-        strike._tell(
-            f"{what}; the controller is away for {strike._lasting_s:g} s", node=world.controller_host
-        )
-        world.kill(world.controller_host, lasting_s=strike._lasting_s)
+        strike.tell(f"{what}; the controller is away for {strike.lasting_s:g} s", node=world.controller_host)
+        world.kill(world.controller_host, lasting_s=strike.lasting_s)
         world.store.files = dict(files)
 
 
 KINDS: dict[str, Callable[[Strike], None]] = {
-    "worker killed": Strike.kill_worker,
-    "worker frozen": Strike.freeze_worker,
-    "worker slow": Strike.slow_worker,
-    "worker failing": Strike.fail_worker,
-    "node killed": Strike.kill_node,
-    "power lost": Strike.lose_power,
-    "node frozen": Strike.freeze_node,
-    "process killed": Strike.kill_role,
-    "process frozen": Strike.freeze_role,
-    "process slow": Strike.slow_role,
-    "network cut": Strike.cut,
-    "partition": Strike.partition,
-    "connection reset": Strike.reset,
-    "store away": Strike.fail_store,
+    "worker killed": _kill_worker,
+    "worker frozen": _freeze_worker,
+    "worker slow": _slow_worker,
+    "worker failing": _fail_worker,
+    "node killed": _kill_node,
+    "power lost": _lose_power,
+    "node frozen": _freeze_node,
+    "process killed": _kill_role,
+    "process frozen": _freeze_role,
+    "process slow": _slow_role,
+    "network cut": _cut,
+    "partition": _partition,
+    "connection reset": _reset,
+    "store away": _fail_store,
     "store lost": _lose_store,
     "store restored": _restore_store,
-    "disk full": Strike.fill_disk,
-    "disk slow": Strike.slow_disk,
-    "clock set": Strike.set_clock,
+    "disk full": _fill_disk,
+    "disk slow": _slow_disk,
+    "clock set": _set_clock,
 }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, assert_never
 
 from understudy.core.gateway import machine as core
+from understudy.core.gateway.lifecycles import REACHABLE, BreakerState
 from understudy.core.gateway.rotation import App, Replica, Request, Source
-from understudy.sim.clock import Host, Process
-from understudy.sim.disks import Disk, StateFile
+from understudy.sim.clock import Process, SimHost
+from understudy.sim.disks import Disk, SimStateFile
 from understudy.sim.network import RECONNECT_S, End
 from understudy.sim.scenario import BAD_CLIENT, BAD_DATA
 from understudy.wire.errors import Code, UnderstudyError
@@ -70,7 +71,7 @@ class ClientRequest(Request):
 class WorkerLink:
     """What the machine writes to a worker: frames, as on the wire."""
 
-    def __init__(self, gateway: Gateway, replica: Replica, end: End) -> None:
+    def __init__(self, gateway: SimGateway, replica: Replica, end: End) -> None:
         self.end = end
         self.last_heard_s = gateway.process.now
         self.failures = 0.0  # in a row, of requests that another replica answered
@@ -92,7 +93,7 @@ class WorkerLink:
             return
         answer = decode_answer(frame)
         if isinstance(answer, Failure) and answer.code not in REFUSED:
-            if self._replica.breaker.state != "open":  # else it was sent before that
+            if self._replica.breaker.state is not BreakerState.OPEN:  # else it was sent before that
                 self.failed_s = now
             request = self._replica.outstanding[frame.stream].request
             assert isinstance(request, ClientRequest)
@@ -106,14 +107,14 @@ class WorkerLink:
 class GatewayHost:
     """What survives a gateway: its machine with its disk."""
 
-    def __init__(self, world: World, host: Host) -> None:
+    def __init__(self, world: World, host: SimHost) -> None:
         self.world, self.host = world, host
         self.disk = Disk()
-        self.gateway: Gateway | None = None
+        self.gateway: SimGateway | None = None
 
     def start(self) -> None:
         if self.gateway is None:
-            self.gateway = Gateway(self)
+            self.gateway = SimGateway(self)
             self.gateway.begin()
 
     def kill(self, *, power_lost: bool) -> None:
@@ -125,14 +126,14 @@ class GatewayHost:
                 self.host.boot()
 
 
-class Gateway:
+class SimGateway:
     """One life of it."""
 
     def __init__(self, at: GatewayHost) -> None:
         self.world, self.name = at.world, at.host.name
         self.process = Process(at.host)
         self.machine = core.Gateway(self.world.config.gateway, self.world.random.random, self.process.now)
-        self._file = StateFile(at.disk, self.process, "routes")
+        self._file = SimStateFile(at.disk, self.process, "routes")
         self._agents: dict[str, End | None] = {}
         self._dialing: set[str] = set()
 
@@ -182,7 +183,7 @@ class Gateway:
                 case core.PingWorker(replica):
                     if replica.link is not None:
                         replica.link.write(encode_message(Ping()))
-                case core.Note(kind, message, app, node, replica_id):
+                case core.GatewayNote(kind, message, app, node, replica_id):
                     self.world.tell(
                         f"gateway:{self.name}", kind, message, app=app, node=node, replica=replica_id
                     )
@@ -192,7 +193,7 @@ class Gateway:
     # links to workers
 
     def _dial_worker(self, replica: Replica) -> None:
-        if replica.state not in ("ready", "failing", "lost") or replica.id not in self.machine.replicas:
+        if replica.state not in REACHABLE or replica.id not in self.machine.replicas:
             self._dialing.discard(replica.id)
             return
         worker = self.world.nodes[replica.node].workers.get(replica.id)
@@ -209,10 +210,10 @@ class Gateway:
             now = self.process.now
             for frame in decoder.feed(data):
                 link.heard(frame, now)
-                app, retried = replica.app, replica.app.stats.retried
+                app, retried = replica.app, replica.app.traffic.stats.retried
                 probing = frame.stream == replica.breaker.probe
                 self.machine.dispatcher.frame_received(replica, frame, now)
-                if app.stats.retried > retried and not probing:
+                if app.traffic.stats.retried > retried and not probing:
                     self.world.checks.retried(app, now)
 
         def lost() -> None:
@@ -255,7 +256,7 @@ class Gateway:
     def _agent_lost(self, name: str) -> None:
         if name in self._agents:
             self._agents[name] = None
-            self.step(core.AgentLost(name))
+            self.step(core.AgentDisconnected(name))
             self.process.after(RECONNECT_S, lambda: self._dial_agent(name))
 
     def _heard_agent(self, message: object) -> None:

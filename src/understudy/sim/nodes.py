@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, assert_never
 from understudy.core.agent import events as ev
 from understudy.core.agent.machine import AgentMachine
 from understudy.core.planning.footprint import replica_mb
-from understudy.sim.clock import Host, Process
-from understudy.sim.disks import Disk, StateFile
+from understudy.sim.clock import Process, SimHost
+from understudy.sim.disks import Disk, SimStateFile
 from understudy.sim.network import RECONNECT_S, End
 from understudy.sim.probing import Probing
-from understudy.sim.workers import Worker
+from understudy.sim.workers import SimWorker
 from understudy.wire.errors import Code
 from understudy.wire.messages import Activate, Heartbeat, Hello, Loaded, NodeState, Target, WorkerStats
 
@@ -27,14 +27,14 @@ PING_S = 0.001
 TIMER_S = 0.0001  # a timer comes late by up to so much, never early
 
 
-class Node:
+class SimNode:
     """What survives its processes: the machine with its disk, and the workers that are left."""
 
-    def __init__(self, world: World, host: Host, site: str, memory_mb: float) -> None:
+    def __init__(self, world: World, host: SimHost, site: str, memory_mb: float) -> None:
         self.world = world
         self.host = host
         self.name, self.site, self.memory_mb = host.name, site, memory_mb
-        self.workers: dict[str, Worker] = {}
+        self.workers: dict[str, SimWorker] = {}
         self.disk = Disk()
         self.staged: set[str] = set()
         self.agent: Agent | None = None
@@ -64,12 +64,12 @@ class Node:
 class Agent:
     """One life of a node's agent."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: SimNode) -> None:
         self.node, self.world = node, node.world
         self.process = Process(node.host)
         self.tuning = self.world.config.agent
         self._random = self.world.random
-        self._file = StateFile(node.disk, self.process, "state")
+        self._file = SimStateFile(node.disk, self.process, "state")
         incarnation, saved = self._file.load() or (0, ev.Saved())
         self.incarnation = max(incarnation + 1, node.host.wall_ms)  # as `agent.process` has it
         self.saved = saved
@@ -91,7 +91,7 @@ class Agent:
         self.process.every(lambda: self.tuning.heartbeat_interval_ms / 1000, self._beat)
         self._dial()
 
-    def _adopt(self, worker: Worker) -> None:
+    def _adopt(self, worker: SimWorker) -> None:
         self._watch(worker)
         if worker.process.paused:
             worker.process.kill()  # it doesn't answer
@@ -120,6 +120,8 @@ class Agent:
 
     def _carry_out(self, effect: ev.Effect) -> None:
         match effect:
+            case ev.HaveEnvironments() | ev.KeepZygotes():
+                pass  # no app of a simulation has packages of its own
             case ev.ForkWorker(name):
                 self.process.after(FORK_S * (0.5 + self._random.random()), lambda: self._forked(name))
             case ev.LoadWorker():
@@ -159,12 +161,12 @@ class Agent:
 
     def _forked(self, name: str) -> None:
         process = Process(self.node.host)
-        worker = Worker(name, process, self._random, self.world.config.worker.queue_rows_max)
+        worker = SimWorker(name, process, self._random, self.world.config.worker.queue_rows_max)
         self.node.workers[name] = worker
         self._watch(worker)
         self.step(ev.WorkerBlank(name, 1, f"sim:{name}"))
 
-    def _watch(self, worker: Worker) -> None:
+    def _watch(self, worker: SimWorker) -> None:
         def gone(power_lost: bool) -> None:
             if worker.variant is not None:
                 self.world.checks.died(self.node, (worker.app, worker.version, worker.variant.name))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from understudy.core.agent import events as ev
 from understudy.core.agent.vitality import Signs
-from understudy.sim.workers import Worker
+from understudy.sim.workers import SimWorker
 
 if TYPE_CHECKING:
     from understudy.sim.nodes import Agent
@@ -15,7 +15,7 @@ LATE_FACTOR = 4.0
 
 
 class Probing:
-    def __init__(self, agent: Agent, worker: Worker, inference: bool) -> None:
+    def __init__(self, agent: Agent, worker: SimWorker, inference: bool) -> None:
         self._agent, self._worker, self._inference = agent, worker, inference
         self._began_s = agent.process.now
         self._timeout_s = agent.tuning.probe_timeout_ms / 1000

@@ -42,7 +42,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Scenario:
+class SimScenario:
     seed: int
     nodes: tuple[NodeConfig, ...]
     apps: tuple[AppVersion, ...]
@@ -113,7 +113,7 @@ class Scenario:
             }[trait]
         )
 
-    def only(self, parts: Collection[str]) -> Scenario:
+    def only(self, parts: Collection[str]) -> SimScenario:
         """Without every other part."""
         faults = {name: fault for name, fault in self.faults.items() if name in parts}
         kinds = {fault.kind for fault in faults.values()}
@@ -133,13 +133,13 @@ class Scenario:
         )
 
 
-def draw(seed: int, kinds: Collection[str]) -> Scenario:
+def draw(seed: int, kinds: Collection[str]) -> SimScenario:
     random = Random(seed)
     sites, memory_mb = random.randint(1, 2), random.choice([300.0, 500.0, 900.0])
     nodes = tuple(NodeConfig(f"n{i}", memory_mb, f"s{i % sites}") for i in range(random.randint(2, 5)))
     apps = tuple(_draw_app(random, f"app{i}") for i in range(random.randint(1, 4)))
     per_s = {kind: round(random.uniform(*PER_S), 3) for kind in kinds if random.random() < KIND_CHANCE}
-    return Scenario(
+    return SimScenario(
         seed,
         nodes,
         apps,

@@ -12,9 +12,10 @@ from multiprocessing import get_context
 
 import msgspec
 
+from understudy.invariants import InvariantBroken
 from understudy.sim.checks import Violation
 from understudy.sim.faults import KINDS
-from understudy.sim.scenario import Scenario, draw
+from understudy.sim.scenario import SimScenario, draw
 from understudy.sim.world import World
 
 
@@ -29,11 +30,11 @@ class Run(msgspec.Struct, frozen=True):
     timeline: tuple[str, ...] = ()
 
 
-def scenario_of(seed: int) -> Scenario:
+def scenario_of(seed: int) -> SimScenario:
     return draw(seed, KINDS)
 
 
-def run(scenario: Scenario, *, timeline: bool = False) -> Run:
+def run(scenario: SimScenario, *, timeline: bool = False) -> Run:
     """Never raises: a crash of a machine is a failure as well."""
     began_s = time.process_time()
     world = World(scenario, recorded=timeline)
@@ -42,7 +43,7 @@ def run(scenario: Scenario, *, timeline: bool = False) -> Run:
         world.run()
     except Violation as violation:
         failure = str(violation)
-    except Exception as error:
+    except (Exception, InvariantBroken) as error:
         failure = f"{type(error).__name__}: {error}"
         world.tell("sim", "crash", traceback.format_exc())
     took_s = time.process_time() - began_s

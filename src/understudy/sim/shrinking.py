@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, Phase, find, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
-from understudy.sim.scenario import Scenario
+from understudy.sim.scenario import SimScenario
 from understudy.sim.seeds import run
 
 RUNS_MAX = 300
 KEEP_MAX = 999  # one draw in so many leaves a part out, until shrinking begins
 
 
-def smallest(scenario: Scenario, *, runs_max: int = RUNS_MAX) -> Scenario:
+def smallest(scenario: SimScenario, *, runs_max: int = RUNS_MAX) -> SimScenario:
     """With the fewest parts that were found to fail; `scenario` itself if it doesn't, or nothing can go."""
 
     def fails(keeping: Mapping[str, int]) -> bool:
@@ -41,5 +41,5 @@ def smallest(scenario: Scenario, *, runs_max: int = RUNS_MAX) -> Scenario:
         return scenario
 
 
-def _kept(scenario: Scenario, keeping: Mapping[str, int]) -> Scenario:
+def _kept(scenario: SimScenario, keeping: Mapping[str, int]) -> SimScenario:
     return scenario.only([part for part, kept in keeping.items() if kept])

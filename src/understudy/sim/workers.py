@@ -31,7 +31,7 @@ ROW_COST = 0.1  # of the first row's time, for each further one of a batch
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class SimRequest:
     """A request, or a probe: that has no `end`, but somebody who is told that it was answered."""
 
     end: End | None
@@ -41,7 +41,7 @@ class Waiting:
     probed: Act | None = None
 
 
-class Worker:
+class SimWorker:
     """`slow` stretches its inferences; `fails` is the fraction of them that fail."""
 
     def __init__(self, name: str, process: Process, random: Random, queue_rows_max: int) -> None:
@@ -59,7 +59,7 @@ class Worker:
         self._noops: list[Act] = []  # behind the batch that is running
         self._random = random
         self._queue_rows_max = queue_rows_max
-        self._queue: Batcher[Waiting] = Batcher(1, 0.0, queue_rows_max)
+        self._queue: Batcher[SimRequest] = Batcher(1, 0.0, queue_rows_max)
 
     @property
     def memory_mb(self) -> float:
@@ -110,7 +110,7 @@ class Worker:
         self._queue.remove(lambda waiting: waiting.end is end)
 
     def _infer(self, end: End, stream: int, infer: Infer, bad: bool) -> None:
-        waiting = Waiting(end, stream, self.process.now + infer.timeout_us / 1e6, bad)
+        waiting = SimRequest(end, stream, self.process.now + infer.timeout_us / 1e6, bad)
         if self.state != "ready":
             code = Code.DRAINING if self.state == "draining" else Code.UNAVAILABLE
             end.send(encode_message(Failure(code, "not ready"), stream))
@@ -126,7 +126,7 @@ class Worker:
             if self.running is None:
                 self._answer_noops()
         elif self.state == "ready":
-            waiting = Waiting(None, 0, float("inf"), probed=probed)
+            waiting = SimRequest(None, 0, float("inf"), probed=probed)
             self._queue.add_beyond_bound(waiting, 1, "", self.process.now)
             self._pump()
 
@@ -139,7 +139,7 @@ class Worker:
         if self.running is not None:
             return
         now = self.process.now
-        batch: list[Waiting] = []
+        batch: list[SimRequest] = []
         while not batch and self._queue.rows:
             taken = self._queue.take(now)
             batch = [waiting for waiting in taken if waiting.deadline_s > now]
@@ -158,7 +158,7 @@ class Worker:
         self.running = now, len(batch), budget_s
         self.process.after(took_s, lambda: self._executed(batch, took_s))
 
-    def _executed(self, batch: list[Waiting], took_s: float) -> None:
+    def _executed(self, batch: list[SimRequest], took_s: float) -> None:
         self.running = None
         self.batches += 1
         failure = Code.MODEL_FAILED if self._random.random() < self.fails else None
@@ -169,7 +169,7 @@ class Worker:
         self._answer_noops()
         self._pump()
 
-    def _answer(self, batch: list[Waiting], failure: Code | None, took_s: float) -> None:
+    def _answer(self, batch: list[SimRequest], failure: Code | None, took_s: float) -> None:
         for waiting in batch:
             if waiting.end is None:
                 assert waiting.probed is not None
@@ -180,5 +180,5 @@ class Worker:
                 waiting.end.send(encode_message(Result(round(took_s * 1e6), 0, len(batch)), waiting.stream))
 
 
-def _is_of(end: End, stream: int, waiting: Waiting) -> bool:
+def _is_of(end: End, stream: int, waiting: SimRequest) -> bool:
     return waiting.end is end and waiting.stream == stream

@@ -15,13 +15,13 @@ from understudy.core.controller.stored import Release, encode
 from understudy.core.planning.plan import PlanInput, make_plan
 from understudy.sim import faults
 from understudy.sim.checks import Checks
-from understudy.sim.clock import Act, Clock, Host, Process
-from understudy.sim.controllers import Controller
+from understudy.sim.clock import Act, Clock, Process, SimHost
+from understudy.sim.controllers import SimController
 from understudy.sim.disks import Disk
-from understudy.sim.gateways import Gateway, GatewayHost
+from understudy.sim.gateways import GatewayHost, SimGateway
 from understudy.sim.network import Network
-from understudy.sim.nodes import Node
-from understudy.sim.scenario import DRIFT, FAULTS_S, WALL_ERROR_S, Scenario
+from understudy.sim.nodes import SimNode
+from understudy.sim.scenario import DRIFT, FAULTS_S, WALL_ERROR_S, SimScenario
 from understudy.wire.records import Plan
 
 BOOTED_S = 1e6  # before the run, at most
@@ -41,7 +41,7 @@ TIMELINE_MAX = 5000
 class World:
     """One run. `recorded`: keep a timeline."""
 
-    def __init__(self, scenario: Scenario, *, recorded: bool = False) -> None:
+    def __init__(self, scenario: SimScenario, *, recorded: bool = False) -> None:
         self.scenario = scenario
         self.config = scenario.config
         self.random = Random(scenario.seed)
@@ -56,7 +56,8 @@ class World:
         names += [f"g{number + 1}" for number in range(scenario.gateways)]
         self.hosts = {name: self._host(name) for name in names}
         self.nodes = {
-            node.name: Node(self, self.hosts[node.name], node.site, node.memory_mb) for node in scenario.nodes
+            node.name: SimNode(self, self.hosts[node.name], node.site, node.memory_mb)
+            for node in scenario.nodes
         }
         self.gateway_hosts = [
             GatewayHost(self, self.hosts[name]) for name in names[len(scenario.nodes) + 1 :]
@@ -64,11 +65,11 @@ class World:
         self.store = Disk()
         self.backup: dict[str, bytes] = {}  # of the store, when all was deployed and nothing planned yet
         self.controller_host = CONTROLLER_HOST
-        self.controller: Controller | None = None
+        self.controller: SimController | None = None
         self.checks = Checks(self)
 
-    def _host(self, name: str) -> Host:
-        host = Host(self.clock, name)
+    def _host(self, name: str) -> SimHost:
+        host = SimHost(self.clock, name)
         if self.scenario.skewed:
             host.rate = 1 + self.random.uniform(-DRIFT, DRIFT)
             host.wall_error_s = self.random.uniform(-WALL_ERROR_S, WALL_ERROR_S)
@@ -76,7 +77,7 @@ class World:
         return host
 
     @property
-    def gateways(self) -> list[Gateway]:
+    def gateways(self) -> list[SimGateway]:
         """Those that live."""
         return [at.gateway for at in self.gateway_hosts if at.gateway is not None]
 
@@ -157,7 +158,7 @@ class World:
         faults.heal(self)
         self.network.loss = self.scenario.loss
 
-    def _lose(self, node: Node) -> None:
+    def _lose(self, node: SimNode) -> None:
         match self.scenario.drill:
             case "killed" | "power lost" as how:
                 node.kill(power_lost=how == "power lost")
@@ -223,7 +224,7 @@ class World:
         if self.store.fails:  # its supervisor tries again
             self.after(STORE_RETRY_S, self.start_controller)
             return
-        self.controller = Controller(self)
+        self.controller = SimController(self)
         self.controller.begin()
 
     # the record

@@ -7,7 +7,7 @@ Who speaks to whom (the right-hand side listens):
     agent   -> worker       Rehearse, BatchingEnded                Rehearsed, BatchingEnded
     gateway -> agent        Hello, Activate                        Hello, NodeState, Heartbeat, Activated
     agent   -> controller   Hello, NodeState, Heartbeat, Report    Hello, Target, Measure, ReadArtifact
-                            Measured, ArtifactPart
+                            Measured, ArtifactPart, Prepared       Prepare
     gateway -> controller   Hello, Report, GatewayStats            Hello, RouteTable
 
 What an agent or gateway holds of a controller (target, route table) it sends back to each that it meets:
@@ -34,6 +34,7 @@ from understudy.wire.records import (
     BatchingVerdict,
     Contingency,
     Device,
+    Environment,
     Event,
     Finite,
     Profile,
@@ -77,6 +78,8 @@ class Kind(IntEnum):
     ROUTES = 40
     REPORT = 41
     GATEWAY_STATS = 42
+    PREPARE = 43
+    PREPARED = 44
     REHEARSED = 50
 
 
@@ -269,6 +272,7 @@ class NodeState(msgspec.Struct):
     proven_ago_s: dict[str, float] = {}  # by replica: since an inference succeeded, when this was made
     trouble: tuple[str, ...] = ()  # of the node itself, a sentence each
     warning: str = ""  # of what will be trouble
+    environments: dict[str, str] = {}  # by key: empty where it is ready, else what keeps it from being so
     unbatched: tuple[
         tuple[str, int, str, str], ...
     ] = ()  # (app, version, variant, reason), seen at work here
@@ -330,6 +334,16 @@ class Measured(msgspec.Struct):
     verdict: BatchingVerdict | None = None
 
 
+class Prepare(msgspec.Struct):
+    """Have this environment ready, whether a target calls for it or not. Answered when it is."""
+
+    environment: Environment
+
+
+class Prepared(msgspec.Struct):
+    pass
+
+
 class ReadArtifact(msgspec.Struct):
     """Read a staged copy from `offset` on, for a controller whose artifact store lost the file."""
 
@@ -379,7 +393,7 @@ Message = (
     Infer | Result | Failure | Cancel | Ping | Pong | Hello | Load | Loaded | Probe | Probed | Stats
     | WorkerStats | Drain | Drained | BatchingEnded | Rehearse | Rehearsed | NodeState | Heartbeat | Activate
     | Activated | Target | Measure | Measured | ReadArtifact | ArtifactPart | RouteTable | Report
-    | GatewayStats
+    | GatewayStats | Prepare | Prepared
 )  # fmt: skip
 
 TYPES: dict[Kind, type] = {
@@ -413,6 +427,8 @@ TYPES: dict[Kind, type] = {
     Kind.ROUTES: RouteTable,
     Kind.REPORT: Report,
     Kind.GATEWAY_STATS: GatewayStats,
+    Kind.PREPARE: Prepare,
+    Kind.PREPARED: Prepared,
 }
 KINDS: dict[type, Kind] = {type_: kind for kind, type_ in TYPES.items()}
 

@@ -60,6 +60,21 @@ class ArtifactRef(msgspec.Struct, frozen=True):
     format: str = "file"
 
 
+class Environment(msgspec.Struct, frozen=True):
+    """What a variant's workers run in, where that isn't Understudy's own installation.
+
+    Either packages of the variant's own, before those of the installation, or another interpreter.
+    """
+
+    wheels: ArtifactRef | None = None  # packed into one file
+    python: str = ""  # path of an interpreter on every node
+
+    @property
+    def key(self) -> str:
+        """The same for the same content; never empty."""
+        return self.wheels.digest if self.wheels is not None else self.python
+
+
 class Profile(msgspec.Struct, frozen=True):
     """What a variant costs, measured in a real worker when it was imported."""
 
@@ -105,8 +120,25 @@ class Variant(msgspec.Struct, frozen=True):
     options: dict[str, Any] = {}
     memory_limit_mb: float | None = None  # None: derived from the profile
     profile: Profile | None = None
+    environment: Environment | None = None  # None: Understudy's own installation
     load_timeout_s: float | None = None  # None: the cluster's
     verdict: BatchingVerdict | None = None  # None: never found out, so its requests run one at a time
+
+    @property
+    def environment_key(self) -> str:
+        """Empty for Understudy's own installation."""
+        return self.environment.key if self.environment is not None else ""
+
+    @property
+    def artifacts(self) -> tuple[ArtifactRef, ...]:
+        """All that it is made of."""
+        wheels = self.environment.wheels if self.environment is not None else None
+        return (self.artifact,) if wheels is None else (self.artifact, wheels)
+
+    @property
+    def requisites(self) -> frozenset[str]:
+        """What a node has to have before it can run it: a digest, and the key of an environment."""
+        return frozenset({self.artifact.digest, self.environment_key} - {""})
 
     @property
     def batching(self) -> str:

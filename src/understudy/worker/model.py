@@ -19,7 +19,7 @@ from understudy.adapters.memory import pss_mb
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Load, Loaded
 from understudy.wire.tensors import Array
-from understudy.worker.costs import ELEMENT_BYTES, Appetite, refuse_beyond
+from understudy.worker.costs import ELEMENT_BYTES, JSON_FACTOR, SMALL_BYTES, Appetite, refuse_beyond
 from understudy.worker.guard import Guard
 from understudy.worker.oip import Request
 from understudy.worker.raised import blame, contain, describe, loading_error
@@ -86,6 +86,13 @@ class Model:
         self.codec.text_bytes = ELEMENT_BYTES * self.appetite.least
         self.probe = probe
         self.probe_s = 0.0  # shortest inference on the probe; measured by `load_model`
+
+    def permit_probe(self) -> None:
+        """What answers its probe may be asked as much, whatever a request may take otherwise."""
+        inputs = self.codec.decode(self.probe).inputs.values()
+        body_bytes = SMALL_BYTES + JSON_FACTOR * sum(array.nbytes for array in inputs)  # the longest numbers
+        needed = self.appetite.of(inputs, body_bytes, in_json=True)
+        self.request_bytes_max = max(self.request_bytes_max, needed)
 
     def cost(self, request: Request, body_bytes: int) -> int:
         """Bytes that it takes until it is answered. Raises TOO_LARGE beyond what one request may."""
@@ -167,6 +174,7 @@ def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
         if profiling:
             probe = model.codec.decode(model.probe).inputs
             model.appetite = appetite(runtime.predict, probe, model.inputs)
+        model.permit_probe()
     except BaseException as error:
         contain(error, pid)
         raise loading_error(error, runtime.source if runtime else "", f"{load.app}/{load.variant}") from None

@@ -96,9 +96,13 @@ class _Process:
                 host, port = server.sockets[0].getsockname()[:2]
                 worker.tcp_address = f"tcp:{host}:{port}"
                 servers.append(server)
+            keeping = tasks.create_task(
+                servers[0].keep(lambda what: log.warning("socket.restored", message=what))
+            )
             self._forks.addresses += [server.sockets[0].getsockname() for server in servers]
             log.info("worker.started", socket=args.socket, tcp_address=worker.tcp_address)
             await worker.stopped.wait()
+            keeping.cancel()
             for server in servers:
                 server.close()
             Path(args.socket).unlink(missing_ok=True)

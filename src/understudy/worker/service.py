@@ -16,6 +16,7 @@ import structlog
 from understudy.adapters.links import FrameLink
 from understudy.adapters.memory import pss_mb
 from understudy.adapters.progress import ProgressWriter
+from understudy.adapters.titles import title
 from understudy.core.lifecycle import Table, advance
 from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import Code, UnderstudyError
@@ -228,6 +229,7 @@ class Worker:
             return
         self._state = advance(WORKER, self._state, "load_asked")
         self._load = load
+        title(f"worker {load.app}/{load.variant}")
         self._loading = self._tasks.create_task(self._finish_load(link, stream, load))
 
     async def _finish_load(self, link: FrameLink, stream: int, load: Load) -> None:

@@ -25,8 +25,11 @@ class BlankPool:
     They are checked as often as replicas are probed: a frozen one must not be found out when it is needed.
     """
 
-    def __init__(self, tuning: AgentTuning, delay_s: Callable[[int, float], float]) -> None:
-        self._size = tuning.blank_workers
+    def __init__(
+        self, tuning: AgentTuning, delay_s: Callable[[int, float], float], environment: str = ""
+    ) -> None:
+        self._environment = environment
+        self.size = tuning.blank_workers
         self._interval_s = tuning.probe_interval_ms / 1000
         self._delay_s = delay_s  # (failures in a row, jitter) -> back-off in seconds
         self._blanks: dict[str, Blank] = {}
@@ -46,6 +49,9 @@ class BlankPool:
     def failures(self) -> int:
         """In a row."""
         return self._failures
+
+    def forks(self, worker: str) -> bool:
+        return worker in self._forking
 
     def due_s(self, now: float) -> float:
         due_s = [blank.check_at_s for blank in self._blanks.values() if not blank.checking]
@@ -96,10 +102,10 @@ class BlankPool:
         """Forks that are missing for the `waiting` replicas and, if `spare`, for a full pool beyond them."""
         if self._fork_at_s > now:
             return []
-        missing = (self._size if spare else 0) + waiting - len(self._blanks) - len(self._forking)
+        missing = (self.size if spare else 0) + waiting - len(self._blanks) - len(self._forking)
         workers = [new_id() for _ in range(missing)]
         self._forking.update(workers)
-        return [ForkWorker(worker) for worker in workers]
+        return [ForkWorker(worker, self._environment) for worker in workers]
 
     def clear(self) -> list[str]:
         """Forget every blank worker; their names, to be killed."""

@@ -24,7 +24,7 @@ from understudy.wire.messages import (
     Target,
     WorkerStats,
 )
-from understudy.wire.records import AppVersion, ArtifactRef, Variant
+from understudy.wire.records import AppVersion, ArtifactRef, Environment, Variant
 
 
 class Saved(msgspec.Struct, frozen=True):
@@ -75,6 +75,7 @@ class WorkerFound:
     worker: str
     address: str
     stats: WorkerStats
+    environment: str = ""  # key of what it runs in
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,14 @@ class ArtifactDropped:
 
 
 @dataclass(frozen=True, slots=True)
+class EnvironmentChanged:
+    """`problem`: empty when it is ready, else why it isn't yet, or can't be; None when it is gone."""
+
+    key: str
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class PlaceChanged:
     """The node's disk: what is wrong with it, and what will be; empty where nothing is any more."""
 
@@ -178,7 +187,7 @@ class StopAsked:
 Event = (
     Started | TargetReceived | ActivateAsked | MeasureAsked | WorkerBlank | WorkerFound | WorkerExited
     | LoadDone | LoadFailed | ProbePassed | ProbeUnanswered | ProbeFailed | LinkLost | ArtifactStaged
-    | BatchingEndedAt | ArtifactDropped | PlaceChanged | Tick | StopAsked
+    | BatchingEndedAt | ArtifactDropped | EnvironmentChanged | PlaceChanged | Tick | StopAsked
 )  # fmt: skip
 
 
@@ -190,6 +199,7 @@ class ForkWorker:
     """Answered by `WorkerBlank` or `WorkerExited`."""
 
     worker: str
+    environment: str = ""  # key; empty for Understudy's own installation
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +260,20 @@ class StageArtifacts:
 
 
 @dataclass(frozen=True, slots=True)
+class HaveEnvironments:
+    """Have these ready, in this order. Answered by `EnvironmentChanged`."""
+
+    environments: tuple[Environment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeepZygotes:
+    """Those of all other environments may end; workers that they forked live on."""
+
+    environments: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerActivate:
     token: int
     activated: Activated
@@ -299,5 +323,6 @@ class Stopped:
 
 Effect = (
     ForkWorker | LoadWorker | ProbeWorker | CheckBlank | EndBatching | DrainWorker | KillWorker
-    | StageArtifacts | AnswerActivate | AnswerMeasure | RefuseMeasure | Publish | Tell | Save | Stopped
+    | StageArtifacts | HaveEnvironments | KeepZygotes | AnswerActivate | AnswerMeasure | RefuseMeasure
+    | Publish | Tell | Save | Stopped
 )  # fmt: skip

@@ -11,12 +11,13 @@ once and only remembers that its exit is still to come.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from typing import assert_never
 
+from understudy.core.agent import environments
 from understudy.core.agent import events as ev
-from understudy.core.agent.blanks import BlankPool
 from understudy.core.agent.place import Place
+from understudy.core.agent.pools import Pools
 from understudy.core.agent.progressive import plan_activation, wanted_replicas
 from understudy.core.agent.replicas import (
     LIVE,
@@ -57,7 +58,9 @@ class AgentMachine:
         self._history = CrashHistory(tuning)
         self._place = Place()
         self._replicas: list[Replica] = []
-        self._pool = BlankPool(tuning, self._history.delay_s)
+        self._pool = Pools(tuning, self._history.delay_s)
+        self._environments = environments.Environments()
+        self._zygotes: frozenset[str] = frozenset()  # of environments, as asked for last
         self._unbatched = Unbatched()
         self._dying: set[str] = set()  # killed, exit not seen yet
         self._killed: deque[str] = deque(maxlen=KILLED_TOLD_MAX)  # the newest of them
@@ -126,6 +129,11 @@ class AgentMachine:
             case ev.WorkerBlank(worker, pid, address):
                 self._pool.add(worker, pid, address, self._now)
                 self._notice(Place.FORKING)
+            case ev.EnvironmentChanged(key, problem):
+                self._environments.changed(key, problem)
+                for r in self._replicas:
+                    if r.state == "backoff" and r.wanted and r.wanted.variant.environment_key == key:
+                        r.retry_at_s = self._now
             case ev.PlaceChanged(trouble, warning):
                 self._notice(Place.DISK, trouble)
                 self._place.warning = warning
@@ -191,7 +199,7 @@ class AgentMachine:
         activation = plan_activation(
             contingency,
             self._target.apps,
-            staged=self._staged,
+            here=self._staged | self._environments.ready,
             quarantined=self._quarantined(),
             free_mb=self._memory_mb - self._used_mb(),
             skip_ms=self._tuning.progressive_skip_ms,
@@ -209,13 +217,16 @@ class AgentMachine:
         return ""
 
     def _ask_measure(self, event: ev.MeasureAsked) -> None:
-        if event.measure.app.variant(event.measure.variant) is None:
+        variant = event.measure.app.variant(event.measure.variant)
+        if variant is None:
             message = f"{event.measure.app.app} has no variant {event.measure.variant}"
             self._effects.append(ev.RefuseMeasure(event.token, Code.NOT_FOUND, message))
         elif self._stopping or len(self._measures) >= self._tuning.waiting_max:
             self._effects.append(
                 ev.RefuseMeasure(event.token, Code.BUSY, "too many measurements are waiting")
             )
+        elif problem := self._environments.problem(variant):
+            self._effects.append(ev.RefuseMeasure(event.token, Code.UNAVAILABLE, problem))
         else:
             self._measures.append(event)
 
@@ -224,7 +235,7 @@ class AgentMachine:
     def _adopt(self, event: ev.WorkerFound) -> None:
         stats = event.stats
         if stats.state == "blank":
-            self._pool.add(event.worker, stats.pid, event.address, self._now)
+            self._pool.add(event.worker, stats.pid, event.address, self._now, event.environment)
         elif stats.state in ("ready", "draining"):
             key = (stats.app, stats.version, stats.variant)
             replica = Replica(event.worker, key, None, "ready", event.worker, stats.pid, event.address)
@@ -446,10 +457,22 @@ class AgentMachine:
             if replica.state == "starting":
                 self._load(replica)
         self._check_deadlines()
-        waiting = sum(r.state == "starting" for r in self._replicas)
+        self._fork()
+
+    def _fork(self) -> None:
+        waiting = Counter(
+            r.wanted.variant.environment_key for r in self._replicas if r.state == "starting" and r.wanted
+        )
         # What isn't urgent leaves the processor to a load that began just now.
         spare = not any(r.loads_alone(self._now) for r in self._replicas)
-        self._effects += self._pool.refill(waiting, self._now, self._new_id, spare=spare)
+        urgent = environments.urgent(self._target) & self._environments.ready
+        self._effects += self._pool.refill(waiting, urgent, self._now, self._new_id, spare=spare)
+        needed = urgent | environments.in_use(self._replicas)
+        for worker in self._pool.end_idle(needed):
+            self._kill(worker)
+        if needed != self._zygotes:
+            self._zygotes = needed
+            self._effects.append(ev.KeepZygotes(needed))
 
     def _match(self, target: Target) -> None:
         quarantined = self._quarantined()
@@ -483,6 +506,10 @@ class AgentMachine:
         if replica.asker is None and replica.key in self._quarantined():
             replica.advance("crash_looped")
             return
+        if problem := self._environments.problem(replica.wanted.variant):
+            replica.detail = problem
+            replica.retry_at_s = self._now + environments.RETRY_S
+            return
         needs_mb = replica_mb(replica.wanted.variant)
         free_mb = self._memory_mb - self._used_mb()
         replica.refused_for_memory = needs_mb > free_mb and replica.asker is None
@@ -494,7 +521,7 @@ class AgentMachine:
 
     def _load(self, replica: Replica) -> None:
         wish = replica.wanted
-        blank = self._pool.take() if wish is not None else None
+        blank = self._pool.take(wish.variant.environment_key) if wish is not None else None
         if wish is None or blank is None:
             return
         replica.id = replica.worker = blank.worker
@@ -584,6 +611,7 @@ class AgentMachine:
         running = {r.wanted.variant.artifact.digest for r in self._replicas if r.wanted is not None}
         keep = running | {ref.digest for ref in self._target.stage}
         self._effects.append(ev.StageArtifacts(self._target.stage, frozenset(keep)))
+        self._effects.append(ev.HaveEnvironments(environments.wanted(self._target.apps)))
 
     def _tell(self, kind: str, message: str, app: str = "", replica: str = "", **data: float | str) -> None:
         self._effects.append(ev.Tell(kind, message, app, replica, dict(data)))
@@ -601,6 +629,7 @@ class AgentMachine:
             warning=self._place.warning,
             memory_used_mb=self._used_mb(),
             blank_workers=len(self._pool),
+            environments=dict(self._environments.found),
             killed=tuple(self._killed),
             proven_ago_s=self.state.proven_ago_s,
             unbatched=self._unbatched.view,

@@ -50,13 +50,14 @@ def plan_activation(
     contingency: Contingency,
     apps: Collection[AppVersion],
     *,
-    staged: Collection[str],
+    here: Collection[str],
     quarantined: Collection[Key],
     free_mb: float,
     skip_ms: float,
 ) -> Activation | str:
     """What to do for `contingency`, or a sentence why it can't be done here.
 
+    `here`: digests of artifacts that are staged, and keys of environments that are ready.
     The small step is skipped when the larger variant fits and loads at most `skip_ms` later.
     """
     app = next((a for a in apps if (a.app, a.version) == (contingency.app, contingency.version)), None)
@@ -69,9 +70,10 @@ def plan_activation(
     healthy = [v for v in known if (app.app, app.version, v.name) not in quarantined]
     if not healthy:
         return "quarantined"
-    local = [v for v in healthy if v.artifact.digest in staged]
+    local = [v for v in healthy if v.requisites.issubset(here)]
     if not local:
-        return "its artifact is not staged on this node"
+        lacking = "artifact" if all(v.artifact.digest not in here for v in healthy) else "environment"
+        return f"its {lacking} is not {'staged' if lacking == 'artifact' else 'ready'} on this node"
     fitting = [v for v in local if replica_mb(v) <= free_mb]
     if not fitting:
         needs_mb = min(map(replica_mb, local))

@@ -17,6 +17,7 @@ import msgspec
 
 from understudy.core.controller import events as ev
 from understudy.core.controller import learning, stored
+from understudy.core.controller.environments import lacking
 from understudy.core.controller.nodes import Nodes, Transition
 from understudy.core.controller.quarantine import Facts, Quarantine
 from understudy.core.controller.reasons import moves, what_changed, why
@@ -267,6 +268,11 @@ class ControllerMachine:
             quarantined=tuple(sorted(key for key in self.quarantined if key[:2] in current)),
             settings=self._config.plan,
             cores=tuple(sorted((i.name, i.cores, i.devices) for i in infos if i.cores or i.devices)),
+            lacking=lacking(
+                (node for node in self.nodes.by_name.values() if node.plannable),
+                self.apps.values(),
+                self.plan.facts if self.plan else PlanFacts(),
+            ),
         )
 
     def planning_input(self) -> PlanInput:
@@ -279,6 +285,7 @@ class ControllerMachine:
             current=self.plan.plan if self.plan else None,
             quarantined=frozenset(facts.quarantined),
             settings=facts.settings,
+            lacking=frozenset(facts.lacking),
         )
 
     def _consider_planning(self, now: float) -> None:

@@ -29,6 +29,11 @@ def what_changed(before: PlanFacts, now: PlanFacts) -> str:
     changes += [f"{variant} of {app} is quarantined" for app, _, variant in sorted(quarantined)]
     lifted = {key for key in set(before.quarantined) - set(now.quarantined) if key[:2] in now.apps}
     changes += [f"{variant} of {app} may run again" for app, _, variant in sorted(lifted)]
+    both = were.keys() & are.keys()
+    ready = {node for node, key in set(before.lacking) - set(now.lacking) if node in both}
+    unready = {node for node, key in set(now.lacking) - set(before.lacking) if node in both}
+    changes += [f"packages are ready on node {node}" for node in sorted(ready - unready)]
+    changes += [f"packages are missing on node {node}" for node in sorted(unready)]
     if before.settings != now.settings:
         changes.append("plan settings changed")
     return ", ".join(changes) or "asked for"

@@ -42,6 +42,7 @@ class PlanFacts(msgspec.Struct, frozen=True):
     quarantined: tuple[tuple[str, int, str], ...] = ()
     settings: PlanSettings = PlanSettings()
     cores: tuple[tuple[str, float, tuple[Device, ...]], ...] = ()  # of nodes that state it
+    lacking: tuple[tuple[str, str], ...] = ()  # (node, environment) where that isn't ready
 
 
 class StoredPlan(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from understudy.core.controller.environments import is_ready
 from understudy.core.controller.nodes import Node
 from understudy.core.planning.footprint import replica_mb
 from understudy.wire.messages import ReplicaState, Target, TargetReplica
@@ -232,10 +233,13 @@ def _on_its_way(app: AppVersion, drafts: list[_Draft], facts: TargetFacts) -> bo
 def _bridge(app: AppVersion, drafts: list[_Draft], facts: TargetFacts) -> bool:
     """Have the smallest variant of `app` started where there is most room. False: it fits nowhere."""
     variants = [v for v in app.variants if (app.app, app.version, v.name) not in facts.quarantined]
-    ready = [draft for draft in drafts if draft.node.state == "ready"]
-    if not variants or not ready:
+    if not variants:
         return False
     smallest = min(variants, key=replica_mb)
+    key = smallest.environment_key
+    ready = [draft for draft in drafts if draft.node.state == "ready" and is_ready(key, draft.node)]
+    if not ready:
+        return False
     roomiest = min(ready, key=lambda draft: _excess_mb(draft, facts))
     if replica_mb(smallest) > -_excess_mb(roomiest, facts):
         return False

@@ -14,7 +14,7 @@ LAST_RESORT = "any"
 LAST_RESORT_S = 0.1  # after an app's loss: by then whatever was lost with it has been missed, too
 
 
-class Activation(msgspec.Struct):
+class PendingActivation(msgspec.Struct):
     """An `Activate` on its way. Times in seconds, monotonic."""
 
     contingency: Contingency
@@ -83,7 +83,9 @@ def load_ms_max(app: AppVersion, contingency: Contingency) -> float:
     return variant.profile.load_ms * LOAD_FACTOR if variant.profile is not None else 0.0
 
 
-def gives_way(choice: Contingency, pending: Iterable[Activation | None], lost_at: float, now: float) -> bool:
+def gives_way(
+    choice: Contingency, pending: Iterable[PendingActivation | None], lost_at: float, now: float
+) -> bool:
     """What nobody planned for may not take the room that others were promised: those ask first."""
     if choice.failure != LAST_RESORT:
         return False

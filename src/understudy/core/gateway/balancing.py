@@ -7,7 +7,7 @@ with a share of 0.1 gets every tenth request.
 
 from __future__ import annotations
 
-from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Replica, load_of
+from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Replica, Request, load_of
 
 QUEUE_MAX = 8  # longer at the others than here: then it helps, new or not
 
@@ -31,16 +31,25 @@ def pick(app: App, now: float) -> Replica | None:
     return min((r for r in best if r.has_room(now)), key=load_of, default=None)
 
 
+def another(request: Request, now: float) -> Replica | None:
+    """The best routable replica that has not had this request."""
+    busy = {flight.replica.id for flight in request.flights}
+    for replica in request.app.ranked:
+        if replica.id not in request.tried and replica.id not in busy and replica.has_room(now):
+            return replica
+    return None
+
+
 def _ramped(app: App, now: float) -> Replica | None:
     """The ramping replica that this request goes to; None: to one of `app.best`."""
     ramping, best = app.ramping, app.best
     queued = min((len(r.outstanding) for r in best if r.busy_until <= now), default=OUTSTANDING_MAX)
-    late = all(r.owes_since(now) + app.hedge_delay_s < now for r in best)
+    late = all(r.owes_since(now) + app.patience.hedge_delay_s < now for r in best)
     chosen = None
     for replica in ramping:
-        replica.credit = min(replica.credit + replica.share, 1.0)
+        replica.ramp.credit = min(replica.ramp.credit + replica.ramp.share, 1.0)
         relief = late or queued >= min(len(replica.outstanding) + QUEUE_MAX, OUTSTANDING_MAX)
-        if chosen is None and replica.has_room(now) and (relief or replica.credit >= 1.0 - 1e-9):
-            replica.credit = 0.0
+        if chosen is None and replica.has_room(now) and (relief or replica.ramp.credit >= 1.0 - 1e-9):
+            replica.ramp.credit = 0.0
             chosen = replica
     return chosen

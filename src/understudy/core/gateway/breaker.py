@@ -7,6 +7,7 @@ what was sent before the breaker opened can neither end a probe nor pass for one
 
 from __future__ import annotations
 
+from understudy.core.gateway.lifecycles import BreakerState
 from understudy.settings.gateway import BreakerSettings
 
 PROBE_TOLERANCE = 1.25  # each slow probe raises the limit by this: a lasting change becomes the new normal
@@ -47,10 +48,10 @@ class Breaker:
         self._forget(now)
 
     @property
-    def state(self) -> str:
+    def state(self) -> BreakerState:
         if self.closed:
-            return "closed"
-        return "half-open" if self.probe else "open"
+            return BreakerState.CLOSED
+        return BreakerState.HALF_OPEN if self.probe else BreakerState.OPEN
 
     @property
     def calls(self) -> int:

@@ -1,8 +1,9 @@
 """Requests in flight: which replica gets one, and what happens when its answer doesn't come.
 
-The gateway calls this directly, once to submit and once per frame that comes back; `tick` does everything
-that depends on time (hedges, deadlines, silence, verdicts). No I/O: a replica's link is anything with
-`write`, and the request itself is told its end through `answered` or `failed`.
+The gateway calls this directly, once to submit and once per frame that comes back, and has it `tick`. No I/O:
+a replica's link is anything with `write`, and the request itself is told its end through `answered` or
+`failed`. How requests are sent and end is in `flights`, what time does to them in `vigil`, and who has no
+replica yet in `waiting_room`.
 
 What is promised here: each request ends exactly once; it is sent to a replica at most `attempts_max`
 times; nothing is retried that isn't idempotent and was sent; queues are bounded.
@@ -11,23 +12,23 @@ times; nothing is retried that isn't idempotent and was sent; queues are bounded
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from understudy.core.gateway.balancing import pick
-from understudy.core.gateway.blame import FAILURES, settle
+from understudy.core.gateway.balancing import another, pick
+from understudy.core.gateway.blame import FAILURES
 from understudy.core.gateway.fallback import Fallback
-from understudy.core.gateway.hedging import hedge_due, may_hedge
+from understudy.core.gateway.flights import Flights
 from understudy.core.gateway.last_good import LastGood
+from understudy.core.gateway.lifecycles import Seen, seen
 from understudy.core.gateway.pace import SAMPLE_MASK
 from understudy.core.gateway.poison import Poison
 from understudy.core.gateway.pressure import Gate
-from understudy.core.gateway.rotation import App, Fault, Flight, Replica, Request, load_of
+from understudy.core.gateway.rotation import App, Flight, Replica, ReplicaFault, Request
+from understudy.core.gateway.vigil import Vigil
+from understudy.core.gateway.waiting_room import WaitingRoom
 from understudy.settings.gateway import GatewayTuning
 from understudy.wire.errors import TRAITS, Code, UnderstudyError
 from understudy.wire.frames import Buffer, Frame
-from understudy.wire.messages import Cancel, Result, decode_answer, encode_infer, encode_message
-
-LONE_PATIENCE_FACTOR = 3.0  # silence borne from a replica that has no stand-in: suspecting it costs a load
+from understudy.wire.messages import Result, decode_answer
 
 
 class Dispatcher:
@@ -45,71 +46,58 @@ class Dispatcher:
     ) -> None:
         """`changed` is called when an app's rotation must be worked out anew; `random` gives [0, 1)."""
         self._settings = settings
-        self._random = random
         self._died_of_it = died_of_it
         self._poisoned = poisoned
         self._changed = changed
         verdict_s = settings.retry.poison_verdict_ms / 1000
         self.poison = Poison(settings.poison, settings.retry.poison_kills, verdict_s, died_of_it)
         self.last_good = LastGood(settings.last_good)
+        self.flights = Flights(random, changed)
+        self.waiting_room = WaitingRoom(settings, self.flights)
+        self.vigil = Vigil(settings, self.flights, self.waiting_room, random, changed)
         self.fallback = Fallback(self, apps, self.last_good, settings.tick_ms / 1000)
+        self.flights.claim = self.fallback.claim
         self.gate = Gate(settings.admission)
-        self._ticked_at: float | None = None
-        self.inflight = 0
+
+    @property
+    def inflight(self) -> int:
+        return self.flights.inflight
 
     # A request comes in
 
     def submit(self, request: Request, now: float) -> None:
         app = request.app
-        app.stats.requests += 1
+        app.traffic.stats.requests += 1
         app.conducts.clients.heard(request.client, now)
         if app.clients is not None:
             error = self.gate.over_rate(app.clients, request.client, now)
             if error is not None:
-                app.stats.limited += 1
-                self._turn_away(request, error)
+                app.traffic.stats.limited += 1
+                self.flights.turn_away(request, error)
                 return
         replica = None
-        if app.inflight >= app.limit or (app.inflight + 1) * app.spacing_s > request.deadline - now:
+        allowance = app.allowance
+        if (
+            app.inflight >= allowance.limit
+            or (app.inflight + 1) * allowance.spacing_s > request.deadline - now
+        ):
             refusal = self.gate.refusal(request, now)
             if refusal:
                 replica = self.gate.stand_in(app, now)
                 if replica is None:
-                    self._refuse(request, refusal)
+                    self.flights.refuse(request, refusal)
                     return
         app.inflight += 1
-        self.inflight += 1
+        self.flights.inflight += 1
         if self.poison.remembered and self.poison.holds(request):
-            return self._fail(request, UnderstudyError(Code.POISON, "this request took down its workers"))
+            return self.flights.give_up(
+                request, UnderstudyError(Code.POISON, "this request took down its workers")
+            )
         replica = replica or pick(app, now)
         if replica is None:
-            self._park(request, now)
+            self.waiting_room.park(request, now)
         else:
-            self._send(request, replica, now)
-
-    def _park(self, request: Request, now: float) -> None:
-        app = request.app
-        if app.hopeless and not app.ranked:
-            self._bet(request, now)
-        elif len(app.waiting) >= self._settings.admission.waiting_max:
-            self._shed(request, "too many requests are waiting", limit=self._settings.admission.waiting_max)
-        else:
-            app.waiting.append(request)
-
-    def _send(self, request: Request, replica: Replica, now: float) -> None:
-        stream = replica.next_stream
-        replica.next_stream = stream + 1 if stream < 0x7FFFFFFF else 1
-        flight = Flight(request, replica, stream, now)
-        replica.outstanding[stream] = flight
-        request.flights.append(flight)
-        request.attempts += 1
-        parts = encode_infer(request.deadline - now, stream, request.body, request.json_bytes, request.flags)
-        replica.link.write(*parts)  # type: ignore[union-attr]
-        if not replica.breaker.closed:
-            replica.breaker.sent(stream)
-            self._changed(replica.app, now)
-        if request.attempts == 1:
-            request.app.watch.append(request)  # and from there into `slow`, until it ends
+            self.flights.send(request, replica, now)
 
     # A frame comes back
 
@@ -123,8 +111,10 @@ class Dispatcher:
             answer = decode_answer(frame)  # may raise: then the link goes, and what it holds moves
             del replica.outstanding[frame.stream]
         if frame.stream:  # a pong has none; an answer that comes too late is progress all the same
-            replica.answered_at = now
-        if replica.suspect and (flight is not None or not replica.owes_too_long(now, replica.app.late_s)):
+            replica.signs.answered_at = now
+        if replica.suspect and (
+            flight is not None or not replica.owes_too_long(now, replica.app.patience.late_s)
+        ):
             # A mere pong doesn't clear one that owes an answer for too long: its model may hang.
             replica.suspect = False
             if flight is not None or not replica.outstanding:
@@ -137,8 +127,8 @@ class Dispatcher:
         else:
             self._failed(flight, answer.error(), now)
         app = replica.app
-        if app.waiting or app.suspects:
-            self.release(app, now)
+        if app.queues.waiting or app.queues.suspects:
+            self.waiting_room.release(app, now)
 
     def _succeeded(self, flight: Flight, result: Result, body: Buffer, now: float) -> None:
         request, replica, app = flight.request, flight.replica, flight.replica.app
@@ -151,18 +141,18 @@ class Dispatcher:
         if not flight.stream & SAMPLE_MASK:
             replica.pace.sampled(latency_s, result.infer_us, result.rows)
             replica.conduct.answered_sample(request.body)
-        app.digest.record(latency_s)
+        app.patience.digest.record(latency_s)
         if request.faults:
-            self._settle(request, replica, now)
+            self.flights.settle(request, replica, now)
         if request.done:
             return
-        self.end(request, keep=flight)
-        app.answered.add(result, now - request.arrived, now)
-        app.stats.serving = replica.variant
+        self.flights.end(request, keep=flight)
+        app.traffic.answered.add(result, now - request.arrived, now)
+        app.traffic.stats.serving = replica.variant
         if replica.degraded:
-            app.stats.degraded += 1
+            app.traffic.stats.degraded += 1
             if replica.degraded == "overload":
-                app.brownout.answers += 1
+                app.allowance.brownout.answers += 1
         elif app.keeps_last_good:
             self.last_good.keep(request, replica, result, body, now)
         request.answered(replica, result, body)
@@ -171,13 +161,15 @@ class Dispatcher:
         request, replica = flight.request, flight.replica
         code, probing = error.code, flight.stream == replica.breaker.probe
         if code in FAILURES and not request.done:
-            request.faults += (Fault(replica, flight.stream, now),)  # whose it is shows at the end of it
+            request.faults += (
+                ReplicaFault(replica, flight.stream, now),
+            )  # whose it is shows at the end of it
         else:
             replica.breaker.abandoned(flight.stream)
         if code is Code.BUSY:
             replica.said_busy(now)
-        if code in (Code.DRAINING, Code.UNAVAILABLE) and replica.state == "ready":
-            replica.state = "draining"  # its agent will say the same in a moment
+        if code in (Code.DRAINING, Code.UNAVAILABLE) and replica.state is Seen.READY:
+            replica.state = seen(replica.state, "turned_away")  # its agent will say the same in a moment
             self._changed(replica.app, now)
         if request.done:
             return
@@ -188,20 +180,20 @@ class Dispatcher:
         if request.flights and code is not Code.INVALID_ARGUMENT:
             return  # another copy is on its way
         if code is Code.TIMEOUT or not TRAITS[code][0]:
-            self._fail(request, error)
+            self.flights.give_up(request, error)
         else:
             self._again(request, now, error, free=probing)  # a probe is no storm
 
     def _again(self, request: Request, now: float, error: UnderstudyError, free: bool) -> None:
         """Try another replica, wait for one, or give up. `free`: a healthy one, whatever the budget says."""
         app = request.app
-        other = self._other(request, now)
+        other = another(request, now)
         if error.code in (Code.BUSY, Code.DRAINING, Code.UNAVAILABLE):
             # It was refused before anything ran, so this costs nothing and is not bounded by the budget.
             if other is not None:
-                self._send(request, other, now)
+                self.flights.send(request, other, now)
             else:
-                self._park(request, now)
+                self.waiting_room.park(request, now)
             return
         if other is not None and request.faults:
             failed = request.faults[-1].replica
@@ -209,19 +201,11 @@ class Dispatcher:
                 other = None  # one client is answered by one version, while that answers others
         spent = not app.spec.idempotent or request.attempts >= self._settings.retry.attempts_max
         free = free and other is not None and other.breaker.closed
-        if other is None or spent or not (free or app.retry_budget.withdraw(now)):
-            self._fail(request, error)
+        if other is None or spent or not (free or app.patience.retry_budget.withdraw(now)):
+            self.flights.give_up(request, error)
             return
-        app.stats.retried += 1
-        self._send(request, other, now)
-
-    def _other(self, request: Request, now: float) -> Replica | None:
-        """The best routable replica that has not had this request."""
-        busy = {flight.replica.id for flight in request.flights}
-        for replica in request.app.ranked:
-            if replica.id not in request.tried and replica.id not in busy and replica.has_room(now):
-                return replica
-        return None
+        app.traffic.stats.retried += 1
+        self.flights.send(request, other, now)
 
     # A replica is lost
 
@@ -235,7 +219,7 @@ class Dispatcher:
         flights = list(replica.outstanding.values())
         replica.outstanding.clear()
         culprit = next((f.request for f in flights if f.request.isolated and not f.request.done), None)
-        blamed = replica.state != "draining" and self._died_of_it(replica)
+        blamed = replica.state is not Seen.DRAINING and self._died_of_it(replica)
         replica.breaker.abandoned(replica.breaker.probe)
         for flight in flights:
             request = flight.request
@@ -246,67 +230,23 @@ class Dispatcher:
             if blamed and (request is culprit or not request.kills):
                 # Not when a hedge of it was merely beside a suspect that was being tried alone.
                 request.kills += (replica,)
-            self._leave_isolation(request)
+            self.flights.leave_isolation(request)
             if request.flights:
                 continue
             if not request.app.spec.idempotent:
                 what = "the replica died after the request was sent"
-                self._fail(request, UnderstudyError(Code.LINK_LOST, what))
+                self.flights.give_up(request, UnderstudyError(Code.LINK_LOST, what))
             elif len(request.kills) >= self._settings.retry.poison_kills:
                 self.poison.accuse(request, now)
             else:
-                request.app.stats.retried += 1
-                (request.app.suspects if request.kills else request.app.waiting).append(request)
-        self.release(replica.app, now)
-
-    def release(self, app: App, now: float) -> None:
-        """Send what waits, as far as there is room: first one suspect, then the others in order."""
-        trial_s = self._settings.retry.trial_ms / 1000
-        while app.suspects and (app.isolated is None or app.isolated.in_flight_s(now) > trial_s):
-            request = app.suspects[0]
-            other = self._other(request, now)
-            if other is None:
-                break
-            app.suspects.popleft()
-            if not request.done:
-                request.isolated = True
-                app.isolated = request
-                self._send(request, other, now)
-        while app.waiting:
-            replica = pick(app, now)
-            if replica is None:
-                return
-            request = app.waiting.popleft()
-            if not request.done:
-                self._send(request, replica, now)
-
-    def panic(self, app: App, now: float) -> None:
-        """Nothing healthy is left and nobody can load anything: try whatever still has a connection."""
-        while app.waiting:
-            request = app.waiting.popleft()
-            if not request.done:
-                self._bet(request, now)
-
-    def _bet(self, request: Request, now: float) -> None:
-        replica = min(
-            (r for r in request.app.last_resorts(now) if r.has_room(now)), key=load_of, default=None
-        )
-        if replica is not None:
-            self._send(request, replica, now)
-        else:
-            self._give_up(request, "no replica, and no node can load one")
-
-    def give_up_waiting(self, app: App) -> None:
-        for queue in (app.waiting, app.suspects):
-            while queue:
-                request = queue.popleft()
-                if not request.done:
-                    self._give_up(request, "no replica, and no node can load one")
+                request.app.traffic.stats.retried += 1
+                (request.app.queues.suspects if request.kills else request.app.queues.waiting).append(request)
+        self.waiting_room.release(replica.app, now)
 
     def cancel(self, request: Request) -> None:
         """The client is gone."""
         if not request.done:
-            self.end(request)
+            self.flights.end(request)
 
     # Time passes
 
@@ -315,200 +255,26 @@ class Dispatcher:
 
         Not `punctual`: this tick came late, so answers may lie unread in the sockets. Accuse nobody.
         """
-        elapsed_s = 0.0 if self._ticked_at is None else now - self._ticked_at
-        self._ticked_at = now
-        self.gate.watch(apps, self.inflight)
+        elapsed_s = 0.0 if self.flights.ticked_at is None else now - self.flights.ticked_at
+        self.flights.ticked_at = now
+        self.gate.watch(apps, self.flights.inflight)
         for app in apps:
             if app.inflight:
                 app.observe(elapsed_s)
-            if app.busy or app.slow or app.watch:
-                self._tick_watch(app, now)
-                self._tick_slow(app, now)
-                self._tick_waiting(app, now)
-                if punctual:
-                    self._tick_silence(app, now, doubt)
+            if app.busy or app.queues.slow or app.queues.watch:
+                self.vigil.look(app, now, doubt, punctual)
                 if app.chain:
                     self.fallback.consider(app, now)
         self.fallback.tick(now)
         self._judge(now)
 
-    def _tick_watch(self, app: App, now: float) -> None:
-        watch = app.watch
-        while watch:
-            request = watch[0]
-            if not request.done and request.deadline > now:
-                started = request.flights[0].sent_at if request.flights else request.arrived
-                if started + app.watch_s(request) > now:
-                    return
-            watch.popleft()
-            if not request.done:
-                app.slow.append(request)
-
-    def _tick_slow(self, app: App, now: float) -> None:
-        if not app.slow:
-            return
-        still: list[Request] = []
-        for request in app.slow:
-            if request.done:
-                continue
-            if request.deadline <= now:
-                self._time_out(request, now)
-                continue
-            still.append(request)
-            if not request.hedged:
-                self._hedge(request, now)
-        app.slow = [r for r in still if not r.done]
-
-    def _hedge(self, request: Request, now: float) -> None:
-        if not may_hedge(request, self._settings.hedge):
-            return
-        other = self._other(request, now)
-        if other is not None and hedge_due(request, other, self._settings.hedge, now):
-            request.hedged = True
-            request.app.stats.hedged += 1
-            self._send(request, other, now)
-
-    def _time_out(self, request: Request, now: float) -> None:
-        for flight in request.flights:
-            # A deadline far shorter than the app's usual latency says nothing about the replica, and while it
-            # answers others it is not failing but has too much to do.
-            link = flight.replica.link
-            silent = link is None or link.last_heard_s <= flight.sent_at
-            if silent and now - flight.sent_at >= request.app.silence_s:
-                if flight.replica.breaker.failed(now, self._random(), flight.stream, silent=True):
-                    self._changed(flight.replica.app, now)
-            else:
-                flight.replica.breaker.abandoned(flight.stream)
-        if request.done:  # given up with all that waited, when the last replica was ejected just now
-            return
-        waited_ms = round((now - request.arrived) * 1000, 1)
-        error = UnderstudyError(Code.TIMEOUT, "no answer within the deadline", waited_ms=waited_ms)
-        self._fail(request, error)
-
-    def _tick_waiting(self, app: App, now: float) -> None:
-        for queue in (app.waiting, app.suspects):
-            if not queue:
-                continue
-            kept = [r for r in queue if not self._expired(r, now)]
-            if len(kept) != len(queue):
-                queue.clear()
-                queue.extend(kept)
-        if app.waiting or app.suspects:
-            self.release(app, now)
-
-    def _expired(self, request: Request, now: float) -> bool:
-        if request.done:
-            return True
-        if request.app.chain and not request.app.ranked:
-            # Half of the patience went by without a replica: an answer now beats none later.
-            if now >= (request.arrived + request.deadline) / 2:
-                self._give_up(request, "no replica in time")
-                return True
-            return False
-        if request.deadline <= now:
-            self._time_out(request, now)
-            return True
-        return False
-
-    def _tick_silence(self, app: App, now: float, doubt: float) -> None:
-        for replica in app.replicas.values():
-            if replica.suspect or replica.link is None:
-                continue
-            if app.ranked == [replica]:
-                doubt *= LONE_PATIENCE_FACTOR
-            silent = replica.falls_silent(now, app.silence_s * doubt)
-            if silent or replica.owes_too_long(now, app.late_s * doubt):
-                self.suspect(replica, now)
-
-    def suspect(self, replica: Replica, now: float) -> None:
-        """It owes an answer and says nothing: route around it, and copy what it holds elsewhere."""
-        replica.suspect = True
-        self._changed(replica.app, now)
-        self.copy_elsewhere(replica, now)
-
-    def copy_elsewhere(self, replica: Replica, now: float) -> None:
-        """Give every request that a suspect holds a second chance; the first answer wins."""
-        for flight in list(replica.outstanding.values()):
-            request = flight.request
-            if request.done or len(request.flights) > 1 or not request.app.spec.idempotent:
-                continue
-            other = self._other(request, now)
-            if other is not None:
-                request.hedged = True
-                request.app.stats.hedged += 1
-                self._send(request, other, now)
-            elif request not in request.app.waiting and not request.app.ranked:
-                request.app.waiting.append(request)
-
     def _judge(self, now: float) -> None:
         """Requests that were on two dying workers: guilty, unless a node died rather than a worker."""
         guilty, acquitted = self.poison.judge(now)
         for request in acquitted:
-            request.app.suspects.append(request)
-            self.release(request.app, now)
+            request.app.queues.suspects.append(request)
+            self.waiting_room.release(request.app, now)
         for request in guilty:
             self._poisoned(request)
             why = "this request took down its workers; not tried again"
-            self._fail(request, UnderstudyError(Code.POISON, why))
-
-    # Ends
-
-    def end(self, request: Request, keep: Flight | None = None) -> None:
-        """Exactly once per admitted request. Copies that are still on their way are called back."""
-        if request.faults:
-            self._settle(request, None, request.faults[-1].at)
-        request.done = True
-        request.app.inflight -= 1
-        self.inflight -= 1
-        for flight in request.flights:
-            replica, stream = flight.replica, flight.stream
-            if flight is keep or replica.suspect or stream not in replica.outstanding:
-                continue  # a suspect keeps its debt: only an answer clears it
-            if keep is None:
-                replica.breaker.abandoned(stream)
-            else:
-                replica.outrun(flight)
-                if replica.breaker.closed and not stream & SAMPLE_MASK:
-                    continue  # heard out, for its pace: those in whose place others answer aren't fast
-            del replica.outstanding[stream]
-            if replica.link is not None:
-                replica.link.write(encode_message(Cancel(), stream))
-        request.flights.clear()
-        if request.isolated:
-            self._leave_isolation(request)
-
-    def _leave_isolation(self, request: Request) -> None:
-        request.isolated = False
-        if request.app.isolated is request:
-            request.app.isolated = None
-
-    def _settle(self, request: Request, by: Replica | None, now: float) -> None:
-        if settle(request, by, self._random):
-            self._changed(request.app, now)
-
-    def _fail(self, request: Request, error: UnderstudyError) -> None:
-        if request.faults:  # now, and not when the rest of the chain is through
-            self._settle(request, None, request.faults[-1].at)
-        if not request.app.chain or not self.fallback.claim(request, error):
-            self.fail(request, error)
-
-    def fail(self, request: Request, error: UnderstudyError) -> None:
-        self.end(request)
-        request.app.health.note(request, error, self._ticked_at or request.arrived)
-        request.failed(error)
-
-    def _shed(self, request: Request, why: str, **context: Any) -> None:
-        self.end(request)
-        self._refuse(request, why, **context)
-
-    def _refuse(self, request: Request, why: str, **context: Any) -> None:
-        request.app.stats.shed += 1
-        self._turn_away(request, UnderstudyError(Code.SHED, f"overloaded: {why}", **context))
-
-    def _turn_away(self, request: Request, error: UnderstudyError) -> None:
-        request.done = True
-        request.failed(error)
-
-    def _give_up(self, request: Request, why: str) -> None:
-        """No replica will answer this: what the app's fallback chain has left, else an honest 503."""
-        self._fail(request, UnderstudyError(Code.UNAVAILABLE, why))
+            self.flights.give_up(request, UnderstudyError(Code.POISON, why))

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from understudy.core.gateway.flights import Flights
 from understudy.core.gateway.last_good import LastGood
 from understudy.core.gateway.rotation import App, Request, Source
 from understudy.core.gateway.statics import Static, Statics
@@ -43,9 +44,8 @@ class Floor(Protocol):
 
     def cancel(self, request: Request) -> None: ...
 
-    def end(self, request: Request) -> None: ...
-
-    def fail(self, request: Request, error: UnderstudyError) -> None: ...
+    @property
+    def flights(self) -> Flights: ...
 
 
 class Step:
@@ -77,8 +77,8 @@ class Handover(Request):
         original = self.original
         if original.done:
             return
-        self.floor.end(original)
-        original.app.stats.degraded += 1
+        self.floor.flights.end(original)
+        original.app.traffic.stats.degraded += 1
         original.answered(Source(source.variant, source.version, "other-app", self.app.name), result, body)
 
     def failed(self, error: UnderstudyError) -> None:
@@ -109,7 +109,7 @@ class Fallback:
 
     def consider(self, app: App, now: float) -> None:
         """Begin with what has waited long enough for replicas of its own app."""
-        for request in app.slow:
+        for request in app.queues.slow:
             if request.done or request in self._steps or isinstance(request, Handover):
                 continue
             if now >= self._due(request, app.chain[0]):
@@ -148,7 +148,7 @@ class Fallback:
                 step.link += 1
         if step.error is not None:
             del self._steps[request]
-            self._floor.fail(request, step.error)
+            self._floor.flights.fail(request, step.error)
 
     def _due(self, request: Request, link: str) -> float:
         """When to turn to `link` although a replica may still answer."""
@@ -174,13 +174,13 @@ class Fallback:
             static = self._statics.get(request.app.spec)
             if static is None:
                 return False
-            self._floor.end(request)
+            self._floor.flights.end(request)
             request.answered_static(static)
         else:
             found = self._last_good.find(request, now)
             if found is None:
                 return False
-            self._floor.end(request)
+            self._floor.flights.end(request)
             request.answered(found.source, found.result, found.body)
-        request.app.stats.degraded += 1
+        request.app.traffic.stats.degraded += 1
         return True

@@ -21,7 +21,7 @@ OVERLOAD = frozenset({Code.SHED, Code.RATE_LIMITED, Code.BUSY})
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class FailedRequest:
     """A request that got an error of ours. `at` is monotonic, in s."""
 
     at: float
@@ -36,14 +36,14 @@ class Failure:
     traceback: str  # of the model's code
 
 
-class Health:
+class UserHealth:
     """Of one app at one gateway."""
 
     def __init__(self, settings: HealthSettings, now: float) -> None:
         self._settings = settings
-        self.failures: deque[Failure] = deque(maxlen=settings.failures_max)
+        self.failures: deque[FailedRequest] = deque(maxlen=settings.failures_max)
         self.failing = ""  # what users meet, as a phrase; empty while all is well
-        self._untold: list[Failure] = []
+        self._untold: list[FailedRequest] = []
         self._told: dict[Code, float] = {}
         self._asked = (0, 0)  # of all requests, at the beginning of the former half window and of this one
         self._failed = [0, 0]  # in the former half window and in this one
@@ -56,7 +56,7 @@ class Health:
 
     def note(self, request: Request, error: UnderstudyError, now: float) -> None:
         """It ended in `error`."""
-        stats = request.app.stats
+        stats = request.app.traffic.stats
         if _is_callers(request, error):
             stats.rejected += 1
             return
@@ -66,7 +66,7 @@ class Health:
         self._failed[1] += 1
         app = request.app
         replica = app.replicas.get(request.tried[-1]) if request.tried else None
-        failure = Failure(
+        failure = FailedRequest(
             now,
             request.id,
             request.client,
@@ -85,14 +85,14 @@ class Health:
             self._told[error.code] = now
             self._untold.append(failure)
 
-    def news(self) -> list[Failure]:
+    def news(self) -> list[FailedRequest]:
         """Failures to tell of, at most one per code and `event_interval_s`."""
         untold, self._untold = self._untold, []
         return untold
 
     def judge(self, app: App, now: float) -> str:
         """Look again, some times a second: the event if that changed, else nothing."""
-        asked = app.stats_total.requests + app.stats.requests
+        asked = app.traffic.requests
         settings = self._settings
         if now >= self._rotate_at:
             self._rotate_at = now + settings.window_s / 2

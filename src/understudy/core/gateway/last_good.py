@@ -17,7 +17,7 @@ from understudy.wire.messages import Result
 REASON = "last-good"
 
 
-class Answer(NamedTuple):
+class KeptAnswer(NamedTuple):
     source: Source
     result: Result
     body: bytes
@@ -29,7 +29,7 @@ class LastGood:
 
     def __init__(self, settings: LastGoodSettings) -> None:
         self._settings = settings
-        self._answers: dict[bytes, Answer] = {}  # the least recently given first
+        self._answers: dict[bytes, KeptAnswer] = {}  # the least recently given first
         self.bytes_held = 0
 
     def __len__(self) -> int:
@@ -41,12 +41,14 @@ class LastGood:
             return
         key = request.digest()
         self._drop(key)
-        self._answers[key] = Answer(Source(source.variant, source.version, REASON), result, bytes(body), now)
+        self._answers[key] = KeptAnswer(
+            Source(source.variant, source.version, REASON), result, bytes(body), now
+        )
         self.bytes_held += len(body)
         while len(self._answers) > settings.entries_max or self.bytes_held > settings.bytes_max:
             self._drop(next(iter(self._answers)))
 
-    def find(self, request: Request, now: float) -> Answer | None:
+    def find(self, request: Request, now: float) -> KeptAnswer | None:
         answer = self._answers.get(request.digest())
         if answer is None or now - answer.answered_at > self._settings.age_s_max:
             return None

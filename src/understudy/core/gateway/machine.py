@@ -12,10 +12,11 @@ from typing import Any, assert_never
 import msgspec
 
 from understudy.core.gateway import outliers
-from understudy.core.gateway.activation import Activation, choose, gives_way, load_ms_max
+from understudy.core.gateway.activation import PendingActivation, choose, gives_way, load_ms_max
 from understudy.core.gateway.dispatch import Dispatcher
-from understudy.core.gateway.nodes import Node
-from understudy.core.gateway.rotation import App, Replica, Request
+from understudy.core.gateway.lifecycles import CONNECTED, Seen, reported, seen
+from understudy.core.gateway.nodes import KnownNode
+from understudy.core.gateway.rotation import App, PlannedPlaces, Replica, Request
 from understudy.core.gateway.statics import usable
 from understudy.core.gateway.suspicion import HeartbeatDetector, SelfDoubt
 from understudy.core.gateway.tables import completed
@@ -50,7 +51,7 @@ class AgentConnected(msgspec.Struct, frozen=True):
     node: str
 
 
-class AgentLost(msgspec.Struct, frozen=True):
+class AgentDisconnected(msgspec.Struct, frozen=True):
     node: str
 
 
@@ -72,7 +73,7 @@ class Ticked(msgspec.Struct, frozen=True):
 
 
 GatewayEvent = (
-    RoutesReceived | NodeStateReceived | HeartbeatReceived | AgentConnected | AgentLost
+    RoutesReceived | NodeStateReceived | HeartbeatReceived | AgentConnected | AgentDisconnected
     | ActivatedReceived | WorkerConnected | WorkerLost | Ticked
 )  # fmt: skip
 
@@ -108,7 +109,7 @@ class PingWorker(msgspec.Struct, frozen=True):
     replica: Replica
 
 
-class Note(msgspec.Struct, frozen=True):
+class GatewayNote(msgspec.Struct, frozen=True):
     """Something for the event log. `kind` is listed in `registry.EVENTS`."""
 
     kind: str
@@ -120,7 +121,7 @@ class Note(msgspec.Struct, frozen=True):
     data: dict[str, Any] = {}
 
 
-GatewayEffect = SaveTable | FollowNodes | ConnectWorker | DropWorker | SendActivate | PingWorker | Note
+GatewayEffect = SaveTable | FollowNodes | ConnectWorker | DropWorker | SendActivate | PingWorker | GatewayNote
 
 
 class Gateway:
@@ -130,7 +131,7 @@ class Gateway:
         self.settings = settings
         self.table = RouteTable(revision=-1)
         self.apps: dict[str, App] = {}
-        self.nodes: dict[str, Node] = {}
+        self.nodes: dict[str, KnownNode] = {}
         self.replicas: dict[str, Replica] = {}
         self.doubt = SelfDoubt(settings.suspicion.self_lag_ms)
         self.dispatcher = Dispatcher(
@@ -158,7 +159,7 @@ class Gateway:
                 self._take_heartbeat(heartbeat, now)
             case AgentConnected(name):
                 self._agent_connected(name, now)
-            case AgentLost(name):
+            case AgentDisconnected(name):
                 self._agent_lost(name, now)
             case ActivatedReceived(node, answer):
                 self._take_activated(node, answer, now)
@@ -195,13 +196,13 @@ class Gateway:
             app = self.apps.pop(name)
             for replica in list(app.replicas.values()):
                 self._forget(replica, now)
-            self.dispatcher.give_up_waiting(app)  # those too that a replica was working on
+            self.dispatcher.waiting_room.give_up_waiting(app)  # those too that a replica was working on
         new = specs.keys() - self.apps.keys()
         for name, spec in specs.items():
             app = self.apps.get(name) or App(spec, self.settings, now)
             app.describe(spec)
-            app.recall.previous = previous.get(name)
-            app.hosts, app.planned_variants, app.contingencies = frozenset(), frozenset(), ()
+            app.way_back.recall.previous = previous.get(name)
+            app.planned = PlannedPlaces()
             if name not in self.apps:
                 self.apps[name] = app
         self._spread(table)
@@ -214,7 +215,7 @@ class Gateway:
                 self.nodes[name].info = info
             else:
                 detector = HeartbeatDetector(self.settings.suspicion, HEARTBEAT_S_DEFAULT, now)
-                self.nodes[name] = Node(info, detector)
+                self.nodes[name] = KnownNode(info, detector)
         for node in self.nodes.values():  # an agent may have told of an app before the controller did
             for report in node.reported if node.connected else ():
                 if report.app in new and report.id not in self.replicas:
@@ -231,12 +232,12 @@ class Gateway:
         """Tell each app what the table says of it."""
         for placed in table.placements:
             if (app := self.apps.get(placed.app)) is not None:
-                app.hosts |= {placed.node}
+                app.planned.hosts |= {placed.node}
                 if placed.role is Role.PRIMARY:
-                    app.planned_variants |= {placed.variant}
+                    app.planned.variants |= {placed.variant}
         for contingency in table.contingencies:
             if (app := self.apps.get(contingency.app)) is not None:
-                app.contingencies += (contingency,)
+                app.planned.contingencies += (contingency,)
 
     def _take_node_state(self, state: NodeState, now: float) -> None:
         node = self.nodes.get(state.node)
@@ -253,7 +254,7 @@ class Gateway:
             seen.add(report.id)
             self._take_replica(report, app, node, now)
             if report.id in state.proven_ago_s:
-                self.replicas[report.id].proven_at = now - state.proven_ago_s[report.id]
+                self.replicas[report.id].signs.proven_at = now - state.proven_ago_s[report.id]
             touched[app.name] = app
         for id_ in sorted(node.replicas - seen):
             replica = self.replicas[id_]
@@ -262,16 +263,16 @@ class Gateway:
         for app in touched.values():
             self._refresh(app, now)
 
-    def _take_replica(self, report: ReplicaState, app: App, node: Node, now: float) -> None:
+    def _take_replica(self, report: ReplicaState, app: App, node: KnownNode, now: float) -> None:
         replica = self.replicas.get(report.id)
         if replica is None:
             replica = Replica(report, app, node.info.name, now, self.settings.breaker)
             replica.node_suspect = node.detector.suspect
             self.replicas[report.id] = app.replicas[report.id] = replica
             node.replicas.add(report.id)
-        replica.state, replica.role, replica.pid = report.state, report.role, report.pid
+        replica.state, replica.role, replica.pid = reported(report.state), report.role, report.pid
         replica.address = report.address
-        if replica.link is None and replica.state in ("ready", "failing") and replica.address:
+        if replica.link is None and replica.state in CONNECTED and replica.address:
             self._effects.append(ConnectWorker(replica))
 
     def _forget(self, replica: Replica, now: float) -> None:
@@ -279,7 +280,7 @@ class Gateway:
         replica.app.replicas.pop(replica.id, None)
         if replica.node in self.nodes:
             self.nodes[replica.node].replicas.discard(replica.id)
-        replica.state = "stopped"
+        replica.state = Seen.STOPPED
         self.dispatcher.link_lost(replica, now)
         self._effects.append(DropWorker(replica))
 
@@ -299,18 +300,18 @@ class Gateway:
         if node is None:
             return
         node.connected = False
-        if any(self.replicas[id_].state == "lost" for id_ in node.replicas):
+        if any(self.replicas[id_].state is Seen.LOST for id_ in node.replicas):
             self._lost_whole(node, now)
         for app in self.apps.values():
-            pending = app.activation
+            pending = app.way_back.activation
             if pending is not None and pending.contingency.node == name:
                 self._refused(app, name, "its agent is gone", now)
 
     def _worker_connected(self, id_: str, now: float) -> None:
         replica = self.replicas.get(id_)
         if replica is not None:
-            if replica.state == "lost":
-                replica.state = "ready"  # the connection broke, the worker didn't
+            if replica.state is Seen.LOST:
+                replica.state = seen(replica.state, "link_made")  # the connection broke, the worker didn't
                 replica.breaker.heard(now)
             self._refresh(replica.app, now)
 
@@ -318,12 +319,14 @@ class Gateway:
         replica = self.replicas.get(id_)
         if replica is None:
             return
-        was_ready = replica.state == "ready"
+        was_ready = replica.state is Seen.READY
         replica.link = None
         replica.suspect = False
-        replica.outrun_at = 0.0
+        replica.signs.outrun_at = 0.0
         if was_ready:
-            replica.state = "lost"  # until its agent says otherwise, or it can be reached again
+            replica.state = seen(
+                replica.state, "link_broke"
+            )  # until its agent says otherwise, or it can be reached again
             self._effects.append(ConnectWorker(replica))
             self._note(
                 "replica.lost", f"connection to {replica.variant} on {replica.node} broke", replica=replica
@@ -334,7 +337,7 @@ class Gateway:
         if was_ready and node is not None and not node.connected:
             self._lost_whole(node, now)
 
-    def _lost_whole(self, node: Node, now: float) -> None:
+    def _lost_whole(self, node: KnownNode, now: float) -> None:
         """Agent and a worker went together, so the node did.
 
         Not all its links broke yet: the kernel closes a large process's sockets after freeing its memory.
@@ -345,13 +348,13 @@ class Gateway:
         self._note("node.suspected", "its agent and a worker broke off together", node=node.info.name)
         self._set_node_suspect(node, True, now)
 
-    def _set_node_suspect(self, node: Node, suspect: bool, now: float) -> None:
+    def _set_node_suspect(self, node: KnownNode, suspect: bool, now: float) -> None:
         for id_ in sorted(node.replicas):
             replica = self.replicas[id_]
             replica.node_suspect = suspect
             self._refresh(replica.app, now)
             if suspect:
-                self.dispatcher.copy_elsewhere(replica, now)
+                self.dispatcher.vigil.copy_elsewhere(replica, now)
 
     # Rotation and activation
 
@@ -360,16 +363,16 @@ class Gateway:
         app.refresh(now)
         if app.ready:
             if not was_ready:
-                self.dispatcher.release(app, now)
+                self.dispatcher.waiting_room.release(app, now)
         elif self._loss_is_real(app, now):
             self._starved(app, now)
-        if app.untrusted and app.unhealthy_since is not None:
+        if app.way_back.untrusted and app.way_back.unhealthy_since is not None:
             self._recall(app, now)
 
     def _recall(self, app: App, now: float) -> None:
         """The current version fails its users: have the previous one loaded, if that may answer."""
-        choice = app.recall.next(
-            now - (app.unhealthy_since or now),
+        choice = app.way_back.recall.next(
+            now - (app.way_back.unhealthy_since or now),
             self.table.nodes,
             {name for name, node in self.nodes.items() if node.alive},
             now,
@@ -384,36 +387,41 @@ class Gateway:
 
     def _loss_is_real(self, app: App, now: float) -> bool:
         """Should somebody be asked to load the app, or is it just not up yet?"""
-        if app.was_ready:
+        if app.way_back.was_ready:
             return True
-        if any(name in self.nodes and self.nodes[name].alive for name in app.hosts):
+        if any(name in self.nodes and self.nodes[name].alive for name in app.planned.hosts):
             return False  # its planned node lives and is loading it
-        return now - max(app.known_since, self._started_at) >= START_GRACE_S
+        return now - max(app.way_back.known_since, self._started_at) >= START_GRACE_S
 
     def _starved(self, app: App, now: float) -> None:
         """No replica may get a request: have a contingency carried out."""
-        pending = app.activation
+        way_back = app.way_back
+        pending = way_back.activation
         if pending is not None:
             limits = self.settings.activation
             ready_ms = max(limits.ready_timeout_ms, load_ms_max(app.spec, pending.contingency))
             limit_ms = ready_ms if pending.accepted else limits.timeout_ms
             if now - pending.asked_at < limit_ms / 1000 * self.doubt.factor(now):
                 return
-            app.refused[pending.contingency.node] = now
-            app.activation = None
-        for node in [n for n, at in app.refused.items() if now - at >= HOPELESS_RETRY_S]:
-            del app.refused[node]
+            way_back.refused[pending.contingency.node] = now
+            way_back.activation = None
+        for node in [n for n, at in way_back.refused.items() if now - at >= HOPELESS_RETRY_S]:
+            del way_back.refused[node]
         alive = {name for name, node in self.nodes.items() if node.alive}
-        choice = choose(app.spec, app.contingencies, self.table.nodes, alive, app.hosts, app.refused)
+        planned = app.planned
+        choice = choose(
+            app.spec, planned.contingencies, self.table.nodes, alive, planned.hosts, way_back.refused
+        )
         if choice is None:
-            app.hopeless = bool(self.nodes) and now - self._started_at >= START_GRACE_S
-            if app.hopeless:
-                self.dispatcher.panic(app, now)
+            way_back.hopeless = bool(self.nodes) and now - self._started_at >= START_GRACE_S
+            if way_back.hopeless:
+                self.dispatcher.waiting_room.panic(app, now)
             return
-        app.hopeless = False
-        if gives_way(choice, (a.activation for a in self.apps.values()), app.unhealthy_since or now, now):
+        way_back.hopeless = False
+        pending_ones = (a.way_back.activation for a in self.apps.values())
+        if gives_way(choice, pending_ones, way_back.unhealthy_since or now, now):
             return  # until the rotation is next worked out
-        app.activation = Activation(contingency=choice, asked_at=now)
+        way_back.activation = PendingActivation(contingency=choice, asked_at=now)
         self._effects.append(SendActivate(choice.node, choice, self.table.revision))
         self._note(
             "contingency.activated",
@@ -424,12 +432,12 @@ class Gateway:
 
     def _take_activated(self, node: str, answer: Activated, now: float) -> None:
         for app in self.apps.values():
-            recall = app.recall.pending
+            recall = app.way_back.recall.pending
             if recall is not None and recall.contingency.key == answer.key and not answer.accepted:
-                app.recall.refuse(node, now)
+                app.way_back.recall.refuse(node, now)
                 self._note("contingency.refused", f"{node}: {answer.reason}", app=app.name, node=node)
                 continue
-            pending = app.activation
+            pending = app.way_back.activation
             if pending is None or pending.contingency.key != answer.key or pending.contingency.node != node:
                 continue
             if answer.accepted:
@@ -439,8 +447,8 @@ class Gateway:
                 self._refused(app, node, answer.reason, now)
 
     def _refused(self, app: App, node: str, why: str, now: float) -> None:
-        app.refused[node] = now
-        app.activation = None
+        app.way_back.refused[node] = now
+        app.way_back.activation = None
         self._note("contingency.refused", f"{node} can't load it: {why}", app=app.name, node=node)
         if not app.ready:
             self._starved(app, now)
@@ -466,10 +474,10 @@ class Gateway:
         if now >= self._retune_at:
             self._retune_at = now + RETUNE_S
             for app in self.apps.values():
-                app.retune(self.settings, now)
+                app.retune(now)
                 self._retune_admission(app, now)
                 self._tell_health(app, now)
-                if app.asked_lately:
+                if app.patience.asked_lately:
                     self._eject_outlier(app, now)
                 if not app.ready or app.ramping or any(not r.breaker.closed for r in app.replicas.values()):
                     self._refresh(app, now)
@@ -489,7 +497,7 @@ class Gateway:
         if not app.retune_admission(now):
             return
         self._refresh(app, now)
-        if app.brownout.on:
+        if app.allowance.brownout.on:
             names = ", ".join(sorted({r.variant for r in app.stand_ins()}))
             self._note("brownout.started", f"overloaded: {names} answers what is too much", app=app.name)
         else:
@@ -508,7 +516,7 @@ class Gateway:
             message = f"{failure.code}: {failure.message}"
             data = {"client": failure.client, "traceback": failure.traceback}
             self._effects.append(
-                Note(
+                GatewayNote(
                     "request.failed",
                     message,
                     app.name,
@@ -521,11 +529,13 @@ class Gateway:
 
     def _note_poison(self, request: Request) -> None:
         message = f"took down workers on {', '.join(replica.node for replica in request.kills)}"
-        self._effects.append(Note("request.poisoned", message, request.app.name, request_id=request.id))
+        self._effects.append(
+            GatewayNote("request.poisoned", message, request.app.name, request_id=request.id)
+        )
 
     def _note(
         self, kind: str, message: str, *, app: str = "", node: str = "", replica: Replica | None = None
     ) -> None:
         if replica is not None:
             app, node = replica.app.name, replica.node
-        self._effects.append(Note(kind, message, app, node, replica.id if replica else ""))
+        self._effects.append(GatewayNote(kind, message, app, node, replica.id if replica else ""))

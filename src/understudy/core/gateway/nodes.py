@@ -7,7 +7,7 @@ from understudy.wire.messages import ReplicaState
 from understudy.wire.records import NodeInfo
 
 
-class Node:
+class KnownNode:
     """What this gateway knows of a node."""
 
     __slots__ = ("connected", "detector", "incarnation", "info", "killed", "replicas", "reported", "serial")

@@ -74,31 +74,33 @@ class Gate:
         return max(fraction, CRITICAL_ADMITTED_MIN) if criticality is Criticality.CRITICAL else fraction
 
     def set_limits(self, apps: Iterable[App]) -> None:
-        """Bring `App.limit` up to date: the one number that the path of a request looks at."""
+        """Bring `Allowance.limit` up to date: the one number that the path of a request looks at."""
         apps = list(apps)
         for_shares = CROWDED_FRACTION * self._settings.inflight_total_max if self.crowded else float("inf")
         weights = sum((app.spec.weight for app in apps if app.inflight), 0.0) or 1.0
         for app in apps:
-            app.share = max(for_shares * app.spec.weight / weights, 1.0)
-            app.admitted_fraction = self.admitted_fraction(app.spec.criticality)
-            app.spacing_s = app.concurrency.wait_s(0)
-            cut = app.admitted_fraction < 1.0 or not app.ranked
-            app.limit = 0 if cut else min(float(app.concurrency.limit), app.share)
+            allowance = app.allowance
+            allowance.share = max(for_shares * app.spec.weight / weights, 1.0)
+            allowance.admitted_fraction = self.admitted_fraction(app.spec.criticality)
+            allowance.spacing_s = allowance.concurrency.wait_s(0)
+            cut = allowance.admitted_fraction < 1.0 or not app.ranked
+            allowance.limit = 0 if cut else min(float(allowance.concurrency.limit), allowance.share)
 
     def refusal(self, request: Request, now: float) -> str:
-        """Why `request` can't be let in; empty if it can. Asked only at `App.limit` or a near deadline."""
+        """Why `request` can't be let in; empty if it can. Asked only at its `limit` or a near deadline."""
         app = request.app
         if not app.ranked:
             # Nothing is overloaded, something is lost: what waits for it has a bound of its own.
             return "too many requests in flight" if app.inflight >= self._settings.inflight_max else ""
-        if app.admitted_fraction < 1.0:
-            app.admitted_credit += app.admitted_fraction
-            if app.admitted_credit < 1.0:
+        allowance = app.allowance
+        if allowance.admitted_fraction < 1.0:
+            allowance.admitted_credit += allowance.admitted_fraction
+            if allowance.admitted_credit < 1.0:
                 return f"the gateway is overloaded, and {app.spec.criticality} apps are shed before others"
-            app.admitted_credit -= 1.0
-        if app.inflight >= app.share:
-            return f"the gateway is overloaded, and the app has its share of {app.share:.0f} in flight"
-        concurrency = app.concurrency
+            allowance.admitted_credit -= 1.0
+        if app.inflight >= allowance.share:
+            return f"the gateway is overloaded, and the app has its share of {allowance.share:.0f} in flight"
+        concurrency = allowance.concurrency
         inflight = app.inflight - app.stand_ins_inflight()
         if inflight >= concurrency.limit:
             concurrency.refused += 1
@@ -112,10 +114,10 @@ class Gate:
 
     def stand_in(self, app: App, now: float) -> Replica | None:
         """In a brown-out, a smaller variant that has room for what the best replicas can't take."""
-        if not app.brownout.on or self.dial or app.inflight >= app.share:
+        if not app.allowance.brownout.on or self.dial or app.inflight >= app.allowance.share:
             return None
-        if app.stand_ins_inflight() >= app.brownout.concurrency.limit:
-            app.brownout.concurrency.refused += 1
+        if app.stand_ins_inflight() >= app.allowance.brownout.concurrency.limit:
+            app.allowance.brownout.concurrency.refused += 1
             return None
         free = [replica for replica in app.stand_ins() if replica.has_room(now)]
         return min(free, key=lambda replica: len(replica.outstanding), default=None)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from understudy.core.gateway.activation import Activation, choose
+from understudy.core.gateway.activation import PendingActivation, choose
 from understudy.wire.records import AppVersion, Contingency, NodeInfo
 
 PATIENCE_S = 1.0  # without a healthy replica, before it is the version's fault; one success ends it
@@ -20,7 +20,7 @@ class Recall:
 
     def __init__(self) -> None:
         self.previous: AppVersion | None = None
-        self.pending: Activation | None = None
+        self.pending: PendingActivation | None = None
         self.refused: dict[str, float] = {}  # node -> when
 
     def next(
@@ -41,7 +41,7 @@ class Recall:
         if choice is None:
             return None
         choice = msgspec.structs.replace(choice, failure=f"version:{self.previous.version + 1}")
-        self.pending = Activation(choice, now)
+        self.pending = PendingActivation(choice, now)
         return choice
 
     def refuse(self, node: str, now: float) -> None:

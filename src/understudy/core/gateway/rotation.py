@@ -11,29 +11,25 @@ import hashlib
 from collections import deque
 from typing import NamedTuple, Protocol
 
-from understudy.core.gateway.activation import Activation
-from understudy.core.gateway.admission import Concurrency, target_latency_s
+from understudy.core.gateway.allowance import Allowance
 from understudy.core.gateway.breaker import Breaker
-from understudy.core.gateway.brownout import Brownout
-from understudy.core.gateway.budget import Budget
 from understudy.core.gateway.clients import ClientBuckets
 from understudy.core.gateway.conduct import Conducts
-from understudy.core.gateway.health import Health
-from understudy.core.gateway.latency import LatencyDigest
+from understudy.core.gateway.health import UserHealth
+from understudy.core.gateway.lifecycles import CONNECTED, Seen, reported
 from understudy.core.gateway.pace import Pace
-from understudy.core.gateway.recall import Recall
+from understudy.core.gateway.patience import SILENT_DEADLINE_FRACTION, Patience
+from understudy.core.gateway.traffic import TrafficCounts
+from understudy.core.gateway.way_back import WayBack
 from understudy.settings.gateway import BreakerSettings, GatewayTuning
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer
-from understudy.wire.messages import AppStats, Ping, ReplicaState, Result, encode_message
+from understudy.wire.messages import Ping, ReplicaState, Result, encode_message
 from understudy.wire.records import AppVersion, Contingency
 from understudy.wire.statics import StaticTensor
 
 OLD_VERSION_PENALTY = 1000  # any variant of the current version comes before any of another one
 RAMP_SHARE_MIN = 0.1  # of a full share, for a replica that was (re-)admitted just now (Envoy's slow start)
-HEDGE_SAMPLES_MIN = 20  # answers seen before the live quantile is believed
-SILENT_DEADLINE_FRACTION = 0.25  # after so much of an app's deadline a replica that owes an answer is silent
-SLOW_FACTOR = 2.0  # times the live p99: later than any answer of a replica that is well
 UNPROVEN_FACTOR = 0.5  # of the usual patience, with a replica that has proved nothing for long
 ASK_FRACTION = 0.1  # of the time that it has owed an answer: between two questions whether it lives
 OUTSTANDING_MAX = 128  # requests that one gateway keeps at one replica; the rest waits where it can move
@@ -64,33 +60,51 @@ class Source:
         self.prefix = b""  # start of an HTTP answer by it; kept here by the shell
 
 
+class LifeSigns:
+    """When there was which sign of a replica's life. Times in seconds, monotonic."""
+
+    __slots__ = ("answered_at", "asked_at", "outrun_at", "proven_at")
+
+    def __init__(self, now: float) -> None:
+        self.outrun_at = 0.0  # got a copy then that was called back, since another one was faster
+        self.asked_at = 0.0  # for a sign of life, when it owed an answer for long
+        self.answered_at = 0.0  # anything
+        self.proven_at = now  # as its agent had it: an inference succeeded
+
+
+class Ramp:
+    """The slow start of a replica."""
+
+    __slots__ = ("admitted_at", "credit", "share")
+
+    def __init__(self) -> None:
+        self.admitted_at: float | None = None  # when it could be used first
+        self.share = 1.0  # of the requests to it and those beside it
+        self.credit = 0.0  # the part of a request that it has a right to by now
+
+
 class Replica(Source):
     """One worker process as a gateway sees it."""
 
     __slots__ = (
         "address",
-        "admitted_at",
-        "answered_at",
         "app",
-        "asked_at",
         "breaker",
         "busy_pause_s",
         "busy_until",
         "conduct",
-        "credit",
         "id",
         "link",
         "next_stream",
         "node",
         "node_suspect",
-        "outrun_at",
         "outstanding",
         "pace",
         "pid",
-        "proven_at",
+        "ramp",
         "rank",
         "role",
-        "share",
+        "signs",
         "state",
         "suspect",
     )
@@ -105,30 +119,25 @@ class Replica(Source):
         self.address = state.address
         self.pid = state.pid
         self.role = state.role
-        self.state = state.state
+        self.state = reported(state.state)
         self.link: Link | None = None
         self.breaker = Breaker(settings, now)
         self.conduct = app.conducts.of(state.version, state.variant)
         self.outstanding: dict[int, Flight] = {}
         self.next_stream = 1
         self.suspect = False  # silent although it owes an answer
-        self.outrun_at = 0.0  # got a copy then that was called back, since another one was faster
-        self.asked_at = 0.0  # for a sign of life, when it owed an answer for long
-        self.answered_at = 0.0  # anything
-        self.proven_at = now  # as its agent had it: an inference succeeded
+        self.signs = LifeSigns(now)
         self.node_suspect = False
         self.busy_until = 0.0
         self.busy_pause_s = 0.0
         self.rank = 0
         self.pace = Pace()
-        self.admitted_at: float | None = None  # when it could be used first
-        self.share = 1.0  # during its slow start: of the requests to it and those beside it
-        self.credit = 0.0  # the part of a request that it has a right to by now
+        self.ramp = Ramp()
 
     @property
     def sound(self) -> bool:
         """Nothing speaks against it but, perhaps, what it answered."""
-        ready = self.link is not None and self.state == "ready"
+        ready = self.link is not None and self.state is Seen.READY
         return ready and not self.suspect and not self.node_suspect
 
     def outrun(self, flight: Flight) -> None:
@@ -137,17 +146,17 @@ class Replica(Source):
         """
         self.breaker.outrun(flight.stream)
         link = self.link
-        if link is not None and flight.sent_at > link.last_heard_s >= self.outrun_at:
-            self.outrun_at = flight.sent_at
-            if self.asked_at <= link.last_heard_s:
+        if link is not None and flight.sent_at > link.last_heard_s >= self.signs.outrun_at:
+            self.signs.outrun_at = flight.sent_at
+            if self.signs.asked_at <= link.last_heard_s:
                 link.write(encode_message(Ping()))
 
     def silent_s(self, now: float) -> float:
         """For how long nothing was heard of it although something was due: an answer, or a sign of life."""
         heard_s = self.link.last_heard_s  # type: ignore[union-attr]
         due_s = self.owes_since(now)
-        if self.outrun_at > heard_s:
-            due_s = min(due_s, self.outrun_at)
+        if self.signs.outrun_at > heard_s:
+            due_s = min(due_s, self.signs.outrun_at)
         return now - max(due_s, heard_s)
 
     def falls_silent(self, now: float, patience_s: float) -> bool:
@@ -159,11 +168,11 @@ class Replica(Source):
         link = self.link
         if silent_s <= patience_s / 2 or link is None:
             return False
-        asked_at = max(self.asked_at, self.outrun_at)
+        asked_at = max(self.signs.asked_at, self.signs.outrun_at)
         if asked_at <= link.last_heard_s:
             # The longer it has been at work, the rarer.
             if now - link.last_heard_s >= (now - self.owes_since(now)) * ASK_FRACTION:
-                self.asked_at = now
+                self.signs.asked_at = now
                 link.write(encode_message(Ping()))
             return False
         return silent_s > patience_s and now - asked_at >= patience_s / 2
@@ -175,11 +184,11 @@ class Replica(Source):
         oldest = next(iter(self.outstanding.values()))
         budget_s = oldest.request.deadline - oldest.request.arrived
         patience_s = max(patience_s, budget_s * SILENT_DEADLINE_FRACTION)
-        return now - max(oldest.sent_at, self.answered_at) > patience_s
+        return now - max(oldest.sent_at, self.signs.answered_at) > patience_s
 
     def unproven_s(self, now: float) -> float:
         """Since an inference of its is known to have succeeded."""
-        return now - max(self.proven_at, self.answered_at)
+        return now - max(self.signs.proven_at, self.signs.answered_at)
 
     def owes_since(self, now: float) -> float:
         """When the oldest request was sent to it that it hasn't answered; `now` if there is none."""
@@ -195,7 +204,7 @@ class Replica(Source):
         elif now >= self.busy_until:
             self.busy_pause_s = min(self.busy_pause_s * 2, BUSY_PAUSE_S_MAX)
         self.busy_until = now + self.busy_pause_s
-        pool = self.app.brownout if self.degraded == "overload" else self.app
+        pool = self.app.allowance.brownout if self.degraded == "overload" else self.app.allowance
         pool.concurrency.busy += 1
 
     def routable(self, now: float) -> bool:
@@ -206,98 +215,60 @@ class Replica(Source):
         return self is not other and (self.variant, self.version) == (other.variant, other.version)
 
 
-class Answered:
-    """Sums over every answer that a replica gave for an app."""
-
-    __slots__ = ("infer_us", "last_at", "queue_us", "requests", "total_s")
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.total_s = 0.0  # from the arrival at the gateway
-        self.queue_us = 0  # in the worker
-        self.infer_us = 0
-        self.last_at = 0.0
-
-    def add(self, result: Result, duration_s: float, now: float) -> None:
-        self.requests += 1
-        self.total_s += duration_s
-        self.queue_us += result.queue_us
-        self.infer_us += result.infer_us
-        self.last_at = now
-
-
 def load_of(replica: Replica) -> int:
     return len(replica.outstanding)
+
+
+class PlannedPlaces:
+    """What the route table says of where an app is to be answered."""
+
+    __slots__ = ("contingencies", "hosts", "variants")
+
+    def __init__(self) -> None:
+        self.variants: frozenset[str] = frozenset()
+        self.hosts: frozenset[str] = frozenset()  # nodes that it is placed on
+        self.contingencies: tuple[Contingency, ...] = ()
+
+
+class Queues:
+    """Requests of one app that something is due for."""
+
+    __slots__ = ("isolated", "slow", "suspects", "waiting", "watch")
+
+    def __init__(self) -> None:
+        self.waiting: deque[Request] = deque()  # no replica is ready, or all are full
+        self.watch: deque[Request] = deque()  # in order of sending; too young to hedge
+        self.slow: list[Request] = []  # past their hedge time; looked at until done or due
+        self.suspects: deque[Request] = deque()  # were in flight on a worker that died
+        self.isolated: Request | None = None  # the one suspect that is being retried
 
 
 class App:
     """One app as a gateway sees it, with everything that is counted and bounded per app."""
 
     def __init__(self, spec: AppVersion, settings: GatewayTuning, now: float) -> None:
-        self._admission = settings.admission
+        self._settings = settings
         self.clients: ClientBuckets | None = None
         self.describe(spec)
         self.name = spec.app
         self.conducts = Conducts(settings.breaker)
-        self.health = Health(settings.health, now)
+        self.health = UserHealth(settings.health, now)
         self.replicas: dict[str, Replica] = {}
         self.ranked: list[Replica] = []
         self.best: list[Replica] = []
         self.ramping: list[Replica] = []  # get a growing share of what `best` would
-        self.chain: tuple[str, ...] = ()  # what may answer when no replica does (see `fallback`)
-        self.keeps_last_good = False
-        self.planned_variants: frozenset[str] = frozenset()
-        self.hosts: frozenset[str] = frozenset()  # nodes that it is placed on
-        self.contingencies: tuple[Contingency, ...] = ()
-        self.was_ready = False
-        self.known_since = now
-        self.hopeless = False  # nobody can be asked to load it
-        self.activation: Activation | None = None
-        self.refused: dict[str, float] = {}  # node -> when it refused to activate
-        self.recall = Recall()
-        self.untrusted = 0  # replicas of the current version that fail
-        self.unhealthy_since: float | None = None  # no replica of any version can be trusted
         self.version_seen = 0  # the newest version that was ready
-        # requests
+        self.planned = PlannedPlaces()
+        self.way_back = WayBack(now)
         self.inflight = 0
-        self.limit: float = settings.admission.inflight_max  # ask `pressure.Gate` from here on
-        self.share: float = settings.admission.inflight_max  # of what the whole gateway may have in flight
-        self.admitted_fraction = 1.0
-        self.admitted_credit = 0.0  # what rounding has left over of it
-        self.spacing_s = 0.0  # a request in flight makes the next one wait for so long
-        self.concurrency = Concurrency(settings.admission, now)
-        self.brownout = Brownout(settings.admission, now)
-        self.waiting: deque[Request] = deque()  # no replica is ready, or all are full
-        self.watch: deque[Request] = deque()  # in order of sending; too young to hedge
-        self.slow: list[Request] = []  # past their hedge time; looked at until done or due
-        self.suspects: deque[Request] = deque()  # were in flight on a worker that died
-        self.isolated: Request | None = None  # the one suspect that is being retried
-        # measurements
-        self.digest = LatencyDigest(now)
-        self._infer_seen = (0, 0)  # requests and infer_us of `answered`
-        self._infer_s = 0.0  # of a batch, lately
-        # Until enough answers were seen, a variant's measured profile says how long they may take.
-        known_s = max((v.profile.latency_ms for v in spec.variants if v.profile), default=0.0) / 1000
-        self.hedge_delay_s = max(settings.hedge.delay_ms_min * 4 / 1000, 2 * known_s)
-        self.silence_s = settings.suspicion.silence_ms_min * 4 / 1000
-        self.silence_s = max(self.silence_s, settings.suspicion.silence_factor * known_s)
-        self.late_s = max(self.silence_s, spec.deadline_ms / 1000 * SILENT_DEADLINE_FRACTION)
-        self.retry_budget = Budget(settings.retry.budget_fraction, settings.retry.budget_min, now)
-        self.hedge_budget = Budget(settings.hedge.budget_fraction, settings.retry.budget_min, now)
-        self.stats = AppStats()
-        self.stats_total = AppStats()
-        self.answered = Answered()
-        self._deposited = 0
-        self.asked_lately = False  # since the last retune
-        self._unproven_s = settings.hedge.unproven_s
-        self._panic_fraction = settings.breaker.panic_fraction
-        self._slow_start_s = settings.breaker.slow_start_s
+        self.queues = Queues()
+        self.allowance = Allowance(settings.admission, now)
+        self.patience = Patience(spec, settings, now)
+        self.traffic = TrafficCounts()
 
     def refresh(self, now: float) -> None:
         """Work out `ranked`, `best` and each replica's `degraded` reason anew."""
         spec = self.spec
-        self.chain = spec.links_beyond_replicas
-        self.keeps_last_good = "last-good" in self.chain
         for replica in self.replicas.values():
             rank = spec.rank(replica.variant)
             degraded = ""
@@ -305,7 +276,7 @@ class App:
                 rank += OLD_VERSION_PENALTY
                 degraded = "previous-version"
             elif rank > 0:
-                degraded = "placement" if replica.variant in self.planned_variants else "failover"
+                degraded = "placement" if replica.variant in self.planned.variants else "failover"
             if degraded != replica.degraded:
                 replica.degraded, replica.prefix = degraded, b""
             replica.rank = rank
@@ -322,16 +293,13 @@ class App:
         self.best = [r for r in ranked if r.rank == ranked[0].rank]
         self.ramping = []
         for replica in ranked:
-            if replica.admitted_at is None:
-                replica.admitted_at = now
-        if self._slow_start_s and len(ranked) > 1:
+            if replica.ramp.admitted_at is None:
+                replica.ramp.admitted_at = now
+        if self._settings.breaker.slow_start_s and len(ranked) > 1:
             self._start_slowly(now)
         if ranked:
-            self.was_ready = True
-            self.hopeless = False
-            self.activation = None
-            self.refused.clear()
-        if self.brownout.on:
+            self.way_back.arrived()
+        if self.allowance.brownout.on:
             for replica in self.stand_ins():
                 if replica.degraded != "overload":
                     replica.degraded, replica.prefix = "overload", b""
@@ -339,10 +307,12 @@ class App:
     def describe(self, spec: AppVersion) -> None:
         """Take what the route table says of the app."""
         self.spec = spec
+        self.chain = spec.links_beyond_replicas  # what may answer when no replica does (see `fallback`)
+        self.keeps_last_good = "last-good" in self.chain
         if spec.client_rate is None:
             self.clients = None
         elif self.clients is None or self.clients.rate != spec.client_rate:
-            self.clients = ClientBuckets(spec.client_rate, self._admission.clients_max)
+            self.clients = ClientBuckets(spec.client_rate, self._settings.admission.clients_max)
 
     def stand_ins(self) -> list[Replica]:
         """Ready smaller variants of this version, beside a better one."""
@@ -351,12 +321,12 @@ class App:
 
     def stand_ins_inflight(self) -> int:
         """Requests that overflowed to them; 0 when there is no brown-out."""
-        return sum([len(r.outstanding) for r in self.stand_ins()]) if self.brownout.on else 0
+        return sum([len(r.outstanding) for r in self.stand_ins()]) if self.allowance.brownout.on else 0
 
     def last_resorts(self, now: float) -> list[Replica]:
         """Better than nothing when nothing healthy is left and nobody can load anything."""
         linked = [r for r in self.replicas.values() if r.link is not None and r.breaker.permits(now)]
-        linked = [r for r in linked if r.state in ("ready", "failing")]
+        linked = [r for r in linked if r.state in CONNECTED]
         trusted = [r for r in linked if not r.node_suspect]
         # When all nodes fall silent at once, the fault is hardly theirs. Without anything else to fall back
         # on, a request does better to wait for them than to fail.
@@ -364,11 +334,8 @@ class App:
 
     def _watch_health(self, routable: list[Replica], now: float) -> None:
         current = [r for r in self.replicas.values() if r.version == self.spec.version and r.link is not None]
-        self.untrusted = sum(r.state == "failing" or not r.breaker.closed for r in current)
-        if any(r.breaker.closed for r in routable):
-            self.unhealthy_since = self.recall.pending = None
-        elif self.unhealthy_since is None:
-            self.unhealthy_since = now
+        untrusted = sum(r.state is Seen.FAILING or not r.breaker.closed for r in current)
+        self.way_back.judged(untrusted, any(r.breaker.closed for r in routable), now)
 
     def _in_panic(self, healthy: list[Replica], ejected: list[Replica]) -> list[Replica]:
         """Those of the ejected to use all the same: when most of them fail, the fault is hardly theirs.
@@ -376,13 +343,14 @@ class App:
         Counted among equals, as Envoy does within a priority: a failing variant never comes before a
         healthy smaller one. With nobody healthy at all, everybody is used. A fraction of 0 means: never.
         """
+        panic_fraction = self._settings.breaker.panic_fraction
         if not healthy:
-            return ejected if len(ejected) > 1 and self._panic_fraction else []
+            return ejected if len(ejected) > 1 and panic_fraction else []
         used: list[Replica] = []
         for rank in {r.rank for r in ejected}:
             sick = [r for r in ejected if r.rank == rank]
             well = sum(r.rank == rank for r in healthy)
-            if 0 < well < self._panic_fraction * (well + len(sick)):
+            if 0 < well < panic_fraction * (well + len(sick)):
                 used += sick
         return used
 
@@ -393,10 +361,12 @@ class App:
         shares with whoever else there is, a smaller variant if need be.
         """
         for replica in self.best:
-            since = max(replica.admitted_at or now, replica.breaker.closed_at or 0.0)
-            replica.share = min(max((now - since) / self._slow_start_s, RAMP_SHARE_MIN), 1.0)
-        most = max(replica.share for replica in self.best)
-        steady = [r for r in self.best if r.share == most]
+            since = max(replica.ramp.admitted_at or now, replica.breaker.closed_at or 0.0)
+            replica.ramp.share = min(
+                max((now - since) / self._settings.breaker.slow_start_s, RAMP_SHARE_MIN), 1.0
+            )
+        most = max(replica.ramp.share for replica in self.best)
+        steady = [r for r in self.best if r.ramp.share == most]
         sharing = len(self.best)
         if most < 1.0 and all(r.breaker.closed_at is not None for r in steady):
             others = [r for r in self.ranked if r.rank != self.best[0].rank and r.breaker.closed]
@@ -404,7 +374,7 @@ class App:
                 steady, most = [r for r in others if r.rank == others[0].rank], 1.0
         self.ramping = [r for r in self.best if r not in steady]
         for replica in self.ramping:
-            replica.share /= most * sharing
+            replica.ramp.share /= most * sharing
         self.best = steady
 
     @property
@@ -419,71 +389,33 @@ class App:
     @property
     def busy(self) -> bool:
         """Does a tick have anything to look at?"""
-        return bool(self.inflight or self.waiting or self.suspects)
+        return bool(self.inflight or self.queues.waiting or self.queues.suspects)
 
     def watch_s(self, request: Request) -> float:
         """How long after sending a request a tick need not look at it."""
-        delay_s = self.hedge_delay_s
-        if request.flights and request.flights[0].replica.unproven_s(request.arrived) > self._unproven_s:
+        delay_s = self.patience.hedge_delay_s
+        if (
+            request.flights
+            and request.flights[0].replica.unproven_s(request.arrived) > self._settings.hedge.unproven_s
+        ):
             delay_s *= UNPROVEN_FACTOR
         return min(delay_s, (request.deadline - request.arrived) / 2) if self.chain else delay_s
 
-    def retune(self, settings: GatewayTuning, now: float) -> None:
-        """Bring hedge delay, silence bound and budgets up to date. On a timer, some times a second."""
-        self.digest.rotate(now)
-        requests = self.stats_total.requests + self.stats.requests
-        self.retry_budget.deposit(requests - self._deposited, now)
-        self.hedge_budget.deposit(requests - self._deposited, now)
-        self.asked_lately = requests != self._deposited
-        self._deposited = requests
-        if self.digest.samples < HEDGE_SAMPLES_MIN:
-            return
-        hedge, suspicion = settings.hedge, settings.suspicion
-        high_s = self.digest.quantile(hedge.quantile) or 0.0
-        delay_s = max(high_s * hedge.factor, hedge.delay_ms_min / 1000)
-        self.hedge_delay_s = min(delay_s, hedge.delay_ms_max / 1000)
-        p99_s = self.digest.quantile(0.99) or 0.0
-        # With a copy elsewhere before much of the deadline is spent; but no sooner than slow answers come.
-        in_time_s = max(p99_s * SLOW_FACTOR, self.spec.deadline_ms / 1000 * SILENT_DEADLINE_FRACTION)
-        silence_s = min(p99_s * suspicion.silence_factor, in_time_s)
-        self.silence_s = max(silence_s, suspicion.silence_ms_min / 1000)
-        self.late_s = max(in_time_s, self.silence_s)
+    def retune(self, now: float) -> None:
+        """On a timer, some times a second."""
+        self.patience.retune(self.traffic.requests, self.spec.deadline_ms / 1000, now)
 
     def observe(self, elapsed_s: float) -> None:
         """On each tick: what was in flight for the last `elapsed_s`."""
-        overflowed = self.stand_ins_inflight()
-        self.concurrency.observe(self.inflight - overflowed, elapsed_s)
-        self.brownout.concurrency.observe(overflowed, elapsed_s)
+        self.allowance.observe(self.inflight, self.stand_ins_inflight(), elapsed_s)
 
     def retune_admission(self, now: float) -> bool:
-        """Bring the limits up to date, some times a second. True if a brown-out began or ended."""
-        spec, brownout, least = self.spec, self.brownout, self._admission.inflight_min
-        answers = self.answered.requests - brownout.answers
-        overflowed = self.concurrency.refused > 0
-        if not self.ranked:
-            self.concurrency.skip(answers, now)
-        else:
-            infer_s, spacing_s = self._measure_batches()
-            target_s = target_latency_s(spec.objective_s, spec.deadline_ms / 1000, infer_s)
-            self.concurrency.retune(answers, target_s, least * len(self.best), now)
-            self.concurrency.spacing_s = max(self.concurrency.spacing_s, spacing_s)
-            if brownout.on:
-                least *= max(len(self.stand_ins()), 1)
-                brownout.concurrency.retune(brownout.answers, target_s, least, now)
-        return brownout.retune(overflowed, spec.brownout and bool(self.stand_ins()), now)
-
-    def _measure_batches(self) -> tuple[float, float]:
-        """How long one ran of late, and how far apart answers are at least, each batch being full, in s."""
-        (requests, infer_us), answered = self._infer_seen, self.answered
-        before_s = self._infer_s
-        if answered.requests > requests:
-            self._infer_s = (answered.infer_us - infer_us) / (answered.requests - requests) / 1e6
-            self._infer_seen = answered.requests, answered.infer_us
-        # The shorter of two, so that one stall doesn't count.
-        return self._infer_s, min(before_s, self._infer_s) / (self.spec.batching.rows_max * len(self.best))
+        """As `Allowance.retune`."""
+        smaller = len(self.stand_ins())
+        return self.allowance.retune(self.spec, self.traffic.answered, len(self.best), smaller, now)
 
 
-class Fault(NamedTuple):
+class ReplicaFault(NamedTuple):
     """A replica had a request on `stream` and failed it."""
 
     replica: Replica
@@ -531,7 +463,7 @@ class Request:
         self.deadline = deadline
         self.flights: list[Flight] = []
         self.tried: tuple[str, ...] = ()  # replica ids that had it and gave no answer
-        self.faults: tuple[Fault, ...] = ()  # of replicas; none once it is settled whose they were
+        self.faults: tuple[ReplicaFault, ...] = ()  # of replicas; none once it is settled whose they were
         self.kills: tuple[Replica, ...] = ()  # that died with it
         self.attempts = 0
         self.hedged = False

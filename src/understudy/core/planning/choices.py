@@ -22,11 +22,13 @@ class Choices:
     app: AppVersion
     index: dict[str, int]  # of variants, by name
     mb: tuple[float, ...]
+    keys: tuple[str, ...]  # of environments
     busy: tuple[float, ...]  # cores
     primary: tuple[float, ...]  # of one primary, without its movement
     standby: tuple[float, ...]  # the same; empty for apps that get none
     warm: tuple[float, ...]  # of answering in one failure
     ways: tuple[Way, ...]  # best first
+    way_keys: tuple[frozenset[str], ...]  # of the environments that it takes
     way_index: dict[tuple[str, str], int]  # by first and variant
     silent: float  # of one failure
     unplaced: float
@@ -51,15 +53,18 @@ def _of(app: AppVersion, settings: PlanSettings) -> Choices:
         standby = [objective.standby_loss(app, v, settings) for v in app.variants]
     primary = [objective.primary_loss(app, v) for v in app.variants]
     ways = objective.ways(app)
+    keys = {variant.name: variant.environment_key for variant in app.variants}
     return Choices(
         app=app,
         index={variant.name: v for v, variant in enumerate(app.variants)},
         mb=tuple(replica_mb(variant) for variant in app.variants),
+        keys=tuple(variant.environment_key for variant in app.variants),
         busy=tuple(busy(app, variant) for variant in app.variants),
         primary=tuple(map(operator.add, primary, memory)),
         standby=tuple(map(operator.add, standby, memory)),
         warm=tuple(objective.warm_loss(app, v) for v in app.variants),
         ways=ways,
+        way_keys=tuple(frozenset({keys[way.first], keys[way.variant]}) for way in ways),
         way_index={(way.first, way.variant): w for w, way in enumerate(ways)},
         silent=objective.silent_loss(app),
         unplaced=objective.unplaced_loss(app),

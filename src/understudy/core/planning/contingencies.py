@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,10 +37,13 @@ class Answers:
 
 
 def answer_failures(problem: Problem, choices: list[Choices], room: Room, replicas: Replicas) -> Answers:
-    return _Answering(problem, choices, room, replicas).run()
+    answering = _AnsweringAny if problem.any_of else _Answering
+    return answering(problem, choices, room, replicas).run()
 
 
 class _Answering:
+    """One failure at a time."""
+
     def __init__(self, problem: Problem, choices: list[Choices], room: Room, replicas: Replicas) -> None:
         self._problem = problem
         self._choices = choices
@@ -75,7 +79,7 @@ class _Answering:
             if a is None or b is None or self._choices[a].app.version != c.version:
                 continue
             w = self._choices[a].way_index.get((c.first, c.variant))
-            if w is not None:
+            if w is not None and self._room.is_ready(b, *self._choices[a].way_keys[w]):
                 staged[a, c.failure] = (b, w)
         return staged
 
@@ -87,8 +91,6 @@ class _Answering:
             for a in self._silenced[s]:
                 for name in scenario.names:
                     self._settle(a, name, found.get(a))
-        if self._problem.any_of:
-            self._answer_any()
         return self._answers
 
     def _settle(self, a: int, failure: str, answer: Answer | None) -> None:
@@ -100,8 +102,6 @@ class _Answering:
         self._answers.loss += choices.ways[answer[1]].loss
         if self._staged.get((a, failure)) != answer:
             self._answers.loss += RESTAGE
-
-    # one failure at a time
 
     def _answer(self, s: int, apps: list[int]) -> dict[int, Answer]:
         left = _Left(self._room, self._room.lost[s], limited=self._limited)
@@ -140,7 +140,7 @@ class _Answering:
         found = {}
         start = s * len(self._room.node) // len(self._room.lost)
         for a in sorted(apps, key=lambda a: (-self._choices[a].ways[0].room_mb, a)):
-            b = left.next(*self._needs(a, 0), start)
+            b = left.next(*self._needs(a, 0), start, self._ready(a, 0))
             if b < 0:
                 return None
             start = b + 1
@@ -164,6 +164,7 @@ class _Answering:
         start = s * bins // len(self._room.lost)
         crowded = CROWDED * len(apps) > bins
         queue: list[tuple[float, int, int]] = []
+        failed: set[tuple[int, int]] = set()
         largest_mb = left.largest_mb()
         for a in apps:
             way = found[a][1] if a in found else SILENT
@@ -176,10 +177,11 @@ class _Answering:
             if held is not None:
                 left.give_back(held[0], *self._needs(a, held[1]))
             needs = self._needs(a, way)
-            if held is not None and left.fits(held[0], *needs):
+            ready = self._ready(a, way)
+            if held is not None and left.fits(held[0], *needs) and (ready is None or ready[held[0]]):
                 b = held[0]
             else:
-                b = left.tightest(*needs) if crowded else left.next(*needs, start)
+                b = left.tightest(*needs, ready) if crowded else left.next(*needs, start, ready)
                 start = b + 1
             if b >= 0:
                 left.take(b, *needs)
@@ -188,9 +190,20 @@ class _Answering:
                 continue
             if held is not None:
                 left.take(held[0], *self._needs(a, held[1]))
-            self._offer(a, held[1] if held is not None else SILENT, queue, above=way)
+            if self._problem.lacking:  # what is larger may be ready elsewhere
+                failed.add((a, way))
+                way = -1
+            self._offer(a, held[1] if held is not None else SILENT, queue, above=way, without=failed)
 
-    def _offer(self, a: int, way: int, queue: list[tuple[float, int, int]], above: int = -1) -> None:
+    def _offer(
+        self,
+        a: int,
+        way: int,
+        queue: list[tuple[float, int, int]],
+        *,
+        above: int = -1,
+        without: Collection[tuple[int, int]] = (),
+    ) -> None:
         """Queue the step from `way` that gains most by MB, of those to ways `above` (smaller than) one."""
         choices = self._choices[a]
         loss, room_mb = choices.silent, 0.0
@@ -199,18 +212,24 @@ class _Answering:
         best = (0.0, a, SILENT)
         for w in range(above + 1, len(choices.ways) if way == SILENT else way):
             other = choices.ways[w]
-            if other.loss < loss - 1e-9:
+            if other.loss < loss - 1e-9 and (a, w) not in without:
                 best = min(best, (-(loss - other.loss) / max(other.room_mb - room_mb, 1e-9), a, w))
         if best[2] != SILENT:
             heapq.heappush(queue, best)
+
+    def _ready(self, a: int, way: int) -> NDArray[np.bool_] | None:
+        return self._room.ready(*self._choices[a].way_keys[way])
 
     def _needs(self, a: int, way: int) -> tuple[float, float]:
         chosen = self._choices[a].ways[way]
         return chosen.room_mb, chosen.busy
 
-    # whichever K nodes
 
-    def _answer_any(self) -> None:
+class _AnsweringAny(_Answering):
+    """Whichever K nodes are lost, beside the other failures."""
+
+    def run(self) -> Answers:
+        super().run()
         found = self._chains(smallest=False)
         if found is None:
             found = self._chains(smallest=True)
@@ -219,6 +238,7 @@ class _Answering:
             if not primaries:
                 continue
             self._settle_chain(a, primaries, standby, found.get(a, []))
+        return self._answers
 
     def _nodes(self, a: int) -> list[int]:
         primaries, standby = self._replicas[a]
@@ -268,7 +288,14 @@ class _Answering:
             w = staged[1] if keep_way else way
             if charges.fits(staged[0], *self._needs(a, w)):
                 return staged[0], w
-        return charges.pick(*self._needs(a, way), lost), way
+        if not self._problem.lacking:
+            return charges.pick(*self._needs(a, way), lost), way
+        # The best way that is ready where there is room for it: what is smaller may be ready nowhere else.
+        for w in sorted(range(len(self._choices[a].ways)), key=lambda w: (w != way, w)):
+            b = charges.pick(*self._needs(a, w), lost, self._ready(a, w))
+            if b >= 0:
+                return b, w
+        return -1, way
 
     def _bins(self, a: int) -> list[int]:
         primaries, standby = self._replicas[a]
@@ -283,7 +310,8 @@ class _Answering:
                         new - old
                         for new, old in zip(self._needs(a, better), self._needs(a, way), strict=True)
                     ]
-                    if charges.fits(b, *more):
+                    keys = self._choices[a].way_keys[better]
+                    if charges.fits(b, *more) and self._room.is_ready(b, *keys):
                         charges.take(lost, b, *more)
                         answers[link] = (b, better)
                         break
@@ -335,12 +363,14 @@ class _Left:
         enough = self._mb[b] >= mb - ROUNDING
         return bool(enough and (self._busy is None or self._busy[b] >= busy - ROUNDING))
 
-    def tightest(self, mb: float, busy: float) -> int:
-        return pick(self._room, self._mb, self._busy, mb, busy, None, dense=True)
+    def tightest(self, mb: float, busy: float, allowed: NDArray[np.bool_] | None = None) -> int:
+        return pick(self._room, self._mb, self._busy, mb, busy, allowed, dense=True)
 
-    def next(self, mb: float, busy: float, start: int) -> int:
+    def next(self, mb: float, busy: float, start: int, allowed: NDArray[np.bool_] | None = None) -> int:
         """The first bin from `start` on that fits, going round; -1 if none does."""
         fits = self._mb >= mb - ROUNDING
+        if allowed is not None:
+            fits &= allowed
         if self._busy is not None:
             fits &= self._busy >= busy - ROUNDING
         start %= len(fits)
@@ -372,8 +402,8 @@ class _Charges:
         enough = self._left_mb[b] >= mb - ROUNDING
         return bool(enough and (self._left_busy is None or self._left_busy[b] >= busy - ROUNDING))
 
-    def pick(self, mb: float, busy: float, lost: list[int]) -> int:
-        allowed = np.ones(len(self._left_mb), dtype=bool)
+    def pick(self, mb: float, busy: float, lost: list[int], ready: NDArray[np.bool_] | None = None) -> int:
+        allowed = np.ones(len(self._left_mb), dtype=bool) if ready is None else ready.copy()
         for node in lost:
             allowed[self._room.bins_of[node]] = False
         return pick(self._room, self._left_mb, self._left_busy, mb, busy, allowed, dense=False)

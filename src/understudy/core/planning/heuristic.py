@@ -146,6 +146,8 @@ class _Packing:
         choices = self._choices[a]
         if not self.room.fits(b, choices.mb[v], choices.busy[v]):
             return False
+        if not self.room.is_ready(b, choices.keys[v]):
+            return False
         if role is Role.PRIMARY:
             return len(self.primaries[a]) < choices.app.replicas
         nodes = {self.room.node[at] for _, at in self.primaries[a]}
@@ -199,6 +201,7 @@ class _Packing:
     def _pick(self, a: int, v: int, allowed: NDArray[np.bool_] | None, *, spare: bool = False) -> int:
         """Where to place it: where nothing that is staged counts on the room (`spare`: nowhere else)."""
         mb, busy = self._choices[a].mb[v], self._choices[a].busy[v]
+        allowed = _both(allowed, self.room.ready(self._choices[a].keys[v]))
         if self._problem.staged:
             unclaimed = self.room.free_mb - self._reserved_mb >= mb
             if allowed is not None:
@@ -227,18 +230,21 @@ class _Packing:
     def _place_somehow(self, a: int, best: int) -> None:
         """A primary of the best variant for which room can be found or made."""
         choices = self._choices[a]
+        if self._problem.lacking:  # a larger one may be ready where this isn't
+            best = 0
         for v in sorted(range(best, len(choices.mb)), key=lambda v: choices.primary[v]):
             if self._place_primary(a, v):
                 return
-            if self._make_room(choices.mb[v], choices.busy[v]) and self._place_primary(a, v):
+            if self._make_room(choices, v) and self._place_primary(a, v):
                 return
 
-    def _make_room(self, mb: float, busy: float) -> bool:
+    def _make_room(self, wanted: Choices, w: int) -> bool:
         """Move one replica out of the way, where that is enough."""
         room = self.room
+        mb, busy = wanted.mb[w], wanted.busy[w]
         emptiest_first = np.argsort(-room.free_mb, kind="stable")[:MENDED_MAX]
         for b in emptiest_first.tolist():
-            if room.memory_mb[b] < mb or room.cores[b] < busy:
+            if room.memory_mb[b] < mb or room.cores[b] < busy or not room.is_ready(b, wanted.keys[w]):
                 continue
             needed_mb, needed_busy = mb - room.free_mb[b], busy - room.free_busy[b]
             for a in sorted(self._on[b], key=lambda a: min(self._sizes(a, b))):
@@ -250,7 +256,8 @@ class _Packing:
                     other = self.standbys[a]
                     if other is not None:
                         allowed &= room.node != room.node[other[1]]
-                    to = room.pick(choices.mb[v], choices.busy[v], allowed, dense=True)
+                    within = _both(allowed, room.ready(choices.keys[v]))
+                    to = room.pick(choices.mb[v], choices.busy[v], within, dense=True)
                     if to >= 0:
                         self._take(a, v, b, Role.PRIMARY)
                         self._put(a, v, to, Role.PRIMARY)
@@ -384,6 +391,13 @@ class _Packing:
             placements=tuple(sorted(placements, key=lambda p: (p.app, p.role, p.node, p.device))),
             contingencies=tuple(sorted(contingencies, key=lambda c: (c.app, c.failure))),
         )
+
+
+def _both(one: NDArray[np.bool_] | None, other: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """None: all."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
 
 
 def moved(problem: Problem, plan: Plan) -> int:

@@ -54,6 +54,7 @@ TANGENTS = tuple((2 * x, x * x) for x in (0.1, 0.3, 0.5, 0.7, 0.9))
 
 
 Place = tuple[str, int, str, str, str]  # app, version, variant, node, device
+Lack = tuple[str, str]  # node, key of an environment that isn't ready there
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,11 @@ class Problem:
     any_of: int = 0  # whichever so many nodes may be lost together; 0: one at most
     existing: frozenset[Place] = frozenset()  # replicas that (should) run now; another one is a movement
     staged: frozenset[Contingency] = frozenset()
+    lacking: frozenset[Lack] = frozenset()
+
+    def runs(self, variant: Variant, held: Bin) -> bool:
+        """Whether its environment is ready there."""
+        return not self.lacking or (held.node, variant.environment_key) not in self.lacking
 
     @property
     def memory_mb(self) -> float:

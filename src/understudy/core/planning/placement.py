@@ -93,7 +93,8 @@ class PlacementProgram:
         replicas = choices.app.replicas
         for v, mb in enumerate(choices.mb):
             for b, held in enumerate(self._problem.bins):
-                if mb <= held.memory_mb and choices.busy[v] <= held.cores:
+                runs = self._problem.runs(choices.app.variants[v], held)
+                if runs and mb <= held.memory_mb and choices.busy[v] <= held.cores:
                     self._add_replica(a, v, b)
         primaries = self._on(self._primaries, a)
         standbys = self._on(self._standbys, a)
@@ -195,6 +196,8 @@ class PlacementProgram:
         found = []
         for k, way in enumerate(self._choices[a].ways):
             if way.room_mb > held.memory_mb or way.busy > held.cores:
+                continue
+            if any((held.node, key) in problem.lacking for key in self._choices[a].way_keys[k]):
                 continue
             cost = way.loss * len(names)
             for name in names:

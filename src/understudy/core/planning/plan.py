@@ -16,7 +16,7 @@ import msgspec
 from understudy.core.planning.bound import Prices
 from understudy.core.planning.choices import Choices, choices_of
 from understudy.core.planning.footprint import replica_mb
-from understudy.core.planning.objective import Bin, Place, Problem, Scenario, place
+from understudy.core.planning.objective import Bin, Lack, Place, Problem, Scenario, place
 from understudy.core.planning.replay import replay
 from understudy.core.planning.search import find_plan
 from understudy.core.planning.weaknesses import unplaced_reasons, weaknesses
@@ -34,6 +34,7 @@ class PlanInput(msgspec.Struct, frozen=True):
     current: Plan | None = None
     quarantined: frozenset[tuple[str, int, str]] = frozenset()  # (app, version, variant)
     settings: PlanSettings = PlanSettings()
+    lacking: frozenset[Lack] = frozenset()
 
 
 def make_plan(facts: PlanInput, revision: int, reason: str) -> Plan:
@@ -74,12 +75,12 @@ class Planner:
         if problem.apps and nodes:
             found, self._prices = find_plan(problem, self._choices(problem), facts.current, self._prices)
             plan = msgspec.structs.replace(found, revision=revision, reason=reason)
-        unplaced = unplaced_reasons(plan, facts.apps, problem.apps, nodes)
+        unplaced = unplaced_reasons(plan, facts.apps, problem.apps, nodes, facts.lacking)
         plan = msgspec.structs.replace(plan, unplaced=unplaced)
-        verdict = replay(plan, problem.apps, nodes, facts.settings.survive)
+        verdict = replay(plan, problem.apps, nodes, facts.settings.survive, facts.lacking)
         plan = msgspec.structs.replace(plan, outcomes=verdict.outcomes)
-        warnings = (*verdict.violations, *weaknesses(plan, problem.apps, nodes, facts.settings))
-        return msgspec.structs.replace(plan, warnings=warnings)
+        weak = weaknesses(plan, problem.apps, nodes, facts.settings, facts.lacking)
+        return msgspec.structs.replace(plan, warnings=(*verdict.violations, *weak))
 
     def _choices(self, problem: Problem) -> list[Choices]:
         if problem.settings != self._settings:
@@ -133,6 +134,7 @@ def problem_of(facts: PlanInput) -> Problem:
         any_of=max(0, min(any_of(facts.settings.survive), len(nodes) - 1)),
         existing=_existing(current, nodes),
         staged=frozenset(current.contingencies),
+        lacking=facts.lacking,
     )
 
 
@@ -188,6 +190,8 @@ def _usable_apps(facts: PlanInput) -> tuple[AppVersion, ...]:
         variants = app.variants
         if facts.quarantined:
             variants = tuple(v for v in variants if (app.app, app.version, v.name) not in facts.quarantined)
+        if facts.lacking:  # ready nowhere is as good as quarantined
+            variants = tuple(v for v in variants if _is_ready_somewhere(v, facts))
         if app.objective_ms is not None and variants:
             quick = tuple(v for v in variants if _latency_ms(v) <= app.objective_ms)
             variants = quick or (min(variants, key=_latency_ms),)
@@ -195,6 +199,10 @@ def _usable_apps(facts: PlanInput) -> tuple[AppVersion, ...]:
             same = len(variants) == len(app.variants)
             usable.append(app if same else msgspec.structs.replace(app, variants=variants))
     return tuple(usable)
+
+
+def _is_ready_somewhere(variant: Variant, facts: PlanInput) -> bool:
+    return any((node.name, variant.environment_key) not in facts.lacking for node in facts.nodes)
 
 
 def _latency_ms(variant: Variant) -> float:

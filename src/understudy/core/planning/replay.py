@@ -45,17 +45,27 @@ class Replay:
 
 
 def replay(
-    plan: Plan, apps: tuple[AppVersion, ...], nodes: tuple[NodeInfo, ...], survive: Iterable[str]
+    plan: Plan,
+    apps: tuple[AppVersion, ...],
+    nodes: tuple[NodeInfo, ...],
+    survive: Iterable[str],
+    lacking: Collection[tuple[str, str]] = (),
 ) -> Replay:
     """What each app answers in each failure, and every rule of planning that the plan breaks.
 
     Checked are: names that mean something; standbys apart from their primaries; the memory and cores of every
     device in normal operation, and while contingencies swap (both variants loaded); and that no app is left
     silent beside free room. Apps without a primary are the plan's own statement (`unplaced`), no violation.
+    `lacking`: (node, environment) where that isn't ready; nothing that needs it may be there.
     Of "any-K" every combination of nodes is covered, whether it is tried by itself or not.
     """
-    stage = _Stage(plan, apps, nodes)
-    violations = [*stage.misnamed(), *stage.standbys_beside_primaries(), *stage.miscounted()]
+    stage = _Stage(plan, apps, nodes, lacking)
+    violations = [
+        *stage.misnamed(),
+        *stage.unready(),
+        *stage.standbys_beside_primaries(),
+        *stage.miscounted(),
+    ]
     violations += stage.overfull({}, "in normal operation", stage.devices)
     outcomes: list[Outcome] = []
     several = any_of(survive) if len(nodes) > 1 else 0
@@ -74,8 +84,15 @@ def replay(
 class _Stage:
     """The plan, indexed for playing."""
 
-    def __init__(self, plan: Plan, apps: tuple[AppVersion, ...], nodes: tuple[NodeInfo, ...]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        apps: tuple[AppVersion, ...],
+        nodes: tuple[NodeInfo, ...],
+        lacking: Collection[tuple[str, str]],
+    ) -> None:
         self.plan = plan
+        self._lacking = lacking
         self.apps = {app.app: app for app in apps}
         self._variants = {
             app.app: {variant.name: (rank, variant) for rank, variant in enumerate(app.variants)}
@@ -142,6 +159,20 @@ class _Stage:
                 yield f"contingency {contingency.key} names unknown {_named(contingency)}"
             if self.variant(contingency) is None or (app and app.variant(contingency.first) is None):
                 yield f"contingency {contingency.key} names an unknown variant or version"
+
+    def unready(self) -> Iterator[str]:
+        """Replicas, and what contingencies load, where their environment isn't ready."""
+        planned: tuple[Placement | Contingency, ...] = (*self.plan.placements, *self.plan.contingencies)
+        for placed in planned:
+            names = {placed.variant} | ({placed.first} if isinstance(placed, Contingency) else set())
+            variants = self._variants.get(placed.app, {})
+            for name in sorted(names & variants.keys()):
+                if not self._runs(variants[name][1], placed.node):
+                    where = f"{_named(placed)}, which lacks its packages"
+                    yield f"{name!r} of {placed.app!r} is planned on {where}"
+
+    def _runs(self, variant: Variant, node: str) -> bool:
+        return (node, variant.environment_key) not in self._lacking
 
     def standbys_beside_primaries(self) -> Iterator[str]:
         for app, placements in self.placements.items():
@@ -239,7 +270,11 @@ class _Stage:
                 needed_mb = replica_mb(variant)
                 if needed_mb >= largest:
                     break
-                fits = [at for mb, idle, at in free if mb > needed_mb and idle > busy(app, variant)]
+                fits = [
+                    at
+                    for mb, idle, at in free
+                    if mb > needed_mb and idle > busy(app, variant) and self._runs(variant, at[0])
+                ]
                 if fits:
                     yield (
                         f"app {app.app!r} has no contingency for {failure}, although {_name(fits[0])} has "

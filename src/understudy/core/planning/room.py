@@ -33,6 +33,10 @@ class Room:
         self._nodes = nodes
         self.lost = [self._mask(scenario.lost) for scenario in problem.scenarios]
         self._scenarios: list[list[int]] = [[] for _ in bins]  # that a bin is lost in
+        without: dict[str, list[int]] = {}  # by environment: bins of nodes where it isn't ready
+        for node, key in problem.lacking:
+            without.setdefault(key, []).extend(self.bins_of[nodes[node]] if node in nodes else ())
+        self._ready = {key: self._all_but(found) for key, found in without.items() if found}
         for s, scenario in enumerate(problem.scenarios):
             for node in scenario.lost:
                 for b in self.bins_of[nodes[node]]:
@@ -43,6 +47,19 @@ class Room:
         for name in names:
             mask[self.bins_of[self._nodes[name]]] = True
         return mask
+
+    def _all_but(self, bins: list[int]) -> NDArray[np.bool_]:
+        mask = np.ones(len(self.node), dtype=bool)
+        mask[bins] = False
+        return mask
+
+    def ready(self, *keys: str) -> NDArray[np.bool_] | None:
+        """Bins of nodes where all these environments are ready; None: all bins."""
+        masks = [self._ready[key] for key in keys if key in self._ready] if self._ready else []
+        return np.logical_and.reduce(masks) if masks else None
+
+    def is_ready(self, b: int, *keys: str) -> bool:
+        return not self._ready or all(self._ready[key][b] for key in keys if key in self._ready)
 
     def scenarios_of(self, b: int) -> list[int]:
         """In which bin `b` is lost."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from understudy.core.planning.footprint import replica_mb
-from understudy.core.planning.objective import placements_by_app
+from understudy.core.planning.objective import Lack, placements_by_app
 from understudy.failures import lost_nodes
 from understudy.settings.plan import PlanSettings
 from understudy.wire.records import (
@@ -25,7 +25,11 @@ SENTENCES_MAX = 200
 
 
 def unplaced_reasons(
-    plan: Plan, wanted: Iterable[AppVersion], usable: Iterable[AppVersion], nodes: tuple[NodeInfo, ...]
+    plan: Plan,
+    wanted: Iterable[AppVersion],
+    usable: Iterable[AppVersion],
+    nodes: tuple[NodeInfo, ...],
+    lacking: Collection[Lack] = (),
 ) -> dict[str, str]:
     """Why each app of `wanted` that has no primary has none. `usable` are apps by their usable variants."""
     placed = {p.app for p in plan.placements if p.role is Role.PRIMARY}
@@ -35,21 +39,27 @@ def unplaced_reasons(
     for app in wanted:
         if app.app in placed:
             continue
-        if app.app not in usable_by_name:
+        if app.app not in usable_by_name and (lack := _lacking(app, nodes, lacking)):
+            reasons[app.app] = f"none of its variants can run anywhere{lack}"
+        elif app.app not in usable_by_name:
             reasons[app.app] = "every variant is quarantined; deploy a new version or clear the quarantine"
         elif not nodes:
             reasons[app.app] = "no node is available"
         else:
-            room = room or _Room(plan, tuple(usable_by_name.values()), nodes)
+            room = room or _Room(plan, tuple(usable_by_name.values()), nodes, lacking)
             reasons[app.app] = room.lack(usable_by_name[app.app], "")
     return reasons
 
 
 def weaknesses(
-    plan: Plan, apps: tuple[AppVersion, ...], nodes: tuple[NodeInfo, ...], settings: PlanSettings
+    plan: Plan,
+    apps: tuple[AppVersion, ...],
+    nodes: tuple[NodeInfo, ...],
+    settings: PlanSettings,
+    lacking: Collection[Lack] = (),
 ) -> tuple[str, ...]:
     """One sentence for each weakness of a plan that was replayed (`outcomes` are read), the first of many."""
-    room = _Room(plan, apps, nodes)
+    room = _Room(plan, apps, nodes, lacking)
     found = _of_cluster(nodes, settings)
     found += [f"app {app!r} isn't placed: {reason}" for app, reason in sorted(plan.unplaced.items())]
     placements = placements_by_app(plan)
@@ -128,11 +138,25 @@ def _of_outcomes(app: AppVersion, silenced: list[Outcome], room: _Room) -> list[
     return found
 
 
+def _lacking(app: AppVersion, nodes: tuple[NodeInfo, ...], lacking: Collection[Lack]) -> str:
+    """Where the packages of variants of `app` aren't ready, to be added to a sentence."""
+    keys = {variant.environment_key for variant in app.variants}
+    names = sorted({node.name for node in nodes for key in keys if (node.name, key) in lacking})
+    return f"; packages of its variants aren't ready on {', '.join(names)}" if names else ""
+
+
 class _Room:
     """Free memory per device, in normal operation and in a failure."""
 
-    def __init__(self, plan: Plan, apps: tuple[AppVersion, ...], nodes: tuple[NodeInfo, ...]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        apps: tuple[AppVersion, ...],
+        nodes: tuple[NodeInfo, ...],
+        lacking: Collection[Lack],
+    ) -> None:
         self.nodes = nodes
+        self._lacking = lacking
         self.site_of = {node.name: node.site for node in nodes}
         self._sizes = {app.app: {v.name: v for v in app.variants} for app in apps}
         self._free_mb: dict[tuple[str, str], float] = {}
@@ -168,9 +192,12 @@ class _Room:
         name, free_mb = self.best(failure)
         needed_mb = min(replica_mb(variant) for variant in app.variants)
         figures = f"needs {needed_mb:.0f} MB, best node {name} has {free_mb:.0f} MB"
+        lack = _lacking(app, self.nodes, self._lacking)
+        if free_mb >= needed_mb and lack:
+            return f"no room where it can run ({figures}){lack}"
         if free_mb >= needed_mb:
             return f"the room that is left protects apps that are worth more ({figures})"
-        return f"no room for its smallest variant ({figures})"
+        return f"no room for its smallest variant ({figures}){lack}"
 
     def left(self) -> str:
         name, free_mb = self.best("")

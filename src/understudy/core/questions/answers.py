@@ -18,14 +18,14 @@ from understudy.core.planning.plan import PlanInput, make_plan, overhead, proble
 from understudy.core.questions.explanation import explain
 from understudy.core.questions.losses import Stage, Standing
 from understudy.core.questions.records import (
-    Answer,
-    Change,
     Figures,
     Kept,
     Loss,
     NewNode,
     NextPlan,
+    PlanChange,
     Question,
+    QuestionAnswered,
 )
 from understudy.failures import ANY, any_count, any_of, kind_of, lost_nodes, sites_of, to_survive
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
@@ -35,7 +35,7 @@ NAMED_MAX = 20  # replicas that start
 SILENT = ("none", "static")
 
 
-def answer(question: Question, standing: Standing, facts: PlanInput) -> Answer:
+def answer(question: Question, standing: Standing, facts: PlanInput) -> QuestionAnswered:
     """What `question` asks. `facts` are those that the next plan would be made from.
 
     Raises `InvalidArgument` for a question that makes no sense, NOT_FOUND for unknown names.
@@ -43,7 +43,7 @@ def answer(question: Question, standing: Standing, facts: PlanInput) -> Answer:
     asked = bool(question.fail) + bool(question.add or question.remove) + bool(question.explain)
     if asked != 1:
         raise InvalidArgument("ask one thing at a time: fail, add and remove, or explain")
-    found = Answer(standing.plan.revision, tuple(sorted(standing.away)))
+    found = QuestionAnswered(standing.plan.revision, tuple(sorted(standing.away)))
     if question.explain:
         app = named_app(question.explain, facts.apps)
         return msgspec.structs.replace(found, explanation=explain(app, standing.plan, facts))
@@ -136,7 +136,7 @@ def _next_plan(facts: PlanInput) -> NextPlan:
 # Nodes that come or go
 
 
-def changed(question: Question, plan: Plan, facts: PlanInput) -> Change:
+def changed(question: Question, plan: Plan, facts: PlanInput) -> PlanChange:
     """What the planner would do with other nodes. Raises `InvalidArgument` and NOT_FOUND for their names."""
     known = {node.name for node in facts.nodes}
     for name in question.remove:
@@ -148,7 +148,7 @@ def changed(question: Question, plan: Plan, facts: PlanInput) -> Change:
     new = make_plan(other, plan.revision + 1, "what if")
     had = {place(placed) for placed in plan.placements}
     starts = [f"{p.app}/{p.variant} on {p.node}" for p in new.placements if place(p) not in had]
-    return Change(
+    return PlanChange(
         added=tuple(node.name for node in added),
         removed=question.remove,
         before=figures(plan, facts),

@@ -91,6 +91,11 @@ class _Explaining:
         said = []
         usable = {variant.name for variant in self._usable}
         for variant in self._app.variants:
+            key = variant.environment_key
+            without = [node.name for node in self._facts.nodes if (node.name, key) in self._facts.lacking]
+            if without:
+                where = "any node" if len(without) == len(self._facts.nodes) else some(without)
+                said.append(f"The packages of {variant.name!r} aren't ready on {where}; the status says why.")
             if variant.name in usable:
                 continue
             if (self._app.app, self._app.version, variant.name) in self._facts.quarantined:

@@ -42,6 +42,7 @@ class Standing:
     nodes: tuple[NodeInfo, ...]
     away: frozenset[str] = frozenset()
     quarantined: frozenset[tuple[str, int, str]] = frozenset()
+    lacking: frozenset[tuple[str, str]] = frozenset()  # (node, environment) where that isn't ready
     skip_ms: float = 0.0  # a load that takes only so much longer is not preceded by a smaller one
 
 
@@ -62,7 +63,8 @@ class Stage:
         self._contingencies: dict[str, list[Contingency]] = defaultdict(list)
         self._used_mb: dict[str, float] = defaultdict(float)
         self._memory_mb = {node.name: node.memory_mb for node in standing.nodes}
-        self._staged = {v.artifact.digest for app in standing.apps for v in app.variants}
+        requisites = (v.requisites for app in standing.apps for v in app.variants)
+        self._here = frozenset[str]().union(*requisites)  # on every node, but for what is lacking
         for placed in standing.plan.placements:
             app = self._apps.get(placed.app)
             variant = app.variant(placed.variant) if app and app.version == placed.version else None
@@ -136,7 +138,7 @@ class Stage:
             activation = plan_activation(
                 chosen,
                 (app,),
-                staged=self._staged,
+                here=self._here_on(chosen.node),
                 quarantined=self.standing.quarantined,
                 free_mb=free_mb[chosen.node],
                 skip_ms=self.standing.skip_ms,
@@ -145,6 +147,9 @@ class Stage:
                 used_mb[chosen.node] += _mb(app, activation.first)
                 return activation, []
             refused[chosen.node] = activation
+
+    def _here_on(self, node: str) -> frozenset[str]:
+        return self._here - {key for at, key in self.standing.lacking if at == node}
 
     def _swap(
         self, activations: list[tuple[AppVersion, Activation]], used_mb: dict[str, float]

@@ -138,7 +138,7 @@ class Figures(msgspec.Struct, frozen=True):
     memory_overhead: float
 
 
-class Change(msgspec.Struct, frozen=True):
+class PlanChange(msgspec.Struct, frozen=True):
     added: tuple[str, ...]
     removed: tuple[str, ...]
     before: Figures
@@ -162,14 +162,14 @@ class Explanation(msgspec.Struct, frozen=True):
     reasons: tuple[Reason, ...]
 
 
-class Answer(msgspec.Struct, frozen=True):
+class QuestionAnswered(msgspec.Struct, frozen=True):
     """To a `Question`, on the plan of `revision`. `away`: nodes that are missing already."""
 
     revision: int
     away: tuple[str, ...] = ()
     loss: Loss | None = None
     any_loss: AnyLoss | None = None
-    change: Change | None = None
+    change: PlanChange | None = None
     explanation: Explanation | None = None
 
 

@@ -29,7 +29,7 @@ _WHOLE = (6, 7)  # ONNX's numbers for INT32 and INT64
 OPSETS = {"": (7, 24), "ai.onnx.ml": (1, 5), "com.microsoft": (1, 1)}
 
 
-class Call(NamedTuple):
+class Use(NamedTuple):
     """One use of an operator. `fresh` begins the names of lengths that it makes."""
 
     node: Node
@@ -50,7 +50,7 @@ class Call(NamedTuple):
         return self.node.attributes.get(name, default)
 
 
-Rule = Callable[[Call], tuple[Tensor, ...]]
+Rule = Callable[[Use], tuple[Tensor, ...]]
 
 
 class Entry(NamedTuple):
@@ -73,7 +73,7 @@ def infer(node: Node, operands: Operands, opset: int, fresh: str) -> tuple[Tenso
         raise NotProven(f"has an attribute {min(unknown)!r} that the table doesn't know")
     if not entry.lengths and any(o.axis is None and not o.fixed for o in operands if o is not None):
         raise NotProven("calculates with the number of rows")
-    return entry.rule(Call(node, operands, opset, fresh))
+    return entry.rule(Use(node, operands, opset, fresh))
 
 
 # What rules share
@@ -110,7 +110,7 @@ def crosses(tensor: Tensor, axes: Sequence[int], how: str) -> None:
         raise NotProven(f"{how} the rows", crosses=True)
 
 
-def only_fixed(call: Call) -> bool:
+def only_fixed(call: Use) -> bool:
     """Nothing that it works on has to do with rows. What it makes is then a constant, of whatever shape."""
     used = [operand for operand in call.operands if operand is not None]
     if any(operand.axis is not None for operand in used):
@@ -120,7 +120,7 @@ def only_fixed(call: Call) -> bool:
     return True
 
 
-def constant(call: Call) -> tuple[Tensor, ...]:
+def constant(call: Use) -> tuple[Tensor, ...]:
     return tuple(Tensor() for _ in call.node.outputs)
 
 
@@ -140,7 +140,7 @@ def opened(rank: int, axis: int | None, fresh: str) -> Lengths:
 # Element by element
 
 
-def elementwise(call: Call, count: int = 1) -> tuple[Tensor, ...]:
+def elementwise(call: Use, count: int = 1) -> tuple[Tensor, ...]:
     used = [operand for operand in call.operands if operand is not None]
     if all(operand.axis is None for operand in used):
         if not all(operand.fixed for operand in used):
@@ -161,37 +161,37 @@ def elementwise(call: Call, count: int = 1) -> tuple[Tensor, ...]:
     return (Tensor(broadcast(shapes, call.fresh), axis),) * count
 
 
-def unary(call: Call) -> tuple[Tensor, ...]:
+def unary(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     for operand in call.operands[1:]:
         fixed(operand, "settings")
     return (Tensor(one.shape, one.axis),)
 
 
-def identity(call: Call) -> tuple[Tensor, ...]:
+def identity(call: Use) -> tuple[Tensor, ...]:
     return (call.at(0),)
 
 
-def cast(call: Call) -> tuple[Tensor, ...]:
+def cast(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     if one.axis is None and not one.fixed and call.attribute("to", 0) not in _WHOLE:
         raise NotProven("calculates with the number of rows")
     return (one if call.attribute("to", 0) in _WHOLE else Tensor(one.shape, one.axis),)
 
 
-def cast_like(call: Call) -> tuple[Tensor, ...]:
+def cast_like(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     return (Tensor(one.shape, one.axis),)
 
 
-def clip(call: Call) -> tuple[Tensor, ...]:
+def clip(call: Use) -> tuple[Tensor, ...]:
     for limit in call.operands[1:]:
         if limit is not None and (limit.axis is not None or limit.shape not in ((), (1,))):
             raise NotProven("has limits that aren't single numbers")
     return unary(call)
 
 
-def arithmetic(call: Call) -> tuple[Tensor, ...]:
+def arithmetic(call: Use) -> tuple[Tensor, ...]:
     """Two operands, which may be lengths."""
     a, b = call.at(0), call.at(1)
     if _are_lengths(a, b):
@@ -212,7 +212,7 @@ def _stretched(values: Lengths, size: int) -> Lengths:
     return values * size if len(values) == 1 else values
 
 
-def where(call: Call) -> tuple[Tensor, ...]:
+def where(call: Use) -> tuple[Tensor, ...]:
     chosen, a, b = call.at(0), call.at(1), call.at(2)
     if _are_lengths(chosen, a, b):
         size = max(len(t.values or ()) for t in (chosen, a, b))
@@ -226,7 +226,7 @@ def where(call: Call) -> tuple[Tensor, ...]:
     return elementwise(call)
 
 
-def dropout(call: Call) -> tuple[Tensor, ...]:
+def dropout(call: Use) -> tuple[Tensor, ...]:
     if call.get(2) is not None and integers(call.get(2), "a training mode") != (0,):
         raise NotProven("is in training mode")
     one = call.at(0)
@@ -236,18 +236,18 @@ def dropout(call: Call) -> tuple[Tensor, ...]:
 # Shapes
 
 
-def shape(call: Call) -> tuple[Tensor, ...]:
+def shape(call: Use) -> tuple[Tensor, ...]:
     lengths = shape_of(call.at(0))
     start, end = call.attribute("start", 0), call.attribute("end", None)
     values = lengths[start:end]
     return (Tensor((len(values),), None, values),)
 
 
-def size(call: Call) -> tuple[Tensor, ...]:
+def size(call: Use) -> tuple[Tensor, ...]:
     return (Tensor((), None, (Product(shape_of(call.at(0))).over(Product(()), call.fresh),)),)
 
 
-def made_constant(call: Call) -> tuple[Tensor, ...]:
+def made_constant(call: Use) -> tuple[Tensor, ...]:
     attributes = call.node.attributes
     value = attributes.get("value")
     if isinstance(value, Tensor):
@@ -264,7 +264,7 @@ def made_constant(call: Call) -> tuple[Tensor, ...]:
     raise NotProven("has a value that isn't understood")
 
 
-def constant_of_shape(call: Call) -> tuple[Tensor, ...]:
+def constant_of_shape(call: Use) -> tuple[Tensor, ...]:
     lengths = call.at(0)
     if lengths.values is None:
         fixed(lengths, "shape")
@@ -285,7 +285,7 @@ def _filled(lengths: Lengths) -> Tensor:
     return Tensor(lengths, lengths.index(BATCH) if BATCH in lengths else None)
 
 
-def expand(call: Call) -> tuple[Tensor, ...]:
+def expand(call: Use) -> tuple[Tensor, ...]:
     one, lengths = call.at(0), call.at(1)
     if lengths.values is None or lengths.axis is not None:
         if only_fixed(call):
@@ -295,7 +295,7 @@ def expand(call: Call) -> tuple[Tensor, ...]:
     return elementwise(call._replace(operands=(one, target)))
 
 
-def reshape(call: Call) -> tuple[Tensor, ...]:
+def reshape(call: Use) -> tuple[Tensor, ...]:
     one, lengths = call.at(0), call.at(1)
     if lengths.axis is not None or lengths.values is None:
         if only_fixed(call):
@@ -318,7 +318,7 @@ def reshape(call: Call) -> tuple[Tensor, ...]:
     raise NotProven("has a shape in which the rows can't be followed")
 
 
-def _resolved(before: Lengths, after: list[Length], call: Call) -> Lengths:
+def _resolved(before: Lengths, after: list[Length], call: Use) -> Lengths:
     """The shape without zeros and -1."""
     if not call.attribute("allowzero", 0):
         for at, length in enumerate(after):
@@ -337,7 +337,7 @@ def _resolved(before: Lengths, after: list[Length], call: Call) -> Lengths:
     return tuple(after)
 
 
-def flatten(call: Call) -> tuple[Tensor, ...]:
+def flatten(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     if only_fixed(call):
         return constant(call)
@@ -349,7 +349,7 @@ def flatten(call: Call) -> tuple[Tensor, ...]:
     return (Tensor((BATCH, Product(before[axis:]).over(Product(()), call.fresh)), 0),)
 
 
-def transpose(call: Call) -> tuple[Tensor, ...]:
+def transpose(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     if one.axis is None and one.shape is None and one.fixed:
         return (Tensor(),)
@@ -361,7 +361,7 @@ def transpose(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(tuple(before[at] for at in order), axis),)
 
 
-def _axes(call: Call, index: int) -> tuple[int, ...] | None:
+def _axes(call: Use, index: int) -> tuple[int, ...] | None:
     """Named by an attribute in older versions, by an operand in newer ones; None: left out."""
     if call.get(index) is not None:
         return integers(call.get(index), "axes")
@@ -369,7 +369,7 @@ def _axes(call: Call, index: int) -> tuple[int, ...] | None:
     return None if given is None else tuple(given)
 
 
-def squeeze(call: Call) -> tuple[Tensor, ...]:
+def squeeze(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     axes = _axes(call, 1)
     if one.shape is None and only_fixed(call):
@@ -389,7 +389,7 @@ def _without(one: Tensor, before: Lengths, gone: set[int]) -> Tensor:
     return Tensor(tuple(n for at, n in enumerate(before) if at not in gone), axis, one.values)
 
 
-def unsqueeze(call: Call) -> tuple[Tensor, ...]:
+def unsqueeze(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     axes = _axes(call, 1)
     if one.shape is None and only_fixed(call):
@@ -408,7 +408,7 @@ def unsqueeze(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(tuple(after), None if one.axis is None else kept[one.axis], one.values),)
 
 
-def concat(call: Call) -> tuple[Tensor, ...]:
+def concat(call: Use) -> tuple[Tensor, ...]:
     parts = [operand for operand in call.operands if operand is not None]
     if all(p.axis is None and p.values is not None and len(shape_of(p)) == 1 for p in parts):
         values = tuple(v for p in parts for v in p.values or ())
@@ -432,7 +432,7 @@ def concat(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(tuple(after), parts[0].axis),)
 
 
-def split(call: Call) -> tuple[Tensor, ...]:
+def split(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     count = len(call.node.outputs)
     evenly = call.get(1) is None and "split" not in call.node.attributes
@@ -454,7 +454,7 @@ def split(call: Call) -> tuple[Tensor, ...]:
     return tuple(Tensor((*before[:axis], n, *before[axis + 1 :]), one.axis) for n in sizes)
 
 
-def slice_(call: Call) -> tuple[Tensor, ...]:
+def slice_(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     if call.opset < 10:
         starts: Lengths = tuple(call.attribute("starts", ()))
@@ -502,7 +502,7 @@ def _sliced_values(values: Lengths, starts: Lengths, ends: Lengths, axes: Length
 # Picking
 
 
-def gather(call: Call) -> tuple[Tensor, ...]:
+def gather(call: Use) -> tuple[Tensor, ...]:
     data, indices = call.at(0), call.at(1)
     if data.values is not None and data.shape == (len(data.values),) and indices.values is not None:
         chosen = integers(indices, "indices")
@@ -525,7 +525,7 @@ def gather(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(after, data.axis if data.axis < axis else data.axis - 1 + len(picked)),)
 
 
-def gather_elements(call: Call) -> tuple[Tensor, ...]:
+def gather_elements(call: Use) -> tuple[Tensor, ...]:
     if only_fixed(call):
         return constant(call)
     data, indices = call.at(0), call.at(1)
@@ -538,7 +538,7 @@ def gather_elements(call: Call) -> tuple[Tensor, ...]:
     raise NotProven("picks from rows by place")
 
 
-def gather_nd(call: Call) -> tuple[Tensor, ...]:
+def gather_nd(call: Use) -> tuple[Tensor, ...]:
     if only_fixed(call):
         return constant(call)
     data, indices = call.at(0), call.at(1)
@@ -552,7 +552,7 @@ def gather_nd(call: Call) -> tuple[Tensor, ...]:
     return (Tensor((*picked[:-1], *before[shared + depth :]), indices.axis),)
 
 
-def one_hot(call: Call) -> tuple[Tensor, ...]:
+def one_hot(call: Use) -> tuple[Tensor, ...]:
     if only_fixed(call):
         return constant(call)
     indices = call.at(0)
@@ -564,7 +564,7 @@ def one_hot(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(after, None if indices.axis is None else indices.axis + (axis <= indices.axis)),)
 
 
-def pad(call: Call) -> tuple[Tensor, ...]:
+def pad(call: Use) -> tuple[Tensor, ...]:
     if only_fixed(call):
         return constant(call)
     one = call.at(0)
@@ -583,7 +583,7 @@ def pad(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(tuple(after), one.axis),)
 
 
-def tile(call: Call) -> tuple[Tensor, ...]:
+def tile(call: Use) -> tuple[Tensor, ...]:
     if only_fixed(call):
         return constant(call)
     one = call.at(0)
@@ -597,7 +597,7 @@ def tile(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(tuple(after), one.axis),)
 
 
-def resize(call: Call) -> tuple[Tensor, ...]:
+def resize(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     before = first_axis(one)
     roi = call.get(1) if call.node.op == "Resize" and call.opset > 10 else None
@@ -614,7 +614,7 @@ def resize(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(opened(len(before), 0, call.fresh), 0),)
 
 
-def trilu(call: Call) -> tuple[Tensor, ...]:
+def trilu(call: Use) -> tuple[Tensor, ...]:
     if only_fixed(call):
         return (Tensor(call.at(0).shape),)
     one = call.at(0)
@@ -624,7 +624,7 @@ def trilu(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(one.shape, one.axis),)
 
 
-def range_(call: Call) -> tuple[Tensor, ...]:
+def range_(call: Use) -> tuple[Tensor, ...]:
     only_fixed(call)
     return (Tensor((f"{call.fresh}.0",)),)
 
@@ -632,7 +632,7 @@ def range_(call: Call) -> tuple[Tensor, ...]:
 # Along axes
 
 
-def reduce(call: Call) -> tuple[Tensor, ...]:
+def reduce(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     if one.axis is None and one.fixed:
         return constant(call)
@@ -645,7 +645,7 @@ def reduce(call: Call) -> tuple[Tensor, ...]:
     return (_reduced(call, one, axes),)
 
 
-def _reduced(call: Call, one: Tensor, axes: Sequence[int]) -> Tensor:
+def _reduced(call: Use, one: Tensor, axes: Sequence[int]) -> Tensor:
     before = shape_of(one)
     gone = {normal(axis, len(before)) for axis in axes}
     crosses(one, tuple(gone), "works along")
@@ -656,7 +656,7 @@ def _reduced(call: Call, one: Tensor, axes: Sequence[int]) -> Tensor:
     return _without(Tensor(one.shape, one.axis), before, gone)
 
 
-def arg(call: Call) -> tuple[Tensor, ...]:
+def arg(call: Use) -> tuple[Tensor, ...]:
     if only_fixed(call):
         return constant(call)
     return (_reduced(call, call.at(0), (call.attribute("axis", 0),)),)
@@ -665,7 +665,7 @@ def arg(call: Call) -> tuple[Tensor, ...]:
 def along(axis: int) -> Rule:
     """Works along one axis, `axis` by default."""
 
-    def rule(call: Call) -> tuple[Tensor, ...]:
+    def rule(call: Use) -> tuple[Tensor, ...]:
         if only_fixed(call):
             return (Tensor(call.at(0).shape),)
         one = call.at(0)
@@ -675,7 +675,7 @@ def along(axis: int) -> Rule:
     return rule
 
 
-def softmax(call: Call) -> tuple[Tensor, ...]:
+def softmax(call: Use) -> tuple[Tensor, ...]:
     if call.opset >= 13:
         return along(-1)(call)
     if only_fixed(call):
@@ -687,7 +687,7 @@ def softmax(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(one.shape, one.axis),)
 
 
-def cumulative(call: Call) -> tuple[Tensor, ...]:
+def cumulative(call: Use) -> tuple[Tensor, ...]:
     if only_fixed(call):
         return (Tensor(call.at(0).shape),)
     one = call.at(0)
@@ -696,7 +696,7 @@ def cumulative(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(one.shape, one.axis),)
 
 
-def top_k(call: Call) -> tuple[Tensor, ...]:
+def top_k(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     fixed(call.get(1), "count")
     before = shape_of(one)
@@ -706,7 +706,7 @@ def top_k(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(after, one.axis),) * 2
 
 
-def trailing_norm(call: Call) -> tuple[Tensor, ...]:
+def trailing_norm(call: Use) -> tuple[Tensor, ...]:
     """LayerNormalization and its like: over all axes from one on."""
     one = call.at(0)
     before = shape_of(one)
@@ -720,7 +720,7 @@ def trailing_norm(call: Call) -> tuple[Tensor, ...]:
     return (Tensor(one.shape, one.axis), statistics, statistics)[: len(call.node.outputs)]
 
 
-def mean_variance(call: Call) -> tuple[Tensor, ...]:
+def mean_variance(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     before = shape_of(one)
     axes = call.attribute("axes", (0, 2, 3))
@@ -731,7 +731,7 @@ def mean_variance(call: Call) -> tuple[Tensor, ...]:
 # Products
 
 
-def matmul(call: Call, a: Tensor | None = None, b: Tensor | None = None) -> tuple[Tensor, ...]:
+def matmul(call: Use, a: Tensor | None = None, b: Tensor | None = None) -> tuple[Tensor, ...]:
     if only_fixed(call):
         return constant(call)
     a, b = a or call.at(0), b or call.at(1)
@@ -766,13 +766,13 @@ def matmul(call: Call, a: Tensor | None = None, b: Tensor | None = None) -> tupl
     return (_without(Tensor(tuple(after), axis), tuple(after), gone),)
 
 
-def matmul_integer(call: Call) -> tuple[Tensor, ...]:
+def matmul_integer(call: Use) -> tuple[Tensor, ...]:
     for index in (2, 3):
         _single(call.get(index))
     return matmul(call._replace(operands=call.operands[:2]))
 
 
-def quantized_matmul(call: Call) -> tuple[Tensor, ...]:
+def quantized_matmul(call: Use) -> tuple[Tensor, ...]:
     for index in (1, 2, 4, 5, 6, 7):
         _single(call.get(index))
     return matmul(call._replace(operands=(call.at(0), call.at(3))))
@@ -784,7 +784,7 @@ def _single(tensor: Tensor | None) -> None:
         raise NotProven("has a scale for each row, or it isn't known that it hasn't")
 
 
-def gemm(call: Call) -> tuple[Tensor, ...]:
+def gemm(call: Use) -> tuple[Tensor, ...]:
     if only_fixed(call):
         return constant(call)
     a, b, c = call.at(0), call.at(1), call.get(2)
@@ -798,7 +798,7 @@ def gemm(call: Call) -> tuple[Tensor, ...]:
     return elementwise(call._replace(operands=(product, c) if c is not None else (product,)))
 
 
-def einsum(call: Call) -> tuple[Tensor, ...]:
+def einsum(call: Use) -> tuple[Tensor, ...]:
     if only_fixed(call):
         return constant(call)
     equation = str(call.attribute("equation", "")).replace(" ", "")
@@ -827,7 +827,7 @@ def einsum(call: Call) -> tuple[Tensor, ...]:
 # Images, sequences, quantization
 
 
-def spatial(call: Call) -> tuple[Tensor, ...]:
+def spatial(call: Use) -> tuple[Tensor, ...]:
     """Rows first, then channels: convolutions, pooling, normalization with known statistics."""
     if only_fixed(call):
         return constant(call)
@@ -841,7 +841,7 @@ def spatial(call: Call) -> tuple[Tensor, ...]:
     return (Tensor((BATCH, *_spatial_rest(call, before)), 0),) * len(call.node.outputs)
 
 
-def _spatial_rest(call: Call, before: Lengths) -> Lengths:
+def _spatial_rest(call: Use, before: Lengths) -> Lengths:
     op = call.node.op
     if op.startswith("Global"):
         return (before[1], *(1 for _ in before[2:]))
@@ -858,7 +858,7 @@ def _spatial_rest(call: Call, before: Lengths) -> Lengths:
     return (channels, *_windows(call, before[2:], kernel))
 
 
-def _windows(call: Call, lengths: Lengths, kernel: Sequence[Length] | None) -> Lengths:
+def _windows(call: Use, lengths: Lengths, kernel: Sequence[Length] | None) -> Lengths:
     """How many windows of this size there are along each spatial axis."""
     rank = len(lengths)
     if call.attribute("auto_pad", "NOTSET") != "NOTSET" or call.attribute("ceil_mode", 0) or not kernel:
@@ -875,19 +875,19 @@ def _windows(call: Call, lengths: Lengths, kernel: Sequence[Length] | None) -> L
     return tuple(made)
 
 
-def batch_norm(call: Call) -> tuple[Tensor, ...]:
+def batch_norm(call: Use) -> tuple[Tensor, ...]:
     if call.attribute("training_mode", 0):
         raise NotProven("is in training mode", crosses=True)
     return spatial(call)
 
 
-def grid_sample(call: Call) -> tuple[Tensor, ...]:
+def grid_sample(call: Use) -> tuple[Tensor, ...]:
     before = first_axis(call.at(0))
     first_axis(call.at(1))
     return (Tensor(opened(len(before), 0, call.fresh), 0),)
 
 
-def recurrent(call: Call) -> tuple[Tensor, ...]:
+def recurrent(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     batch = 0 if call.attribute("layout", 0) else 1
     if len(shape_of(one)) != 3 or one.axis not in (0, 1):
@@ -906,7 +906,7 @@ def recurrent(call: Call) -> tuple[Tensor, ...]:
     return (whole, last, last)[: len(call.node.outputs)]
 
 
-def quantize(call: Call) -> tuple[Tensor, ...]:
+def quantize(call: Use) -> tuple[Tensor, ...]:
     if only_fixed(call):
         return (Tensor(call.at(0).shape),)
     one = call.at(0)
@@ -923,7 +923,7 @@ def quantize(call: Call) -> tuple[Tensor, ...]:
 
 
 def couples(how: str) -> Rule:
-    def rule(call: Call) -> tuple[Tensor, ...]:
+    def rule(call: Use) -> tuple[Tensor, ...]:
         if only_fixed(call):
             return constant(call)
         raise NotProven(how, crosses=True)
@@ -937,7 +937,7 @@ def couples(how: str) -> Rule:
 def columns(*ranks: int) -> Rule:
     """Row by row on a table of rows and columns, with results of these ranks."""
 
-    def rule(call: Call) -> tuple[Tensor, ...]:
+    def rule(call: Use) -> tuple[Tensor, ...]:
         for operand in call.operands:
             if operand is not None:
                 first_axis(operand, 2)
@@ -947,7 +947,7 @@ def columns(*ranks: int) -> Rule:
     return rule
 
 
-def feature_extractor(call: Call) -> tuple[Tensor, ...]:
+def feature_extractor(call: Use) -> tuple[Tensor, ...]:
     one, indices = call.at(0), call.at(1)
     before = shape_of(one)
     if one.axis is None and one.fixed and Product(shape_of(indices)) == Product((BATCH,)):
@@ -959,14 +959,14 @@ def feature_extractor(call: Call) -> tuple[Tensor, ...]:
     return (Tensor((*before[:-1], f"{call.fresh}.0"), one.axis),)
 
 
-def one_hot_encoder(call: Call) -> tuple[Tensor, ...]:
+def one_hot_encoder(call: Use) -> tuple[Tensor, ...]:
     one = call.at(0)
     if one.axis is None:
         raise NotProven("doesn't work on rows")
     return (Tensor((*shape_of(one), f"{call.fresh}.0"), one.axis),)
 
 
-def zip_map(call: Call) -> tuple[Tensor, ...]:
+def zip_map(call: Use) -> tuple[Tensor, ...]:
     """A sequence of maps, one for each row: nothing in the table reads one."""
     first_axis(call.at(0))
     return (Tensor((BATCH,), 0),)

@@ -46,6 +46,11 @@ def draw_rounds(inputs: tuple[TensorSpec, ...], own: list[Row], count: int) -> I
         shapes.append(_shapes(inputs, None, OPEN_LENGTH))
     for turn in range(1_000):
         inner = shapes[turn % len(shapes)]
+        if turn % 3 == 0 and turn:  # what all rows of a batch have in common may be what couples them
+            like = {s.name: _drawn(generator, s, inner[s.name], _usual) for s in inputs}
+            like = own[turn // 3 % len(own)] if own and turn % 2 else like
+            yield [_alike(inputs, like, i) for i in range(count)]
+            continue
         kinds = [_KINDS[(turn + i) % len(_KINDS)] for i in range(count)]
         if turn % 3 == 1:  # all of one kind: a model that takes no other has its round too
             kinds = [_KINDS[turn // 3 % len(_KINDS)]] * count
@@ -146,6 +151,16 @@ def _constant(generator: np.random.Generator, spec: TensorSpec, shape: tuple[int
 
 
 _KINDS: tuple[_Draw, ...] = (_usual, _positive, _wide, _large, _usual, _small, _constant)
+
+
+def _alike(inputs: tuple[TensorSpec, ...], row: Row, number: int) -> Row:
+    """The same but for a little, so that whatever holds for one holds for all of them."""
+    return {
+        spec.name: _as(row[spec.name] * (1.0 + 1e-3 * number), spec.datatype)
+        if spec.datatype in FLOATS
+        else row[spec.name]
+        for spec in inputs
+    }
 
 
 def _near(generator: np.random.Generator, inputs: tuple[TensorSpec, ...], row: Row) -> Row:

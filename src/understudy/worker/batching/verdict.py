@@ -7,7 +7,7 @@ from time import monotonic
 
 import structlog
 
-from understudy.core.worker.graph import Proof, prove
+from understudy.core.worker.proof import Proof, prove
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.messages import Load
 from understudy.wire.records import BatchingVerdict, TensorSpec

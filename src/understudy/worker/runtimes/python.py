@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import sysconfig
 from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -116,12 +117,20 @@ def _declared(model: Any, side: str) -> tuple[TensorSpec, ...]:
         raise load_failed(f'{side} of the class: {error}; such as [("x", "FP32", [-1, 4])]') from error
 
 
+def _after_standard_library() -> int:
+    """Where the model's own modules go: before those that are installed, and after those that are imported
+    by whatever is used, at any later time: a `statistics.py` beside the model is none of theirs.
+    """
+    standard = {sysconfig.get_path("stdlib"), str(Path(sysconfig.get_path("stdlib")) / "lib-dynload")}
+    return max((index + 1 for index, each in enumerate(sys.path) if each in standard), default=0)
+
+
 def _import_file(source: Path) -> Any:
     # Artifacts are verified by digest: bytecode must not be written beside them.
     sys.dont_write_bytecode = True
     folder = str(source.resolve().parent)
     if folder not in sys.path:
-        sys.path.insert(0, folder)
+        sys.path.insert(_after_standard_library(), folder)
     os.environ[_SOURCE] = str(source.resolve())
     loader = SourceFileLoader(_MODULE, str(source))
     spec = importlib.util.spec_from_loader(_MODULE, loader)

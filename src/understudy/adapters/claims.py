@@ -1,0 +1,87 @@
+"""What one process at a time may have: a claim on a directory, which ends with the process whatever ends it.
+
+The kernel keeps it (`flock`), so that nothing is left behind by a kill. A note beside it tells others whose
+it is; nobody decides by that note, but for how long to wait for a process that says that it is leaving.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from understudy.wire.errors import ConfigError
+
+FILE = "lock"
+PATIENCE_S = 1.0  # for a process that was killed to be gone
+LEAVING_S_MAX = 60.0  # for one that drains
+RETRY_S = 0.05
+NOTE_BYTES_MAX = 200
+LEAVING = "leaving"
+
+
+class Claim:
+    """Held until `close`, or until the process and those that it gave the descriptor to are gone."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self.note()
+
+    def fileno(self) -> int:
+        return self._number
+
+    def note(self, state: str = "") -> None:
+        """Say whose it is. On a disk that takes nothing it is held all the same."""
+        text = f"{os.getpid()} {datetime.now(UTC).isoformat(timespec='seconds')} {state}".rstrip()
+        with contextlib.suppress(OSError):
+            os.pwrite(self._number, f"{text:<{NOTE_BYTES_MAX - 1}}\n".encode(), 0)
+
+    def leave(self) -> None:
+        """Tell whoever wants it that it will be free soon."""
+        self.note(LEAVING)
+
+    def close(self) -> None:
+        os.close(self._number)
+
+
+def claim(folder: Path, taken: str, file: str = FILE) -> Claim:
+    """`folder` for this process, which is made if it isn't there. Blocks while its former holder is leaving.
+
+    Raises `ConfigError`, that it is `taken` and by whom; `OSError` where no directory can be had.
+    """
+    number = _open(folder, file)
+    began_s = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid, since, state = _noted(number)
+            waited_s = time.monotonic() - began_s
+            if waited_s > (LEAVING_S_MAX if state == LEAVING else PATIENCE_S):
+                os.close(number)
+                raise ConfigError(f"{taken}: process {pid}, since {since}") from None
+            time.sleep(RETRY_S)
+        else:
+            return Claim(number)
+
+
+def _open(folder: Path, file: str) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder / file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError:
+        with contextlib.suppress(OSError):  # on a disk that is read only, the directory itself is claimed
+            return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        raise
+
+
+def _noted(number: int) -> tuple[str, str, str]:
+    """(pid, since when, state) of who has it, as far as it is told."""
+    words: list[str] = []
+    with contextlib.suppress(OSError):
+        words = os.pread(number, NOTE_BYTES_MAX, 0).decode(errors="replace").split()
+    pid, since, state, *_ = [*words, *["", "", ""][len(words) :]]
+    return pid or "unknown", since or "an unknown time", state

@@ -1,0 +1,40 @@
+"""Directories where processes of one user meet: nobody else may put anything there."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from understudy.wire.errors import ConfigError
+
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+def meeting_place(path: Path) -> None:
+    """Make the directory `path` if it isn't there.
+
+    Raises `ConfigError` if others can write to it, `OSError` if it can't be had.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = path.lstat()
+    if not stat.S_ISDIR(facts.st_mode):
+        raise ConfigError(f"run_dir: {path}: is no directory of its own; it may not be a link either")
+    if facts.st_uid != os.geteuid():
+        raise ConfigError(f"run_dir: {path}: belongs to user {facts.st_uid}, not to us ({os.geteuid()})")
+    if facts.st_mode & OTHERS_WRITE:
+        mode = stat.S_IMODE(facts.st_mode)
+        raise ConfigError(f"run_dir: {path}: others can write to it (mode {mode:o}); chmod 700 {path}")
+
+
+def same_file(path: str, identity: tuple[int, int]) -> bool:
+    """Whether `path` is still what had this `identity_of`."""
+    try:
+        return identity_of(path) == identity
+    except OSError:
+        return False
+
+
+def identity_of(path: str) -> tuple[int, int]:
+    facts = os.stat(path, follow_symlinks=False)
+    return facts.st_dev, facts.st_ino

@@ -1,0 +1,203 @@
+"""What variants' workers run in besides Understudy's own installation: built here, offline, and tried.
+
+An environment of wheels is a directory, `<root>/<digest>`, which appears under its name only when everything
+is in it. Of a named interpreter only a mark is kept. Either is ready when a zygote has started in it once.
+Building waits for its turn: one at a time, beside workers that serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from understudy.adapters.disks import is_place_trouble
+from understudy.agent.staging import Staging
+from understudy.agent.trial import install, try_zygote
+from understudy.core.agent.events import EnvironmentChanged, Event
+from understudy.settings.agent import AgentTuning
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.records import Environment
+
+RETRY_S = 1.0  # what couldn't be had is tried again after this, then twice as long, …
+RETRY_S_MAX = 300.0
+PYTHON = "python"  # names the interpreter, in the mark of one
+_PARTIAL = ".partial-"
+
+
+class Environments:
+    """`tell` takes (kind, message) of an event for the log."""
+
+    def __init__(
+        self,
+        root: Path,
+        staging: Staging,
+        tuning: AgentTuning,
+        step: Callable[[Event], None],
+        tell: Callable[[str, str], None],
+    ) -> None:
+        self._root = root
+        self._staging = staging
+        self._tuning = tuning
+        self._step = step
+        self._tell = tell
+        self._wanted: dict[str, Environment] = {}
+        self._asked: dict[str, Environment] = {}  # by deployments, in the order of asking
+        self._in_use: frozenset[str] = frozenset()
+        self._ready: set[str] = set()
+        self._failed: dict[str, UnderstudyError] = {}
+        self._retry: dict[str, tuple[float, float]] = {}  # key -> (loop time, the pause before it)
+        self._changed = asyncio.Event()
+        self._settled = asyncio.Condition()
+
+    def find(self) -> list[str]:
+        """Keys of those that survived from a former life; what was being built is cleared away."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        for path in self._root.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self._root.iterdir():
+            if path.is_dir():
+                mark = path / PYTHON
+                self._ready.add(mark.read_text() if mark.is_file() else path.name)
+        return sorted(self._ready)
+
+    def command(self, key: str) -> tuple[str, str]:
+        """(interpreter, directory of packages) that a zygote starts with; each empty for our own."""
+        if key.startswith("/"):
+            return key, ""
+        return "", str(self._path(key)) if key else ""
+
+    def want(self, environments: Collection[Environment]) -> None:
+        self._wanted = {environment.key: environment for environment in environments}
+        for key in self._failed.keys() - self._wanted.keys():
+            self._forget(key)
+        self._changed.set()
+
+    def use(self, keys: frozenset[str]) -> None:
+        """What workers run in may not go."""
+        self._in_use = keys
+
+    def doubt(self, key: str) -> None:
+        """Its zygote doesn't start any more: try it again, and build it anew if that is of no use."""
+        if key in self._ready:
+            self._ready.discard(key)
+            shutil.rmtree(self._path(key), ignore_errors=True)
+            self._step(EnvironmentChanged(key, "it no longer starts; it is being built again"))
+            self._changed.set()
+
+    async def have(self, environment: Environment) -> None:
+        """Return when it is ready. Raises why it can't be."""
+        key = environment.key
+        self._asked.pop(key, None)
+        self._asked[key] = environment
+        while len(self._asked) > self._tuning.environments_max:
+            del self._asked[next(iter(self._asked))]
+        self._failed.pop(key, None)
+        self._retry.pop(key, None)
+        self._changed.set()
+        async with self._settled:
+            await self._settled.wait_for(lambda: key in self._ready or key in self._failed)
+        if key not in self._ready:
+            raise self._failed[key]
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._changed.clear()
+            for key, environment in (self._wanted | self._asked).items():
+                if key not in self._ready and self._retry.get(key, (0.0, 0.0))[0] <= loop.time():
+                    await self._try(environment)
+            due_s = [at_s for key, (at_s, _) in self._retry.items() if key in self._wanted]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min(due_s, default=None)):
+                    await self._changed.wait()
+
+    async def _try(self, environment: Environment) -> None:
+        key = environment.key
+        try:
+            if key not in self._failed:
+                self._step(EnvironmentChanged(key, "it is being built"))
+            await self._build(environment)
+        except UnderstudyError as error:
+            pause_s = min(2 * self._retry.get(key, (0.0, RETRY_S / 2))[1], RETRY_S_MAX)
+            self._retry[key] = (asyncio.get_running_loop().time() + pause_s, pause_s)
+            self._failed[key] = error
+            self._asked.pop(key, None)  # who asked is told
+            self._step(EnvironmentChanged(key, error.message))
+            self._tell("environment.failed", f"{_named(environment)}: {error.message}")
+        else:
+            self._ready.add(key)
+            self._failed.pop(key, None)
+            self._retry.pop(key, None)
+            self._step(EnvironmentChanged(key, ""))
+        async with self._settled:
+            self._settled.notify_all()
+
+    def _forget(self, key: str) -> None:
+        """It failed, and nobody wants it any more."""
+        del self._failed[key]
+        self._retry.pop(key, None)
+        self._step(EnvironmentChanged(key, None))
+
+    async def _build(self, environment: Environment) -> None:
+        """Raises UNAVAILABLE where the place is at fault, else LOAD_FAILED."""
+        began_s = time.monotonic()
+        self._make_room(environment.key)
+        path = self._path(environment.key)
+        partial = path.with_name(_PARTIAL + path.name)
+        try:
+            if environment.wheels is None:
+                await try_zygote(environment.python, "")
+                await asyncio.to_thread(_mark, partial, environment.python)
+            else:
+                name = f"environment-{environment.key[:16]}"
+                folder = await self._staging.provide(environment.wheels, name)
+                self._staging.let_go(name)
+                await install(folder, partial)
+                await try_zygote("", str(partial))
+            await asyncio.to_thread(partial.rename, path)
+        except OSError as error:
+            code = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED
+            raise UnderstudyError(code, f"it can't be built: {error}") from error
+        finally:
+            await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
+            folder = self._staging.folder(f"environment-{environment.key[:16]}")
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        took_s = time.monotonic() - began_s
+        self._tell("environment.built", f"{_named(environment)} is ready after {took_s:.1f} s")
+
+    def _make_room(self, key: str) -> None:
+        """For one more: let go of what nobody wants, and of what was asked for longest ago."""
+        asked = list(self._asked)
+        kept = self._wanted.keys() | self._in_use | {key}
+        spare = sorted(self._ready - kept, key=lambda key: asked.index(key) if key in asked else -1)
+        while spare and len(self._ready) >= self._tuning.environments_max:
+            self._drop(spare.pop(0))
+        if len(self._ready) >= self._tuning.environments_max:
+            raise UnderstudyError(
+                Code.UNAVAILABLE,
+                f"{len(self._ready)} environments are wanted here already; raise agent.environments_max",
+            )
+
+    def _drop(self, key: str) -> None:
+        self._ready.discard(key)
+        self._asked.pop(key, None)
+        shutil.rmtree(self._path(key), ignore_errors=True)
+        self._step(EnvironmentChanged(key, None))
+
+    def _path(self, key: str) -> Path:
+        return self._root / (hashlib.sha256(key.encode()).hexdigest() if key.startswith("/") else key)
+
+
+def _mark(folder: Path, python: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / PYTHON).write_text(python)
+
+
+def _named(environment: Environment) -> str:
+    return environment.wheels.file_name if environment.wheels is not None else environment.python

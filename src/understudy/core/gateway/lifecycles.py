@@ -1,0 +1,49 @@
+"""States of what a gateway sees, and how it changes them by itself. What agents report comes over that."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from understudy.core.lifecycle import Table, advance
+
+
+class Seen(StrEnum):
+    """A replica, as a gateway sees it. Only READY ones get requests; UNKNOWN is what a newer agent says."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    FAILING = "failing"
+    BACKOFF = "backoff"
+    QUARANTINED = "quarantined"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    LOST = "lost"  # its connection broke, and its agent has said nothing since
+    UNKNOWN = "unknown"
+
+
+KNOWN = frozenset(map(str, Seen))
+CONNECTED = frozenset({Seen.READY, Seen.FAILING})  # worth a connection
+REACHABLE = CONNECTED | {Seen.LOST}
+
+SEEN: Table = {
+    ("ready", "link_broke"): "lost",
+    ("lost", "link_made"): "ready",
+    ("ready", "turned_away"): "draining",
+}
+
+
+def reported(state: str) -> Seen:
+    """What its agent says."""
+    return Seen(state) if state in KNOWN else Seen.UNKNOWN
+
+
+def seen(state: Seen, event: str) -> Seen:
+    """The next state. Breaks an invariant if `event` can't happen in `state`."""
+    return Seen(advance(SEEN, state, event))
+
+
+class BreakerState(StrEnum):
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"

@@ -1,0 +1,110 @@
+"""How a gateway that is started under the name of a running one gets what that holds: sockets and the name.
+
+successor                            predecessor
+connects to the control socket       sends its listening sockets and their addresses
+forks children, which accept         goes on accepting
+READY                                gives its claim on the name, then drains
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+from understudy.adapters.claims import Claim
+from understudy.adapters.places import identity_of, meeting_place, same_file
+from understudy.settings.gateway import GatewayConfig
+from understudy.wire.errors import ConfigError
+
+SOCKETS_MAX = 64
+TAKEOVER_TIMEOUT_S = 5.0  # for the running gateway to hand over its sockets
+READY = b"ready"
+CLAIM = b"c"
+
+
+class ControlSocket:
+    """Where a successor meets the gateway that runs."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.listener: socket.socket | None = None
+        self._identity = (0, 0)
+
+    def open(self) -> socket.socket:
+        """To be called when nobody else listens there. Raises `ConfigError` or `OSError`."""
+        meeting_place(Path(self.path).parent)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            Path(self.path).unlink(missing_ok=True)
+            listener.bind(self.path)
+            listener.listen(1)
+            self._identity = identity_of(self.path)
+        except OSError:
+            listener.close()
+            raise
+        self.listener = listener
+        return listener
+
+    @property
+    def is_gone(self) -> bool:
+        """Somebody has removed it."""
+        return self.listener is not None and not same_file(self.path, self._identity)
+
+    def close(self) -> None:
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
+        if same_file(self.path, self._identity):
+            Path(self.path).unlink(missing_ok=True)
+
+
+class Taken(NamedTuple):
+    """`control`: the connection to the predecessor. `sockets`: those of the same address only."""
+
+    control: socket.socket
+    sockets: list[socket.socket]
+    grpc: str  # its address
+
+
+def take_over(path: str, gateway: GatewayConfig) -> Taken | None:
+    """What a running gateway of this name hands over; None if there is none. Raises `ConfigError`."""
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.settimeout(TAKEOVER_TIMEOUT_S)
+    try:
+        control.connect(path)
+        addresses, numbers, _, _ = socket.recv_fds(control, 512, SOCKETS_MAX)
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+        control.close()
+        return None
+    except OSError as error:
+        control.close()
+        what = f"gateway {gateway.name!r} runs already but doesn't hand over ({error}); end it first"
+        raise ConfigError(what) from error
+    sockets = [socket.socket(fileno=number) for number in numbers]
+    http, _, grpc = addresses.decode().partition(" ")
+    if http != gateway.http:
+        for taken in sockets:
+            taken.close()
+        sockets = []
+    return Taken(control, sockets, grpc)
+
+
+def hand_over(successor: socket.socket, gateway: GatewayConfig, sockets: list[socket.socket]) -> None:
+    """Raises `OSError` if it is gone."""
+    addresses = f"{gateway.http} {gateway.grpc}"
+    socket.send_fds(successor, [addresses.encode()], [each.fileno() for each in sockets])
+
+
+def take_name(control: socket.socket) -> Claim | None:
+    """Tell the predecessor that we serve; its claim, which older ones don't have. Raises `OSError`."""
+    control.send(READY)
+    _, numbers, _, _ = socket.recv_fds(control, 1, 1)
+    return Claim(numbers[0]) if numbers else None
+
+
+def give_name(successor: socket.socket, held: Claim | None) -> None:
+    """Raises `OSError` if it is gone."""
+    if held is not None:
+        socket.send_fds(successor, [CLAIM], [os.dup(held.fileno())])

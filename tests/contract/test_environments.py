@@ -1,0 +1,224 @@
+"""Environments of variants as a node builds them: real wheels, real interpreters, no network."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.wheels import write_wheel
+
+import understudy
+import understudy.agent.environments as module
+from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
+from understudy.agent.environments import Environments
+from understudy.agent.staging import Staging
+from understudy.cli import wheels
+from understudy.core.agent.events import EnvironmentChanged, Event
+from understudy.settings.agent import AgentTuning
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.records import ArtifactRef, Environment
+
+
+class Node:
+    """What an agent would have it driven by."""
+
+    def __init__(self, folder: Path, environments_max: int = 16) -> None:
+        self.folder = folder
+        self.runner = asyncio.Runner()
+        self.store = DirectoryStore(folder / "store")
+        artifacts = LocalArtifacts(folder / "staged", self.store, 10**9)
+        self.said: list[Event] = []
+        self.told: list[tuple[str, str]] = []
+        staging = Staging(artifacts, folder / "replicas", lambda _: None, self._tell)
+        tuning = AgentTuning(environments_max=environments_max)
+        self.root = folder / "environments"
+        self.environments = Environments(self.root, staging, tuning, self.said.append, self._tell)
+
+    def _tell(self, kind: str, message: str) -> None:
+        self.told.append((kind, message))
+
+    def packed(self, name: str = "wheels") -> Environment:
+        """The wheels of a directory of this name, uploaded."""
+        return self.upload(wheels.resolve("test", None, self.folder / name))
+
+    def upload(self, found: wheels.Wheels) -> Environment:
+        found.content.seek(0)
+        content = found.content.read()
+        found.content.close()
+        digest = hashlib.sha256(content).hexdigest()
+        with self.store.upload(digest) as upload:
+            upload.write(content)
+            upload.commit()
+        return Environment(ArtifactRef(digest, len(content), "requirements.txt.tar", "tar"))
+
+    async def have(self, *asked: Environment) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(self.environments.run())
+            try:
+                for environment in asked:
+                    async with asyncio.timeout(60):
+                        await self.environments.have(environment)
+            finally:
+                running.cancel()
+
+    def prepare(self, *asked: Environment) -> None:
+        try:
+            self.runner.run(self.have(*asked))
+        except* UnderstudyError as group:
+            raise group.exceptions[0] from None
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    node = Node(tmp_path)
+    with node.runner:
+        yield node
+
+
+@contextmanager
+def refused(node: Node, environment: Environment) -> Iterator[list[str]]:
+    """What it says then; nothing of it is left."""
+    with pytest.raises(UnderstudyError) as caught:
+        node.prepare(environment)
+    assert list(node.root.glob("*")) == []
+    assert node.said[-1] == EnvironmentChanged(environment.key, caught.value.message)
+    yield [caught.value.message, caught.value.code]
+
+
+def run_in(node: Node, environment: Environment, code: str) -> str:
+    """What `code` prints where a worker of that environment would run it."""
+    python, folder = node.environments.command(environment.key)
+    begin = (
+        "from understudy.agent import beginning, zygote\n"
+        f"zygote.main = lambda: exec({code!r})\n"
+        "beginning.main()"
+    )
+    command = [python or sys.executable, "-P", "-c", begin, "unused", *([folder] if folder else [])]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_packages_of_a_model_come_before_those_of_the_installation(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate", "2.1")
+    write_wheel(node.folder / "wheels", "rich", "99.0")
+    write_wheel(node.folder / "wheels", "understudy", "0.0.1")
+    environment = node.packed()
+    node.prepare(environment)
+    code = "import frobnicate, rich, understudy; print(frobnicate.VERSION, rich.VERSION, understudy.__path__)"
+    assert run_in(node, environment, code) == f"2.1 99.0 {understudy.__path__}"
+    assert node.said[-1] == EnvironmentChanged(environment.key, "")
+
+
+def test_what_is_built_survives_and_what_was_being_built_does_not(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate")
+    environment = node.packed()
+    node.prepare(environment)
+    (node.root / ".partial-half").mkdir()
+    again = Node(node.folder)
+    assert again.environments.find() == [environment.key]
+    assert [path.name for path in node.root.iterdir()] == [environment.key]
+
+
+def test_the_same_wheels_are_the_same_artifact_whenever_they_are_packed(node: Node) -> None:
+    path = write_wheel(node.folder / "wheels", "frobnicate")
+    first = node.packed()
+    os.utime(path, (1, 1))
+    assert node.packed() == first
+
+
+def test_a_wheel_for_another_python_or_machine_is_named(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate", tag="cp27-cp27m-win32")
+    with refused(node, node.packed()) as (message, code):
+        assert "frobnicate-1.0-cp27-cp27m-win32.whl is not for this node's Python" in message
+        assert code == Code.LOAD_FAILED
+
+
+def test_a_damaged_wheel_is_named(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate", damaged=True)
+    with refused(node, node.packed()) as (message, _):
+        assert "frobnicate-1.0" in message
+        assert "RECORD" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip at all", b"PK\x03\x04 cut off"])
+def test_what_is_no_wheel_is_named(node: Node, content: bytes) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate").write_bytes(content)
+    with refused(node, node.packed()) as (message, _):
+        assert "frobnicate-1.0-py3-none-any.whl can't be installed" in message
+
+
+def test_a_package_too_old_for_us_is_named_with_what_is_needed(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "msgspec", "0.2")
+    with refused(node, node.packed()) as (message, _):
+        assert "msgspec is 0.2 here, and Understudy needs 0.19 or newer" in message
+
+
+def test_a_package_that_ends_the_interpreter_is_the_environments_failure(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "numpy", "99.0", files={"numpy.py": "import os\nos.abort()\n"})
+    with refused(node, node.packed()) as (message, _):
+        assert "Understudy can't be imported with these packages" in message
+
+
+def test_an_interpreter_of_the_node_is_tried_once_and_remembered(node: Node) -> None:
+    environment = Environment(python=sys.executable)
+    node.prepare(environment)
+    assert Node(node.folder).environments.find() == [sys.executable]
+    assert run_in(node, environment, "import sys; print(sys.executable)") == sys.executable
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("#!/bin/sh\necho \"No module named 'understudy'\" >&2; exit 1", "isn't installed for"),
+        ("#!/bin/sh\nkill -9 $$", "killed by signal 9"),
+        (None, "can't be run"),
+    ],
+)  # fmt: skip
+def test_an_interpreter_that_will_not_do_is_told_why(node: Node, body: str | None, said: str) -> None:
+    python = node.folder / "python"
+    if body is not None:
+        python.write_text(body)
+        python.chmod(0o755)
+    with refused(node, Environment(python=str(python))) as (message, _):
+        assert said in message
+
+
+def test_a_full_disk_is_the_places_trouble_and_the_build_goes_on_when_it_ends(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate")
+    environment = node.packed()
+    install = module.install
+
+    async def full(wheels: Path, target: Path) -> None:
+        await install(wheels, target)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "install", full)
+    with refused(node, environment) as (message, code):
+        assert "No space left" in message
+        assert code == Code.UNAVAILABLE
+    monkeypatch.setattr(module, "install", install)
+    node.prepare(environment)
+    assert node.said[-1] == EnvironmentChanged(environment.key, "")
+
+
+def test_environments_that_nobody_wants_go_when_there_are_too_many(tmp_path: Path) -> None:
+    node = Node(tmp_path, environments_max=2)
+    found = []
+    for name in ("one", "two", "three", "four"):
+        write_wheel(tmp_path / name, name)
+        found.append(node.packed(name))
+    node.environments.want([found[0]])
+    node.prepare(*found[:2])
+    node.prepare(found[2])
+    node.runner.close()
+    left = {path.name for path in node.root.iterdir()}
+    assert left == {found[0].key, found[2].key}
+    assert EnvironmentChanged(found[1].key, None) in node.said

@@ -1,0 +1,150 @@
+"""How processes start: what the system refuses is a sentence, and where they are started means nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from understudy.adapters.ports import free_ports
+
+ROLES = ("controller c1", "gateway g1", "agent n1")
+UNPRIVILEGED = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+PATIENCE_S = 20
+
+
+def write_cluster(folder: Path, data_dir: str = "data") -> Path:
+    http, control = free_ports(2)
+    path = folder / "CLUSTER.toml"
+    path.write_text(
+        f'name = "start"\ndata_dir = "{data_dir}"\n[[nodes]]\nname = "n1"\nmemory_mb = 100\n'
+        f'[[gateways]]\nname = "g1"\nhttp = "127.0.0.1:{http}"\n'
+        f'[[controllers]]\nname = "c1"\nhttp = "127.0.0.1:{control}"\n'
+    )
+    return path
+
+
+def no_right(folder: Path) -> str:
+    (folder / "closed").mkdir(mode=0o500)
+    return "closed/data"
+
+
+def no_directory(folder: Path) -> str:
+    (folder / "file").touch()
+    return "file/data"
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline_s, what
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("refusal", [no_right, no_directory])
+@pytest.mark.parametrize("command", ["up", "controller c1", "agent n1"])
+def test_a_place_that_cannot_be_had_is_told_in_a_sentence(
+    tmp_path: Path, command: str, refusal: Callable[[Path], str]
+):
+    path = write_cluster(tmp_path, refusal(tmp_path))
+    words = ["up", str(path)] if command == "up" else [*command.split(), "--cluster", str(path)]
+    done = subprocess.run(
+        [*UNPRIVILEGED, sys.executable, "-m", "understudy", *words],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path) in done.stderr
+    assert {no_right: "Permission denied", no_directory: "Not a directory"}[refusal] in done.stderr
+
+
+@pytest.mark.parametrize("table", [b"", b"damaged" * 20])
+def test_a_gateway_serves_from_a_disk_that_takes_nothing(tmp_path: Path, table: bytes):
+    path = write_cluster(tmp_path)
+    kept = tmp_path / "data" / "gateway" / "g1"
+    kept.mkdir(parents=True)
+    (kept / "routes.bin").write_bytes(table)
+    for folder in (kept, kept.parent, kept.parent.parent):
+        folder.chmod(0o500)
+    (tmp_path / "data").chmod(0o500)
+    log = tmp_path / "log"
+    command = [*UNPRIVILEGED, sys.executable, "-m", "understudy", "gateway", "g1", "--cluster", str(path)]
+    with log.open("wb") as stderr, subprocess.Popen(command, stderr=stderr) as process:
+        try:
+            until(lambda: "gateway.started" in log.read_text() or process.poll() is not None, "it starts")
+            time.sleep(0.5)
+            assert process.poll() is None, log.read_text()
+            assert log.read_text().count("gateway.started") == 1
+            assert "gateway.process_died" not in log.read_text()
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize("module", ["statistics", "ssl", "numpy", "typer"])
+def test_a_module_where_it_is_started_is_nothing_to_a_cluster(tmp_path: Path, module: str):
+    path = write_cluster(tmp_path)
+    (tmp_path / f"{module}.py").write_text("raise RuntimeError('shadowed')\n")
+    if module != "statistics":  # the command itself
+        done = subprocess.run(
+            [sys.executable, "-m", "understudy", "--help"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "understudy", "up", str(path)]
+    with log.open("wb") as out, subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=out) as process:
+        try:
+            until(lambda: "is up" in log.read_text() or process.poll() is not None, "it is up")
+            logs = "".join(each.read_text() for each in (tmp_path / "data" / "logs").iterdir())
+            assert "shadowed" not in logs
+            assert "gateway.process_died" not in logs
+            assert "ended with status" not in log.read_text()
+        finally:
+            process.terminate()
+
+
+def command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has ended meanwhile
+        return []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a namespace of processes here")
+def test_as_process_1_whatever_loses_its_parent_is_reaped(tmp_path: Path):
+    path = write_cluster(tmp_path)
+    log = tmp_path / "log"
+    argv = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    argv += [sys.executable, "-m", "understudy", "up", str(path)]
+    with log.open("wb") as out, subprocess.Popen(argv, stdout=out, stderr=out) as process:
+        try:
+            until(lambda: "is up" in log.read_text() or process.poll() is not None, log.read_text())
+            (init,) = psutil.Process(process.pid).children()
+
+            def named(*words: str) -> list[psutil.Process]:
+                return [each for each in init.children(recursive=True) if set(words) <= set(command(each))]
+
+            (agent,) = named("agent", "n1")
+            until(
+                lambda: [c for c in agent.children(recursive=True) if "worker" in " ".join(command(c))],
+                "workers",
+            )
+            orphans = agent.children(recursive=True)
+            agent.send_signal(signal.SIGKILL)
+            for each in orphans:
+                each.send_signal(signal.SIGKILL)
+            until(lambda: not any(each.is_running() for each in orphans), "they are reaped")
+            until(lambda: named("agent", "n1"), "an agent again")
+            assert not [each for each in init.children(recursive=True) if each.status() == "zombie"]
+            init.terminate()  # as a container's end
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
