@@ -14,6 +14,8 @@ FAST_LEVELS := $(wildcard tests/tidy tests/unit tests/property tests/contract te
 SLOW_LEVELS := $(wildcard tests/integration tests/e2e)
 # Only this old release of tritonclient brings the program along; it is linked with CUDA's run time.
 PERF_ANALYZER := build/perf_analyzer/bin/perf_analyzer
+# For one example. An interpreter of its own: workers of everything else don't need it.
+PYTORCH := build/pytorch/bin/python
 # Debian 12's own, and the newest one found.
 PYTHONS ?= /usr/bin/python3 python3.13
 COUNT ?= 1000000
@@ -22,7 +24,7 @@ CASES ?= 10000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow test-pythons wheels-arm64 fuzz compare-onnx sim sim-planted longwork check perf-analyzer docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-demo clean
+.PHONY: help setup demo test test-fast test-slow test-pythons wheels-arm64 fuzz compare-onnx sim sim-planted longwork check perf-analyzer pytorch docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -69,6 +71,8 @@ check: $(VENV)/.stamp-dev  ## check format, lint, types and the rules of tests/t
 	$(PYTEST) --quiet --tb=short tests/tidy
 
 perf-analyzer: $(PERF_ANALYZER)  ## fetch Triton's load generator, with which tests measure a cluster
+
+pytorch: $(PYTORCH)  ## install PyTorch into build/pytorch, for the test of an example (on Linux up to 6 GB, with CUDA)
 
 docs: $(VENV)/.stamp-dev  ## write the generated pages of docs/reference anew
 	$(BIN)/python -m docs.generate
@@ -118,3 +122,10 @@ $(PERF_ANALYZER): | $(BIN)/python
 	@echo "fetching perf_analyzer"
 	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --upgrade \
 		--target build/perf_analyzer tritonclient==2.41.1 nvidia-cuda-runtime-cu12==12.9.79
+
+$(PYTORCH): | $(BIN)/python
+	@echo "installing PyTorch into build/pytorch"
+	@$(PYTHON) -m venv --clear build/pytorch
+	@$(PYTORCH) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable . torch onnxscript scikit-learn
+	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -80,6 +81,23 @@ def test_the_clients_page_shows_the_examples_as_they_are(root: Path) -> None:
     files = sorted((root / "examples" / "clients").glob("*.*"))
     assert files
     assert not [file.name for file in files if f"\n{file.read_text().strip()}\n```" not in page]
+
+
+def test_the_page_on_own_models_shows_the_examples_as_they_are(root: Path) -> None:
+    """Manifests, models and their packages whole; the other files too, or a link to them."""
+    page = (root / "docs" / "bring-your-own-model.md").read_text()
+    folder = root / "examples" / "bring-your-own"
+    files = [file for file in folder.glob("*/**/*") if file.suffix in (".py", ".toml", ".txt")]
+    missing = []
+    for file in files:
+        shown = f"\n{file.read_text().strip()}\n```" in page
+        linked = f"({os.path.relpath(file, root / 'docs')})" in page
+        whole = file.name in ("APP.toml", "model.py", "requirements.txt")
+        data = file.name in ("passages.txt", "questions.txt")
+        if not (shown or data or (linked and not whole)):
+            missing.append(str(file.relative_to(root)))
+    assert len(files) > 20
+    assert not missing, missing
 
 
 def test_everything_we_depend_on_is_pinned(root: Path) -> None:
