@@ -40,7 +40,7 @@ test: test-fast test-slow  ## run every test
 test-fast: $(VENV)/.stamp-dev  ## run the tests that need no cluster
 	$(PYTEST) --numprocesses 2 $(FAST_LEVELS)
 
-test-slow: $(VENV)/.stamp-dev $(PERF_ANALYZER)  ## run the tests that start and break real processes
+test-slow: $(VENV)/.stamp-dev $(PERF_ANALYZER) $(if $(CI),$(PYTORCH))  ## run the tests that start and break real processes
 	$(PYTEST) $(SLOW_LEVELS)
 
 test-pythons: $(VENV)/.stamp-dev  ## try other Pythons that are installed here: unit tests, and a cluster that answers

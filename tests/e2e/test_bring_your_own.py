@@ -149,9 +149,12 @@ class Deployed(NamedTuple):
     printed: str  # by what trained or measured it
 
     def check_answer(self, client: Client, variant: str = "") -> None:
+        asked_s = time.monotonic()
         answer = client.infer(self.app, self.inputs)
+        took_s = time.monotonic() - asked_s
         if variant:
             assert answer.variant == variant
+        assert answer.degraded in (None, "failover"), f"{answer.degraded} after {took_s:.2f} s"
         found = answer.outputs[self.output]
         assert found.shape == self.expected.shape
         if answer.degraded is None:
