@@ -148,11 +148,11 @@ def _demo(out: Path, output: Output) -> bool:
     from understudy.wire.errors import Code
 
     try:
-        from understudy.demo.run import run_demo
+        from understudy.cli.demo import run_demo
     except ModuleNotFoundError as error:
         hint = "install it with: pip install 'understudy[demo]'"
         raise CommandError(Code.CONFIG, f"the demo needs {error.name}", hint) from error
-    return run_demo(out, json_output=output.as_json) == 0
+    return run_demo(out, output)
 
 
 @app.command(rich_help_panel=RUN)

@@ -53,15 +53,14 @@ CALIBRATED_S = 1.5  # of a closed loop, to find what this machine can do
 LIBRARIES = ("msgspec", "numpy", "onnxruntime", "scikit-learn", "uvloop")
 
 
-def run_demo(out_dir: Path, *, json_output: bool = False) -> int:
-    """The whole demonstration. 0 if everything promised was kept, else 1; the report says what was not.
+def run_demo(out_dir: Path, output: Output) -> bool:
+    """The whole demonstration. False if something promised was not kept; the report says what.
 
     Raises BUSY where something was not kept while others used most of this machine: that says nothing.
-    Writes `report.json`, the models, the cluster's files and logs under `out_dir`. With `json_output` the
-    report goes to standard output and everything for people to standard error.
+    Writes `report.json`, the models, the cluster's files and logs under `out_dir`. As JSON the report
+    goes to standard output and everything for people to standard error.
     """
-    output = Output(as_json=json_output)
-    console = output.stderr if json_output else output.stdout
+    console = output.stderr if output.as_json else output.stdout
     out_dir.mkdir(parents=True, exist_ok=True)
     apps = build_with_progress(out_dir, console)
     cluster_dir = out_dir / "cluster"
@@ -77,7 +76,7 @@ def run_demo(out_dir: Path, *, json_output: bool = False) -> int:
         console.print(f"logs: {cluster.logs_dir}", soft_wrap=True)
         raise error from group
     write_report(out_dir / "report.json", report)
-    if json_output:
+    if output.as_json:
         output.data(report)
     console.print(*map(phase_table, report.phases), totals_table(report.totals))
     console.print(f"report: {out_dir / 'report.json'}", soft_wrap=True)
@@ -87,7 +86,7 @@ def run_demo(out_dir: Path, *, json_output: bool = False) -> int:
         console.print(f"logs: {cluster.logs_dir}", soft_wrap=True)
         if (share := report.environment["others_share"]) >= BUSY_SHARE:
             raise UnderstudyError(Code.BUSY, too_busy(share))
-    return 1 if broken else 0
+    return not broken
 
 
 async def _run(cluster: Cluster, apps: list[BuiltApp], console: Console) -> tuple[DemoReport, list[str]]:
