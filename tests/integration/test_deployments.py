@@ -11,7 +11,7 @@ import pytest
 from control_plane import X, Y, control_plane, measure, on_loop, until
 
 import manifests
-from understudy.cli.control import Servers
+from understudy.adapters.control import Servers
 from understudy.cli.deploy import deploy
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Measure, Measured

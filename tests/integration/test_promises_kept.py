@@ -18,7 +18,7 @@ from grpc_calls import METHOD
 from harness import Answer, Harness, running
 
 import manifests
-from understudy.cli.control import cluster_controllers
+from understudy.adapters.control import cluster_controllers
 from understudy.cli.packing import pack
 from understudy.wire.inference import ModelInferRequest, ModelInferResponse
 

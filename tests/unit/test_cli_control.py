@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from understudy.cli.control import CONTROL_URL_DEFAULT, Servers, controllers, gateways
-from understudy.cli.exits import CommandError, Exit, exit_of
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.adapters.control import Servers
+from understudy.cli.addresses import CONTROL_URL_DEFAULT, controllers, gateways
+from understudy.cli.exits import Exit, exit_of
+from understudy.wire.errors import Code, CommandError, UnderstudyError
 
 ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
     "/ok": (200, {}, b'{"fine": true}'),

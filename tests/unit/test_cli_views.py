@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from understudy.cli import events, plan, status
 from understudy.cli.app import app
 from understudy.cli.exits import Exit
-from understudy.cli.views import from_controller, from_gateway
 from understudy.controller.status import (
     AppStatus,
     ClusterStatus,
@@ -28,6 +27,7 @@ from understudy.controller.status import (
 from understudy.core.questions.records import Held
 from understudy.wire.errors import ProtocolError
 from understudy.wire.records import Outcome, Placement, Role
+from understudy.wire.views import from_controller, from_gateway
 
 APP = AppStatus(
     name="digits",

@@ -15,10 +15,10 @@ import typer
 
 from understudy.cli.exits import Exit, of_environment
 from understudy.cli.output import Output
-from understudy.wire.errors import UnderstudyError
+from understudy.wire.errors import Code, CommandError, UnderstudyError
 
 if TYPE_CHECKING:
-    from understudy.cli.control import Servers
+    from understudy.adapters.control import Servers
     from understudy.cli.roles import RoleName
 
 app = typer.Typer(
@@ -96,7 +96,7 @@ def _attempt(output: Output, command: Callable[[], bool | None]) -> None:
 
 
 def _controllers(url: str | None, cluster: Path | None) -> Servers:
-    from understudy.cli.control import controllers
+    from understudy.cli.addresses import controllers
 
     return controllers(url, cluster)
 
@@ -144,9 +144,6 @@ def simulate(
 
 
 def _demo(out: Path, output: Output) -> bool:
-    from understudy.cli.exits import CommandError
-    from understudy.wire.errors import Code
-
     try:
         from understudy.cli.demo import run_demo
     except ModuleNotFoundError as error:
@@ -329,7 +326,8 @@ def status(
     json: Json = False,
 ) -> None:
     """Show apps, who serves them, how they are protected, and the nodes."""
-    from understudy.cli.control import gateway_access, gateways
+    from understudy.adapters.control import gateway_access
+    from understudy.cli.addresses import gateways
     from understudy.cli.status import run_status, run_watch
 
     output = Output(as_json=json)
@@ -432,7 +430,8 @@ def failures(
     json: Json = False,
 ) -> None:
     """Show requests that a gateway failed lately, oldest first, with tracebacks of models."""
-    from understudy.cli.control import gateway_access, gateways
+    from understudy.adapters.control import gateway_access
+    from understudy.cli.addresses import gateways
     from understudy.cli.failed_requests import run_failures
 
     output = Output(as_json=json)
@@ -464,7 +463,8 @@ def infer(
     json: Json = False,
 ) -> None:
     """Send one inference; show the answer and who gave it."""
-    from understudy.cli.control import gateway_access, gateways
+    from understudy.adapters.control import gateway_access
+    from understudy.cli.addresses import gateways
     from understudy.cli.infer import run_infer
 
     output = Output(as_json=json)

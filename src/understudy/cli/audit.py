@@ -8,7 +8,7 @@ import msgspec
 from rich.console import Group
 from rich.text import Text
 
-from understudy.cli.control import Servers
+from understudy.adapters.control import Servers
 from understudy.cli.output import Output
 from understudy.cli.questions import TIMEOUT_S
 from understudy.cli.tables import counted

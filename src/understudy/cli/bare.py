@@ -11,16 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from understudy.adapters.control import Servers
 from understudy.cli import kinds
-from understudy.cli.control import Servers
 from understudy.cli.deploy import run_deploy
-from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
 from understudy.cli.packing import REQUIREMENTS, VARIANTS, ManifestSource, find_manifests
 from understudy.config import checked_manifest, parse_toml
 from understudy.settings.manifest import AppManifest
 from understudy.settings.runtimes import RUNTIMES
-from understudy.wire.errors import Code, ConfigError
+from understudy.wire.errors import Code, CommandError, ConfigError
 
 PYTHON_ENTRY, ONNX_ENTRY = (RUNTIMES[name].entry for name in ("python", "onnx"))
 ACCURACY_STEP = 0.01  # between variants, while nobody has measured it

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from understudy.cli.bare import Wishes, is_model, sources
-from understudy.cli.exits import CommandError
 from understudy.cli.output import Output
 from understudy.config import load_cluster
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, CommandError, UnderstudyError
 
 NODES = re.compile(rb"^\s*(\[\[nodes\]\]|nodes\s*=)", re.MULTILINE)
 

@@ -11,11 +11,10 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from understudy.cli.control import Servers, failure, segment
-from understudy.cli.exits import CommandError
+from understudy.adapters.control import Servers, failure, segment
 from understudy.cli.output import Output
 from understudy.cli.packing import Artifact, ManifestSource, Package, find_manifests
-from understudy.wire.errors import Code, ConfigError, Origin, UnderstudyError
+from understudy.wire.errors import Code, CommandError, ConfigError, Origin, UnderstudyError
 from understudy.wire.records import OTHER_APP
 
 FOLLOW_INTERVAL_S = 0.1

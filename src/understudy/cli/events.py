@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from understudy.cli.control import Servers
+from understudy.adapters.control import Servers
 from understudy.cli.output import Output
 from understudy.cli.tables import one_line
 from understudy.wire.errors import Code, UnderstudyError

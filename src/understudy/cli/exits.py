@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 from enum import IntEnum
-from typing import Any
 
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, CommandError, UnderstudyError
 from understudy.wire.statuses import STATUSES
 
 
@@ -41,11 +40,3 @@ def of_environment(error: OSError) -> UnderstudyError:
     where = f"{error.filename}: " if error.filename is not None else ""
     what = f"{where}{error.strerror or error}"
     return CommandError(Code.CONFIG, what, HINTS.get(error.errno or 0, ""))
-
-
-class CommandError(UnderstudyError):
-    """A command can't do what it was asked; `hint` says what the person can do about it."""
-
-    def __init__(self, code: Code, message: str, hint: str = "", **context: Any) -> None:
-        super().__init__(code, message, **context)
-        self.hint = hint

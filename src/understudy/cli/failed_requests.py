@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.text import Text
 
-from understudy.cli.control import Servers, segment
+from understudy.adapters.control import Servers, segment
 from understudy.cli.output import Output
 from understudy.wire.errors import Code, UnderstudyError
 

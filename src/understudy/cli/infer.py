@@ -8,10 +8,9 @@ from typing import Any
 
 import msgspec
 
-from understudy.cli.control import ControlReply, Servers, failure, segment
-from understudy.cli.exits import CommandError
+from understudy.adapters.control import ControlReply, Servers, failure, segment
 from understudy.cli.output import Output
-from understudy.wire.errors import Code, ConfigError, UnderstudyError
+from understudy.wire.errors import Code, CommandError, ConfigError, UnderstudyError
 
 DEADLINE_S_USUAL = 60.0  # apps with a longer one need --timeout
 GRACE_S = 5.0  # the gateway keeps deadlines; we wait a little longer for its word

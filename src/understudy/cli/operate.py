@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from understudy.cli.control import Servers, segment
+from understudy.adapters.control import Servers, segment
 from understudy.cli.output import Output
-from understudy.cli.views import from_controller
+from understudy.wire.views import from_controller
 
 
 def run_remove(control: Servers, app: str, output: Output) -> None:

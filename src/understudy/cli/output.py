@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from understudy.cli.exits import CommandError, Exit, exit_of
-from understudy.wire.errors import UnderstudyError
+from understudy.cli.exits import Exit, exit_of
+from understudy.wire.errors import CommandError, UnderstudyError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

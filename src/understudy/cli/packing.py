@@ -17,10 +17,9 @@ import msgspec
 
 from understudy.cli import kinds, wheels
 from understudy.cli.contents import contents, not_a_model
-from understudy.cli.exits import CommandError
 from understudy.config import load_manifest
 from understudy.settings.manifest import AppManifest, VariantManifest
-from understudy.wire.errors import Code, ConfigError
+from understudy.wire.errors import Code, CommandError, ConfigError
 from understudy.wire.records import ArtifactRef
 
 VARIANTS = re.compile(r"^\s*(\[\[variants\]\]|variants\s*=)", re.MULTILINE)

@@ -9,7 +9,7 @@ import msgspec
 from rich.console import Group
 from rich.text import Text
 
-from understudy.cli.control import Servers
+from understudy.adapters.control import Servers
 from understudy.cli.output import Output
 from understudy.cli.tables import counted, name, shortened, table
 from understudy.core.questions.records import Held

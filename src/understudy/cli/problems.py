@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from understudy.cli.control import Servers
+from understudy.adapters.control import Servers
 from understudy.cli.output import Output
 from understudy.cli.supervisor import Cluster
 from understudy.wire.errors import UnderstudyError

@@ -10,8 +10,7 @@ import msgspec
 from rich.console import Group
 from rich.text import Text
 
-from understudy.cli.control import Servers
-from understudy.cli.exits import CommandError
+from understudy.adapters.control import Servers
 from understudy.cli.output import Output
 from understudy.cli.plan import HOW
 from understudy.cli.tables import counted, name, shortened, table
@@ -28,7 +27,7 @@ from understudy.core.questions.records import (
     Question,
     QuestionAnswered,
 )
-from understudy.wire.errors import Code, ProtocolError
+from understudy.wire.errors import Code, CommandError, ProtocolError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -10,11 +10,12 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from understudy.cli.control import Servers
-from understudy.cli.exits import CommandError
+from understudy.adapters.control import Servers
 from understudy.cli.output import Output
 from understudy.cli.tables import name, one_line, shortened, table
-from understudy.cli.views import (
+from understudy.wire.errors import Code, CommandError, UnderstudyError
+from understudy.wire.records import ONE_AT_A_TIME
+from understudy.wire.views import (
     DEGRADED,
     DOWN,
     FAILING,
@@ -25,8 +26,6 @@ from understudy.cli.views import (
     from_controller,
     from_gateway,
 )
-from understudy.wire.errors import Code, UnderstudyError
-from understudy.wire.records import ONE_AT_A_TIME
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -23,12 +23,12 @@ from typing import Any, Self
 import msgspec
 
 from understudy.adapters.claims import Claim, claim
-from understudy.cli.control import Servers, cluster_controllers, cluster_gateways, gateway_access
-from understudy.cli.exits import CommandError, Exit
+from understudy.adapters.control import Servers, cluster_controllers, cluster_gateways, gateway_access
+from understudy.cli.exits import Exit
 from understudy.cli.processes import KILL_TIMEOUT_S, RoleProcess
-from understudy.cli.views import DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
 from understudy.config import load_cluster
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, CommandError, UnderstudyError
+from understudy.wire.views import DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
 
 POLL_S = 0.05
 WATCH_INTERVAL_S = 0.1

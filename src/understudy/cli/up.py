@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
+from understudy.adapters.control import cluster_gateways, gateway_access, gateway_url, segment
 from understudy.adapters.parents import have_init
 from understudy.adapters.task_groups import ungrouped
 from understudy.cli import deploy
-from understudy.cli.control import cluster_gateways, gateway_access, gateway_url, segment
 from understudy.cli.output import Output
 from understudy.cli.packing import Package, pack
 from understudy.cli.problems import KnownProblems

@@ -16,8 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from understudy.cli.exits import CommandError
-from understudy.wire.errors import Code, ConfigError
+from understudy.wire.errors import Code, CommandError, ConfigError
 
 RESOLVE_TIMEOUT_S = 1800.0  # of pip: it may have to build some of them
 REASON_LINES_MAX = 30

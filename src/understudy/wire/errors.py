@@ -128,3 +128,11 @@ class ConfigError(UnderstudyError):
 
     def __init__(self, message: str, **context: Any) -> None:
         super().__init__(Code.CONFIG, message, **context)
+
+
+class CommandError(UnderstudyError):
+    """A command can't do what it was asked; `hint` says what the person can do about it."""
+
+    def __init__(self, code: Code, message: str, hint: str = "", **context: Any) -> None:
+        super().__init__(code, message, **context)
+        self.hint = hint

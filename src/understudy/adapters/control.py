@@ -1,7 +1,7 @@
 """HTTP to the control API and to gateways, on the standard library.
 
 Lives here: finding a server, deadlines, streamed uploads, errors as `UnderstudyError`. Does not live here:
-what the documents mean.
+what the documents mean (`wire.views`), and which servers a command means (`cli.addresses`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,11 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from understudy.cli.exits import CommandError
-from understudy.config import load_cluster, read_secret
+from understudy.config import read_secret
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, CommandError, UnderstudyError
 
-CONTROL_URL_DEFAULT = "http://127.0.0.1:8090"
-GATEWAY_URL_DEFAULT = "http://127.0.0.1:8080"
 TIMEOUT_S = 10.0
 UPLOAD_BLOCK_BYTES = 256 * 1024
 
@@ -200,24 +197,6 @@ _CODES = {
 def segment(name: str) -> str:
     """`name` as one part of a path."""
     return quote(name, safe="")
-
-
-def controllers(url: str | None, cluster: Path | None) -> Servers:
-    """The control API: --url (or UNDERSTUDY_URL), else the addresses in --cluster, else the default."""
-    if url:
-        return Servers([url], "controller", "given by --url or UNDERSTUDY_URL")
-    if cluster:
-        return cluster_controllers(load_cluster(cluster), source=f"from {cluster}")
-    return Servers([CONTROL_URL_DEFAULT], "controller", "the default address")
-
-
-def gateways(url: str | None, cluster: Path | None, access: Access = OPEN_ACCESS) -> Servers:
-    """Gateways: --gateway (or UNDERSTUDY_GATEWAY), else the addresses in --cluster, else the default."""
-    if url:
-        return Servers([url], "gateway", "given by --gateway or UNDERSTUDY_GATEWAY", access=access)
-    if cluster:
-        return cluster_gateways(load_cluster(cluster), source=f"from {cluster}", access=access)
-    return Servers([GATEWAY_URL_DEFAULT], "gateway", "the default address", access=access)
 
 
 def cluster_controllers(config: ClusterConfig, *, source: str, timeout_s: float = TIMEOUT_S) -> Servers:

@@ -1,0 +1,29 @@
+"""Which servers a command asks: by its options, by the cluster file, or at the usual addresses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from understudy.adapters.control import OPEN_ACCESS, Access, Servers, cluster_controllers, cluster_gateways
+from understudy.config import load_cluster
+
+CONTROL_URL_DEFAULT = "http://127.0.0.1:8090"
+GATEWAY_URL_DEFAULT = "http://127.0.0.1:8080"
+
+
+def controllers(url: str | None, cluster: Path | None) -> Servers:
+    """The control API: --url (or UNDERSTUDY_URL), else the addresses in --cluster, else the default."""
+    if url:
+        return Servers([url], "controller", "given by --url or UNDERSTUDY_URL")
+    if cluster:
+        return cluster_controllers(load_cluster(cluster), source=f"from {cluster}")
+    return Servers([CONTROL_URL_DEFAULT], "controller", "the default address")
+
+
+def gateways(url: str | None, cluster: Path | None, access: Access = OPEN_ACCESS) -> Servers:
+    """Gateways: --gateway (or UNDERSTUDY_GATEWAY), else the addresses in --cluster, else the default."""
+    if url:
+        return Servers([url], "gateway", "given by --gateway or UNDERSTUDY_GATEWAY", access=access)
+    if cluster:
+        return cluster_gateways(load_cluster(cluster), source=f"from {cluster}", access=access)
+    return Servers([GATEWAY_URL_DEFAULT], "gateway", "the default address", access=access)
