@@ -27,7 +27,7 @@ from benchmarks.models import Payload
 from benchmarks.processes import Contender, MissingError, ask, environment, running
 from understudy.adapters.ports import free_ports
 from understudy.cli.deploy import deploy
-from understudy.cli.supervisor import Cluster
+from understudy.local.supervisor import Cluster
 from understudy.wire.errors import UnderstudyError
 
 REPLICAS = 2

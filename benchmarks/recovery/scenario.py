@@ -22,7 +22,7 @@ from benchmarks.recovery.load import Asked, Sample
 from benchmarks.recovery.models import App
 from understudy.adapters.ports import free_ports
 from understudy.cli.deploy import deploy
-from understudy.cli.supervisor import Cluster
+from understudy.local.supervisor import Cluster
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Plan, Role
 

@@ -16,8 +16,8 @@ from small_disks import fill, small_disk
 
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts, unpack
 from understudy.adapters.disks import DiskRoom, DiskWatch, is_place_trouble
-from understudy.cli.processes import RoleProcess
 from understudy.controller.uploads import Uploads
+from understudy.local.processes import RoleProcess
 from understudy.settings.controller import ControllerTuning
 from understudy.settings.places import DiskSettings, LogSettings
 from understudy.wire.errors import Code, UnderstudyError

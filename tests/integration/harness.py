@@ -19,7 +19,7 @@ import httptools
 import msgspec
 
 from understudy.adapters.ports import free_ports
-from understudy.cli.supervisor import Cluster
+from understudy.local.supervisor import Cluster
 from understudy.wire.errors import UnderstudyError
 
 Rows = list[list[float]]

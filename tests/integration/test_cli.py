@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 from understudy.cli.app import app
 from understudy.cli.deploy import deploy
 from understudy.cli.exits import Exit
-from understudy.cli.processes import RoleProcess, group_pids
-from understudy.cli.supervisor import Cluster
+from understudy.local.processes import RoleProcess, group_pids
+from understudy.local.supervisor import Cluster
 from understudy.settings.cluster import LogSettings
 from understudy.wire.errors import Code, UnderstudyError
 
@@ -113,7 +113,7 @@ def test_a_role_follows_its_parent(tmp_path: Path) -> None:
         'nodes = [{ name = "n1", memory_mb = 100 }]\ngateways = [{ name = "g1", http = "127.0.0.1:0" }]\n'
     )
     script = (
-        "import signal, sys; from pathlib import Path; from understudy.cli.supervisor import Cluster\n"
+        "import signal, sys; from pathlib import Path; from understudy.local.supervisor import Cluster\n"
         "cluster = Cluster(Path(sys.argv[1])); cluster.start_gateway('g1')\n"
         "print(cluster.roles['gateway', 'g1'].pid, flush=True); signal.pause()"
     )

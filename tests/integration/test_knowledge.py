@@ -29,7 +29,7 @@ from understudy.adapters.ports import free_ports
 from understudy.cli.app import app as command
 from understudy.cli.deploy import deploy
 from understudy.cli.exits import Exit
-from understudy.cli.supervisor import Cluster
+from understudy.local.supervisor import Cluster
 from understudy.wire.errors import UnderstudyError
 
 DEADLINE_S = 30.0

@@ -19,10 +19,11 @@ LAYERS = {
     "controller": 3,
     "sim": 3,
     "chaos": 3,
+    "local": 3,
     "demo": 4,
     "client": 4,
-    "cli": 4,
-    "__main__": 4,
+    "cli": 5,
+    "__main__": 5,
 }
 # Roles talk in frames, not in calls. The agent forks workers, so it knows their entry point.
 SHELLS = {package for package, layer in LAYERS.items() if layer == 3}

@@ -12,11 +12,11 @@ CLASS_MAX = (250, 20, 20)  # lines, methods, attributes
 RECORDS = {"Settings"}  # roots of tables, whose fields are what they are for
 # Classes beyond that, each with the reason why it is one thing.
 LARGE: dict[str, str] = {
-    "understudy.cli.supervisor.Cluster": "",
     "understudy.core.gateway.machine.Gateway": "what each event changes in the facts of routing",
     "understudy.core.planning.heuristic._Packing": "sums over bins that every step of packing changes",
     "understudy.gateway.http.HttpConnection": "one state, shared by all callbacks of one parser",
     "understudy.gateway.process.GatewayProcess": "links, timers and effects around one machine",
+    "understudy.local.supervisor.Cluster": "what is done to one set of processes, and what is asked of it",
 }
 VAGUE = {"utils", "util", "helpers", "helper", "manager", "base", "common", "misc"}
 UNFINISHED = re.compile(r"\b(" + "|".join(["FIX" + "ME", "TO" + "DO", "X" + "XX"]) + r")\b")

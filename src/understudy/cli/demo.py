@@ -20,7 +20,6 @@ from understudy.adapters.neighbours import BUSY_SHARE, Neighbours, too_busy
 from understudy.adapters.task_groups import first_of
 from understudy.cli.deploy import Bars, Silent, deploy
 from understudy.cli.output import Output
-from understudy.cli.supervisor import Cluster
 from understudy.demo.memory import MemoryUse, measure
 from understudy.demo.models import BuiltApp, build_with_progress
 from understudy.demo.recording import LoadProcess, Recording, quantile
@@ -45,6 +44,7 @@ from understudy.demo.scenario import (
     write_cluster,
 )
 from understudy.demo.view import REFRESH_S, View
+from understudy.local.supervisor import Cluster
 from understudy.wire.errors import Code, UnderstudyError
 
 START_TIMEOUT_S = 30.0

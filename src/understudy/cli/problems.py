@@ -7,7 +7,7 @@ import time
 
 from understudy.adapters.control import Servers
 from understudy.cli.output import Output
-from understudy.cli.supervisor import Cluster
+from understudy.local.supervisor import Cluster
 from understudy.wire.errors import UnderstudyError
 
 LOOK_INTERVAL_S = 0.3

@@ -19,7 +19,7 @@ from understudy.cli import deploy
 from understudy.cli.output import Output
 from understudy.cli.packing import Package, pack
 from understudy.cli.problems import KnownProblems
-from understudy.cli.supervisor import Cluster
+from understudy.local.supervisor import Cluster
 from understudy.wire.errors import Code, UnderstudyError
 
 START_TIMEOUT_S = 30.0  # of a controller, before it is told that it takes long

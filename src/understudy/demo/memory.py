@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from understudy.adapters.memory import pss_mb
-from understudy.cli.supervisor import Cluster
 from understudy.demo.scenario import ReplicaFacts
+from understudy.local.supervisor import Cluster
 from understudy.wire.records import Role
 
 

@@ -16,12 +16,12 @@ import msgspec
 import numpy as np
 
 from understudy.adapters.ports import free_ports
-from understudy.cli.supervisor import Cluster
 from understudy.demo.load import AppLoad, LoadPlan
 from understudy.demo.models import BuiltApp
 from understudy.demo.recording import Recording
 from understudy.demo.report import AppFacts, Phase, Standby
 from understudy.demo.view import View, state_of
+from understudy.local.supervisor import Cluster
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Criticality, Plan, Role
 

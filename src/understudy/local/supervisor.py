@@ -24,10 +24,10 @@ import msgspec
 
 from understudy.adapters.claims import Claim, claim
 from understudy.adapters.control import Servers, cluster_controllers, cluster_gateways, gateway_access
-from understudy.cli.exits import Exit
-from understudy.cli.processes import KILL_TIMEOUT_S, RoleProcess
 from understudy.config import load_cluster
+from understudy.local.processes import KILL_TIMEOUT_S, RoleProcess
 from understudy.wire.errors import Code, CommandError, UnderstudyError
+from understudy.wire.statuses import STATUSES
 from understudy.wire.views import DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
 
 POLL_S = 0.05
@@ -290,7 +290,7 @@ def _states(view: StatusView, apps: Collection[str]) -> set[str]:
 
 def _cannot_start(role: RoleProcess) -> bool:
     """It refused its configuration or address."""
-    return role.exit_status == Exit.USAGE
+    return role.exit_status == STATUSES[Code.CONFIG].exit
 
 
 def _last_error(role: RoleProcess) -> str:

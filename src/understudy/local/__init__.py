@@ -1,0 +1,1 @@
+"""A cluster as processes of this machine, as a library."""
