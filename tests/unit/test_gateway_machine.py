@@ -311,6 +311,27 @@ def test_an_agent_whose_clock_was_set_back_is_believed_over_its_new_connection()
     assert {r.id for r in world.app.replicas.values() if r.node == "n1"} == {"r9"}
 
 
+def test_requests_wait_for_a_successor_that_is_loaded_in_the_place_of_the_last_replica():
+    """Nobody else has room, but it is on its way."""
+    world = World(standby=False)
+    world.advance(6)
+    drained = world.replica("r1", "big", state="draining")
+    world.report("n1", drained)
+    request = world.request()
+    for _ in range(3):
+        asked = world.activations()[-1]
+        refusal = Activated(asked.contingency.key, accepted=False, reason="memory")
+        world.step(core.ActivatedReceived(asked.node, refusal))
+        world.advance(0.15)
+    assert not hasattr(request, "outcome")
+    world.report("n1", world.replica("r4", "small", state="loading"))
+    world.advance(0.15)
+    assert not hasattr(request, "outcome")
+    world.report("n1", world.replica("r4", "small"))
+    world.reply("r4")
+    assert request.outcome == ("small", "failover")
+
+
 def test_requests_wait_for_nodes_that_all_fell_silent_at_once():
     world = World()
     world.advance(6)

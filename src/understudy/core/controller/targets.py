@@ -5,8 +5,11 @@ then the rest goes, and the activations that gateways made are released.
 
 Keeping costs memory that the plan gave to others. Where a node can't hold both, room is made in this order,
 until it fits: standbys that don't run yet wait; kept replicas go whose app has another one ready; the only
-replica of an app gets a bridge, its smallest variant on a node with room, and goes when that is ready; and
-the only replica of an app goes without one for an app that nobody answers for and that is worth as much.
+replica of an app gets a bridge, its smallest variant on a node with room or in the place of a standby that
+isn't needed now, and goes when that is ready. The only replica of an app goes without a bridge if the plan
+gave the app up for what is worth as much, for an app that nobody answers for and that is worth as much, and,
+when nothing else moves any more, if its successor is loaded so well within the app's deadline that requests
+can wait for it. So a plan is carried out however little room there is, if its models load quickly.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import msgspec
 
 from understudy.core.controller.environments import is_ready
 from understudy.core.controller.nodes import Node
-from understudy.core.planning.footprint import replica_mb
+from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.wire.messages import ReplicaState, Target, TargetReplica
 from understudy.wire.records import (
     AppVersion,
@@ -38,6 +41,7 @@ WORTH = {Criticality.BEST_EFFORT: 0, Criticality.STANDARD: 1, Criticality.CRITIC
 
 RELEASE_WAIT_MAX_S = 60.0
 SOON = 5.0  # times the last wait
+SWAP_FRACTION = 0.25  # of an app's deadline, which a successor may take to load while nobody answers
 
 What = tuple[str, int, str]  # (app, version, variant)
 
@@ -92,6 +96,19 @@ class _Draft:
             return 0
         stays = (*self.running, *self.kept, *self.activated)
         return sum(replica.app == app and replica.state == "ready" for replica in stays)
+
+    def waiting(self) -> list[TargetReplica]:
+        """What is planned here and doesn't run yet."""
+        running = Counter(map(_what, self.running))
+        found = []
+        for placed in self.planned:
+            running[_what(placed)] -= 1
+            if running[_what(placed)] < 0:
+                found.append(placed)
+        return found
+
+    def postpone(self, placed: TargetReplica) -> None:
+        self.planned = [other for other in self.planned if other is not placed]
 
     def take_away(self, replica: ReplicaState) -> None:
         if not replica.activation:
@@ -194,29 +211,65 @@ def _defer_standbys(draft: _Draft, facts: TargetFacts) -> None:
     """Standbys that don't run yet wait while something that is kept is in their place."""
     if not draft.kept and not draft.activated:
         return
-    running = Counter(_what(replica) for replica in draft.running)
-    for replica in list(draft.planned):
-        if running[_what(replica)] > 0:
-            running[_what(replica)] -= 1
-        elif replica.role is not Role.PRIMARY and _excess_mb(draft, facts) > 0:
-            draft.planned.remove(replica)
+    for placed in draft.waiting():
+        if placed.role is not Role.PRIMARY and _excess_mb(draft, facts) > 0:
+            draft.postpone(placed)
 
 
 def _make_way(draft: _Draft, drafts: list[_Draft], facts: TargetFacts) -> None:
     """Only replicas that are the last of their app are left in the way."""
+    planned = {placed.app for placed in facts.plan.placements}
     silent = [
         _worth(facts.apps[replica.app])
         for replica in draft.planned
         if replica.role is Role.PRIMARY and not any(other.has_ready(replica.app) for other in drafts)
     ]
+    waiting = [_worth(facts.apps[r.app]) for r in draft.waiting() if r.role is Role.PRIMARY]
     for replica in _surplus(draft, facts):
         if _excess_mb(draft, facts) <= 0:
             return
         app = facts.apps[replica.app]
         if _on_its_way(app, drafts, facts) or _bridge(app, drafts, facts):
             continue
-        if silent and max(silent) >= _worth(app):
+        rivals = silent if app.app in planned else waiting
+        if rivals and max(rivals) >= _worth(app):
             draft.take_away(replica)
+        elif _swaps(replica, draft, drafts, facts):
+            return
+
+
+def _swaps(replica: ReplicaState, draft: _Draft, drafts: list[_Draft], facts: TargetFacts) -> bool:
+    """Have what is planned here loaded in place of `replica`, if it is back so soon that nobody notices.
+
+    In its place comes its own successor; or that of another one whose place is where `replica` goes.
+    """
+    app = facts.apps[replica.app]
+    if any(r.state in ("starting", "loading") for other in drafts for r in _observed(other.node)):
+        return False  # what comes may make room without it
+    for other in drafts:
+        for goes in [replica] if other is draft else (*other.kept, *other.activated):
+            here, there = _planned(goes.app, draft), _planned(app.app, other)
+            if here is None or there is None:
+                continue
+            pause_ms = sum(_load_ms(placed, facts) for placed in {id(p): p for p in (here, there)}.values())
+            fits = _fits(here, replica, draft, facts) and _fits(there, goes, other, facts)
+            if fits and pause_ms <= SWAP_FRACTION * app.deadline_ms:
+                draft.take_away(replica)
+                for placed in draft.waiting():
+                    if placed is not here:
+                        draft.postpone(placed)
+                return True
+    return False
+
+
+def _planned(app: str, draft: _Draft) -> TargetReplica | None:
+    """The primary of `app` that is to run on this node, and doesn't yet."""
+    return next((r for r in draft.waiting() if r.app == app and r.role is Role.PRIMARY), None)
+
+
+def _fits(placed: TargetReplica, instead: ReplicaState, draft: _Draft, facts: TargetFacts) -> bool:
+    stays = (r for r in (*draft.running, *draft.kept, *draft.activated) if r is not instead)
+    return sum(_memory_mb(r, facts) for r in (*stays, placed)) <= draft.node.info.memory_mb
 
 
 def _on_its_way(app: AppVersion, drafts: list[_Draft], facts: TargetFacts) -> bool:
@@ -238,13 +291,31 @@ def _bridge(app: AppVersion, drafts: list[_Draft], facts: TargetFacts) -> bool:
     smallest = min(variants, key=replica_mb)
     key = smallest.environment_key
     ready = [draft for draft in drafts if draft.node.state == "ready" and is_ready(key, draft.node)]
-    if not ready:
-        return False
-    roomiest = min(ready, key=lambda draft: _excess_mb(draft, facts))
-    if replica_mb(smallest) > -_excess_mb(roomiest, facts):
-        return False
-    roomiest.bridges.append(TargetReplica(app.app, app.version, smallest.name, Role.STANDBY))
-    return True
+    for draft in sorted(ready, key=lambda draft: _excess_mb(draft, facts)):
+        given_up = _dispensable(draft, replica_mb(smallest), drafts, facts)
+        if given_up is not None:
+            for standby in given_up:
+                draft.postpone(standby)
+                draft.running.remove(next(r for r in draft.running if _what(r) == _what(standby)))
+            draft.bridges.append(TargetReplica(app.app, app.version, smallest.name, Role.STANDBY))
+            return True
+    return False
+
+
+def _dispensable(
+    draft: _Draft, needed_mb: float, drafts: list[_Draft], facts: TargetFacts
+) -> list[TargetReplica] | None:
+    """Which running standbys may go for a while so that `needed_mb` fit; None if that isn't enough."""
+    waiting = draft.waiting()
+    running = [r for r in draft.planned if r.app in facts.apps and not any(r is w for w in waiting)]
+    standbys = [r for r in running if r.role is not Role.PRIMARY]
+    found: list[TargetReplica] = []
+    lacking_mb = needed_mb + _excess_mb(draft, facts)
+    for standby in sorted(standbys, key=lambda r: (_worth(facts.apps[r.app]), -_memory_mb(r, facts))):
+        if lacking_mb > 0 and any(other.has_ready(standby.app) for other in drafts if other is not draft):
+            found.append(standby)
+            lacking_mb -= _memory_mb(standby, facts)
+    return found if lacking_mb <= 0 else None
 
 
 def _surplus(draft: _Draft, facts: TargetFacts) -> list[ReplicaState]:
@@ -269,6 +340,11 @@ def _memory_mb(replica: TargetReplica | ReplicaState, facts: TargetFacts) -> flo
     if variant is not None:
         return replica_mb(variant)
     return replica.memory_mb if isinstance(replica, ReplicaState) else 0.0
+
+
+def _load_ms(placed: TargetReplica, facts: TargetFacts) -> float:
+    variant = facts.apps[placed.app].variant(placed.variant)
+    return load_ms(variant) if variant is not None else math.inf
 
 
 def _worth(app: AppVersion) -> tuple[int, float]:

@@ -24,6 +24,8 @@ class Seen(StrEnum):
 
 KNOWN = frozenset(map(str, Seen))
 CONNECTED = frozenset({Seen.READY, Seen.FAILING})  # worth a connection
+# Its node is at work on it: one that ends may be making room for its successor.
+COMING = frozenset({Seen.STARTING, Seen.LOADING, Seen.DRAINING})
 REACHABLE = CONNECTED | {Seen.LOST}
 
 SEEN: Table = {

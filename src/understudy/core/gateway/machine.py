@@ -14,7 +14,7 @@ import msgspec
 from understudy.core.gateway import outliers
 from understudy.core.gateway.activation import PendingActivation, choose, gives_way, load_ms_max
 from understudy.core.gateway.dispatch import Dispatcher
-from understudy.core.gateway.lifecycles import CONNECTED, Seen, reported, seen
+from understudy.core.gateway.lifecycles import COMING, CONNECTED, Seen, reported, seen
 from understudy.core.gateway.nodes import KnownNode
 from understudy.core.gateway.rotation import App, PlannedPlaces, Replica, Request
 from understudy.core.gateway.statics import usable
@@ -413,7 +413,8 @@ class Gateway:
             app.spec, planned.contingencies, self.table.nodes, alive, planned.hosts, way_back.refused
         )
         if choice is None:
-            way_back.hopeless = bool(self.nodes) and now - self._started_at >= START_GRACE_S
+            coming = any(r.state in COMING and self.nodes[r.node].alive for r in app.replicas.values())
+            way_back.hopeless = not coming and bool(self.nodes) and now - self._started_at >= START_GRACE_S
             if way_back.hopeless:
                 self.dispatcher.waiting_room.panic(app, now)
             return
