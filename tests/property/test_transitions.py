@@ -1,4 +1,4 @@
-"""From one plan to the next on nodes with little room: everything planned comes to run, and who answers stays."""
+"""From one plan to the next on nodes with little room: everything that is planned comes to run."""
 
 from __future__ import annotations
 

@@ -315,18 +315,17 @@ def test_requests_wait_for_a_successor_that_is_loaded_in_the_place_of_the_last_r
     """Nobody else has room, but it is on its way."""
     world = World(standby=False)
     world.advance(6)
-    drained = world.replica("r1", "big", state="draining")
-    world.report("n1", drained)
+    world.report("n1", world.replica("r1", "big", state="draining"))
     request = world.request()
     for _ in range(3):
         asked = world.activations()[-1]
         refusal = Activated(asked.contingency.key, accepted=False, reason="memory")
         world.step(core.ActivatedReceived(asked.node, refusal))
         world.advance(0.15)
-    assert not hasattr(request, "outcome")
-    world.report("n1", world.replica("r4", "small", state="loading"))
-    world.advance(0.15)
-    assert not hasattr(request, "outcome")
+    for state in ("backoff", "starting", "loading"):
+        world.report("n1", world.replica("r4", "small", state=state))
+        world.advance(0.15)
+        assert not hasattr(request, "outcome")
     world.report("n1", world.replica("r4", "small"))
     world.reply("r4")
     assert request.outcome == ("small", "failover")

@@ -143,6 +143,18 @@ def test_the_last_replica_is_never_ejected_for_being_slow():
     assert world.app.best[0].id == "r1"
 
 
+def test_one_ejected_for_being_slow_answers_when_the_others_are_gone():
+    """As when a plan moves its faster equal away."""
+    world = three_equals()
+    serve(world, 60, slow="r2")
+    world.report("n1")
+    world.report("n3")
+    assert world.gateway.replicas["r2"].breaker.state == "open"
+    request = world.request()
+    answer_all(world, "r2", None)
+    assert request.outcome == ("big", "")
+
+
 def test_at_most_half_of_the_replicas_are_ejected_for_being_outliers():
     long = BreakerSettings(slow_start_s=0, open_s=1000, open_s_max=1000)
     world = three_equals(GatewayTuning(breaker=long, hedge=HedgeSettings(enabled=False)))

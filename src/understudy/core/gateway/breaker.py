@@ -54,6 +54,11 @@ class Breaker:
         return BreakerState.HALF_OPEN if self.probe else BreakerState.OPEN
 
     @property
+    def slow(self) -> bool:
+        """It was ejected for being slow, not for failing."""
+        return not self.closed and self._limit_s > 0
+
+    @property
     def calls(self) -> int:
         """Judged in the last half to whole window."""
         return self._calls + self._previous_calls

@@ -14,7 +14,7 @@ import msgspec
 from understudy.core.gateway import outliers
 from understudy.core.gateway.activation import PendingActivation, choose, gives_way, load_ms_max
 from understudy.core.gateway.dispatch import Dispatcher
-from understudy.core.gateway.lifecycles import COMING, CONNECTED, Seen, reported, seen
+from understudy.core.gateway.lifecycles import CONNECTED, Seen, reported, seen
 from understudy.core.gateway.nodes import KnownNode
 from understudy.core.gateway.rotation import App, PlannedPlaces, Replica, Request
 from understudy.core.gateway.statics import usable
@@ -271,7 +271,7 @@ class Gateway:
             self.replicas[report.id] = app.replicas[report.id] = replica
             node.replicas.add(report.id)
         replica.state, replica.role, replica.pid = reported(report.state), report.role, report.pid
-        replica.address = report.address
+        replica.address, replica.restarts = report.address, report.restarts
         if replica.link is None and replica.state in CONNECTED and replica.address:
             self._effects.append(ConnectWorker(replica))
 
@@ -413,7 +413,7 @@ class Gateway:
             app.spec, planned.contingencies, self.table.nodes, alive, planned.hosts, way_back.refused
         )
         if choice is None:
-            coming = any(r.state in COMING and self.nodes[r.node].alive for r in app.replicas.values())
+            coming = any(r.coming and r.node in alive for r in app.replicas.values())
             way_back.hopeless = not coming and bool(self.nodes) and now - self._started_at >= START_GRACE_S
             if way_back.hopeless:
                 self.dispatcher.waiting_room.panic(app, now)

@@ -16,7 +16,7 @@ from understudy.core.gateway.breaker import Breaker
 from understudy.core.gateway.clients import ClientBuckets
 from understudy.core.gateway.conduct import Conducts
 from understudy.core.gateway.health import UserHealth
-from understudy.core.gateway.lifecycles import CONNECTED, Seen, reported
+from understudy.core.gateway.lifecycles import COMING, CONNECTED, Seen, reported
 from understudy.core.gateway.pace import Pace
 from understudy.core.gateway.patience import SILENT_DEADLINE_FRACTION, Patience
 from understudy.core.gateway.traffic import TrafficCounts
@@ -103,6 +103,7 @@ class Replica(Source):
         "pid",
         "ramp",
         "rank",
+        "restarts",
         "role",
         "signs",
         "state",
@@ -120,6 +121,7 @@ class Replica(Source):
         self.pid = state.pid
         self.role = state.role
         self.state = reported(state.state)
+        self.restarts = state.restarts
         self.link: Link | None = None
         self.breaker = Breaker(settings, now)
         self.conduct = app.conducts.of(state.version, state.variant)
@@ -139,6 +141,12 @@ class Replica(Source):
         """Nothing speaks against it but, perhaps, what it answered."""
         ready = self.link is not None and self.state is Seen.READY
         return ready and not self.suspect and not self.node_suspect
+
+    @property
+    def coming(self) -> bool:
+        """Its node is at work on it, or makes room for it, or it is being connected to."""
+        connecting = self.state is Seen.READY and self.link is None
+        return connecting or self.state in COMING or (self.state is Seen.BACKOFF and not self.restarts)
 
     def outrun(self, flight: Flight) -> None:
         """Another replica answered `flight` first, so it is called back. That may be the first sign that this
@@ -342,10 +350,12 @@ class App:
 
         Counted among equals, as Envoy does within a priority: a failing variant never comes before a
         healthy smaller one. With nobody healthy at all, everybody is used. A fraction of 0 means: never.
+        A slow answer is better than none: whoever was ejected for being slower answers without the others.
         """
         panic_fraction = self._settings.breaker.panic_fraction
         if not healthy:
-            return ejected if len(ejected) > 1 and panic_fraction else []
+            panic = len(ejected) > 1 and panic_fraction
+            return ejected if panic else [r for r in ejected if r.breaker.slow]
         used: list[Replica] = []
         for rank in {r.rank for r in ejected}:
             sick = [r for r in ejected if r.rank == rank]
