@@ -268,8 +268,9 @@ def _planned(app: str, draft: _Draft) -> TargetReplica | None:
 
 
 def _fits(placed: TargetReplica, instead: ReplicaState, draft: _Draft, facts: TargetFacts) -> bool:
-    stays = (r for r in (*draft.running, *draft.kept, *draft.activated) if r is not instead)
-    return sum(_memory_mb(r, facts) for r in (*stays, placed)) <= draft.node.info.memory_mb
+    running = (*draft.running, *draft.kept, *draft.activated)
+    stays_mb = sum(_memory_mb(replica, facts) for replica in running if replica is not instead)
+    return stays_mb + _memory_mb(placed, facts) <= draft.node.info.memory_mb
 
 
 def _on_its_way(app: AppVersion, drafts: list[_Draft], facts: TargetFacts) -> bool:
