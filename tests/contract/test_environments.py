@@ -29,14 +29,14 @@ from understudy.wire.records import ArtifactRef, Environment
 class Node:
     """What an agent would have it driven by."""
 
-    def __init__(self, folder: Path, environments_max: int = 16) -> None:
+    def __init__(self, folder: Path, environments_max: int = 16, staged_bytes_max: int = 10**9) -> None:
         self.folder = folder
         self.runner = asyncio.Runner()
         self.store = DirectoryStore(folder / "store")
-        artifacts = LocalArtifacts(folder / "staged", self.store, 10**9)
+        self.staged = LocalArtifacts(folder / "staged", self.store, staged_bytes_max)
         self.said: list[Event] = []
         self.told: list[tuple[str, str]] = []
-        staging = Staging(artifacts, folder / "replicas", lambda _: None, self._tell)
+        staging = Staging(self.staged, folder / "replicas", lambda _: None, self._tell)
         tuning = AgentTuning(environments_max=environments_max)
         self.root = folder / "environments"
         self.environments = Environments(self.root, staging, tuning, self.said.append, self._tell)
@@ -52,6 +52,9 @@ class Node:
         found.content.seek(0)
         content = found.content.read()
         found.content.close()
+        return self.stored(content)
+
+    def stored(self, content: bytes) -> Environment:
         digest = hashlib.sha256(content).hexdigest()
         with self.store.upload(digest) as upload:
             upload.write(content)
@@ -207,6 +210,17 @@ def test_a_full_disk_is_the_places_trouble_and_the_build_goes_on_when_it_ends(
     monkeypatch.setattr(module, "install", install)
     node.prepare(environment)
     assert node.said[-1] == EnvironmentChanged(environment.key, "")
+
+
+def test_a_copy_that_could_not_be_unpacked_goes_when_its_room_is_needed(tmp_path: Path) -> None:
+    node = Node(tmp_path, staged_bytes_max=100)
+    broken = [node.stored(bytes([number]) * 60) for number in range(2)]
+    for environment in broken:
+        with refused(node, environment) as (message, code):
+            assert "the artifact can't be unpacked" in message
+            assert code == Code.LOAD_FAILED
+    node.runner.close()
+    assert node.staged.digests() == [broken[1].key]
 
 
 def test_environments_that_nobody_wants_go_when_there_are_too_many(tmp_path: Path) -> None:

@@ -150,14 +150,13 @@ class Environments:
         self._make_room(environment.key)
         path = self._path(environment.key)
         partial = path.with_name(_PARTIAL + path.name)
+        name = f"environment-{environment.key[:16]}"
         try:
             if environment.wheels is None:
                 await try_zygote(environment.python, "")
                 await asyncio.to_thread(_mark, partial, environment.python)
             else:
-                name = f"environment-{environment.key[:16]}"
                 folder = await self._staging.provide(environment.wheels, name)
-                self._staging.let_go(name)
                 await install(folder, partial)
                 await try_zygote("", str(partial))
             await asyncio.to_thread(partial.rename, path)
@@ -165,9 +164,9 @@ class Environments:
             code = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED
             raise UnderstudyError(code, f"it can't be built: {error}") from error
         finally:
+            self._staging.let_go(name)
             await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
-            folder = self._staging.folder(f"environment-{environment.key[:16]}")
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, self._staging.folder(name), ignore_errors=True)
         took_s = time.monotonic() - began_s
         self._tell("environment.built", f"{_named(environment)} is ready after {took_s:.1f} s")
 
