@@ -254,6 +254,12 @@ def test_infer_shows_the_answer_and_who_gave_it(understudy: Commands) -> None:
     )
 
 
+def test_who_names_the_controller_only_reaches_the_gateways(up: dict[str, Any]) -> None:
+    elsewhere = Commands(up["controllers"]["c1"], "")
+    assert elsewhere("infer", "primes", "--data", "[7]").out.startswith("prime  BOOL [1x1]  True\n")
+    assert elsewhere("failures", "primes", "--json").status == Exit.OK
+
+
 @pytest.mark.parametrize(
     ("args", "status", "words"),
     [

@@ -386,7 +386,7 @@ class GatewayStats(msgspec.Struct):
     revision: int
     apps: dict[str, AppStats] = {}
     suspects: tuple[str, ...] = ()  # nodes
-    http_address: str = ""
+    http_address: str = ""  # HOST:PORT, after https:// where it speaks TLS
 
 
 Message = (
