@@ -374,7 +374,7 @@ class AppStats(msgspec.Struct):
     hedged: int = 0
     p50_ms: float = 0.0
     p99_ms: float = 0.0
-    serving: str = ""  # variant of the newest answer
+    serving: str = ""  # variant of the replica that is asked first; empty while there is none
     ready: bool = False
     limited: int = 0  # refused because of their client's rate
     rejected: int = 0  # by their own fault: not counted as `failed`
