@@ -25,6 +25,7 @@ from understudy.cli.views import (
     from_controller,
     from_gateway,
 )
+from understudy.core.lifecycle import NodePhase
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import ONE_AT_A_TIME
 
@@ -38,8 +39,8 @@ STYLES = {
     DEGRADED: "yellow",
     FAILING: "bold red",
     DOWN: "bold red",
-    "ready": "green",
-    "dead": "bold red",
+    NodePhase.READY: "green",
+    NodePhase.DEAD: "bold red",
 }
 
 

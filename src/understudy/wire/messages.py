@@ -205,7 +205,7 @@ class Stats(msgspec.Struct):
 
 class WorkerStats(msgspec.Struct):
     pid: int
-    state: str  # blank | loading | ready | draining
+    state: str  # a core.lifecycle.WorkerPhase
     replica: str = ""
     app: str = ""
     version: int = 0
@@ -240,7 +240,7 @@ class Drained(msgspec.Struct):
 
 
 class ReplicaState(msgspec.Struct, frozen=True):
-    """A replica as its agent sees it. `state` is one of core.lifecycle.REPLICA_STATES."""
+    """A replica as its agent sees it. `state` is a core.lifecycle.ReplicaPhase."""
 
     id: str  # unique per worker process
     app: str

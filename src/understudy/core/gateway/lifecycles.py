@@ -26,10 +26,10 @@ KNOWN = frozenset(map(str, Seen))
 CONNECTED = frozenset({Seen.READY, Seen.FAILING})  # worth a connection
 REACHABLE = CONNECTED | {Seen.LOST}
 
-SEEN: Table = {
-    ("ready", "link_broke"): "lost",
-    ("lost", "link_made"): "ready",
-    ("ready", "turned_away"): "draining",
+SEEN: Table[Seen] = {
+    (Seen.READY, "link_broke"): Seen.LOST,
+    (Seen.LOST, "link_made"): Seen.READY,
+    (Seen.READY, "turned_away"): Seen.DRAINING,
 }
 
 
@@ -40,7 +40,7 @@ def reported(state: str) -> Seen:
 
 def seen(state: Seen, event: str) -> Seen:
     """The next state. Breaks an invariant if `event` can't happen in `state`."""
-    return Seen(advance(SEEN, state, event))
+    return advance(SEEN, state, event)
 
 
 class BreakerState(StrEnum):
