@@ -10,8 +10,8 @@ import json
 import re
 import sys
 import tokenize
-from collections.abc import Callable, Iterator
-from enum import Enum
+from collections.abc import Callable, Iterator, Mapping
+from enum import Enum, StrEnum
 from functools import cache
 from io import StringIO
 from pathlib import Path
@@ -33,7 +33,6 @@ from understudy.settings.gateway import GatewayTuning
 from understudy.settings.manifest import AppManifest
 from understudy.settings.security import KeyFile
 from understudy.wire import errors
-from understudy.worker import service
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "docs" / "reference"
@@ -470,24 +469,32 @@ def lifecycles_page() -> str:
     return "\n".join(lines)
 
 
-LIFECYCLES = {
+Lifecycle = Mapping[tuple[StrEnum, str], StrEnum]
+LIFECYCLES: dict[str, Lifecycle] = {
     "A replica, as its agent sees it": lifecycle.REPLICA,
     "A replica, as a gateway sees it between two reports of its agent": lifecycles.SEEN,
     "A node, as the controller sees it": lifecycle.NODE,
-    "A worker process": service.WORKER,
+    "A worker process": lifecycle.WORKER,
+    "A variant that crashes again and again, as the controller sees it": lifecycle.CASE,
+    "A deployment": lifecycle.DEPLOYMENT,
 }
 
 
-def _diagram(table: lifecycle.Table) -> Iterator[str]:
+def _diagram(table: Lifecycle) -> Iterator[str]:
     yield "```mermaid"
     yield "stateDiagram-v2"
-    yield f"    [*] --> {next(iter(table))[0]}"
+    yield f"    [*] --> {_node_of(next(iter(table))[0])}"
     for (state, event), after in table.items():
-        yield f"    {state} --> {after}: {event}"
+        yield f"    {_node_of(state)} --> {_node_of(after)}: {event}"
     yield "```"
 
 
-def _transitions(table: lifecycle.Table) -> Iterator[str]:
+def _node_of(state: str) -> str:
+    """As Mermaid takes it: without spaces."""
+    return state.replace(" ", "_")
+
+
+def _transitions(table: Lifecycle) -> Iterator[str]:
     yield "| in state | on | goes to |"
     yield "|---|---|---|"
     for (state, event), after in table.items():

@@ -1,7 +1,7 @@
 """Reads configuration files and the environment into settings; the only module that does.
 
 One file describes a cluster; each process is told the file and its own name. Unknown fields are refused
-with the nearest known name.
+with the nearest known name; a role that is older than its file's schema leaves them out.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ SOCKET_NAME_BYTES = len("/w--0123456789abcdef-100000.sock")  # the longest, with
 MESSAGE_CHARS_MAX = 1000  # a mistake may quote what it is about, however long that is
 
 
-def load_cluster(path: Path) -> ClusterConfig:
-    """Read and check CLUSTER.toml; fill in the directories. Raises `ConfigError`."""
-    config = read_toml(path, ClusterConfig)
+def load_cluster(path: Path, unknown: list[str] | None = None) -> ClusterConfig:
+    """Read and check CLUSTER.toml; fill in the directories. Raises `ConfigError`.
+
+    Unknown fields are refused too, unless there is a list of `unknown`: then what would be said goes there.
+    """
+    config = read_toml(path, ClusterConfig, unknown)
     if not config.nodes:
         raise ConfigError(f"{path}: nodes: at least one [[nodes]] table is needed")
     for field in ("nodes", "gateways", "controllers"):
@@ -145,16 +148,16 @@ def checked_manifest(manifest: AppManifest, source: str) -> AppManifest:
     return manifest
 
 
-def read_toml(path: Path, type_: type[T]) -> T:
+def read_toml(path: Path, type_: type[T], unknown: list[str] | None = None) -> T:
     """`path` as `type_`. Raises `ConfigError` naming file and field, with the nearest valid name."""
     try:
         text = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from error
-    return parse_toml(text, str(path), type_)
+    return parse_toml(text, str(path), type_, unknown)
 
 
-def parse_toml(text: bytes, source: str, type_: type[T]) -> T:
+def parse_toml(text: bytes, source: str, type_: type[T], unknown: list[str] | None = None) -> T:
     """As `read_toml`, of a text that was read from `source`."""
     if text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ConfigError(f"{source}: is UTF-16 text; save it as UTF-8")
@@ -164,12 +167,30 @@ def parse_toml(text: bytes, source: str, type_: type[T]) -> T:
         raise ConfigError(f"{source}: not valid TOML: nested too deep") from error
     except ValueError as error:  # of a number with thousands of digits, say; the others are subclasses
         raise ConfigError(f"{source}: not valid TOML: {_cut(str(error))}") from error
+    while True:
+        try:
+            return msgspec.convert(raw, type_)
+        except msgspec.ValidationError as error:
+            said = explain(str(error), type_)
+            if unknown is None or not _leave_out(raw, str(error)):
+                raise ConfigError(f"{source}: {'; '.join((*(unknown or ()), said))}") from error
+            unknown.append(said)
+        except RecursionError as error:
+            raise ConfigError(f"{source}: nested too deep") from error
+
+
+def _leave_out(raw: Any, message: str) -> bool:
+    """Remove from `raw` the unknown field that `message` is about. False if it isn't about one."""
+    found, at = _UNKNOWN.search(message), _AT.search(message)
+    if found is None:
+        return False
     try:
-        return msgspec.convert(raw, type_)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {explain(str(error), type_)}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{source}: nested too deep") from error
+        for name, index in _STEP.findall(at["path"] if at else ""):
+            raw = raw[int(index) if index else name]
+        del raw[found["field"]]
+    except (KeyError, TypeError):
+        return False  # its name has what paths are written with
+    return True
 
 
 def _cut(message: str) -> str:
@@ -178,6 +199,7 @@ def _cut(message: str) -> str:
 
 _UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]*)`")
 _NO_VALUE = re.compile(r"[Ii]nvalid enum value (?P<value>.*)$", re.DOTALL)
+_STEP = re.compile(r"([^.\[\]]+)|\[(\d+)\]")  # of a path: a name, or an index
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 
 

@@ -45,6 +45,7 @@ EVENTS: dict[str, str] = {
     "issuer_keys.reload_failed": "The keys of the token issuer can't be had; the former ones stay in force.",
     "secret.exposed": "Every user of the machine can read a file that holds secrets.",
     # every role
+    "settings.ignored": "The cluster file has fields that this version doesn't know; they are left out.",
     "socket.restored": "A socket was removed under a process that listens there; the message says how it is.",
     # worker
     "worker.started": "A blank worker listens.",

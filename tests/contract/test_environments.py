@@ -10,8 +10,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import pytest
+from small_disks import small_disk
 from tests.wheels import write_wheel
 
 import understudy
@@ -29,17 +31,34 @@ from understudy.wire.records import ArtifactRef, Environment
 class Node:
     """What an agent would have it driven by."""
 
-    def __init__(self, folder: Path, environments_max: int = 16) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        environments_max: int = 16,
+        staged_bytes_max: int = 10**9,
+        disk: Path | None = None,
+    ) -> None:
         self.folder = folder
         self.runner = asyncio.Runner()
         self.store = DirectoryStore(folder / "store")
-        artifacts = LocalArtifacts(folder / "staged", self.store, 10**9)
-        self.said: list[Event] = []
+        place = disk or folder
+        self.staged = LocalArtifacts(place / "staged", self.store, staged_bytes_max)
+        self.said: list[EnvironmentChanged] = []
         self.told: list[tuple[str, str]] = []
-        staging = Staging(artifacts, folder / "replicas", lambda _: None, self._tell)
+        staging = Staging(self.staged, place / "replicas", lambda _: None, self._tell)
         tuning = AgentTuning(environments_max=environments_max)
-        self.root = folder / "environments"
-        self.environments = Environments(self.root, staging, tuning, self.said.append, self._tell)
+        self.root = place / "environments"
+        self.environments = Environments(self.root, staging, tuning, self._step, self._tell)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.runner.close()
+
+    def _step(self, event: Event) -> None:
+        assert isinstance(event, EnvironmentChanged)
+        self.said.append(event)
 
     def _tell(self, kind: str, message: str) -> None:
         self.told.append((kind, message))
@@ -52,6 +71,9 @@ class Node:
         found.content.seek(0)
         content = found.content.read()
         found.content.close()
+        return self.stored(content)
+
+    def stored(self, content: bytes) -> Environment:
         digest = hashlib.sha256(content).hexdigest()
         with self.store.upload(digest) as upload:
             upload.write(content)
@@ -77,8 +99,7 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    node = Node(tmp_path)
-    with node.runner:
+    with Node(tmp_path) as node:
         yield node
 
 
@@ -209,6 +230,17 @@ def test_a_full_disk_is_the_places_trouble_and_the_build_goes_on_when_it_ends(
     assert node.said[-1] == EnvironmentChanged(environment.key, "")
 
 
+def test_a_copy_that_could_not_be_unpacked_goes_when_its_room_is_needed(tmp_path: Path) -> None:
+    node = Node(tmp_path, staged_bytes_max=100)
+    broken = [node.stored(bytes([number]) * 60) for number in range(2)]
+    for environment in broken:
+        with refused(node, environment) as (message, code):
+            assert "the artifact can't be unpacked" in message
+            assert code == Code.LOAD_FAILED
+    node.runner.close()
+    assert node.staged.digests() == [broken[1].key]
+
+
 def test_environments_that_nobody_wants_go_when_there_are_too_many(tmp_path: Path) -> None:
     node = Node(tmp_path, environments_max=2)
     found = []
@@ -222,3 +254,51 @@ def test_environments_that_nobody_wants_go_when_there_are_too_many(tmp_path: Pat
     left = {path.name for path in node.root.iterdir()}
     assert left == {found[0].key, found[2].key}
     assert EnvironmentChanged(found[1].key, None) in node.said
+
+
+def of_two_mib(node: Node, name: str) -> Environment:
+    write_wheel(node.folder / name, name, files={f"{name}.py": "", f"{name}.txt": "x" * 2**21})
+    return node.packed(name)
+
+
+def test_environments_that_nobody_wants_go_when_the_disk_is_short_the_longest_unused_first(
+    tmp_path: Path,
+) -> None:
+    with small_disk(tmp_path / "disk", 14) as disk, Node(tmp_path, disk=disk) as node:
+        wanted, running, used_again, unused = (of_two_mib(node, name) for name in "abcd")
+        node.prepare(wanted, running, used_again, unused, used_again)
+        node.environments.want([wanted])
+        node.environments.use(frozenset([running.key]))
+        gone = []
+        for name in "efg":
+            before = {path.name for path in node.root.iterdir()}
+            new = of_two_mib(node, name)
+            node.prepare(new)
+            gone += before - {path.name for path in node.root.iterdir()}
+            if name == "e":
+                newer = new
+        assert gone == [unused.key, used_again.key, newer.key]
+        assert [e.key for e in node.said if e.problem is None] == gone
+        assert {wanted.key, running.key} < {path.name for path in node.root.iterdir()}
+
+
+def test_a_disk_full_of_environments_that_are_wanted_loses_none(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 9) as disk, Node(tmp_path, disk=disk) as node:
+        found = [of_two_mib(node, name) for name in "abc"]
+        node.environments.want(found[:2])
+        node.prepare(*found[:2])
+        with pytest.raises(UnderstudyError, match="No space left") as caught:
+            node.prepare(found[2])
+        assert caught.value.code is Code.UNAVAILABLE
+        assert {path.name for path in node.root.iterdir()} == {found[0].key, found[1].key}
+
+
+def test_an_agent_that_was_told_nothing_yet_lets_no_environment_go(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate")
+    node.prepare(node.packed())
+    again = Node(node.folder)
+    again.environments.find()
+    assert not node.runner.run(again.environments.drop_oldest())
+    again.environments.want([])
+    assert node.runner.run(again.environments.drop_oldest())
+    assert list(node.root.iterdir()) == []

@@ -129,6 +129,32 @@ def test_a_role_follows_its_parent(tmp_path: Path) -> None:
     assert "gateway.stopped" in log.read_text()
 
 
+def test_a_role_that_is_older_than_its_file_starts_all_the_same(tmp_path: Path) -> None:
+    """It is restarted during an upgrade, by a supervisor that began with the former file."""
+    text = 'nodes = [{ name = "n1", memory_mb = 100 }]\ngateways = [{ name = "g1", http = "127.0.0.1:0" }]\n'
+    file = tmp_path / "CLUSTER.toml"
+    file.write_text(text)
+    cluster = Cluster(file)
+    file.write_text(f"{text}[gateway.retry]\nattempts_maxx = 2\n")
+    gateway = cluster.roles["gateway", "g1"]
+    try:
+        cluster.start_gateway("g1")
+        eventually(lambda: "gateway.started" in gateway.log_path.read_text(), "start of the gateway")
+    finally:
+        gateway.send_group(signal.SIGKILL)
+        eventually(lambda: not gateway.pids() and not gateway.pid, "end of the gateway")
+    (warned,) = [
+        line
+        for line in map(json.loads, gateway.log_path.read_text().splitlines())
+        if line["level"] == "warning"
+    ]
+    assert warned["event"] == "settings.ignored"
+    what = "gateway.retry.attempts_maxx: unknown field; did you mean 'attempts_max'?"
+    assert (warned["process"], warned["fields"]) == ("gateway:g1", [what])
+    with pytest.raises(UnderstudyError, match="attempts_maxx: unknown field"):
+        Cluster(file)
+
+
 # The shipped example, under `understudy up`
 
 
@@ -252,6 +278,12 @@ def test_infer_shows_the_answer_and_who_gave_it(understudy: Commands) -> None:
     assert (
         understudy("infer", "primes", "--data", "[7]").out == "prime  BOOL [1x1]  True\nby exact version 1\n"
     )
+
+
+def test_who_names_the_controller_only_reaches_the_gateways(up: dict[str, Any]) -> None:
+    elsewhere = Commands(up["controllers"]["c1"], "")
+    assert elsewhere("infer", "primes", "--data", "[7]").out.startswith("prime  BOOL [1x1]  True\n")
+    assert elsewhere("failures", "primes", "--json").status == Exit.OK
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.unit.gateway_world import World
 
 from understudy.core.gateway import machine as core
+from understudy.core.gateway.lifecycles import Seen
 from understudy.settings.gateway import BreakerSettings, GatewayTuning, HedgeSettings, RetrySettings
 from understudy.wire.errors import Code
 from understudy.wire.records import Role
@@ -53,11 +54,11 @@ class HalfOpen(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.world.advance(seconds)
 
-    @rule(id_=st.sampled_from(["r1", "r2", "r3"]))
-    def eject(self, id_: str) -> None:
+    @rule(id_=st.sampled_from(["r1", "r2", "r3"]), limit_s=st.sampled_from([0.0, 0.005]))
+    def eject(self, id_: str, limit_s: float) -> None:
         breaker = self.world.gateway.replicas[id_].breaker
         if breaker.closed:
-            breaker.eject(self.world.now, 0.5, limit_s=0.005)
+            breaker.eject(self.world.now, 0.5, limit_s)
             self.world.app.refresh(self.world.now)
 
     @rule(id_=st.sampled_from(["r1", "r2", "r3"]))
@@ -66,7 +67,7 @@ class HalfOpen(RuleBasedStateMachine):
         replica = self.world.gateway.replicas[id_]
         link, replica.link = replica.link, None
         self.world.step(core.WorkerLost(id_))
-        replica.state, replica.link = "ready", link
+        replica.state, replica.link = Seen.READY, link
         self.world.step(core.WorkerConnected(id_))
 
     @rule()
@@ -78,7 +79,7 @@ class HalfOpen(RuleBasedStateMachine):
     def one_probe_at_a_time(self) -> None:
         for replica in self.world.gateway.replicas.values():
             breaker = replica.breaker
-            if breaker.closed:
+            if breaker.closed or breaker.slow:  # a slow one serves on while there is nobody else
                 self.opened.pop(replica.id, None)
                 continue
             ejections, before = self.opened.get(replica.id, (-1, frozenset()))

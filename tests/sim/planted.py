@@ -109,8 +109,8 @@ BUGS = (
     Bug(
         "an agent forgets what its draining replicas still hold",
         f"{CORE}/agent/replicas.py",
-        '"failing", "draining"})  # these occupy memory',
-        '"failing"})',
+        "*LOADED, ReplicaPhase.DRAINING})",
+        "*LOADED})",
     ),
     Bug(
         "an agent starts a replica without looking at its memory",
@@ -145,7 +145,7 @@ BUGS = (
     Bug(
         "a controller never lets a node that died come back",
         f"{CORE}/lifecycle.py",
-        '    ("dead", "hello"): "returning",\n',
+        '    (NodePhase.DEAD, "hello"): NodePhase.RETURNING,\n',
         "",
     ),
 )

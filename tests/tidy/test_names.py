@@ -173,3 +173,34 @@ def test_every_error_code_is_raised(src: list[Any]) -> None:
     raised |= {"INVALID_ARGUMENT", "PROTOCOL", "CONFIG"}
     idle = [code.name for code in Code if code.name not in raised]
     assert not idle, f"nothing fails with these codes: {idle}"
+
+
+def test_no_state_is_a_bare_string(src: list[Any]) -> None:
+    """Of what has a lifecycle: it is compared with, and becomes, a member of an enum."""
+    bare = [
+        f"{module.name}:{node.lineno}"
+        for module in src
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Compare | ast.Assign | ast.AnnAssign) and _is_bare_state(node)
+    ]
+    assert not bare, "use a phase of core.lifecycle, or the like:\n" + "\n".join(bare)
+
+
+def _is_bare_state(node: ast.Compare | ast.Assign | ast.AnnAssign) -> bool:
+    match node:
+        case ast.Compare(left, _, values):
+            places = [left]
+        case ast.Assign(places, value):
+            values = [value]
+        case ast.AnnAssign(place, _, value):
+            return isinstance(place, ast.Name) and place.id == "state" and _is_text(value)
+    texts = [each for value in values for each in getattr(value, "elts", [value])]
+    return any(map(_is_state, places)) and any(map(_is_text, texts))
+
+
+def _is_state(place: ast.expr) -> bool:
+    return isinstance(place, ast.Attribute) and place.attr in ("state", "_state")
+
+
+def _is_text(value: ast.expr | None) -> bool:
+    return isinstance(value, ast.Constant) and isinstance(value.value, str) and value.value != ""

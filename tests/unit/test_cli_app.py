@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import understudy
@@ -20,7 +22,7 @@ from understudy.cli.exits import Exit
 EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart"
 COMMANDS = {
     "up", "demo", "controller", "gateway", "agent", "deploy", "remove", "drain", "undrain", "quarantine",
-    "status", "plan", "audit", "events", "infer", "version",
+    "status", "plan", "audit", "check", "events", "failures", "infer", "version",
 }  # fmt: skip
 HEAVY = {
     "asyncio",
@@ -52,6 +54,20 @@ def test_every_command_has_help(runner: CliRunner, command: str) -> None:
     shown = runner.invoke(app, [command, "--help"])
     assert shown.exit_code == 0
     assert "--parent" not in shown.stdout
+
+
+def test_whoever_asks_a_cluster_takes_its_address_in_each_way() -> None:
+    commands: dict[str, Any] = vars(typer.main.get_command(app))["commands"]
+    for name in ("quarantine", "audit"):
+        commands |= {f"{name} {nested}": each for nested, each in commands.pop(name).commands.items()}
+    elsewhere = {"up", "demo", "simulate", "controller", "gateway", "agent", "check", "version"}
+    for name in commands.keys() - elsewhere:
+        options = {option: param.envvar for param in commands[name].params for option in param.opts}
+        assert options.get("--url") == "UNDERSTUDY_URL", name
+        assert {"--cluster", "--json"} <= options.keys(), name
+        if name in ("status", "failures", "infer"):
+            assert options.get("--gateway") == "UNDERSTUDY_GATEWAY", name
+            assert {"--api-key-file", "--ca"} <= options.keys(), name
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -12,12 +12,18 @@ from pathlib import Path
 import pytest
 
 from understudy.adapters.control import Servers
-from understudy.cli.addresses import CONTROL_URL_DEFAULT, controllers, gateways
+from understudy.cli.addresses import CONTROL_URL_DEFAULT, GATEWAY_URL_DEFAULT, controllers, gateways
 from understudy.cli.exits import Exit, exit_of
 from understudy.wire.errors import Code, CommandError, UnderstudyError
 
+CONNECTED = b"""{"gateways": [
+    {"connected": true, "http_address": "10.0.0.1:3"},
+    {"connected": true, "http_address": "https://10.0.0.2:3"},
+    {"connected": false, "http_address": "10.0.0.3:3"}
+]}"""
 ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
     "/ok": (200, {}, b'{"fine": true}'),
+    "/v1/status": (200, {}, CONNECTED),
     "/empty": (204, {}, b""),
     "/text": (200, {}, b"<html>"),
     "/refused": (409, {}, b'{"error": "digest differs", "code": "artifact-corrupt"}'),
@@ -147,6 +153,16 @@ def test_where_addresses_come_from(tmp_path: Path) -> None:
     assert controllers(None, None).urls == (CONTROL_URL_DEFAULT,)
     assert gateways(None, cluster).urls == ("http://127.0.0.1:3",)
     assert "CLUSTER.toml" in controllers(None, cluster).source
+
+
+def test_gateways_are_asked_of_a_controller_where_only_that_is_named(
+    server: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    control = url_of(server)
+    assert gateways(None, None, control=control).urls == ("http://10.0.0.1:3", "https://10.0.0.2:3")
+    assert gateways("localhost:7", None, control=control).urls == ("http://localhost:7",)
+    assert gateways(None, None, control="127.0.0.1:1").urls == (GATEWAY_URL_DEFAULT,)
+    assert gateways(None, None, control=f"{control}/odd").urls == (GATEWAY_URL_DEFAULT,)
 
 
 def test_every_failure_has_an_exit_status() -> None:

@@ -25,9 +25,9 @@ from understudy.controller.status import (
     StoreStatus,
 )
 from understudy.core.questions.records import Held
+from understudy.core.views import from_controller, from_gateway
 from understudy.wire.errors import ProtocolError
 from understudy.wire.records import Outcome, Placement, Role
-from understudy.wire.views import from_controller, from_gateway
 
 APP = AppStatus(
     name="digits",

@@ -177,6 +177,37 @@ def test_a_bad_cluster_file_is_refused(text: str, says: str, write: Write) -> No
     assert message.startswith(f"{path}: {says}"), message
 
 
+def test_fields_that_a_newer_version_knows_can_be_left_out_and_told(write: Write) -> None:
+    text = 'colour = "red"\n' + NODE + 'memory = 1\n[[nodes]]\nname = "n2"\nmemory_mb = 1\n'
+    path = write(
+        f"{text}[[nodes.devices]]\nname = 'd'\nmemory_mb = 1\nfans = 2\n[gateway.retry]\nbugdet = {{}}\n"
+    )
+    unknown: list[str] = []
+    config = load_cluster(path, unknown)
+    assert [device.name for device in config.nodes[1].devices] == ["d"]
+    assert sorted(said.partition("; ")[0] for said in unknown) == [
+        "colour: unknown field",
+        "gateway.retry.bugdet: unknown field",
+        "nodes[0].memory: unknown field",
+        "nodes[1].devices[0].fans: unknown field",
+    ]
+    assert any("did you mean 'memory_mb'?" in said for said in unknown)
+    assert "unknown field" in refusal(load_cluster, path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [text for text, says in (p.values for p in CLUSTER_REFUSALS) if "unknown field" not in str(says)],
+)
+def test_no_other_mistake_can_be_left_out(text: str, write: Write) -> None:
+    assert refusal(lambda path: load_cluster(path, []), write(text)) == refusal(load_cluster, write(text))
+
+
+def test_an_unknown_field_that_cannot_be_found_again_is_refused(write: Write) -> None:
+    path = write('"a`b" = 1\n' + NODE)
+    assert "unknown field" in refusal(lambda path: load_cluster(path, []), path)
+
+
 MANIFEST_REFUSALS = [
     pytest.param('name = "digits"\nvariants = []', "variants: ", id="no-variants"),
     pytest.param(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from understudy.cli.packing import pack
-from understudy.settings.runtimes import RUNTIMES, RuntimeFacts
+from understudy.settings.runtimes import RUNTIMES, RuntimeFacts, facts_of
 from understudy.wire.messages import Load
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
@@ -34,6 +34,12 @@ def test_which_file_of_a_directory_is_the_model() -> None:
     assert facts.entry_in(["a.onnx", "a.onnx.data"]) == "a.onnx"
     assert facts.entry_in(["a.onnx", "b.onnx"]) is None
     assert RUNTIMES["python"].entry_in(["other.py"]) is None
+
+
+def test_a_runtime_of_a_newer_version_goes_by_its_own_name() -> None:
+    facts = facts_of("abacus")
+    assert {facts.platform, facts.triton_platform, facts.triton_backend} == {"abacus"}
+    assert facts_of("onnx") is RUNTIMES["onnx"]
 
 
 class Scale:

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.wire.records import TensorSpec
-from understudy.wire.tensors import DATATYPES, fits, is_finite, round_to_bf16, show_shape, zeros
+from understudy.wire.tensors import fits, is_finite, round_to_bf16, show_shape
 
 
 @pytest.mark.parametrize(
@@ -37,14 +36,6 @@ def test_output_may_be_empty_where_any_length_is_declared() -> None:
 def test_long_shapes_are_shown_cut() -> None:
     assert show_shape((1, 64)) == "[1,64]"
     assert len(show_shape([2**31] * 5000)) < 250
-
-
-@pytest.mark.parametrize("datatype", DATATYPES)
-def test_zeros_of_every_datatype(datatype: str) -> None:
-    array = zeros(TensorSpec("x", datatype, (-1, 3)))
-    assert array.shape == (1, 3)
-    assert array.dtype == DATATYPES[datatype]
-    assert not any(array.ravel().tolist())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

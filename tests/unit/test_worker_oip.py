@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import DATATYPES, Array
-from understudy.worker.oip import Answer, Codec, Request, encode_probe
+from understudy.worker.oip import Answer, Codec, Request
+from understudy.worker.rehearsal.probes import probes
 
 X = TensorSpec("x", "FP32", (-1, 3))
 N = TensorSpec("n", "INT64", (-1,))
@@ -192,7 +193,7 @@ def test_optional_inputs_may_be_left_out_and_then_share_no_batch_with_others() -
     assert alone.key == one.decode(body(without)).key
     with pytest.raises(InvalidArgument, match="missing input: 'x'"):
         one.decode(body(given))
-    assert sorted(one.decode(encode_probe(None, (X, bias))).inputs) == ["x"]
+    assert sorted(one.decode(next(probes(None, (X, bias))).body).inputs) == ["x"]
 
 
 def test_a_request_may_leave_out_everything_if_all_is_optional() -> None:
@@ -255,8 +256,10 @@ def test_a_batch_is_split_by_rows_and_requested_outputs() -> None:
 @pytest.mark.parametrize("datatype", DATATYPES)
 def test_the_default_probe_is_a_valid_request(datatype: str) -> None:
     specs = (TensorSpec("x", datatype, (-1, 2, -1)), TensorSpec("s", datatype, (4,)))
-    request = codec(specs, batched=False).decode(encode_probe(None, specs))
+    request = codec(specs, batched=False).decode(next(probes(None, specs)).body)
     assert request.inputs["x"].shape == (1, 2, 1)
+    assert request.inputs["x"].dtype == DATATYPES[datatype]
+    assert not any(request.inputs["x"].ravel().tolist())
 
 
 JSON = st.recursive(

@@ -252,12 +252,16 @@ class LocalArtifacts:
         """
         evicted: list[str] = []
         for digest in self._oldest_first():
-            if not DiskRoom.of(self._root).lacks_bytes(self._disk, bytes_more):
+            if not self.lacks_room(bytes_more):
                 break
             if digest not in keep:
                 self._evict(digest)
                 evicted.append(digest)
         return evicted
+
+    def lacks_room(self, bytes_more: int) -> bool:
+        """Whether the disk would be filling with `bytes_more` on it. Raises `OSError`."""
+        return DiskRoom.of(self._root).lacks_bytes(self._disk, bytes_more) > 0
 
     def _keep_quota(self, ref: ArtifactRef, keep: Collection[str]) -> list[str]:
         sizes_bytes = {digest: self.path(digest).stat().st_size for digest in self.digests()}

@@ -2,7 +2,8 @@
 
 An environment of wheels is a directory, `<root>/<digest>`, which appears under its name only when everything
 is in it. Of a named interpreter only a mark is kept. Either is ready when a zygote has started in it once.
-Building waits for its turn: one at a time, beside workers that serve.
+Building waits for its turn: one at a time, beside workers that serve. What nobody wants goes when there are
+too many, or when the disk needs its room: the one whose last use is longest ago first.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from understudy.adapters.disks import is_place_trouble
+from understudy.adapters.wheels import installed_bytes
 from understudy.agent.staging import Staging
 from understudy.agent.trial import install, try_zygote
 from understudy.core.agent.events import EnvironmentChanged, Event
@@ -45,7 +48,9 @@ class Environments:
         self._tuning = tuning
         self._step = step
         self._tell = tell
+        staging.spare = self.drop_oldest
         self._wanted: dict[str, Environment] = {}
+        self._is_told = False  # what is wanted; until then nothing goes
         self._asked: dict[str, Environment] = {}  # by deployments, in the order of asking
         self._in_use: frozenset[str] = frozenset()
         self._ready: set[str] = set()
@@ -72,6 +77,7 @@ class Environments:
         return "", str(self._path(key)) if key else ""
 
     def want(self, environments: Collection[Environment]) -> None:
+        self._is_told = True
         self._wanted = {environment.key: environment for environment in environments}
         for key in self._failed.keys() - self._wanted.keys():
             self._forget(key)
@@ -79,7 +85,21 @@ class Environments:
 
     def use(self, keys: frozenset[str]) -> None:
         """What workers run in may not go."""
+        for key in self._in_use ^ keys:
+            self._used(key)
         self._in_use = keys
+
+    def _used(self, key: str) -> None:
+        """Now: noted on the disk, for the next agent."""
+        now_ns = time.time_ns()
+        with contextlib.suppress(OSError):
+            os.utime(self._path(key), ns=(now_ns, now_ns))
+
+    def _last_use_ns(self, key: str) -> int:
+        try:
+            return self._path(key).stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def doubt(self, key: str) -> None:
         """Its zygote doesn't start any more: try it again, and build it anew if that is of no use."""
@@ -103,6 +123,7 @@ class Environments:
             await self._settled.wait_for(lambda: key in self._ready or key in self._failed)
         if key not in self._ready:
             raise self._failed[key]
+        self._used(key)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -147,17 +168,17 @@ class Environments:
     async def _build(self, environment: Environment) -> None:
         """Raises UNAVAILABLE where the place is at fault, else LOAD_FAILED."""
         began_s = time.monotonic()
-        self._make_room(environment.key)
+        await self._make_place()
         path = self._path(environment.key)
         partial = path.with_name(_PARTIAL + path.name)
+        name = f"environment-{environment.key[:16]}"
         try:
             if environment.wheels is None:
                 await try_zygote(environment.python, "")
                 await asyncio.to_thread(_mark, partial, environment.python)
             else:
-                name = f"environment-{environment.key[:16]}"
                 folder = await self._staging.provide(environment.wheels, name)
-                self._staging.let_go(name)
+                await self._staging.make_room(await asyncio.to_thread(installed_bytes, folder))
                 await install(folder, partial)
                 await try_zygote("", str(partial))
             await asyncio.to_thread(partial.rename, path)
@@ -165,30 +186,43 @@ class Environments:
             code = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED
             raise UnderstudyError(code, f"it can't be built: {error}") from error
         finally:
+            self._staging.let_go(name)
             await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
-            folder = self._staging.folder(f"environment-{environment.key[:16]}")
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await asyncio.to_thread(shutil.rmtree, self._staging.folder(name), ignore_errors=True)
         took_s = time.monotonic() - began_s
         self._tell("environment.built", f"{_named(environment)} is ready after {took_s:.1f} s")
 
-    def _make_room(self, key: str) -> None:
-        """For one more: let go of what nobody wants, and of what was asked for longest ago."""
-        asked = list(self._asked)
-        kept = self._wanted.keys() | self._in_use | {key}
-        spare = sorted(self._ready - kept, key=lambda key: asked.index(key) if key in asked else -1)
-        while spare and len(self._ready) >= self._tuning.environments_max:
-            self._drop(spare.pop(0))
-        if len(self._ready) >= self._tuning.environments_max:
-            raise UnderstudyError(
-                Code.UNAVAILABLE,
-                f"{len(self._ready)} environments are wanted here already; raise agent.environments_max",
-            )
+    async def drop_oldest(self) -> bool:
+        """Make room on the disk. False if there is nothing that may go."""
+        spare = [key for key in self._spare() if not key.startswith("/")]  # a mark takes none
+        if spare:
+            await self._drop(spare[0])
+        return bool(spare)
 
-    def _drop(self, key: str) -> None:
+    async def _make_place(self) -> None:
+        """For one more than there are. Raises UNAVAILABLE."""
+        while len(self._ready) >= self._tuning.environments_max:
+            spare = self._spare()
+            if not spare:
+                raise UnderstudyError(
+                    Code.UNAVAILABLE,
+                    f"{len(self._ready)} environments are wanted here already; raise agent.environments_max",
+                )
+            await self._drop(spare[0])
+
+    def _spare(self) -> list[str]:
+        """What no variant needs, of this node's target or running; what was used longest ago comes first."""
+        unwanted = self._ready - self._wanted.keys() - self._in_use if self._is_told else set()
+        return sorted(unwanted, key=self._last_use_ns)
+
+    async def _drop(self, key: str) -> None:
         self._ready.discard(key)
         self._asked.pop(key, None)
-        shutil.rmtree(self._path(key), ignore_errors=True)
         self._step(EnvironmentChanged(key, None))
+        gone = self._root / f"{_PARTIAL}{time.monotonic_ns()}"  # it may be built again meanwhile
+        with contextlib.suppress(OSError):
+            self._path(key).rename(gone)
+            await asyncio.to_thread(shutil.rmtree, gone, ignore_errors=True)
 
     def _path(self, key: str) -> Path:
         return self._root / (hashlib.sha256(key.encode()).hexdigest() if key.startswith("/") else key)

@@ -11,8 +11,9 @@ from understudy.adapters.progress import progress_path
 from understudy.agent import probing
 from understudy.agent.probing import Step
 from understudy.agent.records import Record
-from understudy.agent.spawners import OWN, Parent
+from understudy.agent.spawners import Parent
 from understudy.core.agent import events as ev
+from understudy.core.agent.pools import OWN
 from understudy.wire.frames import Frame
 from understudy.wire.messages import BatchingEnded, Kind, Stats, WorkerStats, decode_message
 

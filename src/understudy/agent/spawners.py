@@ -10,9 +10,9 @@ from understudy.agent.environments import Environments
 from understudy.agent.spawner import Spawner
 from understudy.agent.trial import zygote_command
 from understudy.agent.zygote import Fork
+from understudy.core.agent.pools import OWN
 from understudy.settings.agent import AgentTuning
 
-OWN = ""  # key of Understudy's own installation
 Parent = tuple[str, int]  # environment and generation of a zygote
 
 

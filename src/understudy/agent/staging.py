@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from understudy.adapters.artifacts import LocalArtifacts, unpack
@@ -42,6 +42,9 @@ class Staging:
         self._complained: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
         self._held: dict[str, str] = {}  # replica -> digest that it is being loaded from
+        self.spare: Callable[[], Awaitable[bool]] = (
+            _nothing  # let one thing go that takes room; False: none left
+        )
 
     def find(self) -> list[str]:
         """Digests that survived from a former life."""
@@ -110,10 +113,16 @@ class Staging:
         return folder
 
     async def make_room(self, bytes_more: int = 0) -> None:
-        """Let copies go that nobody wants, if the disk needs that. Raises nothing: writing will tell."""
+        """Let go of what nobody wants, if the disk needs that: copies, then what else there is to `spare`.
+
+        Raises nothing: writing will tell.
+        """
         with contextlib.suppress(OSError):
             for digest in await asyncio.to_thread(self._artifacts.make_room, bytes_more, self._kept):
                 self._forget(digest)
+            while await asyncio.to_thread(self._artifacts.lacks_room, bytes_more):
+                if not await self.spare():
+                    break
 
     def let_go(self, replica: str) -> None:
         """It is loaded, or never will be."""
@@ -153,6 +162,7 @@ class Staging:
         async with self._locks.setdefault(ref.digest, asyncio.Lock()):
             if ref.digest in self._staged:
                 return
+            await self.make_room(ref.size_bytes)
             evicted = await asyncio.to_thread(self._artifacts.stage, ref, self._kept | {ref.digest})
             for digest in evicted:
                 self._forget(digest)
@@ -163,3 +173,7 @@ class Staging:
         if digest in self._staged:
             self._staged.discard(digest)
             self._step(ArtifactDropped(digest))
+
+
+async def _nothing() -> bool:
+    return False

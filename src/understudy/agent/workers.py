@@ -34,10 +34,11 @@ from understudy.agent.loads import Loads
 from understudy.agent.prints import Prints
 from understudy.agent.probing import jitter
 from understudy.agent.records import Record, Records, start_ticks_of
-from understudy.agent.spawners import OWN, Spawners
+from understudy.agent.spawners import Spawners
 from understudy.agent.staging import Staging
 from understudy.agent.zygote import Fork
 from understudy.core.agent import events as ev
+from understudy.core.agent.pools import OWN
 from understudy.settings.cluster import ClusterConfig, NodeConfig
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.messages import (

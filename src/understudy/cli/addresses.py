@@ -6,9 +6,11 @@ from pathlib import Path
 
 from understudy.adapters.control import OPEN_ACCESS, Access, Servers, cluster_controllers, cluster_gateways
 from understudy.config import load_cluster
+from understudy.wire.errors import UnderstudyError
 
 CONTROL_URL_DEFAULT = "http://127.0.0.1:8090"
 GATEWAY_URL_DEFAULT = "http://127.0.0.1:8080"
+CONNECTED_TIMEOUT_S = 2.0
 
 
 def controllers(url: str | None, cluster: Path | None) -> Servers:
@@ -20,10 +22,25 @@ def controllers(url: str | None, cluster: Path | None) -> Servers:
     return Servers([CONTROL_URL_DEFAULT], "controller", "the default address")
 
 
-def gateways(url: str | None, cluster: Path | None, access: Access = OPEN_ACCESS) -> Servers:
-    """Gateways: --gateway (or UNDERSTUDY_GATEWAY), else the addresses in --cluster, else the default."""
+def gateways(
+    url: str | None, cluster: Path | None, access: Access = OPEN_ACCESS, control: str | None = None
+) -> Servers:
+    """Gateways: --gateway (or UNDERSTUDY_GATEWAY), else the addresses in --cluster, else those that are
+    connected to the controller at `control`, else the default."""
     if url:
         return Servers([url], "gateway", "given by --gateway or UNDERSTUDY_GATEWAY", access=access)
     if cluster:
         return cluster_gateways(load_cluster(cluster), source=f"from {cluster}", access=access)
+    if control and (connected := _connected_to(control)):
+        return Servers(connected, "gateway", f"connected to the controller at {control}", access=access)
     return Servers([GATEWAY_URL_DEFAULT], "gateway", "the default address", access=access)
+
+
+def _connected_to(control: str) -> list[str]:
+    """None where no controller answers: gateways serve on without it."""
+    server = Servers([control], "controller", "given by --url or UNDERSTUDY_URL", CONNECTED_TIMEOUT_S)
+    try:
+        found = server.get("/v1/status").get("gateways", [])
+        return sorted({g["http_address"] for g in found if g["connected"] and g["http_address"]})
+    except (UnderstudyError, AttributeError, KeyError, TypeError):
+        return []

@@ -423,6 +423,7 @@ def events(
 def failures(
     name: Annotated[str, typer.Argument(metavar="[APP]", help="Only of this app.")] = "",
     request_id: Annotated[str, typer.Option("--id", help="Only of the request with this X-Request-Id.")] = "",
+    url: Url = None,
     gateway: Gateway = None,
     api_key_file: ApiKeyFile = None,
     ca: CaFile = None,
@@ -437,7 +438,7 @@ def failures(
     output = Output(as_json=json)
 
     def show() -> None:
-        servers = gateways(gateway, cluster, gateway_access(api_key_file, ca))
+        servers = gateways(gateway, cluster, gateway_access(api_key_file, ca), url)
         run_failures(servers, output, app=name, request_id=request_id)
 
     _attempt(output, show)
@@ -456,6 +457,7 @@ def infer(
     timeout: Annotated[
         float | None, typer.Option(help="Deadline in seconds, instead of the app's own.", min=0.001)
     ] = None,
+    url: Url = None,
     gateway: Gateway = None,
     api_key_file: ApiKeyFile = None,
     ca: CaFile = None,
@@ -470,7 +472,7 @@ def infer(
     output = Output(as_json=json)
 
     def ask() -> None:
-        servers = gateways(gateway, cluster, gateway_access(api_key_file, ca))
+        servers = gateways(gateway, cluster, gateway_access(api_key_file, ca), url)
         run_infer(servers, name, data, output, timeout)
 
     _attempt(output, ask)

@@ -20,6 +20,7 @@ from understudy.adapters.neighbours import BUSY_SHARE, Neighbours, too_busy
 from understudy.adapters.task_groups import first_of
 from understudy.cli.deploy import Bars, Silent, deploy
 from understudy.cli.output import Output
+from understudy.core.lifecycle import DeploymentPhase
 from understudy.demo.memory import MemoryUse, measure
 from understudy.demo.models import BuiltApp, build_with_progress
 from understudy.demo.recording import LoadProcess, Recording, quantile
@@ -131,7 +132,7 @@ async def _deploy(cluster: Cluster, apps: list[BuiltApp], console: Console) -> N
         deployed = await asyncio.to_thread(
             deploy, cluster.control, directory, progress, wait_s=DEPLOY_TIMEOUT_S
         )
-    failed = [f"{d.app}: {d.message}" for d in deployed if d.state != "ready"]
+    failed = [f"{d.app}: {d.message}" for d in deployed if d.state != DeploymentPhase.READY]
     if failed:
         raise UnderstudyError(Code.LOAD_FAILED, f"deployment failed: {'; '.join(failed)}")
 

@@ -14,6 +14,7 @@ import msgspec
 from understudy.adapters.control import Servers, failure, segment
 from understudy.cli.output import Output
 from understudy.cli.packing import Artifact, ManifestSource, Package, find_manifests
+from understudy.core.lifecycle import DeploymentPhase
 from understudy.wire.errors import Code, CommandError, ConfigError, Origin, UnderstudyError
 from understudy.wire.records import OTHER_APP
 
@@ -26,7 +27,7 @@ UPLOAD_TIMEOUT_S = 120.0  # for one block to go through, or the digest to be che
 class DeploymentState(msgspec.Struct):
     """How far a deployment is, as the control API tells it."""
 
-    state: str = "staging"  # staging | profiling | placing | ready | failed | kept
+    state: str = DeploymentPhase.STAGING
     done: int = 0
     total: int = 0
     message: str = ""
@@ -39,7 +40,7 @@ class DeploymentState(msgspec.Struct):
 
     @property
     def finished(self) -> bool:
-        return self.state in ("ready", "failed", "kept")
+        return self.state in (DeploymentPhase.READY, DeploymentPhase.FAILED, DeploymentPhase.KEPT)
 
 
 class DeployProgress(Protocol):
@@ -207,7 +208,7 @@ def _refreshed(control: Servers, deployment: DeploymentState) -> DeploymentState
         if error.code is not Code.NOT_FOUND:
             raise
         message = "the controller no longer knows how it ended: see `understudy status`"
-        return msgspec.structs.replace(deployment, state="failed", message=message)
+        return msgspec.structs.replace(deployment, state=DeploymentPhase.FAILED, message=message)
     fresh = msgspec.convert(answer, DeploymentState, strict=False)
     fresh.deployment = deployment.deployment
     return fresh
@@ -274,7 +275,7 @@ class Bars:
 
     def following(self, deployment: DeploymentState) -> None:
         steps = max(deployment.total, 1)
-        done = steps if deployment.state == "ready" else min(deployment.done, steps)
+        done = steps if deployment.state == DeploymentPhase.READY else min(deployment.done, steps)
         self._show(str(deployment.deployment), deployment.app, done, steps, _describe(deployment))
 
     def _show(self, key: str, label: str, done: int, total: int, state: str) -> None:
@@ -307,7 +308,7 @@ def run_deploy(
     else:
         for deployment in finished:
             _tell(deployment, output, verbose=verbose)
-    return not any(d.state == "failed" for d in finished)
+    return not any(d.state == DeploymentPhase.FAILED for d in finished)
 
 
 def _tell(deployment: DeploymentState, output: Output, *, verbose: bool) -> None:
@@ -324,10 +325,10 @@ def _tell(deployment: DeploymentState, output: Output, *, verbose: bool) -> None
 
 def sentence(deployment: DeploymentState) -> str:
     name = f"{deployment.app} version {deployment.version}" if deployment.version else deployment.app
-    if deployment.state == "ready":
+    if deployment.state == DeploymentPhase.READY:
         return f"{name} is ready ({deployment.message})" if deployment.message else f"{name} is ready"
-    if deployment.state == "kept":
+    if deployment.state == DeploymentPhase.KEPT:
         return f"{deployment.app}: {deployment.message}"
-    if deployment.state == "failed":
+    if deployment.state == DeploymentPhase.FAILED:
         return f"{name} failed: {deployment.message}"
     return f"{name} accepted as deployment {deployment.deployment}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from understudy.adapters.control import Servers, segment
 from understudy.cli.output import Output
-from understudy.wire.views import from_controller
+from understudy.core.views import from_controller
 
 
 def run_remove(control: Servers, app: str, output: Output) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import structlog
+
+from understudy.adapters import logs
 from understudy.adapters.parents import follow_parent, have_init
 from understudy.adapters.task_groups import ungrouped
 from understudy.config import load_cluster
@@ -15,11 +18,18 @@ RoleName = Literal["controller", "gateway", "agent"]
 
 
 def run_role(role: RoleName, name: str, cluster: Path, parent_pid: int | None) -> None:
-    """Run until SIGTERM or SIGINT. With `parent_pid`, drain and stop also when that process dies."""
+    """Run until SIGTERM or SIGINT. With `parent_pid`, drain and stop also when that process dies.
+
+    It may be older than the cluster file, in the middle of an upgrade: fields it doesn't know stop nobody.
+    """
     have_init()
     if parent_pid is not None:
         follow_parent(parent_pid)
-    config = load_cluster(cluster)
+    unknown: list[str] = []
+    config = load_cluster(cluster, unknown)
+    if unknown:
+        logs.configure(role, name)
+        structlog.get_logger().warning("settings.ignored", path=str(cluster), fields=unknown)
     with ungrouped(OSError):
         _run_of(role)(config, name)
 

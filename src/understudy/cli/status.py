@@ -13,9 +13,8 @@ from rich.text import Text
 from understudy.adapters.control import Servers
 from understudy.cli.output import Output
 from understudy.cli.tables import name, one_line, shortened, table
-from understudy.wire.errors import Code, CommandError, UnderstudyError
-from understudy.wire.records import ONE_AT_A_TIME
-from understudy.wire.views import (
+from understudy.core.lifecycle import NodePhase
+from understudy.core.views import (
     DEGRADED,
     DOWN,
     FAILING,
@@ -26,6 +25,8 @@ from understudy.wire.views import (
     from_controller,
     from_gateway,
 )
+from understudy.wire.errors import Code, CommandError, UnderstudyError
+from understudy.wire.records import ONE_AT_A_TIME
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,8 +38,8 @@ STYLES = {
     DEGRADED: "yellow",
     FAILING: "bold red",
     DOWN: "bold red",
-    "ready": "green",
-    "dead": "bold red",
+    NodePhase.READY: "green",
+    NodePhase.DEAD: "bold red",
 }
 
 

@@ -19,6 +19,7 @@ from understudy.cli import deploy
 from understudy.cli.output import Output
 from understudy.cli.packing import Package, pack
 from understudy.cli.problems import KnownProblems
+from understudy.core.lifecycle import DeploymentPhase
 from understudy.local.supervisor import Cluster
 from understudy.wire.errors import Code, UnderstudyError
 
@@ -91,7 +92,9 @@ async def _bring_up(cluster: Cluster, output: Output, problems: KnownProblems) -
         )
         with progress as told:
             deployments = await _deploy(cluster, packages, told, problems)
-    answering = [d.app for d in deployments if d.version and d.state in ("ready", "kept")]
+    answering = [
+        d.app for d in deployments if d.version and d.state in (DeploymentPhase.READY, DeploymentPhase.KEPT)
+    ]
     example = await asyncio.to_thread(_example, cluster, answering)
     if output.as_json:
         output.data(_document(cluster, deployments, problems))
@@ -135,7 +138,7 @@ async def _deploy(
         await asyncio.sleep(deploy.FOLLOW_INTERVAL_S)
         current = [await asyncio.to_thread(_refresh, cluster, d, progress) for d in current]
     for deployment in current:
-        if deployment.state == "failed":
+        if deployment.state == DeploymentPhase.FAILED:
             problems.add(deployment.app, deploy.sentence(deployment))
     return current
 
@@ -165,7 +168,7 @@ def _refresh(
     try:
         return deploy.refresh(cluster.control, [deployment], progress)[0]
     except UnderstudyError as error:
-        return msgspec.structs.replace(deployment, state="failed", message=error.message)
+        return msgspec.structs.replace(deployment, state=DeploymentPhase.FAILED, message=error.message)
 
 
 def _document(

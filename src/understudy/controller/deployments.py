@@ -35,6 +35,7 @@ from understudy.core.controller.signature import common_signature
 from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
 from understudy.core.controller.unbatched import ended_at_work
+from understudy.core.lifecycle import DEPLOYMENT, DeploymentPhase, NodePhase, advance
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.messages import Measured
@@ -42,7 +43,7 @@ from understudy.wire.records import AppVersion, Variant
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 Note = Callable[[ev.Note], None]
-FINISHED = ("ready", "failed", "kept")
+FINISHED = (DeploymentPhase.READY, DeploymentPhase.FAILED, DeploymentPhase.KEPT)
 PROGRESS_STEP_S = 10.0
 log = structlog.get_logger()
 LOST = "the controller restarted; deploy again"
@@ -54,13 +55,16 @@ class Deployment(msgspec.Struct):
     deployment: str
     app: str
     version: int = 0
-    state: str = "staging"  # staging | profiling | placing | ready | failed | kept
+    state: DeploymentPhase = DeploymentPhase.STAGING
     done: int = 0
     total: int = 0
     message: str = ""
     notes: tuple[str, ...] = ()  # what was found to be other than a file or the manifest says
     warnings: tuple[str, ...] = ()  # of one that goes on all the same
     traceback: str = ""  # of the model's own code, where that is what failed
+
+    def advance(self, event: str) -> None:
+        self.state = advance(DEPLOYMENT, self.state, event)
 
 
 class Coming(NamedTuple):
@@ -113,6 +117,7 @@ class Deployments:
             app = self._machine.apps.get(stored.app)
             if app and self._machine.catalog.releases[(app.app, app.version)].content == stored.content:
                 deployment.version = app.version
+                deployment.advance("recalled")
                 self._place(deployment, app, now)
             else:
                 self._fail(deployment, LOST)
@@ -124,7 +129,7 @@ class Deployments:
             raise UnderstudyError(Code.NOT_FOUND, what)
         deployment = self._known[id]
         self._unread_s.pop(id, None)
-        if deployment.state == "profiling":
+        if deployment.state == DeploymentPhase.PROFILING:
             deployment.message = _measuring(id, self._measuring)
         return deployment
 
@@ -157,10 +162,11 @@ class Deployments:
             self._step(ev.ManifestNoted(app.app, app.manifests))
             deployment.version = current.version
             deployment.done = deployment.total
-            deployment.state = "ready"
+            deployment.advance("found_unchanged")
             deployment.message = f"unchanged: this is version {current.version}, the current one"
         elif if_changed and is_behind(manifest, content, books, current):
-            deployment.version, deployment.state = (current.version if current else 0), "kept"
+            deployment.version = current.version if current else 0
+            deployment.advance("left_alone")
             deployment.message = left_alone(current)
         elif not self._bookkeeper.status.ok:
             what = f"nothing can be deployed now: {self._bookkeeper.status.error}"
@@ -188,7 +194,7 @@ class Deployments:
                 self._fail(deployment, f"{app} was changed before this version was ready")
             elif app in self._machine.settled:
                 deployment.message = ""
-                self._finish(deployment, "ready")
+                self._finish(deployment, "settled")
                 told = "".join(f"; {note}" for note in deployment.notes)
                 self._note(ev.Note("app.ready", f"version {deployment.version} is ready{told}", app=app))
             elif (reason := self._without_a_place(deployment)) and self._all_nodes_ready():
@@ -212,12 +218,12 @@ class Deployments:
     def _all_nodes_ready(self) -> bool:
         """Nobody is still to come who might have room."""
         nodes = self._machine.nodes.by_name
-        return all(c.name in nodes and nodes[c.name].state == "ready" for c in self._config.nodes)
+        return all(c.name in nodes and nodes[c.name].state == NodePhase.READY for c in self._config.nodes)
 
     async def _run(self, deployment: Deployment, draft_app: AppVersion) -> None:
         try:
             unready = await self._preparer.prepare(draft_app)
-            deployment.state = "profiling"
+            deployment.advance("prepared")
             measured = await self._measure_all(deployment, draft_app)
             for name in draft_app.stand_ins:  # which never wait for this one: circles are refused
                 if name in self._coming:
@@ -244,6 +250,7 @@ class Deployments:
             self._fail(deployment, f"{type(error).__name__}; the controller's log has the details")
             return
         else:
+            deployment.advance("measured")
             self._place(deployment, app, asyncio.get_running_loop().time())
             self._step(ev.Deployed(release))
             for variant in app.variants:
@@ -287,7 +294,6 @@ class Deployments:
         self._bookkeeper.save({}, keys)
 
     def _place(self, deployment: Deployment, app: AppVersion, now: float) -> None:
-        deployment.state = "placing"
         deployment.message = "waiting for its primary"
         self._give_up_s[deployment.deployment] = now + self._placing_timeout_s(app)
 
@@ -301,8 +307,8 @@ class Deployments:
         message = f"{deployment.deployment}: {reason}"
         self._note(ev.Note("deployment.failed", message, app=deployment.app, data=data))
 
-    def _finish(self, deployment: Deployment, state: str) -> None:
-        deployment.state = state
+    def _finish(self, deployment: Deployment, event: str) -> None:
+        deployment.advance(event)
         self._unread_s[deployment.deployment] = asyncio.get_running_loop().time()
         self._give_up_s.pop(deployment.deployment, None)
         self._bookkeeper.save({}, (deployment_key(deployment.deployment),))

@@ -8,6 +8,7 @@ from understudy.adapters.links import FrameLink
 from understudy.core.agent.replicas import load_timeout_s
 from understudy.core.controller.environments import is_ready
 from understudy.core.controller.machine import ControllerMachine
+from understudy.core.lifecycle import NodePhase
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import ArtifactPart, Measure, Measured, Prepare, Prepared, ReadArtifact
@@ -29,7 +30,9 @@ class NodesAsked:
         return [
             name
             for name, node in self._nodes.by_name.items()
-            if node.state == "ready" and ("agent", name) in self._links and is_ready(environment, node)
+            if node.state == NodePhase.READY
+            and ("agent", name) in self._links
+            and is_ready(environment, node)
         ]
 
     async def measure(self, node: str, asked: Measure) -> Measured:

@@ -12,6 +12,7 @@ from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.nodes import Node
 from understudy.core.controller.quarantine import Case
 from understudy.core.controller.targets import ANSWERING_NODES
+from understudy.core.lifecycle import CasePhase, NodePhase, ReplicaPhase
 from understudy.core.planning.objective import placements_by_app
 from understudy.wire.messages import ReplicaState
 from understudy.wire.records import AppVersion, Outcome, Placement, Plan, Role
@@ -246,7 +247,7 @@ def _trusted(node: Node) -> tuple[ReplicaState, ...]:
 
 def _serving(app: AppVersion, observed: Observed) -> str | None:
     """Best ready variant: of the current version if there is one, else of a former one."""
-    ready = [replica for _, replica in observed if replica.state == "ready"]
+    ready = [replica for _, replica in observed if replica.state == ReplicaPhase.READY]
     if ready:
         best = min(ready, key=lambda r: (r.version != app.version, app.rank(r.variant)))
         former = "" if best.version == app.version else f" (version {best.version})"
@@ -259,7 +260,11 @@ def _reason(app: AppVersion, plan: Plan, replicas: list[ReplicaStatus], planning
         return plan.unplaced[app.app]
     if planning:
         return "a new plan is being made"
-    waiting = [r for r in replicas if r.version == app.version and r.state not in ("ready", "draining")]
+    waiting = [
+        r
+        for r in replicas
+        if r.version == app.version and r.state not in (ReplicaPhase.READY, ReplicaPhase.DRAINING)
+    ]
     if waiting:
         worst = max(waiting, key=lambda r: r.restarts)
         return f"{worst.variant} on {worst.node} is {worst.state}" + (
@@ -292,11 +297,11 @@ def _standby(placements: list[Placement], outcomes: list[Outcome]) -> StandbySta
 def _node(node: Node) -> NodeStatus:
     observed = node.observed if node.connected else None
     reasons = {
-        "suspect": "not heard for a moment",
-        "dead": "its lease was lost",
-        "returning": "waits, empty, until it has been stable for long enough",
-        "drained": "drained by an operator",
-        "unknown": "expected, not connected yet",
+        NodePhase.SUSPECT: "not heard for a moment",
+        NodePhase.DEAD: "its lease was lost",
+        NodePhase.RETURNING: "waits, empty, until it has been stable for long enough",
+        NodePhase.DRAINED: "drained by an operator",
+        NodePhase.UNKNOWN: "expected, not connected yet",
     }
     return NodeStatus(
         name=node.info.name,
@@ -312,7 +317,7 @@ def _node(node: Node) -> NodeStatus:
 
 
 def _quarantine(case: Case, now: float) -> QuarantineStatus:
-    retry_s = round(max(case.retry_at_s - now, 0.0), 1) if case.state == "quarantined" else None
+    retry_s = round(max(case.retry_at_s - now, 0.0), 1) if case.state == CasePhase.QUARANTINED else None
     why = (
         case.why
         or f"crashes again and again on {' and '.join(sorted(case.witnesses))} only: that node's trouble"

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from understudy.adapters.ports import free_ports
+from understudy.core.lifecycle import NodePhase, ReplicaPhase
 from understudy.demo.load import AppLoad, LoadPlan
 from understudy.demo.models import BuiltApp
 from understudy.demo.recording import Recording
@@ -257,7 +258,7 @@ class Play:
             ReplicaFacts(app.name, replica.variant, replica.node, replica.role, replica.pid)
             for app in status.apps
             for replica in app.replicas
-            if replica.state == "ready"
+            if replica.state == ReplicaPhase.READY
         ]
 
     async def plan(self) -> Plan:
@@ -310,7 +311,7 @@ class Play:
         except UnderstudyError:
             return False
         wanted = Counter((p.app, p.variant, p.node) for p in plan.placements)
-        return wanted == ready and all(node.state == "ready" for node in status.nodes)
+        return wanted == ready and all(node.state == NodePhase.READY for node in status.nodes)
 
     def _named(self, criticality: Criticality) -> list[str]:
         return [app for app, facts in self._apps.items() if facts.criticality is criticality]

@@ -12,7 +12,7 @@ import msgspec
 import understudy
 from understudy.core.gateway.rotation import App
 from understudy.gateway import answers, openapi, triton
-from understudy.settings.runtimes import RUNTIMES
+from understudy.settings.runtimes import facts_of
 
 if TYPE_CHECKING:
     from understudy.gateway.api import Api
@@ -148,14 +148,10 @@ def model_metadata(spec: AppVersion) -> dict[str, Any]:
     return {
         "name": spec.app,
         "versions": [str(spec.version)],
-        "platform": _platform(spec.full_size.runtime),
+        "platform": facts_of(spec.full_size.runtime).platform,
         "inputs": [_tensor_metadata(tensor) for tensor in spec.inputs],
         "outputs": [_tensor_metadata(tensor) for tensor in spec.outputs],
     }
-
-
-def _platform(runtime: str) -> str:
-    return RUNTIMES[runtime].platform if runtime in RUNTIMES else runtime
 
 
 def _tensor_metadata(spec: TensorSpec) -> dict[str, Any]:

@@ -415,7 +415,8 @@ class GatewayProcess:
             stats = {name: self._app_stats(name) for name in self.gateway.apps}
             suspects = tuple(n for n, node in self.gateway.nodes.items() if node.detector.suspect)
             revision = self.gateway.table.revision
-            message = GatewayStats(self.name, revision, stats, suspects, self.http_address)
+            address = f"{'https://' if self.secured.context else ''}{self.http_address}"
+            message = GatewayStats(self.name, revision, stats, suspects, address)
             for link in self.controllers:
                 link.send(message)
             self._send_events()

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from understudy.core.gateway.rotation import App
-from understudy.settings.runtimes import RUNTIMES
+from understudy.settings.runtimes import facts_of
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import AppVersion, TensorSpec
 
@@ -31,23 +31,14 @@ _decode_index = msgspec.json.Decoder(_IndexRequest).decode
 _decode_load = msgspec.json.Decoder(_LoadRequest).decode
 
 
-def platform(spec: AppVersion) -> str:
-    name = spec.full_size.runtime
-    return RUNTIMES[name].triton_platform if name in RUNTIMES else name
-
-
-def _backend(spec: AppVersion) -> str:
-    name = spec.full_size.runtime
-    return RUNTIMES[name].triton_backend if name in RUNTIMES else name
-
-
 def configuration(spec: AppVersion) -> dict[str, Any]:
     """As Triton's ModelConfig in JSON. `dims` lack the batch dimension where there is one."""
     batched = bool(spec.inputs) and all(tensor.shape[:1] == (-1,) for tensor in spec.inputs + spec.outputs)
+    runtime = facts_of(spec.full_size.runtime)
     content = {
         "name": spec.app,
-        "platform": platform(spec),
-        "backend": _backend(spec),
+        "platform": runtime.triton_platform,
+        "backend": runtime.triton_backend,
         "version_policy": {"specific": {"versions": [spec.version]}},
         "max_batch_size": spec.batching.rows_max if batched else 0,
         "input": [_tensor(tensor, batched) for tensor in spec.inputs],

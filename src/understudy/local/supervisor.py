@@ -25,10 +25,10 @@ import msgspec
 from understudy.adapters.claims import Claim, claim
 from understudy.adapters.control import Servers, cluster_controllers, cluster_gateways, gateway_access
 from understudy.config import load_cluster
+from understudy.core.views import DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
 from understudy.local.processes import KILL_TIMEOUT_S, RoleProcess
 from understudy.wire.errors import Code, CommandError, UnderstudyError
 from understudy.wire.statuses import STATUSES
-from understudy.wire.views import DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
 
 POLL_S = 0.05
 WATCH_INTERVAL_S = 0.1

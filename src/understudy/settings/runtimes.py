@@ -53,6 +53,13 @@ RUNTIMES: dict[str, RuntimeFacts] = {
 }
 
 
+def facts_of(name: str) -> RuntimeFacts:
+    """Of any runtime: one that only a newer version knows is called what it is called, everywhere."""
+    return RUNTIMES.get(name) or RuntimeFacts(
+        "", "", "", platform=name, triton_platform=name, triton_backend=name
+    )
+
+
 def check_runtime(name: str) -> None:
     """Raises `ValueError` unless it is the name of one."""
     if name not in RUNTIMES:

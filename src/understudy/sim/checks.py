@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from understudy.core.gateway.lifecycles import Seen
 from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Replica
+from understudy.core.lifecycle import NodePhase, WorkerPhase
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.gateway import GatewayTuning
 from understudy.sim.clock import Process
@@ -101,7 +102,7 @@ class Checks:
 
     def killed(self, worker: SimWorker) -> None:
         """By its agent: never in the middle of work that somebody may be waiting for."""
-        if worker.state == "ready" and worker.running is not None and not worker.process.paused:
+        if worker.state == WorkerPhase.READY and worker.running is not None and not worker.process.paused:
             began_s, _, budget_s = worker.running
             working = worker.process.now - began_s <= budget_s
             self.that(not working, f"{worker.name} was killed while it worked")
@@ -175,8 +176,8 @@ class Checks:
         if world.controller is None:
             return "no controller"
         machine = world.controller.machine
-        states = {name: node.state for name, node in machine.nodes.by_name.items()}
-        if set(states) != set(world.nodes) or set(states.values()) != {"ready"}:
+        states = {name: str(node.state) for name, node in machine.nodes.by_name.items()}
+        if set(states) != set(world.nodes) or set(states.values()) != {NodePhase.READY}:
             return f"not all nodes are back: {states}"
         if machine.plan is None or machine.planning.running or machine.plan.facts != machine.planning.facts():
             return "a plan is being made"
@@ -186,7 +187,7 @@ class Checks:
             (worker.app, worker.variant.name, node.name)
             for node in world.nodes.values()
             for worker in node.workers.values()
-            if worker.variant is not None and worker.state == "ready"
+            if worker.variant is not None and worker.state == WorkerPhase.READY
         )
         missing, surplus = planned - running, running - planned
         for waits in list(missing):

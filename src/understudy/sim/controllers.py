@@ -9,6 +9,7 @@ import msgspec
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.stored import Save, encode, recall
+from understudy.core.lifecycle import NodePhase
 from understudy.sim.clock import Act, Process
 from understudy.sim.network import End
 from understudy.wire.messages import Heartbeat, Hello, NodeState, Target
@@ -96,7 +97,7 @@ class SimController:
         before = self.machine.quarantined
         self._carry_out(event)
         for what in sorted(self.machine.quarantined - before):
-            asked = [node for node in self.machine.nodes.by_name.values() if node.state == "ready"]
+            asked = [node for node in self.machine.nodes.by_name.values() if node.state == NodePhase.READY]
             self.world.checks.quarantined(what, len(asked))
 
     def _carry_out(self, event: ev.Event) -> None:

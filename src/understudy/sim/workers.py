@@ -9,6 +9,7 @@ from functools import partial
 from random import Random
 
 from understudy.core.batching import Batcher
+from understudy.core.lifecycle import WorkerPhase
 from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.sim.clock import Act, Process
 from understudy.sim.network import End
@@ -47,7 +48,7 @@ class SimWorker:
     def __init__(self, name: str, process: Process, random: Random, queue_rows_max: int) -> None:
         self.name = name
         self.process = process
-        self.state = "blank"
+        self.state = WorkerPhase.BLANK
         self.app = ""
         self.version = 0
         self.variant: Variant | None = None
@@ -69,13 +70,13 @@ class SimWorker:
         self.slow, self.fails = 1.0, 0.0
 
     def load(self, app: AppVersion, variant: Variant, done: Callable[[float], None]) -> None:
-        self.state, self.app, self.version, self.variant = "loading", app.app, app.version, variant
+        self.state, self.app, self.version, self.variant = WorkerPhase.LOADING, app.app, app.version, variant
         self._queue = Batcher(app.batching.rows_max, 0.0, self._queue_rows_max)
         took_ms = load_ms(variant) * (0.8 + 0.4 * self._random.random())
 
         def loaded() -> None:
-            if self.state == "loading":
-                self.state = "ready"
+            if self.state == WorkerPhase.LOADING:
+                self.state = WorkerPhase.READY
                 self.proven_s = self.process.now
                 done(took_ms)
 
@@ -83,7 +84,7 @@ class SimWorker:
 
     def drain(self, timeout_s: float) -> None:
         """Finish what is queued, then end."""
-        self.state = "draining"
+        self.state = WorkerPhase.DRAINING
         self.process.after(timeout_s, self.process.kill)
         self._pump()
 
@@ -111,8 +112,8 @@ class SimWorker:
 
     def _infer(self, end: End, stream: int, infer: Infer, bad: bool) -> None:
         waiting = SimRequest(end, stream, self.process.now + infer.timeout_us / 1e6, bad)
-        if self.state != "ready":
-            code = Code.DRAINING if self.state == "draining" else Code.UNAVAILABLE
+        if self.state != WorkerPhase.READY:
+            code = Code.DRAINING if self.state == WorkerPhase.DRAINING else Code.UNAVAILABLE
             end.send(encode_message(Failure(code, "not ready"), stream))
         elif not self._queue.add(waiting, 1, "", self.process.now):
             end.send(encode_message(Failure(Code.BUSY, "full"), stream))
@@ -125,7 +126,7 @@ class SimWorker:
             self._noops.append(probed)
             if self.running is None:
                 self._answer_noops()
-        elif self.state == "ready":
+        elif self.state == WorkerPhase.READY:
             waiting = SimRequest(None, 0, float("inf"), probed=probed)
             self._queue.add_beyond_bound(waiting, 1, "", self.process.now)
             self._pump()
@@ -145,7 +146,7 @@ class SimWorker:
             batch = [waiting for waiting in taken if waiting.deadline_s > now]
             self._answer([waiting for waiting in taken if waiting.deadline_s <= now], Code.TIMEOUT, 0.0)
         if not batch:
-            if self.state == "draining":
+            if self.state == WorkerPhase.DRAINING:
                 self.process.kill()
             return
         assert self.variant is not None

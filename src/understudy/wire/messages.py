@@ -205,7 +205,7 @@ class Stats(msgspec.Struct):
 
 class WorkerStats(msgspec.Struct):
     pid: int
-    state: str  # blank | loading | ready | draining
+    state: str  # a core.lifecycle.WorkerPhase
     replica: str = ""
     app: str = ""
     version: int = 0
@@ -240,7 +240,7 @@ class Drained(msgspec.Struct):
 
 
 class ReplicaState(msgspec.Struct, frozen=True):
-    """A replica as its agent sees it. `state` is one of core.lifecycle.REPLICA_STATES."""
+    """A replica as its agent sees it. `state` is a core.lifecycle.ReplicaPhase."""
 
     id: str  # unique per worker process
     app: str
@@ -374,7 +374,7 @@ class AppStats(msgspec.Struct):
     hedged: int = 0
     p50_ms: float = 0.0
     p99_ms: float = 0.0
-    serving: str = ""  # variant of the newest answer
+    serving: str = ""  # variant of the replica that is asked first; empty while there is none
     ready: bool = False
     limited: int = 0  # refused because of their client's rate
     rejected: int = 0  # by their own fault: not counted as `failed`
@@ -386,7 +386,7 @@ class GatewayStats(msgspec.Struct):
     revision: int
     apps: dict[str, AppStats] = {}
     suspects: tuple[str, ...] = ()  # nodes
-    http_address: str = ""
+    http_address: str = ""  # HOST:PORT, after https:// where it speaks TLS
 
 
 Message = (

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from understudy.wire.frames import Buffer
-from understudy.wire.records import TensorSpec
 
 Array = npt.NDArray[Any]
 
@@ -83,14 +82,6 @@ def round_to_bf16(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     values = (rounded & np.uint32(0xFFFF0000)).view(np.float32)
     # Rounding carries a NaN of all ones into the sign bit; keep NaN what it was.
     return np.where(np.isnan(array), array, values).reshape(array.shape)
-
-
-def zeros(spec: TensorSpec) -> Array:
-    """A tensor that `spec` admits, one long where any length is: zeros, false or empty strings."""
-    shape = tuple(1 if length == -1 else length for length in spec.shape)
-    if spec.datatype == "BYTES":
-        return np.full(shape, "", dtype=object)
-    return np.zeros(shape, dtype=DATATYPES[spec.datatype])
 
 
 def item_bytes(datatype: str) -> int:

@@ -19,7 +19,7 @@ import msgspec
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.records import TensorSpec
-from understudy.wire.tensors import Array, to_raw, zeros
+from understudy.wire.tensors import Array, to_raw
 from understudy.worker.classification import best_classes
 from understudy.worker.costs import (
     ELEMENT_BYTES,
@@ -401,13 +401,6 @@ def _flag(who: str, parameters: Parameters, name: str, default: bool) -> bool:
 def refuse_shared_memory(who: str, parameters: Parameters) -> None:
     if "shared_memory_region" in parameters:
         raise InvalidArgument(f"{who}: shared memory is not offered; send and ask for the data itself")
-
-
-def encode_probe(probe: dict[str, Any] | None, inputs: tuple[TensorSpec, ...]) -> bytes:
-    """`probe` as a request body; without one, zeros of the declared shapes for what must be given."""
-    if probe is not None:
-        return _encode(probe)
-    return encode_tensors({spec.name: zeros(spec) for spec in inputs if not spec.optional}, inputs)
 
 
 def encode_tensors(arrays: dict[str, Array], inputs: tuple[TensorSpec, ...]) -> bytes:

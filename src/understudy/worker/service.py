@@ -17,7 +17,7 @@ from understudy.adapters.links import FrameLink
 from understudy.adapters.memory import pss_mb
 from understudy.adapters.progress import ProgressWriter
 from understudy.adapters.titles import title
-from understudy.core.lifecycle import Table, advance
+from understudy.core.lifecycle import WORKER, WorkerPhase, advance
 from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import HEADER_BYTES_MAX, Frame
@@ -43,17 +43,6 @@ from understudy.worker.model import Model, load_model
 from understudy.worker.model_thread import ModelThread
 from understudy.worker.serving import Serving
 
-WORKER: Table = {
-    ("blank", "load_asked"): "loading",
-    ("loading", "loaded"): "ready",
-    ("loading", "load_failed"): "blank",
-    ("blank", "drain_asked"): "draining",
-    ("loading", "drain_asked"): "draining",
-    ("ready", "drain_asked"): "draining",
-    ("draining", "loaded"): "draining",
-    ("draining", "load_failed"): "draining",
-}
-
 # Round trips to the model's thread. The shortest counts: it is kept, and the machine may be busy just now.
 HOPS_MEASURED = 9
 
@@ -74,7 +63,7 @@ class Worker:
         self._settings = settings
         self._tasks = tasks
         self._loop = asyncio.get_running_loop()
-        self._state = "blank"
+        self._state = WorkerPhase.BLANK
         self._load: Load | None = None
         self._loading: asyncio.Task[None] | None = None
         self._serving: Serving | None = None
@@ -95,7 +84,7 @@ class Worker:
 
     def drain(self, timeout_s: float) -> None:
         """Finish what is queued, then set `stopped`; after `timeout_s` without finishing."""
-        if self._state == "draining":
+        if self._state == WorkerPhase.DRAINING:
             return
         self._state = advance(WORKER, self._state, "drain_asked")
         if self._serving is None:
@@ -140,7 +129,7 @@ class Worker:
         message = decode_message(frame)
         stream = frame.stream
         if type(message) is Infer:
-            if self._state == "ready" and self._serving is not None:
+            if self._state == WorkerPhase.READY and self._serving is not None:
                 self._serving.infer(link, stream, message, frame.payload, frame.flags)
             else:
                 link.fail(stream, self._not_ready())
@@ -156,7 +145,7 @@ class Worker:
                 self._send_stats(link, stream)
             case Probe(inference):
                 self._hear_agent(link)
-                if self._state == "ready" and self._serving is not None:
+                if self._state == WorkerPhase.READY and self._serving is not None:
                     self._serving.probe(link, stream, inference=inference)
                 else:
                     link.fail(stream, self._not_ready())
@@ -187,7 +176,7 @@ class Worker:
             self._agent.send(BatchingEnded(self._serving.rechecks.found))
 
     def _not_ready(self) -> UnderstudyError:
-        if self._state == "draining":
+        if self._state == WorkerPhase.DRAINING:
             return UnderstudyError(Code.DRAINING, "the replica is draining")
         return UnderstudyError(Code.UNAVAILABLE, f"no model is loaded; the worker is {self._state}")
 
@@ -217,10 +206,10 @@ class Worker:
     # loading
 
     def _start_load(self, link: FrameLink, stream: int, load: Load) -> None:
-        if self._state == "draining":
+        if self._state == WorkerPhase.DRAINING:
             link.fail(stream, self._not_ready())
             return
-        if self._state != "blank":
+        if self._state != WorkerPhase.BLANK:
             what = f"the worker is {self._state} with a model; a worker is loaded once"
             link.fail(stream, UnderstudyError(Code.CONFLICT, what))
             return
@@ -246,7 +235,7 @@ class Worker:
             link.fail(stream, error)
             return
         self._become_ready(load, model, loaded, hop_s)
-        if self._state == "ready":
+        if self._state == WorkerPhase.READY:
             link.send(loaded, stream)
         else:
             link.fail(stream, self._not_ready())

@@ -12,6 +12,7 @@ from understudy.core.agent.replicas import Replica, limit_mb, load_timeout_s
 from understudy.core.agent.restarts import Blame, Cause, Key, blame
 from understudy.core.agent.roster import Roster
 from understudy.core.agent.unbatched import Unbatched
+from understudy.core.lifecycle import ReplicaPhase
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
@@ -51,7 +52,11 @@ class Loading:
     def look_again(self, environment: str, now: float) -> None:
         """Something is known anew of the environment of this key."""
         for r in self._roster:
-            if r.state == "backoff" and r.wanted and r.wanted.variant.environment_key == environment:
+            if (
+                r.state == ReplicaPhase.BACKOFF
+                and r.wanted
+                and r.wanted.variant.environment_key == environment
+            ):
                 r.retry_at_s = now
 
     def load(self, replica: Replica, unbatched: Unbatched, now: float) -> None:
@@ -72,7 +77,7 @@ class Loading:
 
     def failed(self, event: ev.LoadFailed, now: float) -> None:
         replica = self._roster.carried_by(event.worker)
-        if replica is None or replica.state != "loading":
+        if replica is None or replica.state != ReplicaPhase.LOADING:
             return
         self._out.kill(event.worker)
         kind = "worker.out_of_memory" if event.code is Code.OUT_OF_MEMORY else "load.failed"

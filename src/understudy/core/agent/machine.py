@@ -30,6 +30,7 @@ from understudy.core.agent.restarts import CrashHistory, Key
 from understudy.core.agent.roster import Roster
 from understudy.core.agent.unbatched import Unbatched
 from understudy.core.agent.watch import Watch
+from understudy.core.lifecycle import ReplicaPhase, WorkerPhase
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.agent import AgentTuning
 from understudy.wire.messages import Activated, Loaded, NodeState, Target
@@ -172,18 +173,20 @@ class AgentMachine:
 
     def _adopt(self, event: ev.WorkerFound) -> None:
         stats = event.stats
-        if stats.state == "blank":
+        if stats.state == WorkerPhase.BLANK:
             self._pool.add(event.worker, stats.pid, event.address, self._now, event.environment)
-        elif stats.state in ("ready", "draining"):
+        elif stats.state in (WorkerPhase.READY, WorkerPhase.DRAINING):
             key = (stats.app, stats.version, stats.variant)
-            replica = Replica(event.worker, key, None, "ready", event.worker, stats.pid, event.address)
+            replica = Replica(
+                event.worker, key, None, ReplicaPhase.READY, event.worker, stats.pid, event.address
+            )
             app = self._orders.app(stats.app, stats.version)
             variant = app.variant(stats.variant) if app else None
             replica.memory_mb = replica_mb(variant) if variant else stats.pss_mb
             self._watch.begin(replica, 0.0, app, self._now)
             replica.life.proven_s = -math.inf
             self._roster.add(replica)
-            if stats.state == "draining":
+            if stats.state == WorkerPhase.DRAINING:
                 self._roster.release(replica, self._now, stopping=self._stopping)
             self._out.tell("worker.adopted", f"pid {stats.pid} serves on", stats.app, event.worker)
         else:
@@ -219,19 +222,21 @@ class AgentMachine:
         self._match(quarantined)
         self._measures.begin(self._roster.new_id)
         for replica in tuple(self._roster):
-            if replica.state == "backoff" and replica.retry_at_s <= self._now:
+            if replica.state == ReplicaPhase.BACKOFF and replica.retry_at_s <= self._now:
                 self._loading.start(replica, quarantined, self._now)
         if any(r.refused_for_memory for r in self._roster):
             self._match(quarantined)  # nothing holds the memory that they wait for
         for replica in self._roster:
-            if replica.state == "starting":
+            if replica.state == ReplicaPhase.STARTING:
                 self._loading.load(replica, self._unbatched, self._now)
         self._watch.ask(self._now)
         self._fork()
 
     def _fork(self) -> None:
         waiting = Counter(
-            r.wanted.variant.environment_key for r in self._roster if r.state == "starting" and r.wanted
+            r.wanted.variant.environment_key
+            for r in self._roster
+            if r.state == ReplicaPhase.STARTING and r.wanted
         )
         # What isn't urgent leaves the processor to a load that began just now.
         spare = not any(r.loads_alone(self._now) for r in self._roster)
@@ -251,7 +256,7 @@ class AgentMachine:
             self._roster.match(self._orders.wanted(target), self._now)
 
     def _reconcile_stop(self) -> None:
-        for replica in [r for r in self._roster if r.state != "draining"]:
+        for replica in [r for r in self._roster if r.state != ReplicaPhase.DRAINING]:
             self._roster.release(replica, self._now, stopping=True)
         for worker in self._pool.clear():
             self._out.kill(worker)

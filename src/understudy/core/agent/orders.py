@@ -10,6 +10,7 @@ from understudy.core.agent.progressive import Activation, plan_activation, wante
 from understudy.core.agent.replicas import Wanted
 from understudy.core.agent.restarts import CrashHistory, Key
 from understudy.core.agent.roster import Roster
+from understudy.core.lifecycle import ReplicaPhase
 from understudy.settings.agent import AgentTuning
 from understudy.wire.messages import Target
 from understudy.wire.records import AppVersion, Contingency
@@ -81,7 +82,7 @@ class Orders:
         """What is to be carried out from now on. A reason why not; empty where nothing is left to do."""
         if self.target is None:
             return "this node has no target yet"
-        ready = [r for r in self._roster.ours if r.state == "ready"]
+        ready = [r for r in self._roster.ours if r.state == ReplicaPhase.READY]
         # A former version answers too, but a newer one may be what the asker can't use.
         if any(r.key[0] == contingency.app and r.key[1] <= contingency.version for r in ready):
             return ""

@@ -12,6 +12,7 @@ import msgspec
 
 from understudy.core.agent.replicas import Replica, Wanted
 from understudy.core.agent.restarts import Key
+from understudy.core.lifecycle import ReplicaPhase
 from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.wire.messages import Target
 from understudy.wire.records import AppVersion, Contingency, Role
@@ -30,8 +31,8 @@ class Activation(msgspec.Struct, frozen=True):
 
     def is_silent(self, states: Mapping[str, str]) -> bool:
         """Is the first answer still being loaded?"""
-        loading = states.get(self.first) in ("starting", "loading")
-        return loading and not {"ready", "failing"} & set(states.values())
+        loading = states.get(self.first) in (ReplicaPhase.STARTING, ReplicaPhase.LOADING)
+        return loading and not {ReplicaPhase.READY, ReplicaPhase.FAILING} & set(states.values())
 
     def variants(self, states: Mapping[str, str], *, hold: bool = False) -> tuple[str, ...]:
         """Variants to run now, given the state of each variant of the app that exists here.
@@ -39,9 +40,13 @@ class Activation(msgspec.Struct, frozen=True):
         `hold` keeps the larger one back unless it is on its way already.
         """
         first, last = self.first, self.contingency.variant
-        if first == last or states.get(last) == "ready" or states.get(first) == "quarantined":
+        if (
+            first == last
+            or states.get(last) == ReplicaPhase.READY
+            or states.get(first) == ReplicaPhase.QUARANTINED
+        ):
             return (last,)
-        if last in states or (states.get(first) in ("ready", "failing") and not hold):
+        if last in states or (states.get(first) in (ReplicaPhase.READY, ReplicaPhase.FAILING) and not hold):
             return (first, last)
         return (first,)
 

@@ -12,15 +12,23 @@ from dataclasses import dataclass, field
 
 from understudy.core.agent.restarts import Key
 from understudy.core.agent.vitality import Vitality
-from understudy.core.lifecycle import REPLICA, advance
+from understudy.core.lifecycle import REPLICA, ReplicaPhase, advance
 from understudy.settings.agent import AgentTuning
 from understudy.wire.messages import ReplicaState
 from understudy.wire.records import AppVersion, Role, Variant
 
-LIVE = frozenset({"starting", "loading", "ready", "failing", "draining"})  # these occupy memory
+LOADED = (ReplicaPhase.READY, ReplicaPhase.FAILING)
+# These occupy memory.
+LIVE = frozenset({ReplicaPhase.STARTING, ReplicaPhase.LOADING, *LOADED, ReplicaPhase.DRAINING})
 LOAD_ALONE_S = 0.25  # a load has the processor to itself for so long
 # Which of several equal replicas is kept when not all are wanted.
-_KEEP_ORDER = ("ready", "failing", "loading", "starting", "backoff", "quarantined")
+_KEEP_ORDER = (
+    *LOADED,
+    ReplicaPhase.LOADING,
+    ReplicaPhase.STARTING,
+    ReplicaPhase.BACKOFF,
+    ReplicaPhase.QUARANTINED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ class Replica:
     id: str
     key: Key
     wanted: Wanted | None
-    state: str = "backoff"
+    state: ReplicaPhase = ReplicaPhase.BACKOFF
     worker: str = ""  # the process that carries it now, if any
     pid: int = 0
     address: str = ""
@@ -69,14 +77,14 @@ class Replica:
 
     def loads_alone(self, now: float) -> bool:
         """Whether its load began just now; one that takes long holds nothing else up."""
-        return self.state == "loading" and now < self.load_at_s + LOAD_ALONE_S
+        return self.state == ReplicaPhase.LOADING and now < self.load_at_s + LOAD_ALONE_S
 
     def due_s(self, now: float) -> float:
         """When time alone will change something about it; infinity if it won't."""
         due_s = self.deadline_s
-        if self.state == "backoff" and not self.refused_for_memory:
+        if self.state == ReplicaPhase.BACKOFF and not self.refused_for_memory:
             due_s = min(due_s, self.retry_at_s)
-        if self.state in ("ready", "failing") and not self.life.asked:
+        if self.state in LOADED and not self.life.asked:
             due_s = min(due_s, self.life.ask_at_s)
         if self.loads_alone(now):
             due_s = min(due_s, self.load_at_s + LOAD_ALONE_S)
@@ -159,9 +167,9 @@ def still_needed(replica: Replica, kept: Iterable[Replica]) -> bool:
 
     Make before break. A successor that waits for memory would wait for ever, so it doesn't hold anything.
     """
-    if replica.state != "ready":
+    if replica.state != ReplicaPhase.READY:
         return False
     successors = [r for r in kept if r.key[0] == replica.key[0]]
-    if any(r.state == "ready" or r.refused_for_memory for r in successors):
+    if any(r.state == ReplicaPhase.READY or r.refused_for_memory for r in successors):
         return False
     return bool(successors)

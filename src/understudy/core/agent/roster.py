@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Iterator
 
 from understudy.core.agent import events as ev
 from understudy.core.agent.outbox import Outbox
-from understudy.core.agent.replicas import LIVE, Replica, Wanted, match, still_needed
+from understudy.core.agent.replicas import LIVE, LOADED, Replica, Wanted, match, still_needed
 from understudy.core.agent.restarts import Blame, Cause, CrashHistory, Key
+from understudy.core.lifecycle import ReplicaPhase
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
 from understudy.wire.messages import Loaded
@@ -39,7 +40,7 @@ class Roster:
     @property
     def ours(self) -> list[Replica]:
         """Those that stay, and that aren't there for a measurement only."""
-        return [r for r in self._replicas if r.state != "draining" and r.asker is None]
+        return [r for r in self._replicas if r.state != ReplicaPhase.DRAINING and r.asker is None]
 
     @property
     def used_mb(self) -> float:
@@ -54,7 +55,7 @@ class Roster:
         return {
             r.id: round(now - r.life.proven_s, 1)
             for r in self._replicas
-            if r.asker is None and r.state in ("ready", "failing") and r.life.proven_s > -math.inf
+            if r.asker is None and r.state in LOADED and r.life.proven_s > -math.inf
         }
 
     def new_id(self) -> str:
@@ -75,7 +76,7 @@ class Roster:
 
     def lift(self, quarantined: Collection[Key], now: float) -> None:
         """The quarantine of all others was lifted, or its pause is over. What is still wanted starts anew."""
-        for replica in [r for r in self._replicas if r.state == "quarantined"]:
+        for replica in [r for r in self._replicas if r.state == ReplicaPhase.QUARANTINED]:
             if replica.key not in quarantined:
                 self.release(replica, now)
 
@@ -87,10 +88,10 @@ class Roster:
 
     def release(self, replica: Replica, now: float, *, stopping: bool = False) -> None:
         """Not wanted any more: drain it if it answers, end it at once if it doesn't."""
-        answers = replica.state in ("ready", "failing")
+        answers = replica.state in LOADED
         replica.advance("released")
         replica.detail = ""
-        if replica.state == "stopped":
+        if replica.state == ReplicaPhase.STOPPED:
             self._replicas.remove(replica)
         elif answers:
             timeout_ms = self._tuning.drain_timeout_ms
@@ -104,7 +105,7 @@ class Roster:
     def loaded(self, worker: str, loaded: Loaded, now: float) -> Replica | None:
         """The replica that answers now; None if nobody waits for it any more."""
         replica = self.carried_by(worker)
-        if replica is None or replica.state != "loading":
+        if replica is None or replica.state != ReplicaPhase.LOADING:
             return None
         replica.advance("loaded")
         replica.detail = ""
@@ -122,7 +123,7 @@ class Roster:
         replica = self.carried_by(event.worker)
         if replica is None:
             return
-        if replica.state != "draining":
+        if replica.state != ReplicaPhase.DRAINING:
             kind = "worker.out_of_memory" if event.out_of_memory else "worker.crashed"
             self._out.tell(kind, f"{replica.key[2]}: {event.reason}", replica.key[0], event.worker)
         whose = Blame.PLACE if event.trouble else Blame.VARIANT
@@ -133,7 +134,7 @@ class Roster:
         """The replica lost its worker: plan its next start, or pause its variant."""
         replica.advance(how)
         replica.worker, replica.pid, replica.address = "", 0, ""
-        if replica.state == "stopped":
+        if replica.state == ReplicaPhase.STOPPED:
             self._replicas.remove(replica)
             return
         if replica.asker is not None:

@@ -8,10 +8,11 @@ from typing import assert_never
 from understudy.core.agent import events as ev
 from understudy.core.agent.outbox import Outbox
 from understudy.core.agent.pools import Pools
-from understudy.core.agent.replicas import Replica
+from understudy.core.agent.replicas import LOADED, Replica
 from understudy.core.agent.restarts import Blame, Cause
 from understudy.core.agent.roster import Roster
 from understudy.core.agent.vitality import Verdict
+from understudy.core.lifecycle import ReplicaPhase
 from understudy.settings.agent import AgentTuning
 from understudy.wire.records import AppVersion
 
@@ -38,11 +39,11 @@ class Watch:
 
     def ask(self, now: float) -> None:
         """Probe those whose time has come; end those whose drain has taken too long."""
-        loaded = [r for r in self._roster if r.state in ("ready", "failing")]
+        loaded = [r for r in self._roster if r.state in LOADED]
         for r in loaded:
             if not r.life.asked and r.life.ask_at_s <= now:
                 due = r.life.asks_for_proof(now, len(loaded), self._tuning)
-                self._out.add(ev.ProbeWorker(r.worker, inference=due or r.state == "failing"))
+                self._out.add(ev.ProbeWorker(r.worker, inference=due or r.state == ReplicaPhase.FAILING))
         for r in self._roster:
             if r.deadline_s <= now:
                 r.deadline_s = math.inf
@@ -59,7 +60,7 @@ class Watch:
 
     def unanswered(self, event: ev.ProbeUnanswered, now: float) -> None:
         replica = self._roster.carried_by(event.worker)
-        if replica is None or replica.state not in ("ready", "failing"):
+        if replica is None or replica.state not in LOADED:
             return
         if replica.wanted is not None:  # an adopted one is told late which app it serves
             replica.life.deadline_s = replica.wanted.app.deadline_ms / 1000
@@ -94,7 +95,7 @@ class Watch:
         replica.life.asked = False
         if late:
             replica.life.ask_at_s = now
-        elif replica.state in ("ready", "failing"):
+        elif replica.state in LOADED:
             self._count_failure(replica, Cause(event.reason, event.jitter, Blame.NOBODY), now)
 
     def link_lost(self, worker: str, now: float) -> None:
@@ -106,13 +107,13 @@ class Watch:
             self._fail(replica, "connection lost")
 
     def _recover(self, replica: Replica, how: str) -> None:
-        if replica.state == "failing":
+        if replica.state == ReplicaPhase.FAILING:
             replica.advance("probe_passed")
             replica.detail = ""
             self._out.tell("replica.recovered", f"{replica.key[2]} {how}", replica.key[0], replica.worker)
 
     def _fail(self, replica: Replica, reason: str) -> None:
-        if replica.state == "ready":
+        if replica.state == ReplicaPhase.READY:
             replica.advance("probe_failed")
             replica.detail = reason
             self._out.tell("replica.failed", f"{replica.key[2]}: {reason}", replica.key[0], replica.worker)

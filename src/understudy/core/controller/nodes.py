@@ -10,20 +10,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from understudy.core.controller.stored import StoredNode
-from understudy.core.lifecycle import NODE, advance, permits
+from understudy.core.lifecycle import NODE, NodePhase, advance, permits
 from understudy.settings.controller import ControllerTuning
 from understudy.wire.messages import Heartbeat, Hello, NodeState
 from understudy.wire.records import NodeInfo
 
-WATCHED = ("unknown", "ready", "suspect", "drained")  # states with a lease to lose
-PLANNABLE = ("unknown", "ready", "suspect")  # may hold replicas: nothing is moved on a mere suspicion
+# States with a lease to lose.
+WATCHED = (NodePhase.UNKNOWN, NodePhase.READY, NodePhase.SUSPECT, NodePhase.DRAINED)
+# May hold replicas: nothing is moved on a mere suspicion.
+PLANNABLE = (NodePhase.UNKNOWN, NodePhase.READY, NodePhase.SUSPECT)
 DEATHS_MAX = 16  # remembered of one node; 2 ** 16 stability windows are longer than any limit on them
 
 
 @dataclass(slots=True)
 class Node:
     info: NodeInfo
-    state: str
+    state: NodePhase
     heard_s: float  # newest sign of life; for an unknown node, when we began to wait for one
     connected: bool = False
     drain: bool = False  # wanted by an operator; done as soon as the state permits
@@ -37,7 +39,7 @@ class Node:
         return self.state in PLANNABLE and not self.drain
 
     def record(self) -> StoredNode:
-        trusted = self.state not in ("dead", "returning")
+        trusted = self.state not in (NodePhase.DEAD, NodePhase.RETURNING)
         return StoredNode(self.info, trusted, self.drain, len(self.deaths_s))
 
 
@@ -67,7 +69,7 @@ class Nodes:
         for name, stored in remembered.items():
             if not stored.trusted and name not in configured:
                 continue  # it died and was taken out of the cluster file
-            state = "unknown" if stored.trusted else "dead"
+            state = NodePhase.UNKNOWN if stored.trusted else NodePhase.DEAD
             self.by_name[name] = Node(
                 stored.info, state, now, drain=stored.drain, deaths_s=[now] * stored.flaps
             )
@@ -87,7 +89,7 @@ class Nodes:
         )
         node = self.by_name.get(hello.name)
         if node is None:
-            node = self.by_name[hello.name] = Node(info, "unknown", now)
+            node = self.by_name[hello.name] = Node(info, NodePhase.UNKNOWN, now)
         node.info = info
         node.connected = True
         node.observed = None
@@ -171,7 +173,7 @@ class Nodes:
         return changes
 
     def _settle_returning(self, now: float) -> list[Transition]:
-        returning = [node for node in self.by_name.values() if node.state == "returning"]
+        returning = [node for node in self.by_name.values() if node.state == NodePhase.RETURNING]
         # Waiting for stability protects those that are stable. When nobody is, there is nothing to protect.
         nobody = not any(node.state in PLANNABLE for node in self.by_name.values())
         changes = []
@@ -184,11 +186,11 @@ class Nodes:
 
     def _heard(self, node: Node, now: float) -> list[Transition]:
         node.heard_s = now
-        if node.state == "suspect":
+        if node.state == NodePhase.SUSPECT:
             return [self._advance(node, "heartbeat", now, "heard again"), *self._apply_drain(node, now)]
         if permits(NODE, node.state, "hello"):
             # A node that was frozen, not killed, comes back on its old connection without a Hello.
-            reason = "heard again after it was declared dead" if node.state == "dead" else "connected"
+            reason = "heard again after it was declared dead" if node.state == NodePhase.DEAD else "connected"
             return [self._advance(node, "hello", now, reason), *self._apply_drain(node, now)]
         return []
 
@@ -199,9 +201,9 @@ class Nodes:
 
     def _advance(self, node: Node, event: str, now: float, reason: str) -> Transition:
         former, node.state = node.state, advance(NODE, node.state, event)
-        if node.state == "dead":
+        if node.state == NodePhase.DEAD:
             self._count_death(node, now)
-        if node.state == "returning":
+        if node.state == NodePhase.RETURNING:
             node.stable_at_s = now + self._window_s(node)
             reason += f"; it waits {self._window_s(node):.0f} s before it takes part"
         return Transition(node.info.name, _KINDS[(former, node.state)], reason)
@@ -219,16 +221,16 @@ class Nodes:
         return [node for node in self.by_name.values() if node.state in WATCHED]
 
 
-_KINDS: dict[tuple[str, str], str] = {
-    ("unknown", "ready"): "node.joined",
-    ("unknown", "dead"): "node.died",
-    ("ready", "suspect"): "node.suspected",
-    ("suspect", "ready"): "node.cleared",
-    ("suspect", "dead"): "node.died",
-    ("dead", "returning"): "node.returned",
-    ("returning", "ready"): "node.stabilised",
-    ("returning", "dead"): "node.died",
-    ("ready", "drained"): "node.drained",
-    ("drained", "ready"): "node.undrained",
-    ("drained", "dead"): "node.died",
+_KINDS: dict[tuple[NodePhase, NodePhase], str] = {
+    (NodePhase.UNKNOWN, NodePhase.READY): "node.joined",
+    (NodePhase.UNKNOWN, NodePhase.DEAD): "node.died",
+    (NodePhase.READY, NodePhase.SUSPECT): "node.suspected",
+    (NodePhase.SUSPECT, NodePhase.READY): "node.cleared",
+    (NodePhase.SUSPECT, NodePhase.DEAD): "node.died",
+    (NodePhase.DEAD, NodePhase.RETURNING): "node.returned",
+    (NodePhase.RETURNING, NodePhase.READY): "node.stabilised",
+    (NodePhase.RETURNING, NodePhase.DEAD): "node.died",
+    (NodePhase.READY, NodePhase.DRAINED): "node.drained",
+    (NodePhase.DRAINED, NodePhase.READY): "node.undrained",
+    (NodePhase.DRAINED, NodePhase.DEAD): "node.died",
 }

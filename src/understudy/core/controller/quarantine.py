@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from understudy.core.controller.nodes import Node
 from understudy.core.controller.stored import Quarantined
-from understudy.core.lifecycle import Table, advance
+from understudy.core.lifecycle import CASE, CasePhase, NodePhase, ReplicaPhase, advance
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.controller import ControllerTuning
 from understudy.wire.messages import NodeState, ReplicaState
@@ -25,16 +25,8 @@ from understudy.wire.records import AppVersion
 
 Key = tuple[str, int, str]  # app, version, variant
 
-CASE: Table = {
-    ("doubted", "convicted"): "quarantined",
-    ("doubted", "proved"): "closed",
-    ("quarantined", "tried"): "on trial",
-    ("on trial", "crashed"): "quarantined",
-    ("on trial", "unanswered"): "quarantined",
-    ("on trial", "proved"): "closed",
-}
 WITNESSES_MIN = 2
-KEPT_OFF = ("quarantined", "on trial")
+KEPT_OFF = (CasePhase.QUARANTINED, CasePhase.ON_TRIAL)
 
 
 @dataclass(slots=True)
@@ -42,7 +34,7 @@ class Case:
     """One variant that crashes again and again somewhere."""
 
     key: Key
-    state: str = "doubted"
+    state: CasePhase = CasePhase.DOUBTED
     witnesses: frozenset[str] = frozenset()  # nodes, well otherwise, that reported it
     why: str = ""
     pauses: int = 0
@@ -95,7 +87,7 @@ class Quarantine:
     def recall(self, records: Iterable[Quarantined], now: float) -> None:
         for r in records:
             key = (r.app, r.version, r.variant)
-            case = Case(key, "quarantined", frozenset(r.nodes), r.why, max(r.pauses, 1))
+            case = Case(key, CasePhase.QUARANTINED, frozenset(r.nodes), r.why, max(r.pauses, 1))
             case.retry_at_s = now + self._pause_s(case)
             self.cases[key] = case
 
@@ -135,11 +127,11 @@ class Quarantine:
                 continue
             reported = reports.get(case.key, frozenset())
             match case.state:
-                case "doubted":
+                case CasePhase.DOUBTED:
                     changes += self._weigh(case, reported, facts, now)
-                case "quarantined":
+                case CasePhase.QUARANTINED:
                     changes += self._retry(case, facts, now)
-                case "on trial":
+                case CasePhase.ON_TRIAL:
                     changes += self._try(case, reported, facts, now)
         return changes
 
@@ -209,7 +201,7 @@ class Quarantine:
 
     def _try(self, case: Case, reported: frozenset[str], facts: Facts, now: float) -> list[Change]:
         node = facts.nodes.get(case.asked)
-        state = node.observed if node is not None and node.state == "ready" else None
+        state = node.observed if node is not None and node.state == NodePhase.READY else None
         told = state is not None and state.target_revision >= case.asked_revision
         if told and case.asked in reported:
             case.witnesses |= {case.asked}
@@ -217,7 +209,9 @@ class Quarantine:
             case.why = f"crashed again and again on {_names(case.witnesses)}, otherwise well"
             self._pause(case, now)
             return [self._told("quarantine.recorded", case, "crashed on trial: not placed anywhere", now)]
-        if state is not None and any(_key(r) == case.key and r.state == "ready" for r in state.replicas):
+        if state is not None and any(
+            _key(r) == case.key and r.state == ReplicaPhase.READY for r in state.replicas
+        ):
             case.well_since_s = min(case.well_since_s, now)
             if now - case.well_since_s >= self.tuning.trial_s:
                 case.state = advance(CASE, case.state, "proved")
@@ -251,7 +245,9 @@ class Quarantine:
         return min(doubled_s, self.tuning.quarantine_pause_s_max)
 
     def _told(self, kind: str, case: Case, what: str, now: float) -> Change:
-        again = f"; tried again in {case.retry_at_s - now:.0f} s" if case.state == "quarantined" else ""
+        again = (
+            f"; tried again in {case.retry_at_s - now:.0f} s" if case.state == CasePhase.QUARANTINED else ""
+        )
         message = f"{case.key[2]} of version {case.key[1]} {what}{again}"
         return Change(kind, message, case.key, case.record())
 
@@ -263,12 +259,15 @@ class Quarantine:
     def _awaited(self, case: Case, facts: Facts) -> bool:
         """Whether a node that could be asked is only out of sight."""
         nodes = facts.nodes.items()
-        return any(n.plannable and n.state != "ready" and name not in case.witnesses for name, n in nodes)
+        return any(
+            n.plannable and n.state != NodePhase.READY and name not in case.witnesses for name, n in nodes
+        )
 
     def _runs_elsewhere(self, case: Case, facts: Facts) -> bool:
         found = [(name, r) for name, state in _observed(facts.nodes) for r in state.replicas]
         return any(
-            _key(r) == case.key and r.state == "ready" and name not in case.witnesses for name, r in found
+            _key(r) == case.key and r.state == ReplicaPhase.READY and name not in case.witnesses
+            for name, r in found
         )
 
     def _roomiest(self, case: Case, facts: Facts) -> dict[str, float]:
@@ -278,7 +277,7 @@ class Quarantine:
         rooms = {}
         for name, state in _observed(facts.nodes):
             node = facts.nodes[name]
-            if node.plannable and node.state == "ready" and not state.trouble:
+            if node.plannable and node.state == NodePhase.READY and not state.trouble:
                 has_it = any(_key(r) == case.key and r.memory_mb for r in state.replicas)
                 free_mb = node.info.memory_mb - state.memory_used_mb
                 rooms[name] = free_mb if has_it else free_mb - needs_mb
@@ -293,7 +292,7 @@ def is_well(state: NodeState, app: str) -> bool:
     if state.trouble:
         return False
     others_fail = any(key[0] != app for key in state.quarantined)
-    return not others_fail or any(replica.state == "ready" for replica in state.replicas)
+    return not others_fail or any(replica.state == ReplicaPhase.READY for replica in state.replicas)
 
 
 def _observed(nodes: Mapping[str, Node]) -> list[tuple[str, NodeState]]:

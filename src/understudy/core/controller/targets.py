@@ -23,6 +23,7 @@ import msgspec
 
 from understudy.core.controller.environments import is_ready
 from understudy.core.controller.nodes import Node
+from understudy.core.lifecycle import NodePhase, ReplicaPhase
 from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.wire.messages import ReplicaState, Target, TargetReplica
 from understudy.wire.records import (
@@ -35,8 +36,11 @@ from understudy.wire.records import (
     Role,
 )
 
-LIVE = ("starting", "loading", "ready", "failing")  # answers, or is about to
-ANSWERING_NODES = ("ready", "returning", "drained")  # a replica on any other may be gone already
+# Answers, or is about to.
+STARTING = (ReplicaPhase.STARTING, ReplicaPhase.LOADING)
+LIVE = (*STARTING, ReplicaPhase.READY, ReplicaPhase.FAILING)
+# A replica on any other may be gone already.
+ANSWERING_NODES = (NodePhase.READY, NodePhase.RETURNING, NodePhase.DRAINED)
 WORTH = {Criticality.BEST_EFFORT: 0, Criticality.STANDARD: 1, Criticality.CRITICAL: 2}
 
 RELEASE_WAIT_MAX_S = 60.0
@@ -95,7 +99,7 @@ class _Draft:
         if self.node.state not in ANSWERING_NODES:
             return 0
         stays = (*self.running, *self.kept, *self.activated)
-        return sum(replica.app == app and replica.state == "ready" for replica in stays)
+        return sum(replica.app == app and replica.state == ReplicaPhase.READY for replica in stays)
 
     def waiting(self) -> list[TargetReplica]:
         """What is planned here and doesn't run yet."""
@@ -128,8 +132,10 @@ def settled_apps(plan: Plan, nodes: Mapping[str, Node]) -> frozenset[str]:
             wanted.setdefault(placement.app, Counter())[(placement.node, what)] += 1
     ready: Counter[tuple[str, What]] = Counter()
     for name, node in nodes.items():
-        if node.state == "ready":
-            ready.update((name, _what(replica)) for replica in _observed(node) if replica.state == "ready")
+        if node.state == NodePhase.READY:
+            ready.update(
+                (name, _what(replica)) for replica in _observed(node) if replica.state == ReplicaPhase.READY
+            )
     return frozenset(app for app, counts in wanted.items() if counts <= ready)
 
 
@@ -152,7 +158,7 @@ def make_targets(facts: TargetFacts) -> dict[str, Target]:
     drafts = [
         _draft(node, facts, placements[name])
         for name, node in sorted(facts.nodes.items())
-        if node.connected and node.observed is not None and node.state != "dead"
+        if node.connected and node.observed is not None and node.state != NodePhase.DEAD
     ]
     _make_room(drafts, facts)
     contingencies: dict[str, list[Contingency]] = defaultdict(list)
@@ -173,7 +179,9 @@ def _draft(node: Node, facts: TargetFacts, placements: list[Placement]) -> _Draf
     draft = _Draft(node, planned)
     missing = Counter(_what(replica) for replica in planned)
     # An activation that the plan wants too is re-labelled, but a replica of the plan's own comes first.
-    for replica in sorted(_observed(node), key=lambda r: (bool(r.activation), r.state != "ready", r.id)):
+    for replica in sorted(
+        _observed(node), key=lambda r: (bool(r.activation), r.state != ReplicaPhase.READY, r.id)
+    ):
         what = _what(replica)
         needed = replica.app in facts.apps and replica.app not in facts.stable
         # A version that had to be called back stays until the next: the current one may pass its probes.
@@ -200,7 +208,7 @@ def _make_room(drafts: list[_Draft], facts: TargetFacts) -> None:
     for draft in drafts:
         for replica in _surplus(draft, facts):
             elsewhere = sum(other.has_ready(replica.app) for other in drafts) > 1
-            if _excess_mb(draft, facts) > 0 and (replica.state != "ready" or elsewhere):
+            if _excess_mb(draft, facts) > 0 and (replica.state != ReplicaPhase.READY or elsewhere):
                 draft.take_away(replica)
     for draft in drafts:
         if _excess_mb(draft, facts) > 0:
@@ -244,7 +252,7 @@ def _swaps(replica: ReplicaState, draft: _Draft, drafts: list[_Draft], facts: Ta
     In its place comes its own successor; or that of another one whose place is where `replica` goes.
     """
     app = facts.apps[replica.app]
-    if any(r.state in ("starting", "loading") for other in drafts for r in _observed(other.node)):
+    if any(r.state in STARTING for other in drafts for r in _observed(other.node)):
         return False  # what comes may make room without it
     for other in drafts:
         for goes in [replica] if other is draft else (*other.kept, *other.activated):
@@ -276,7 +284,7 @@ def _fits(placed: TargetReplica, instead: ReplicaState, draft: _Draft, facts: Ta
 def _on_its_way(app: AppVersion, drafts: list[_Draft], facts: TargetFacts) -> bool:
     """Whether another replica of `app` is being started where there is room for it."""
     for draft in drafts:
-        starting = [r for r in (*draft.kept, *draft.activated) if r.state in ("starting", "loading")]
+        starting = [r for r in (*draft.kept, *draft.activated) if r.state in STARTING]
         fits = _excess_mb(draft, facts) <= 0
         ordered = [r for r in draft.planned if fits] + draft.bridges
         if any(r.app == app.app for r in starting) or any(r.app == app.app for r in ordered):
@@ -291,7 +299,7 @@ def _bridge(app: AppVersion, drafts: list[_Draft], facts: TargetFacts) -> bool:
         return False
     smallest = min(variants, key=replica_mb)
     key = smallest.environment_key
-    ready = [draft for draft in drafts if draft.node.state == "ready" and is_ready(key, draft.node)]
+    ready = [draft for draft in drafts if draft.node.state == NodePhase.READY and is_ready(key, draft.node)]
     for draft in sorted(ready, key=lambda draft: _excess_mb(draft, facts)):
         given_up = _dispensable(draft, replica_mb(smallest), drafts, facts)
         if given_up is not None:
@@ -323,7 +331,7 @@ def _surplus(draft: _Draft, facts: TargetFacts) -> list[ReplicaState]:
     """What could be taken away, the most expendable first."""
     return sorted(
         draft.kept + draft.activated,
-        key=lambda r: (r.state == "ready", _worth(facts.apps[r.app]), -_memory_mb(r, facts), r.id),
+        key=lambda r: (r.state == ReplicaPhase.READY, _worth(facts.apps[r.app]), -_memory_mb(r, facts), r.id),
     )
 
 

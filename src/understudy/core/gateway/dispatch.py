@@ -148,7 +148,6 @@ class Dispatcher:
             return
         self.flights.end(request, keep=flight)
         app.traffic.answered.add(result, now - request.arrived, now)
-        app.traffic.stats.serving = replica.variant
         if replica.degraded:
             app.traffic.stats.degraded += 1
             if replica.degraded == "overload":

@@ -28,10 +28,10 @@ CONNECTED = frozenset({Seen.READY, Seen.FAILING})  # worth a connection
 COMING = frozenset({Seen.STARTING, Seen.LOADING, Seen.DRAINING})
 REACHABLE = CONNECTED | {Seen.LOST}
 
-SEEN: Table = {
-    ("ready", "link_broke"): "lost",
-    ("lost", "link_made"): "ready",
-    ("ready", "turned_away"): "draining",
+SEEN: Table[Seen] = {
+    (Seen.READY, "link_broke"): Seen.LOST,
+    (Seen.LOST, "link_made"): Seen.READY,
+    (Seen.READY, "turned_away"): Seen.DRAINING,
 }
 
 
@@ -42,7 +42,7 @@ def reported(state: str) -> Seen:
 
 def seen(state: Seen, event: str) -> Seen:
     """The next state. Breaks an invariant if `event` can't happen in `state`."""
-    return Seen(advance(SEEN, state, event))
+    return advance(SEEN, state, event)
 
 
 class BreakerState(StrEnum):

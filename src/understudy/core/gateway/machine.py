@@ -374,7 +374,7 @@ class Gateway:
         choice = app.way_back.recall.next(
             now - (app.way_back.unhealthy_since or now),
             self.table.nodes,
-            {name for name, node in self.nodes.items() if node.alive},
+            self._living,
             now,
             self.settings.activation.ready_timeout_ms / 1000,
         )
@@ -384,6 +384,11 @@ class Gateway:
                 f"version {app.spec.version} fails: {choice.node} loads {choice.variant} of {choice.version}"
             )
             self._note("version.recalled", message, app=app.name, node=choice.node)
+
+    @property
+    def _living(self) -> set[str]:
+        """Nodes that could load something now."""
+        return {name for name, node in self.nodes.items() if node.alive}
 
     def _loss_is_real(self, app: App, now: float) -> bool:
         """Should somebody be asked to load the app, or is it just not up yet?"""
@@ -407,13 +412,12 @@ class Gateway:
             way_back.activation = None
         for node in [n for n, at in way_back.refused.items() if now - at >= HOPELESS_RETRY_S]:
             del way_back.refused[node]
-        alive = {name for name, node in self.nodes.items() if node.alive}
         planned = app.planned
         choice = choose(
-            app.spec, planned.contingencies, self.table.nodes, alive, planned.hosts, way_back.refused
+            app.spec, planned.contingencies, self.table.nodes, self._living, planned.hosts, way_back.refused
         )
         if choice is None:
-            coming = any(r.coming and r.node in alive for r in app.replicas.values())
+            coming = any(r.coming and r.node in self._living for r in app.replicas.values())
             way_back.hopeless = not coming and bool(self.nodes) and now - self._started_at >= START_GRACE_S
             if way_back.hopeless:
                 self.dispatcher.waiting_room.panic(app, now)

@@ -83,6 +83,23 @@ class Ramp:
         self.credit = 0.0  # the part of a request that it has a right to by now
 
 
+class Busy:
+    """How long a replica is left alone that said BUSY."""
+
+    __slots__ = ("pause_s", "until")
+
+    def __init__(self) -> None:
+        self.until = 0.0
+        self.pause_s = 0.0
+
+    def said(self, now: float) -> None:
+        if now - self.until > BUSY_FORGOTTEN_S:
+            self.pause_s = BUSY_PAUSE_S
+        elif now >= self.until:
+            self.pause_s = min(self.pause_s * 2, BUSY_PAUSE_S_MAX)
+        self.until = now + self.pause_s
+
+
 class Replica(Source):
     """One worker process as a gateway sees it."""
 
@@ -90,8 +107,7 @@ class Replica(Source):
         "address",
         "app",
         "breaker",
-        "busy_pause_s",
-        "busy_until",
+        "busy",
         "conduct",
         "id",
         "link",
@@ -130,8 +146,7 @@ class Replica(Source):
         self.suspect = False  # silent although it owes an answer
         self.signs = LifeSigns(now)
         self.node_suspect = False
-        self.busy_until = 0.0
-        self.busy_pause_s = 0.0
+        self.busy = Busy()
         self.rank = 0
         self.pace = Pace()
         self.ramp = Ramp()
@@ -203,15 +218,11 @@ class Replica(Source):
         return next(iter(self.outstanding.values())).sent_at if self.outstanding else now
 
     def has_room(self, now: float) -> bool:
-        return len(self.outstanding) < OUTSTANDING_MAX and self.busy_until <= now
+        return len(self.outstanding) < OUTSTANDING_MAX and self.busy.until <= now
 
     def said_busy(self, now: float) -> None:
         """Nobody's fault, but what was sent to it is sent again, so not too often."""
-        if now - self.busy_until > BUSY_FORGOTTEN_S:
-            self.busy_pause_s = BUSY_PAUSE_S
-        elif now >= self.busy_until:
-            self.busy_pause_s = min(self.busy_pause_s * 2, BUSY_PAUSE_S_MAX)
-        self.busy_until = now + self.busy_pause_s
+        self.busy.said(now)
         pool = self.app.allowance.brownout if self.degraded == "overload" else self.app.allowance
         pool.concurrency.busy += 1
 

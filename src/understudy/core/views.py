@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from understudy.core.lifecycle import CasePhase, ReplicaPhase
 from understudy.wire.errors import ProtocolError
 
 OK, DEGRADED, FAILING, DOWN = "ok", "degraded", "failing", "down"
@@ -48,7 +49,11 @@ class AppView(msgspec.Struct):
     @property
     def proven_ago_s(self) -> float | None:
         """The oldest proof among the replicas that are ready."""
-        ready = [r.proven_ago_s for r in self.replicas if r.state == "ready" and r.proven_ago_s is not None]
+        ready = [
+            r.proven_ago_s
+            for r in self.replicas
+            if r.state == ReplicaPhase.READY and r.proven_ago_s is not None
+        ]
         return max(ready, default=None)
 
 
@@ -78,7 +83,7 @@ class QuarantineView(msgspec.Struct):
     app: str
     version: int
     variant: str
-    state: str = "quarantined"  # doubted | quarantined | on trial
+    state: str = CasePhase.QUARANTINED
     why: str = ""
     nodes: list[str] = []
     node: str = ""
@@ -87,7 +92,7 @@ class QuarantineView(msgspec.Struct):
     @property
     def sentence(self) -> str:
         what = f"{self.app}/{self.variant}"
-        if self.state == "doubted":
+        if self.state == CasePhase.DOUBTED:
             return f"{what}: {self.why}" + (f"; tried on {self.node} meanwhile" if self.node else "")
         then = f"; on trial on {self.node}" if self.node else ""
         then = f"; tried again in {self.retry_s:.0f} s" if self.retry_s is not None else then
