@@ -32,6 +32,7 @@ from understudy.controller.traffic import Traffic
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.stored import Memory, Save
+from understudy.core.controller.unsent import Unsent
 from understudy.settings import Name
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, ProtocolError, UnderstudyError
@@ -72,8 +73,7 @@ class Controller:
         self._solver = Solver()
         self._incarnation = time.time_ns() // 1_000_000
         self._links: dict[Peer, FrameLink] = {}
-        self._targets: dict[str, ev.SendTarget] = {}  # newest for each node, to be sent
-        self._routes: dict[str, ev.SendRoutes] = {}  # newest for each gateway; "": for all
+        self._unsent = Unsent()
         self._outbox = asyncio.Event()
         self.store = store
         self.artifacts = DirectoryStore(Path(config.artifacts_dir))
@@ -155,11 +155,8 @@ class Controller:
                     self.bookkeeper.save(puts, deletes)
                 case ev.Note():
                     self._note(effect)
-                case ev.SendTarget(node):
-                    self._targets[node] = effect
-                    self._outbox.set()
-                case ev.SendRoutes(_, gateway):
-                    self._routes[gateway] = effect
+                case ev.SendTarget() | ev.SendRoutes():
+                    self._unsent.add(effect)
                     self._outbox.set()
                 case ev.MakePlan():
                     self._tasks.create_task(self._plan(effect))
@@ -189,22 +186,22 @@ class Controller:
         while True:
             await self._outbox.wait()
             self._outbox.clear()
-            targets, self._targets = self._targets, {}
-            routes, self._routes = self._routes, {}
+            targets, routes = self._unsent.take()
             await self.bookkeeper.settle()
-            for node, order in targets.items():
-                link = self._links.get(("agent", node))
+            for order in targets:
+                link = self._links.get(("agent", order.node))
                 if link is not None:
                     link.send(order.target)
-                    log.info("target.sent", node=node, revision=order.target.revision, reason=order.reason)
-            for gateway, sending in routes.items():
+                    revision = order.target.revision
+                    log.info("target.sent", node=order.node, revision=revision, reason=order.reason)
+            for sending in routes:
                 for (role, name), link in self._links.items():
                     unheard = self.machine.hearing.waits_for((role, name))
-                    if role == "gateway" and gateway in ("", name) and not unheard:
+                    if role == "gateway" and sending.gateway in ("", name) and not unheard:
                         link.send(sending.table)
                 log.info(
                     "routes.sent",
-                    gateway=gateway or "all",
+                    gateway=sending.gateway or "all",
                     revision=sending.table.revision,
                     reason=sending.reason,
                 )

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
+from understudy.core.controller.targets import SWAP_FRACTION
 from understudy.core.gateway.lifecycles import Seen
 from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Replica
 from understudy.core.lifecycle import NodePhase, WorkerPhase
-from understudy.core.planning.footprint import replica_mb
+from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.settings.gateway import GatewayTuning
 from understudy.sim.clock import Process
 from understudy.sim.scenario import BAD_CLIENT
@@ -205,14 +206,16 @@ class Checks:
 
     def _in_its_place(self, waits: What, surplus: Counter[What]) -> What | None:
         """What keeps a planned replica from starting, by design: another variant of its app, which answers,
-        where there is no room for both and nowhere for a bridge.
+        where there is no room for both, nowhere for a bridge, and requests can't wait for the planned one.
         """
         app, variant_name, node_name = waits
         node = self._world.nodes[node_name]
-        variant = next(a for a in self._world.scenario.apps if a.app == app).variant(variant_name)
+        spec = next(a for a in self._world.scenario.apps if a.app == app)
+        variant = spec.variant(variant_name)
         assert variant is not None
         used_mb = sum(worker.memory_mb for worker in node.workers.values())
-        if used_mb + replica_mb(variant) <= node.memory_mb:
+        fits = used_mb + replica_mb(variant) <= node.memory_mb
+        if fits or load_ms(variant) <= SWAP_FRACTION * spec.deadline_ms:
             return None
         return next((what for what in surplus if (what[0], what[2]) == (app, node_name)), None)
 

@@ -9,6 +9,7 @@ import msgspec
 from understudy.core.controller import events as ev
 from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.stored import Save, encode, recall
+from understudy.core.controller.unsent import Unsent
 from understudy.core.lifecycle import NodePhase
 from understudy.sim.clock import Act, Process
 from understudy.sim.network import End
@@ -83,8 +84,7 @@ class SimController:
         self.process = Process(world.hosts["c1"])
         self.books = Books(world, self.process)
         self._links: dict[tuple[str, str], End] = {}
-        self._targets: dict[str, ev.SendTarget] = {}
-        self._routes: dict[str, ev.SendRoutes] = {}
+        self._unsent = Unsent()
         memory = recall(sorted(world.store.files.items()))
         self.machine = ControllerMachine(world.config, memory, self.process.now)
 
@@ -107,31 +107,27 @@ class SimController:
                     self.books.save({**dict.fromkeys(deletes), **puts})
                 case ev.Note(kind, message, app, node):
                     self.world.tell("controller", kind, message, app=app, node=node)
-                case ev.SendTarget(node):
+                case ev.SendTarget() | ev.SendRoutes():
                     self._publish_later()
-                    self._targets[node] = effect
-                case ev.SendRoutes(_, gateway):
-                    self._publish_later()
-                    self._routes[gateway] = effect
+                    self._unsent.add(effect)
                 case ev.MakePlan():
                     self._plan(effect)
                 case _:
                     assert_never(effect)
 
     def _publish_later(self) -> None:
-        if not self._targets and not self._routes:
+        if not self._unsent:
             self.process.after(0.0, lambda: self.books.settled(self._publish))
 
     def _publish(self) -> None:
         """What is newest, after the store has it or has failed."""
-        targets, self._targets = self._targets, {}
-        routes, self._routes = self._routes, {}
-        for node, order in targets.items():
-            self._send(("agent", node), order.target)
-        for gateway, sending in routes.items():
+        targets, routes = self._unsent.take()
+        for order in targets:
+            self._send(("agent", order.node), order.target)
+        for sending in routes:
             for role, name in list(self._links):
                 unknown = self.machine.hearing.waits_for((role, name))
-                if role == "gateway" and gateway in ("", name) and not unknown:
+                if role == "gateway" and sending.gateway in ("", name) and not unknown:
                     self._send((role, name), sending.table)
 
     def _plan(self, asked: ev.MakePlan) -> None:
