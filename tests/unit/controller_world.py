@@ -140,6 +140,7 @@ class FakeNode:
             self.serial,
             self.target.revision,
             tuple(self.replicas),
+            staged=tuple(ref.digest for ref in self.target.stage),
             quarantined=self.quarantined,
             memory_used_mb=sum(r.memory_mb for r in self.replicas),
             trouble=self.trouble,

@@ -10,7 +10,7 @@ from typing import TypeVar
 from understudy.controller.solver import in_thread
 from understudy.controller.traffic import Traffic
 from understudy.core.controller.machine import ControllerMachine
-from understudy.core.controller.targets import ANSWERING_NODES
+from understudy.core.controller.nodes import ANSWERING
 from understudy.core.questions.answers import answer
 from understudy.core.questions.losses import Standing
 from understudy.core.questions.records import Audit, Question, QuestionAnswered
@@ -66,7 +66,7 @@ class Questions:
             plan=stored.plan,
             apps=tuple(releases[key].app for key in stored.facts.apps if key in releases),
             nodes=tuple(node.info for _, node in sorted(nodes.items())),
-            away=frozenset(name for name, node in nodes.items() if node.state not in ANSWERING_NODES),
+            away=frozenset(name for name, node in nodes.items() if node.state not in ANSWERING),
             quarantined=frozenset(self._machine.quarantined),
             lacking=frozenset(stored.facts.lacking),
             skip_ms=self._config.agent.progressive_skip_ms,

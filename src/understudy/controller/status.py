@@ -9,9 +9,8 @@ import msgspec
 from understudy.controller.traffic import Traffic
 from understudy.core.controller.environments import troubles
 from understudy.core.controller.machine import ControllerMachine
-from understudy.core.controller.nodes import Node
+from understudy.core.controller.nodes import ANSWERING, Node
 from understudy.core.controller.quarantine import Case
-from understudy.core.controller.targets import ANSWERING_NODES
 from understudy.core.lifecycle import CasePhase, NodePhase, ReplicaPhase
 from understudy.core.planning.objective import placements_by_app
 from understudy.wire.messages import ReplicaState
@@ -242,7 +241,7 @@ def _replicas(observed: Observed, machine: ControllerMachine) -> list[ReplicaSta
 
 def _trusted(node: Node) -> tuple[ReplicaState, ...]:
     """Replicas of a node that is there. What a lost one reported last says nothing."""
-    return node.observed.replicas if node.observed and node.state in ANSWERING_NODES else ()
+    return node.observed.replicas if node.observed and node.state in ANSWERING else ()
 
 
 def _serving(app: AppVersion, observed: Observed) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import TYPE_CHECKING
 
-from understudy.core.controller.targets import SWAP_FRACTION
+from understudy.core.controller.displacing import SWAP_FRACTION
 from understudy.core.gateway.lifecycles import Seen
 from understudy.core.gateway.rotation import OUTSTANDING_MAX, App, Replica
 from understudy.core.lifecycle import NodePhase, WorkerPhase

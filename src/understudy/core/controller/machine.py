@@ -15,6 +15,7 @@ import msgspec
 from understudy.core.controller import events as ev
 from understudy.core.controller import learning, stored
 from understudy.core.controller.catalog import Catalog
+from understudy.core.controller.drafts import What
 from understudy.core.controller.nodes import Nodes, Transition
 from understudy.core.controller.planning import Planning
 from understudy.core.controller.publications import Publications
@@ -28,7 +29,6 @@ from understudy.core.controller.stored import (
     Save,
     StoredPlan,
 )
-from understudy.core.controller.targets import What
 from understudy.core.controller.unbatched import changed_releases
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.messages import NodeState

@@ -17,6 +17,8 @@ from understudy.wire.records import NodeInfo
 
 # States with a lease to lose.
 WATCHED = (NodePhase.UNKNOWN, NodePhase.READY, NodePhase.SUSPECT, NodePhase.DRAINED)
+# A replica on any other may be gone already.
+ANSWERING = (NodePhase.READY, NodePhase.RETURNING, NodePhase.DRAINED)
 # May hold replicas: nothing is moved on a mere suspicion.
 PLANNABLE = (NodePhase.UNKNOWN, NodePhase.READY, NodePhase.SUSPECT)
 DEATHS_MAX = 16  # remembered of one node; 2 ** 16 stability windows are longer than any limit on them

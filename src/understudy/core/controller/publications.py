@@ -12,10 +12,11 @@ import msgspec
 
 from understudy.core.controller import events as ev
 from understudy.core.controller.catalog import Catalog
+from understudy.core.controller.drafts import TargetFacts
 from understudy.core.controller.learning import NUMBER_MAX, Hearing
 from understudy.core.controller.nodes import Nodes
 from understudy.core.controller.quarantine import Quarantine
-from understudy.core.controller.targets import TargetFacts, make_targets
+from understudy.core.controller.targets import make_targets
 from understudy.wire.messages import Target
 from understudy.wire.records import AppVersion, Plan, Removal, RouteTable
 

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
+from understudy.core.controller.drafts import What, observed_on, what_of
 from understudy.core.controller.nodes import Node
-from understudy.core.controller.targets import ReleaseWait, activated_replicas, settled_apps
-from understudy.wire.records import Plan
+from understudy.core.lifecycle import NodePhase, ReplicaPhase
+from understudy.wire.records import Plan, Role
+
+RELEASE_WAIT_MAX_S = 60.0
+SOON = 5.0  # times the last wait
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseWait:
+    """How long to wait before a stand-in is released, longer each time that a gateway wants it back soon.
+
+    Gateways see what reports don't: a replica that is ready and fails its users. Without this its stand-in
+    would be released and loaded again for as long as they eject it.
+    """
+
+    wait_s: float = 0.0
+    since_s: float = -math.inf
+
+    def after(self, now: float, first_s: float) -> ReleaseWait:
+        """Something was loaded for the app at `now`."""
+        soon = now - self.since_s < SOON * max(self.wait_s, first_s)
+        return ReleaseWait(min(RELEASE_WAIT_MAX_S, 2 * self.wait_s) if soon else first_s, now)
 
 
 class Settling:
@@ -46,3 +70,31 @@ class Settling:
         """How long primaries of `app` have to be ready before what gateways had loaded for it is released."""
         wait = self._waits.get(app)
         return wait.wait_s if wait is not None else self._release_after_s
+
+
+def settled_apps(plan: Plan, nodes: Mapping[str, Node]) -> frozenset[str]:
+    """Apps with a planned primary whose planned primaries are all ready now, on nodes that are ready."""
+    wanted: dict[str, Counter[tuple[str, What]]] = {}
+    for placement in plan.placements:
+        if placement.role is Role.PRIMARY:
+            what = (placement.app, placement.version, placement.variant)
+            wanted.setdefault(placement.app, Counter())[(placement.node, what)] += 1
+    ready: Counter[tuple[str, What]] = Counter()
+    for name, node in nodes.items():
+        if node.state == NodePhase.READY:
+            ready.update(
+                (name, what_of(replica))
+                for replica in observed_on(node)
+                if replica.state == ReplicaPhase.READY
+            )
+    return frozenset(app for app, counts in wanted.items() if counts <= ready)
+
+
+def activated_replicas(nodes: Mapping[str, Node]) -> frozenset[tuple[str, str]]:
+    """(app, replica) of all that gateways had started."""
+    return frozenset(
+        (replica.app, replica.id)
+        for node in nodes.values()
+        for replica in observed_on(node)
+        if replica.activation
+    )

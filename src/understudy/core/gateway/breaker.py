@@ -103,6 +103,7 @@ class Breaker:
         self._silent = silent
         self._consecutive += 1
         if not self.closed:
+            self._limit_s = 0.0  # from now on it is out for failing, not for being slow
             if stream != self.probe:
                 return False
             if now < self.open_until:
