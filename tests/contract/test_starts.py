@@ -111,6 +111,50 @@ def test_a_module_where_it_is_started_is_nothing_to_a_cluster(tmp_path: Path, mo
             process.terminate()
 
 
+def endure(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    """`up` is up, what is killed is there again, whoever is its parent, and it ends when it is told to."""
+    logs = tmp_path / "data" / "logs"
+
+    def named(words: str) -> set[psutil.Process]:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return {each for each in children if words in " ".join(command(each))}
+
+    try:
+        for words in ("worker (blank)", "(serving)", "agent n1", "controller c1"):
+            until(lambda words=words: process.poll() is not None or named(words), f"{words} is there")
+            killed = next(iter(named(words)))
+            killed.kill()
+            until(
+                lambda words=words, killed=killed: process.poll() is not None or named(words) - {killed},
+                f"{words} is there again",
+            )
+        written = "".join(each.read_text() for each in logs.iterdir())
+        assert "Traceback" not in written
+        assert "zygote.restarted" not in written
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        if process.poll() is None:
+            for each in psutil.Process(process.pid).children(recursive=True):
+                each.kill()
+            process.kill()
+
+
+@pytest.mark.parametrize("reader", ["gone", "full"])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_who_cannot_tell_keeps_its_cluster_running(tmp_path: Path, reader: str, options: list[str]):
+    path = write_cluster(tmp_path)
+    if reader == "gone":
+        read, out = os.pipe()
+        os.close(read)
+    else:
+        out = os.open("/dev/full", os.O_WRONLY)
+    argv = [sys.executable, "-m", "understudy", "up", str(path), *options]
+    with subprocess.Popen(argv, stdout=out, stderr=out) as process:
+        os.close(out)
+        endure(tmp_path, process)
+
+
 def command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()

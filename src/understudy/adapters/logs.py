@@ -28,6 +28,14 @@ class _Patient(io.TextIOBase):
         with contextlib.suppress(OSError):
             (self._stream or sys.stderr).flush()
 
+    def isatty(self) -> bool:
+        return (self._stream or sys.stderr).isatty()
+
+
+def be_patient() -> None:
+    """Let nothing that this process prints fail: it has others to keep running, whoever reads or doesn't."""
+    sys.stdout, sys.stderr = cast(TextIO, _Patient(sys.stdout)), cast(TextIO, _Patient(sys.stderr))
+
 
 _file = ""  # where standard error went when this process began, if that is a file
 
