@@ -155,6 +155,21 @@ def test_who_cannot_tell_keeps_its_cluster_running(tmp_path: Path, reader: str, 
         endure(tmp_path, process)
 
 
+def ignore_children() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def block_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+@pytest.mark.parametrize("circumstance", [ignore_children, block_signals])
+def test_what_is_inherited_changes_nothing(tmp_path: Path, circumstance: Callable[[], None]):
+    argv = [sys.executable, "-m", "understudy", "up", str(write_cluster(tmp_path))]
+    with subprocess.Popen(argv, preexec_fn=circumstance) as process:
+        endure(tmp_path, process)
+
+
 def command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
