@@ -163,7 +163,11 @@ def block_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
-@pytest.mark.parametrize("circumstance", [ignore_children, block_signals])
+def close_descriptors() -> None:
+    os.closerange(0, 3)
+
+
+@pytest.mark.parametrize("circumstance", [ignore_children, block_signals, close_descriptors])
 def test_what_is_inherited_changes_nothing(tmp_path: Path, circumstance: Callable[[], None]):
     argv = [sys.executable, "-m", "understudy", "up", str(write_cluster(tmp_path))]
     with subprocess.Popen(argv, preexec_fn=circumstance) as process:
