@@ -14,12 +14,13 @@ from gateway_world import RESULT, World
 from hypothesis import given
 from hypothesis import strategies as st
 
+from understudy.gateway.answers import error_answer
 from understudy.gateway.api import Api
 from understudy.gateway.exchange import Head
 from understudy.gateway.http import KNOWN_HEADS_MAX, HttpConnection
 from understudy.invariants import InvariantBroken
 from understudy.settings.gateway import GatewayTuning, HttpLimits
-from understudy.wire.errors import Code
+from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import Kind
 
@@ -281,6 +282,27 @@ def test_other_versions_of_http_are_refused(line: bytes):
     served = Served({}).send(line + b"\r\n\r\n")
     assert statuses(served.transport.written) == [505]
     assert not served.seen
+
+
+@pytest.mark.parametrize(
+    ("encoding", "status"),
+    [
+        (b"Chunked", 200),
+        (b"gzip, chunked", 501),
+        (b"gzip\r\nTransfer-Encoding: chunked", 400),
+        (b"\xe9", 501),
+    ],
+)
+def test_no_body_is_taken_for_another_one(encoding: bytes, status: int):
+    head = b"POST /a HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: %b\r\n\r\n" % encoding
+    served = Served({}).send(head + b"2\r\n{}\r\n0\r\n\r\n")
+    assert len(served.seen) == (status == 200)
+    assert status == 200 or statuses(served.transport.written) == [status]
+
+
+def test_of_an_unknown_encoding_it_is_said_which_are_known():
+    error = UnderstudyError(Code.INVALID_ARGUMENT, "not known")
+    assert b"Accept-Encoding: gzip, deflate\r\n" in error_answer(error, 1, status=415)[0]
 
 
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n%b\r\n"

@@ -98,7 +98,7 @@ class Api:
         length = headers.get(JSON_LENGTH)
         json_bytes = -1 if length is None else self._json_bytes(length)
         encoding = headers.get(CONTENT_ENCODING, b"identity")
-        if encoding != b"identity":
+        if encoding.lower() != b"identity":
             done = partial(self._submit_plain, exchange, app, json_bytes, now, deadline)
             self._decompressor.start(encoding, body, done)
             return
