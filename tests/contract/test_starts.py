@@ -174,6 +174,56 @@ def test_what_is_inherited_changes_nothing(tmp_path: Path, circumstance: Callabl
         endure(tmp_path, process)
 
 
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "understudy", *words],
+        env={**os.environ, **environment}, capture_output=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+
+
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.parametrize("environment", [ASCII, {"LC_ALL": "C.UTF-8"}])
+def test_a_place_that_is_no_text_is_refused_in_a_sentence(tmp_path: Path, environment: dict[str, str]):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = write_cluster(folder)
+    for words in (["up", str(path)], ["check", str(path)], ["agent", "n1", "--cluster", str(path)]):
+        done = run(*words, **environment)
+        assert done.returncode == 2
+        assert b"Traceback" not in done.stderr
+    assert b"is not UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize("environment", [ASCII, {"LC_ALL": "C.UTF-8"}])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_manifest_whose_path_is_no_text_ends_no_cluster(
+    tmp_path: Path, environment: dict[str, str], options: list[str]
+):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = write_cluster(folder, str(tmp_path / "data"))
+    path.write_text('apps = ["missing/APP.toml"]\n' + path.read_text())
+    argv = [sys.executable, "-m", "understudy", "up", str(path), *options]
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ, **environment}) as process,
+    ):
+        try:
+            done = '"logs":' if options else "Ctrl-C"
+            until(lambda: done in log.read_text() or process.poll() is not None, "it is up")
+            time.sleep(1)  # problems are reported meanwhile
+            assert process.poll() is None, log.read_text()
+            assert "missing/APP.toml" in log.read_text()
+            process.terminate()
+            assert process.wait(PATIENCE_S) == 1
+        finally:
+            process.terminate()
+    assert "Traceback" not in log.read_text()
+
+
 def command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()

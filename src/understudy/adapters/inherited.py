@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from io import TextIOWrapper
 
 # Ignored, exit statuses of children are lost, and the end of a parent isn't heard of.
 DEFAULTS = (signal.SIGCHLD, signal.SIGTERM)
@@ -16,6 +17,8 @@ def settle_inherited() -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _open_standard_descriptors()
+    if isinstance(sys.stdout, TextIOWrapper):  # as standard error does: no character ends a command
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _open_standard_descriptors() -> None:

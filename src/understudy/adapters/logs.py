@@ -65,7 +65,7 @@ def configure(role: str, name: str, descriptor: int = -1) -> None:
     """
     global _file
     _file = _file or _regular_file(2)
-    stream = os.fdopen(descriptor, "w", buffering=1) if descriptor >= 0 else None
+    stream = os.fdopen(descriptor, "w", buffering=1, errors="backslashreplace") if descriptor >= 0 else None
     on_terminal = (stream or sys.stderr).isatty()
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()

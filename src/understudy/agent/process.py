@@ -242,7 +242,7 @@ class AgentProcess:
 
 def cgroup_name(state_dir: Path, node: str) -> str:
     """Nodes of several clusters on one machine may have the same name, but never the same directory."""
-    return f"understudy-{node}-{hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:8]}"
+    return f"understudy-{node}-{hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:8]}"
 
 
 def run_agent(config: ClusterConfig, name: str) -> None:
