@@ -181,6 +181,20 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("command", ["gateway g1", "agent n1"])
+def test_a_call_that_is_refused_is_named(tmp_path: Path, command: str):
+    """By a container's old profile of what is permitted."""
+    refuse = "def refuse(*_): raise PermissionError(1, 'Operation not permitted')"
+    code = f"import os\n{refuse}\nos.pidfd_open = refuse\nfrom understudy.cli.app import main\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split(), "--cluster", str(write_cluster(tmp_path))],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "pidfd_open is refused here (Operation not permitted)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 

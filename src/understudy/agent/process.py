@@ -20,6 +20,7 @@ from understudy.adapters import logs
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
 from understudy.adapters.claims import claim
 from understudy.adapters.crash_policy import CrashPolicy
+from understudy.adapters.parents import need_handles
 from understudy.adapters.places import meeting_place
 from understudy.adapters.task_groups import ungrouped
 from understudy.agent.disk import NodeDisk
@@ -248,6 +249,7 @@ def cgroup_name(state_dir: Path, node: str) -> str:
 def run_agent(config: ClusterConfig, name: str) -> None:
     """Run until SIGTERM or SIGINT, then drain. Raises `ConfigError` if it can't start."""
     logs.configure("agent", name)
+    need_handles()
     config.node(name)
     meeting_place(Path(config.run_dir))
 
