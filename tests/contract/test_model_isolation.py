@@ -184,6 +184,8 @@ class Model:
         {taken}
 
     def predict(self, inputs):
+        if inputs["x"][0] == 8:
+            {taken}
         if inputs["x"][0] == 9:
             (self.path / "spinning").touch()
             {busy}
@@ -192,6 +194,7 @@ class Model:
 BUSY = "time.sleep(60)"
 
 
+@pytest.mark.parametrize("value", [1, 8])
 @pytest.mark.parametrize(
     "taken",
     [
@@ -202,10 +205,11 @@ BUSY = "time.sleep(60)"
     ],
 )
 def test_a_model_can_not_keep_a_worker_from_draining(
-    blank: WorkerProcess, tmp_path: Path, taken: str
+    blank: WorkerProcess, tmp_path: Path, taken: str, value: int
 ) -> None:
+    """Whether it takes its signals in `load` or in `predict`."""
     blank.load(written(tmp_path, SIGNALS.format(taken=taken, busy=BUSY)))
-    assert answered(blank, x(1)) == [1]
+    assert answered(blank, x(value)) == [value]
     os.kill(blank.pid, signal.SIGTERM)
     assert blank.exit_status() == 0
 
