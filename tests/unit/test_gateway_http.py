@@ -300,6 +300,27 @@ def test_no_body_is_taken_for_another_one(encoding: bytes, status: int):
     assert status == 200 or statuses(served.transport.written) == [status]
 
 
+@pytest.mark.parametrize(
+    ("header", "value", "taken"),
+    [
+        (b"Understudy-Timeout-Ms", b"1000", True),
+        (b"Understudy-Timeout-Ms", b"0.5", True),
+        *((b"Understudy-Timeout-Ms", v, False) for v in (b"1_000", b"1e3", b"+1", b".5", b"nan", b"\xb2")),
+        (b"Inference-Header-Content-Length", b"1_0", False),
+    ],
+)
+def test_a_number_is_digits(header: bytes, value: bytes, taken: bool):
+    world = World()
+    api = Api(world.gateway, GatewayTuning())
+    api.routes_changed()
+    connection, transport = HttpConnection(api, HttpLimits()), RecordingTransport()
+    connection.connection_made(transport)
+    connection.data_received(WIRE.replace(b"\r\n\r\n", b"\r\n%b: %b\r\n\r\n" % (header, value), 1))
+    assert len(list(world.links["r1"].infers())) == taken
+    assert taken or b"HTTP/1.1 400" in transport.written
+    assert b"b'" not in transport.written
+
+
 def test_of_an_unknown_encoding_it_is_said_which_are_known():
     error = UnderstudyError(Code.INVALID_ARGUMENT, "not known")
     assert b"Accept-Encoding: gzip, deflate\r\n" in error_answer(error, 1, status=415)[0]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError, quoted
 from understudy.wire.frames import Buffer
 
 _GZIP, _ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
@@ -66,11 +66,11 @@ def decompress(encoding: bytes, body: Buffer, bytes_max: int) -> bytes:
     Raises TOO_LARGE if it is larger, INVALID_ARGUMENT if `body` is not what `encoding` says, with status 415
     for an encoding that is not known.
     """
-    name = encoding.decode("ascii", "backslashreplace")
     bits = _WINDOW_BITS.get(encoding.lower())
     if bits is None:
-        message = f"Content-Encoding {name[:40]!r} is not known here; gzip and deflate are"
+        message = f"Content-Encoding {quoted(encoding)} is not known here; gzip and deflate are"
         raise UnderstudyError(Code.INVALID_ARGUMENT, message, status=415)
+    name = encoding.decode()
     parts: list[bytes] = []
     try:
         at = _member(bits, body, 0, parts, bytes_max)

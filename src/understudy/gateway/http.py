@@ -24,7 +24,7 @@ from understudy.gateway.exchange import Exchange, Head, HeadExchange, target_pat
 from understudy.gateway.half_closed import HalfClosed
 from understudy.gateway.request_id import REQUEST_ID, RequestIds
 from understudy.settings.gateway import HttpLimits
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError, quoted
 from understudy.wire.frames import LARGE_BYTES, Buffer
 
 CLOSE = b"Connection: close\r\n"
@@ -303,8 +303,7 @@ class HttpConnection(asyncio.Protocol):
             raise _Refused
         encoding = self._headers.get(TRANSFER_ENCODING, b"chunked")
         if encoding.lower() != b"chunked":  # RFC 9112, 6.1
-            name = encoding[:40].decode("ascii", "backslashreplace")
-            what = f"Transfer-Encoding {name!r} is not known here; chunked is"
+            what = f"Transfer-Encoding {quoted(encoding)} is not known here; chunked is"
             self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, what), 501)
             raise _Refused
         if length > self.limits.body_bytes_max:

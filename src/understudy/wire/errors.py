@@ -92,6 +92,11 @@ def presentable(text: str) -> str:
     return text if is_text(text) else text.encode(errors="backslashreplace").decode()
 
 
+def quoted(value: bytes) -> str:
+    """What somebody sent, or its beginning, as a message names it."""
+    return repr(value[:40].decode("ascii", "backslashreplace"))
+
+
 class UnderstudyError(Exception):
     """Root of every expected failure.
 
