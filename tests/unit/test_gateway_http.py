@@ -288,6 +288,7 @@ def test_other_versions_of_http_are_refused(line: bytes):
     ("encoding", "status"),
     [
         (b"Chunked", 200),
+        (b"chunked ", 200),
         (b"gzip, chunked", 501),
         (b"gzip\r\nTransfer-Encoding: chunked", 400),
         (b"\xe9", 501),
@@ -305,6 +306,7 @@ def test_no_body_is_taken_for_another_one(encoding: bytes, status: int):
     [
         (b"Understudy-Timeout-Ms", b"1000", True),
         (b"Understudy-Timeout-Ms", b"0.5", True),
+        (b"Understudy-Timeout-Ms", b"1000 \t", True),
         *((b"Understudy-Timeout-Ms", v, False) for v in (b"1_000", b"1e3", b"+1", b".5", b"nan", b"\xb2")),
         (b"Inference-Header-Content-Length", b"1_0", False),
     ],

@@ -270,7 +270,7 @@ class HttpConnection(asyncio.Protocol):
             if name in SINGLE and name in self._headers:
                 self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"two headers {name.decode()}"))
                 raise _Refused
-            self._headers[name] = value
+            self._headers[name] = value.rstrip(b" \t")  # RFC 9110, 5.5; the parser leaves it
         self._headers_count += 1
         if self._headers_count > self.limits.headers_max:
             error = UnderstudyError(Code.TOO_LARGE, "too many headers", limit=self.limits.headers_max)
