@@ -25,7 +25,7 @@ from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
 from understudy.settings.manifest import AppManifest, check_manifest
 from understudy.settings.security import AuthSettings
-from understudy.wire.errors import ConfigError, InvalidArgument
+from understudy.wire.errors import ConfigError, InvalidArgument, is_text
 
 T = TypeVar("T")
 UNIX_PATH_BYTES_MAX = 107  # unix(7)
@@ -58,6 +58,9 @@ def load_cluster(path: Path, unknown: list[str] | None = None) -> ClusterConfig:
     data_dir = folder / config.data_dir
     roles = [item.name for field in ("nodes", "gateways", "controllers") for item in getattr(config, field)]
     artifacts_dir = folder / config.artifacts_dir if config.artifacts_dir else data_dir / "artifacts"
+    for field, place in (("data_dir", data_dir), ("artifacts_dir", artifacts_dir)):
+        if not is_text(str(place)):
+            raise ConfigError(f"{path}: {field}: {place} is not UTF-8, in which paths are sent to others")
     return msgspec.structs.replace(
         config,
         data_dir=str(data_dir),
@@ -107,7 +110,7 @@ def read_secret(reference: str, bytes_max: int = 4 * 1024 * 1024) -> bytes:
     if kind == "env":
         if name not in os.environ:
             raise ConfigError(f"the environment has no {name}")
-        content = os.environ[name].encode()
+        content = os.fsencode(os.environ[name])
     elif kind == "file":
         try:
             with open(name, "rb") as file:
@@ -130,7 +133,7 @@ def _default_run_dir(data_dir: Path, name_bytes: int) -> str:
     inside = data_dir / "run"
     if len(os.fsencode(inside)) + SOCKET_NAME_BYTES + name_bytes <= UNIX_PATH_BYTES_MAX:
         return str(inside)
-    short = hashlib.sha256(str(data_dir).encode()).hexdigest()[:10]
+    short = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:10]
     return f"/tmp/understudy-{os.getuid()}-{short}"
 
 

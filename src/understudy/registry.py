@@ -53,6 +53,7 @@ EVENTS: dict[str, str] = {
     "worker.orphaned": "Nobody was connected to a worker for too long; it ends.",
     "model.loaded": "A worker loaded a model, which answered its first inference.",
     "model.load_failed": "A worker could not load a model; the message says why.",
+    "model.signal_raised": "A model's signal handler raised outside its calls. Once a minute at most.",
     "model.unload_failed": "A model's `unload` raised or took too long; its worker ends anyway.",
     "batching.ended": "A batched answer differed when computed again alone; it was the last batch.",
     "graph.not_read": "A model's graph could not be read for the proof that its rows are independent.",

@@ -184,6 +184,8 @@ class Model:
         {taken}
 
     def predict(self, inputs):
+        if inputs["x"][0] == 8:
+            {taken}
         if inputs["x"][0] == 9:
             (self.path / "spinning").touch()
             {busy}
@@ -192,6 +194,7 @@ class Model:
 BUSY = "time.sleep(60)"
 
 
+@pytest.mark.parametrize("value", [1, 8])
 @pytest.mark.parametrize(
     "taken",
     [
@@ -202,12 +205,89 @@ BUSY = "time.sleep(60)"
     ],
 )
 def test_a_model_can_not_keep_a_worker_from_draining(
-    blank: WorkerProcess, tmp_path: Path, taken: str
+    blank: WorkerProcess, tmp_path: Path, taken: str, value: int
 ) -> None:
+    """Whether it takes its signals in `load` or in `predict`."""
     blank.load(written(tmp_path, SIGNALS.format(taken=taken, busy=BUSY)))
-    assert answered(blank, x(1)) == [1]
+    assert answered(blank, x(value)) == [value]
     os.kill(blank.pid, signal.SIGTERM)
     assert blank.exit_status() == 0
+
+
+ALARM = """
+import signal
+
+class Late(BaseException): ...
+
+def late(*_):
+    raise Late
+
+class Model:
+    def load(self, path):
+        signal.signal(signal.SIGUSR1, late)
+
+    def predict(self, inputs):
+        return {"y": inputs["x"]}
+"""
+
+
+def test_a_signal_handler_that_raises_between_calls_ends_nothing(
+    blank: WorkerProcess, tmp_path: Path
+) -> None:
+    blank.load(written(tmp_path, ALARM))
+    for number in range(3):
+        os.kill(blank.pid, signal.SIGUSR1)
+        time.sleep(0.01)
+        assert answered(blank, x(number)) == [number]
+    blank.client.call(Drain(5000), Drained)
+    assert blank.exit_status() == 0
+
+
+# Raises in the main thread as often as the kernel permits, and says what was told.
+RAISING_SERVICE = """
+import asyncio, os, signal, threading
+import structlog
+from understudy.worker.model_thread import ModelThread
+
+COUNT = 1000
+
+class Late(BaseException): ...
+
+def late(*_):
+    raise Late
+
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+thread, told = ModelThread(), []
+
+def done(result, error):
+    told.append(result if error is None else error)
+
+def cancel(*_):
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+async def ask():
+    for number in range(COUNT):
+        thread.call(abs, number, done)
+        await asyncio.sleep(0.0005)
+    while len(told) < COUNT or thread.busy:
+        await asyncio.sleep(0.001)
+    missed = sum(isinstance(each, Late) for each in told)
+    wrong = [n for n, each in enumerate(told) if each != n and not isinstance(each, Late)]
+    print(len(told), len(wrong), missed < COUNT / 2, flush=True)
+    os._exit(0)
+
+signal.signal(signal.SIGALRM, late)
+threading.Thread(target=asyncio.run, args=(ask(),)).start()
+signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+thread.serve()
+"""
+
+
+def test_everything_is_told_once_whenever_a_signal_handler_raises() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RAISING_SERVICE], capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert done.stdout.split() == ["1000", "0", "True"], done.stderr[-2000:]
 
 
 def test_a_signal_is_heard_while_the_model_is_busy(blank: WorkerProcess, tmp_path: Path) -> None:

@@ -111,6 +111,133 @@ def test_a_module_where_it_is_started_is_nothing_to_a_cluster(tmp_path: Path, mo
             process.terminate()
 
 
+def endure(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
+    """`up` is up, what is killed is there again, whoever is its parent, and it ends when it is told to."""
+    logs = tmp_path / "data" / "logs"
+
+    def named(words: str) -> set[psutil.Process]:
+        children = psutil.Process(process.pid).children(recursive=True)
+        return {each for each in children if words in " ".join(command(each))}
+
+    try:
+        for words in ("worker (blank)", "(serving)", "agent n1", "controller c1"):
+            until(lambda words=words: process.poll() is not None or named(words), f"{words} is there")
+            killed = next(iter(named(words)))
+            killed.kill()
+            until(
+                lambda words=words, killed=killed: process.poll() is not None or named(words) - {killed},
+                f"{words} is there again",
+            )
+        written = "".join(each.read_text() for each in logs.iterdir())
+        assert "Traceback" not in written
+        assert "zygote.restarted" not in written
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        if process.poll() is None:
+            for each in psutil.Process(process.pid).children(recursive=True):
+                each.kill()
+            process.kill()
+
+
+@pytest.mark.parametrize("reader", ["gone", "full"])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_who_cannot_tell_keeps_its_cluster_running(tmp_path: Path, reader: str, options: list[str]):
+    path = write_cluster(tmp_path)
+    if reader == "gone":
+        read, out = os.pipe()
+        os.close(read)
+    else:
+        out = os.open("/dev/full", os.O_WRONLY)
+    argv = [sys.executable, "-m", "understudy", "up", str(path), *options]
+    with subprocess.Popen(argv, stdout=out, stderr=out) as process:
+        os.close(out)
+        endure(tmp_path, process)
+
+
+def ignore_children() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+
+def block_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+
+def close_descriptors() -> None:
+    os.closerange(0, 3)
+
+
+@pytest.mark.parametrize("circumstance", [ignore_children, block_signals, close_descriptors])
+def test_what_is_inherited_changes_nothing(tmp_path: Path, circumstance: Callable[[], None]):
+    argv = [sys.executable, "-m", "understudy", "up", str(write_cluster(tmp_path))]
+    with subprocess.Popen(argv, preexec_fn=circumstance) as process:
+        endure(tmp_path, process)
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "understudy", *words],
+        env={**os.environ, **environment}, capture_output=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["gateway g1", "agent n1"])
+def test_a_call_that_is_refused_is_named(tmp_path: Path, command: str):
+    """By a container's old profile of what is permitted."""
+    refuse = "def refuse(*_): raise PermissionError(1, 'Operation not permitted')"
+    code = f"import os\n{refuse}\nos.pidfd_open = refuse\nfrom understudy.cli.app import main\nmain()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command.split(), "--cluster", str(write_cluster(tmp_path))],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "pidfd_open is refused here (Operation not permitted)" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+
+@pytest.mark.parametrize("environment", [ASCII, {"LC_ALL": "C.UTF-8"}])
+def test_a_place_that_is_no_text_is_refused_in_a_sentence(tmp_path: Path, environment: dict[str, str]):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = write_cluster(folder)
+    for words in (["up", str(path)], ["check", str(path)], ["agent", "n1", "--cluster", str(path)]):
+        done = run(*words, **environment)
+        assert done.returncode == 2
+        assert b"Traceback" not in done.stderr
+    assert b"is not UTF-8" in done.stderr
+
+
+@pytest.mark.parametrize("environment", [ASCII, {"LC_ALL": "C.UTF-8"}])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_manifest_whose_path_is_no_text_ends_no_cluster(
+    tmp_path: Path, environment: dict[str, str], options: list[str]
+):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = write_cluster(folder, str(tmp_path / "data"))
+    path.write_text('apps = ["missing/APP.toml"]\n' + path.read_text())
+    argv = [sys.executable, "-m", "understudy", "up", str(path), *options]
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(argv, stdout=out, stderr=out, env={**os.environ, **environment}) as process,
+    ):
+        try:
+            done = '"logs":' if options else "Ctrl-C"
+            until(lambda: done in log.read_text() or process.poll() is not None, "it is up")
+            time.sleep(1)  # problems are reported meanwhile
+            assert process.poll() is None, log.read_text()
+            assert "missing/APP.toml" in log.read_text()
+            process.terminate()
+            assert process.wait(PATIENCE_S) == 1
+        finally:
+            process.terminate()
+    assert "Traceback" not in log.read_text()
+
+
 def command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()

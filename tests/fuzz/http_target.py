@@ -37,7 +37,7 @@ LIMITS = HttpLimits(
     body_bytes_total_max=300_000,
     pipeline_max=4,
 )
-REFUSALS = {400, 408, 413, 431, 503, 505}  # of a connection; the API has others
+REFUSALS = {400, 408, 413, 431, 501, 503, 505}  # of a connection; the API has others
 API_STATUSES = {200, 404, 405, 415, 500, *REFUSALS}
 
 

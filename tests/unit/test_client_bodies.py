@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy.client.arrays import named_inputs, to_tensor
-from understudy.client.bodies import Body, Tensors, binary_body, decode, json_body
+from understudy.client.bodies import Body, Tensors, binary_body, decode, json_body, json_bytes_of
 from understudy.client.errors import ClientError, InvalidInput, NotFound
 from understudy.wire.errors import Code
 from understudy.wire.records import TensorSpec
@@ -230,3 +230,10 @@ def test_importing_the_package_imports_no_client():
         "assert understudy.Client.__name__ == 'Client'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("length", ["-1", "1_0", "+1", "", "ten", "\u00b2"])
+def test_a_length_is_digits(length: str) -> None:
+    assert json_bytes_of({"inference-header-content-length": "10"}) == 10
+    with pytest.raises(ValueError, match="is not a length"):
+        json_bytes_of({"inference-header-content-length": length})

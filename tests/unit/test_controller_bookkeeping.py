@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 import pytest
 
 from understudy.adapters.store import MemoryStore
+from understudy.controller import profiling
 from understudy.controller.bookkeeping import Bookkeeper
 from understudy.controller.profiling import Profiler
 from understudy.core.controller.stored import META, Meta, StoredNode, node_key
@@ -221,6 +222,20 @@ def test_trouble_of_the_variant_is_final_and_attempts_are_bounded(code: Code, at
     with pytest.raises(UnderstudyError, match="says no"):
         asyncio.run(nodes.profiler.measure(APP, "v"))
     assert len(nodes.asked) == attempts
+
+
+def test_a_node_that_is_asked_again_is_nobody_elses_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "PAUSE_S", 0)
+
+    async def test() -> None:
+        nodes = Nodes(n1=Code.BUSY)
+        both = [nodes.profiler.measure(APP, variant) for variant in ("v", "w")]
+        for error in await asyncio.gather(*both, return_exceptions=True):
+            assert isinstance(error, UnderstudyError)
+            assert error.code is Code.BUSY
+        assert nodes.asked == ["n1"] * 6
+
+    asyncio.run(test())
 
 
 def test_a_node_that_comes_is_used_and_its_absence_has_an_end() -> None:

@@ -26,6 +26,17 @@ def test_bodies_are_made_plain(encoding: bytes, pack: object) -> None:
     assert decompress(encoding, pack(b""), LIMIT) == b""
 
 
+def test_a_gzip_body_may_have_members() -> None:
+    """As concatenated files and parallel compressors have them."""
+    parts = [PLAIN[:10], b"", bytes(1_000_000), PLAIN[10:]]
+    body = b"".join(map(gzip.compress, parts))
+    assert decompress(b"x-gzip", memoryview(body), 2 * LIMIT) == b"".join(parts)
+    with pytest.raises(UnderstudyError, match="decompressed body too large"):
+        decompress(b"gzip", body, LIMIT + 100)
+    with pytest.raises(UnderstudyError, match="has more than 64 members"):
+        decompress(b"gzip", gzip.compress(b"") * 65, LIMIT)
+
+
 def test_a_bomb_takes_no_more_memory_than_a_body_may() -> None:
     bomb = gzip.compress(bytes(100_000_000))
     tracemalloc.start()
@@ -44,11 +55,14 @@ def test_a_bomb_takes_no_more_memory_than_a_body_may() -> None:
         (b"gzip", b"", "ends too early"),
         (b"gzip", PLAIN, "incorrect header check"),
         (b"gzip", gzip.compress(PLAIN, mtime=0)[:-9], "ends too early"),
-        (b"gzip", gzip.compress(PLAIN, mtime=0) + b"more", "goes on after its end"),
+        (b"gzip", gzip.compress(PLAIN, mtime=0) + b"more", "incorrect header check"),
+        (b"gzip", gzip.compress(PLAIN, mtime=0) + gzip.compress(PLAIN)[:-1], "ends too early"),
+        (b"deflate", zlib.compress(PLAIN) + zlib.compress(PLAIN), "goes on after its end"),
         (b"gzip", zlib.compress(PLAIN), "incorrect header check"),
         (b"deflate", b"\xff" * 10, "incorrect header check"),
-        (b"br", PLAIN, "Content-Encoding b'br' is not known here"),
+        (b"br", PLAIN, "Content-Encoding 'br' is not known here"),
         (b"gzip, gzip", PLAIN, "is not known here"),
+        (b"\xe9", PLAIN, "is not known here"),
     ],
 )
 def test_what_is_wrong_is_said(encoding: bytes, body: bytes, message: str) -> None:

@@ -14,12 +14,13 @@ from gateway_world import RESULT, World
 from hypothesis import given
 from hypothesis import strategies as st
 
+from understudy.gateway.answers import error_answer
 from understudy.gateway.api import Api
 from understudy.gateway.exchange import Head
 from understudy.gateway.http import KNOWN_HEADS_MAX, HttpConnection
 from understudy.invariants import InvariantBroken
 from understudy.settings.gateway import GatewayTuning, HttpLimits
-from understudy.wire.errors import Code
+from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import Kind
 
@@ -281,6 +282,50 @@ def test_other_versions_of_http_are_refused(line: bytes):
     served = Served({}).send(line + b"\r\n\r\n")
     assert statuses(served.transport.written) == [505]
     assert not served.seen
+
+
+@pytest.mark.parametrize(
+    ("encoding", "status"),
+    [
+        (b"Chunked", 200),
+        (b"chunked ", 200),
+        (b"gzip, chunked", 501),
+        (b"gzip\r\nTransfer-Encoding: chunked", 400),
+        (b"\xe9", 501),
+    ],
+)
+def test_no_body_is_taken_for_another_one(encoding: bytes, status: int):
+    head = b"POST /a HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: %b\r\n\r\n" % encoding
+    served = Served({}).send(head + b"2\r\n{}\r\n0\r\n\r\n")
+    assert len(served.seen) == (status == 200)
+    assert status == 200 or statuses(served.transport.written) == [status]
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "taken"),
+    [
+        (b"Understudy-Timeout-Ms", b"1000", True),
+        (b"Understudy-Timeout-Ms", b"0.5", True),
+        (b"Understudy-Timeout-Ms", b"1000 \t", True),
+        *((b"Understudy-Timeout-Ms", v, False) for v in (b"1_000", b"1e3", b"+1", b".5", b"nan", b"\xb2")),
+        (b"Inference-Header-Content-Length", b"1_0", False),
+    ],
+)
+def test_a_number_is_digits(header: bytes, value: bytes, taken: bool):
+    world = World()
+    api = Api(world.gateway, GatewayTuning())
+    api.routes_changed()
+    connection, transport = HttpConnection(api, HttpLimits()), RecordingTransport()
+    connection.connection_made(transport)
+    connection.data_received(WIRE.replace(b"\r\n\r\n", b"\r\n%b: %b\r\n\r\n" % (header, value), 1))
+    assert len(list(world.links["r1"].infers())) == taken
+    assert taken or b"HTTP/1.1 400" in transport.written
+    assert b"b'" not in transport.written
+
+
+def test_of_an_unknown_encoding_it_is_said_which_are_known():
+    error = UnderstudyError(Code.INVALID_ARGUMENT, "not known")
+    assert b"Accept-Encoding: gzip, deflate\r\n" in error_answer(error, 1, status=415)[0]
 
 
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n%b\r\n"

@@ -441,7 +441,17 @@ def test_addresses(address: str, parts: tuple[str, str, int]) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["", "unix:", "tcp:host", "tcp:host:70000", "tcp::80", "tcp:host:x", "http:a:1", "unix:" + "a" * 108],
+    [
+        "",
+        "unix:",
+        "tcp:host",
+        "tcp:host:70000",
+        "tcp::80",
+        "tcp:host:x",
+        "tcp:host:²",
+        "http:a:1",
+        "unix:" + "a" * 108,
+    ],
 )
 def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(ConfigError):

@@ -247,7 +247,7 @@ def parse_address(address: str) -> tuple[str, str, int]:
             raise ConfigError(f"{address}: a Unix socket's path may have 107 bytes at most; set run_dir")
         return "unix", rest, 0
     host, _, port = rest.rpartition(":")
-    if scheme == "tcp" and host and port.isdigit() and int(port) <= 65535:
+    if scheme == "tcp" and host and port.isdecimal() and int(port) <= 65535:
         return "tcp", host.strip("[]"), int(port)
     raise ConfigError(f"{address!r}: an address is unix:/path or tcp:host:port")
 

@@ -28,6 +28,14 @@ class _Patient(io.TextIOBase):
         with contextlib.suppress(OSError):
             (self._stream or sys.stderr).flush()
 
+    def isatty(self) -> bool:
+        return (self._stream or sys.stderr).isatty()
+
+
+def be_patient() -> None:
+    """Let nothing that this process prints fail: it has others to keep running, whoever reads or doesn't."""
+    sys.stdout, sys.stderr = cast(TextIO, _Patient(sys.stdout)), cast(TextIO, _Patient(sys.stderr))
+
 
 _file = ""  # where standard error went when this process began, if that is a file
 
@@ -57,7 +65,7 @@ def configure(role: str, name: str, descriptor: int = -1) -> None:
     """
     global _file
     _file = _file or _regular_file(2)
-    stream = os.fdopen(descriptor, "w", buffering=1) if descriptor >= 0 else None
+    stream = os.fdopen(descriptor, "w", buffering=1, errors="backslashreplace") if descriptor >= 0 else None
     on_terminal = (stream or sys.stderr).isatty()
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()

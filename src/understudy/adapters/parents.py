@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from understudy.adapters.titles import title
+from understudy.wire.errors import ConfigError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -23,6 +24,17 @@ def follow_parent(parent_pid: int) -> None:
         raise OSError(number, f"prctl(PR_SET_PDEATHSIG): {os.strerror(number)}")
     if os.getppid() != parent_pid:
         raise SystemExit(0)  # it died before the kernel knew that we care
+
+
+def need_handles() -> None:
+    """Children are watched by them. Raises `ConfigError` where the system refuses to give any."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        raise ConfigError(
+            f"the system call pidfd_open is refused here ({error.strerror}): it takes Linux 5.3, and in a "
+            "container a seccomp profile that permits it"
+        ) from error
 
 
 FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)

@@ -20,6 +20,7 @@ from understudy.adapters import logs
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
 from understudy.adapters.claims import claim
 from understudy.adapters.crash_policy import CrashPolicy
+from understudy.adapters.parents import need_handles
 from understudy.adapters.places import meeting_place
 from understudy.adapters.task_groups import ungrouped
 from understudy.agent.disk import NodeDisk
@@ -242,12 +243,13 @@ class AgentProcess:
 
 def cgroup_name(state_dir: Path, node: str) -> str:
     """Nodes of several clusters on one machine may have the same name, but never the same directory."""
-    return f"understudy-{node}-{hashlib.sha256(str(state_dir.resolve()).encode()).hexdigest()[:8]}"
+    return f"understudy-{node}-{hashlib.sha256(os.fsencode(state_dir.resolve())).hexdigest()[:8]}"
 
 
 def run_agent(config: ClusterConfig, name: str) -> None:
     """Run until SIGTERM or SIGINT, then drain. Raises `ConfigError` if it can't start."""
     logs.configure("agent", name)
+    need_handles()
     config.node(name)
     meeting_place(Path(config.run_dir))
 

@@ -22,6 +22,7 @@ import sys
 import msgspec
 
 from understudy.adapters.descendants import adopt_orphans, end_children
+from understudy.adapters.inherited import settle_inherited
 from understudy.adapters.parents import run_and_exit
 from understudy.adapters.printing import capture
 from understudy.adapters.titles import keep_room, title
@@ -141,6 +142,7 @@ def import_runtime() -> None:
 
 
 def main() -> None:
+    settle_inherited()
     # Signals to the whole group are for the agent and the workers; the zygote ends when the agent does.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -6,6 +6,7 @@ only; rich decides, and honours NO_COLOR.
 
 from __future__ import annotations
 
+import json
 import sys
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -40,8 +41,7 @@ class Output:
 
     def data(self, value: Any, *, lines: bool = False) -> None:
         """For machines: `value` as JSON, indented, or on one line where a stream of values is written."""
-        encoded = msgspec.json.encode(value)
-        sys.stdout.write((encoded if lines else msgspec.json.format(encoded, indent=2)).decode() + "\n")
+        sys.stdout.write(_json(value, indent=None if lines else 2) + "\n")
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
@@ -55,7 +55,7 @@ class Output:
             document = {"error": str(error), "code": error.code.value}
             if hint:
                 document["hint"] = hint
-            sys.stderr.write(msgspec.json.encode(document).decode() + "\n")
+            sys.stderr.write(_json(document, indent=None) + "\n")
         else:
             from rich.text import Text
 
@@ -64,6 +64,14 @@ class Output:
                 text.append_text(Text.assemble("\n", (" hint: ", "cyan"), hint))
             self.stderr.print(text, soft_wrap=True, highlight=False)
         return exit_of(error.code)
+
+
+def _json(value: Any, *, indent: int | None) -> str:
+    try:
+        encoded = msgspec.json.encode(value)
+    except UnicodeEncodeError:  # a path, whose bytes are no text: they survive as escapes
+        return json.dumps(msgspec.to_builtins(value), indent=indent)
+    return (encoded if indent is None else msgspec.json.format(encoded, indent=indent)).decode()
 
 
 def _console(*, stderr: bool) -> Console:

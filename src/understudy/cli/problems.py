@@ -8,7 +8,7 @@ import time
 from understudy.adapters.control import Servers
 from understudy.cli.output import Output
 from understudy.local.supervisor import Cluster
-from understudy.wire.errors import UnderstudyError
+from understudy.wire.errors import UnderstudyError, presentable
 
 LOOK_INTERVAL_S = 0.3
 STORE = "store"  # the controller tells of it by itself
@@ -19,7 +19,7 @@ SENTENCES_MAX = 100
 
 
 class KnownProblems:
-    """By what has them: a manifest or a role. One that is mended goes."""
+    """By what has them: a manifest or a role, as people read it. One that is mended goes."""
 
     def __init__(self, output: Output) -> None:
         self._output = output
@@ -27,12 +27,13 @@ class KnownProblems:
         self._reported: tuple[str, ...] = ()
 
     def add(self, source: str, sentence: str) -> None:
+        source, sentence = presentable(source), presentable(sentence)
         if self.by_source.get(source) != sentence:
             self.by_source[source] = sentence
             self._output.note(f"problem: {sentence}")
 
     def mended(self, source: str) -> None:
-        self.by_source.pop(source, None)
+        self.by_source.pop(presentable(source), None)
 
     def _look_at_store(self, trouble: str | None) -> None:
         if trouble:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from understudy.adapters.control import cluster_gateways, gateway_access, gateway_url, segment
+from understudy.adapters.logs import be_patient
 from understudy.adapters.parents import have_init
 from understudy.adapters.task_groups import ungrouped
 from understudy.cli import deploy
@@ -36,6 +37,7 @@ def run_up(config_path: Path, output: Output, *, restart: bool) -> bool:
     Raises what is wrong with the cluster file as a whole.
     """
     have_init()
+    be_patient()
     cluster = Cluster(config_path)
     problems = KnownProblems(output)
     with ungrouped(UnderstudyError), ungrouped(OSError):

@@ -140,4 +140,6 @@ def _from_json(tensor: _Tensor, data: Sequence[Any]) -> Array:
 def json_bytes_of(headers: Mapping[str, str]) -> int | None:
     """Where binary tensors begin in an answer with these (lower-case) headers. Raises `ValueError`."""
     length = headers.get("inference-header-content-length")
+    if length is not None and not (length.isascii() and length.isdecimal()):  # `int` takes more: -1, 1_0
+        raise ValueError(f"{length[:40]!r} is not a length")
     return None if length is None else int(length)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 from understudy.settings.controller import ControllerTuning
 from understudy.wire.errors import Code, UnderstudyError
@@ -38,26 +39,37 @@ class Profiler:
         environment = asked.environment_key if asked is not None else ""
         tried: list[str] = []
         while True:
-            node = await self._free_node(environment, tried)
-            if node in tried:  # it had trouble of its own, which may end: old copies go from its disk
-                await asyncio.sleep(PAUSE_S)
-            tried.append(node)
-            self._busy.add(node)
-            try:
-                return await self._on_node(node, Measure(app, variant))
-            except UnderstudyError as error:
-                if error.code not in ELSEWHERE or len(tried) >= self._tuning.profile_attempts_max:
-                    raise
-            finally:
-                self._busy.remove(node)
-                self._changed.set()
+            async with self._free_node(environment, tried) as node:
+                if node in tried:  # it had trouble of its own, which may end: old copies go from its disk
+                    await asyncio.sleep(PAUSE_S)
+                tried.append(node)
+                try:
+                    return await self._on_node(node, Measure(app, variant))
+                except UnderstudyError as error:
+                    if error.code not in ELSEWHERE or len(tried) >= self._tuning.profile_attempts_max:
+                        raise
 
-    async def _free_node(self, environment: str, tried: list[str]) -> str:
-        """Waits its turn for as long as there is a node; without one, profile_timeout_s."""
+    @asynccontextmanager
+    async def _free_node(self, environment: str, tried: list[str]) -> AsyncIterator[str]:
+        """One that is nobody else's until the block ends."""
+        node = await self._taken(environment, tried)
+        try:
+            yield node
+        finally:
+            self._busy.remove(node)
+            self._changed.set()
+
+    async def _taken(self, environment: str, tried: list[str]) -> str:
+        """A node, busy from now on.
+
+        Waits its turn for as long as there is a node; without one, profile_timeout_s.
+        """
         while True:
             free = [node for node in self._nodes(environment) if node not in self._busy]
             if free:
-                return min(free, key=lambda node: (tried.count(node), node))
+                node = min(free, key=lambda node: (tried.count(node), node))
+                self._busy.add(node)  # in the step that chose it
+                return node
             self._changed.clear()
             try:
                 async with asyncio.timeout(self._tuning.profile_timeout_s):

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from understudy.core.gateway.rotation import Source
+from understudy.gateway.compression import ACCEPTED
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer
 from understudy.wire.statuses import STATUSES
@@ -85,6 +86,8 @@ def error_answer(
         headers.append(("WWW-Authenticate", 'Bearer realm="understudy"'))
     elif code == HTTPStatus.TOO_MANY_REQUESTS:
         headers.append(("Retry-After", str(ceil(error.context.get("wait_s", retry_after_s)))))
+    elif code == HTTPStatus.UNSUPPORTED_MEDIA_TYPE:
+        headers.append(("Accept-Encoding", ACCEPTED))
     if code == HTTPStatus.METHOD_NOT_ALLOWED and "allow" in error.context:
         headers.append(("Allow", str(error.context["allow"])))
         return head(code, *headers), json_body({"error": error.message})

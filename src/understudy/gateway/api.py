@@ -23,12 +23,13 @@ from understudy.gateway.http import HttpConnection
 from understudy.gateway.pages import MODEL, NO_TABLE, Pages
 from understudy.gateway.request_id import RequestIds
 from understudy.settings.gateway import GatewayTuning
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError, quoted
 from understudy.wire.frames import Buffer
 
 CONTENT_ENCODING = b"content-encoding"
 JSON_LENGTH = answers.JSON_LENGTH.lower()
 LENGTH_DIGITS_MAX = 10
+NUMBER = re.compile(rb"[0-9]{1,15}(\.[0-9]{1,15})?")  # what `float` takes is more: 1_000, nan
 
 
 class Api:
@@ -98,7 +99,7 @@ class Api:
         length = headers.get(JSON_LENGTH)
         json_bytes = -1 if length is None else self._json_bytes(length)
         encoding = headers.get(CONTENT_ENCODING, b"identity")
-        if encoding != b"identity":
+        if encoding.lower() != b"identity":
             done = partial(self._submit_plain, exchange, app, json_bytes, now, deadline)
             self._decompressor.start(encoding, body, done)
             return
@@ -152,17 +153,14 @@ class Api:
     def _json_bytes(self, value: bytes) -> int:
         if not value.isdigit() or len(value) > LENGTH_DIGITS_MAX:
             name = answers.JSON_LENGTH.decode()
-            raise UnderstudyError(Code.INVALID_ARGUMENT, f"header {name}: {value[:40]!r} is not a length")
+            raise UnderstudyError(Code.INVALID_ARGUMENT, f"header {name}: {quoted(value)} is not a length")
         return int(value)
 
     def _timeout_ms(self, value: bytes) -> float:
-        try:
-            timeout_ms = float(value)
-        except ValueError:
-            timeout_ms = -1.0
+        timeout_ms = float(value) if NUMBER.fullmatch(value) else -1.0
         limit = self.settings.admission.deadline_ms_max
         if not 0 < timeout_ms <= limit:
-            message = f"header Understudy-Timeout-Ms: {value!r} is not a number of ms in (0, {limit:g}]"
+            message = f"header Understudy-Timeout-Ms: {quoted(value)} is not a number of ms in (0, {limit:g}]"
             raise UnderstudyError(Code.INVALID_ARGUMENT, message)
         return timeout_ms
 

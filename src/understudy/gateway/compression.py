@@ -8,10 +8,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError, quoted
 from understudy.wire.frames import Buffer
 
-_WINDOW_BITS = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+_GZIP, _ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
+_WINDOW_BITS = {b"gzip": _GZIP, b"x-gzip": _GZIP, b"deflate": _ZLIB}  # x-gzip: RFC 9110, 8.4.1.3
+ACCEPTED = "gzip, deflate"
+MEMBERS_MAX = 64  # of a gzip body; each costs memory and time, however little is in it
+PIECE_BYTES = 256 * 1024  # what follows a member in its piece is copied
 
 # Up to this size a body is made plain on the event loop, where it takes a millisecond at most.
 INLINE_BYTES_MAX = 256 * 1024
@@ -62,19 +66,39 @@ def decompress(encoding: bytes, body: Buffer, bytes_max: int) -> bytes:
     Raises TOO_LARGE if it is larger, INVALID_ARGUMENT if `body` is not what `encoding` says, with status 415
     for an encoding that is not known.
     """
-    if encoding.lower() not in _WINDOW_BITS:
-        message = f"Content-Encoding {encoding[:40]!r} is not known here; gzip and deflate are"
+    bits = _WINDOW_BITS.get(encoding.lower())
+    if bits is None:
+        message = f"Content-Encoding {quoted(encoding)} is not known here; gzip and deflate are"
         raise UnderstudyError(Code.INVALID_ARGUMENT, message, status=415)
-    stream = zlib.decompressobj(_WINDOW_BITS[encoding.lower()])
+    name = encoding.decode()
+    parts: list[bytes] = []
     try:
-        plain = stream.decompress(body, bytes_max + 1)
+        at = _member(bits, body, 0, parts, bytes_max)
+        members = 1
+        while at < len(body) and bits == _GZIP and members < MEMBERS_MAX:  # RFC 1952, 2.2
+            at = _member(bits, body, at, parts, bytes_max)
+            members += 1
     except zlib.error as error:
-        raise UnderstudyError(
-            Code.INVALID_ARGUMENT, f"malformed {encoding.decode()} body: {error}"
-        ) from error
-    if len(plain) > bytes_max:
-        raise UnderstudyError(Code.TOO_LARGE, "decompressed body too large", limit_bytes=bytes_max)
-    if not stream.eof or stream.unused_data:
-        what = "ends too early" if not stream.eof else "goes on after its end"
-        raise UnderstudyError(Code.INVALID_ARGUMENT, f"malformed {encoding.decode()} body: it {what}")
-    return plain
+        raise UnderstudyError(Code.INVALID_ARGUMENT, f"malformed {name} body: {error}") from error
+    except EOFError as error:
+        raise UnderstudyError(Code.INVALID_ARGUMENT, f"malformed {name} body: it ends too early") from error
+    if at < len(body):
+        what = "goes on after its end" if bits == _ZLIB else f"has more than {MEMBERS_MAX} members"
+        raise UnderstudyError(Code.INVALID_ARGUMENT, f"malformed {name} body: it {what}")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _member(bits: int, body: Buffer, at: int, parts: list[bytes], bytes_max: int) -> int:
+    """Add what is compressed from `at` on to `parts`; where that ends."""
+    stream = zlib.decompressobj(bits)
+    room = bytes_max + 1 - sum(map(len, parts))
+    while not stream.eof:
+        if at == len(body):
+            raise EOFError
+        piece = memoryview(body)[at : at + PIECE_BYTES]
+        parts.append(stream.decompress(piece, room))
+        at += len(piece) - len(stream.unused_data)
+        room -= len(parts[-1])
+        if room <= 0:
+            raise UnderstudyError(Code.TOO_LARGE, "decompressed body too large", limit_bytes=bytes_max)
+    return at

@@ -26,7 +26,7 @@ import structlog
 
 from understudy.adapters import descriptors, logs
 from understudy.adapters.claims import Claim, claim
-from understudy.adapters.parents import follow_parent, run_and_exit
+from understudy.adapters.parents import follow_parent, need_handles, run_and_exit
 from understudy.adapters.titles import title
 from understudy.gateway.process import PULSE, Seat, grpc_server, run_process
 from understudy.gateway.takeover import READY, ControlSocket, give_name, hand_over, take_name, take_over
@@ -48,6 +48,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def run_gateway(config: ClusterConfig, name: str) -> None:
     """Serve until SIGTERM or until a successor took over. Raises `ConfigError` if the start can't succeed."""
     logs.configure("gateway", name)
+    need_handles()
     limit = descriptors.raise_limit()
     wanted = config.gateway.http.connections_max
     gateway = config.gateway_named(name)

@@ -24,7 +24,7 @@ from understudy.gateway.exchange import Exchange, Head, HeadExchange, target_pat
 from understudy.gateway.half_closed import HalfClosed
 from understudy.gateway.request_id import REQUEST_ID, RequestIds
 from understudy.settings.gateway import HttpLimits
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError, quoted
 from understudy.wire.frames import LARGE_BYTES, Buffer
 
 CLOSE = b"Connection: close\r\n"
@@ -35,7 +35,11 @@ UNAUTHENTICATED_BYTES_MAX = 65_536  # of a body that is read before its sender h
 KNOWN_HEADS_MAX = 512  # kept by a gateway; beyond them it starts anew
 KNOWN_HEAD_BYTES_MAX = 1024
 HOST = b"host"
-SINGLE = CREDENTIALS | {HOST}  # of two, some would look at the first and others at the last
+TRANSFER_ENCODING = b"transfer-encoding"
+SINGLE = CREDENTIALS | {
+    HOST,
+    TRANSFER_ENCODING,
+}  # of two, some would look at the first and others at the last
 LINGER_S = 1.0  # a client that was cut off may go on sending for this long, so that it reads its answer
 
 
@@ -266,7 +270,7 @@ class HttpConnection(asyncio.Protocol):
             if name in SINGLE and name in self._headers:
                 self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"two headers {name.decode()}"))
                 raise _Refused
-            self._headers[name] = value
+            self._headers[name] = value.rstrip(b" \t")  # RFC 9110, 5.5; the parser leaves it
         self._headers_count += 1
         if self._headers_count > self.limits.headers_max:
             error = UnderstudyError(Code.TOO_LARGE, "too many headers", limit=self.limits.headers_max)
@@ -291,11 +295,16 @@ class HttpConnection(asyncio.Protocol):
         if self.api.authenticator is not None:
             self._authenticate_early(self.api.authenticator, length)
         offers_upgrade = self._parser.should_upgrade()
-        if b"transfer-encoding" in self._headers and (b"content-length" in self._headers or offers_upgrade):
+        if TRANSFER_ENCODING in self._headers and (b"content-length" in self._headers or offers_upgrade):
             # Two lengths are how requests are smuggled past proxies (RFC 9112, 6.3). A chunked body after an
             # offer to upgrade is not parsed.
             what = "an offer to upgrade" if offers_upgrade else "Content-Length"
             self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, f"Transfer-Encoding beside {what}"))
+            raise _Refused
+        encoding = self._headers.get(TRANSFER_ENCODING, b"chunked")
+        if encoding.lower() != b"chunked":  # RFC 9112, 6.1
+            what = f"Transfer-Encoding {quoted(encoding)} is not known here; chunked is"
+            self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, what), 501)
             raise _Refused
         if length > self.limits.body_bytes_max:
             self._refuse_body()
@@ -318,7 +327,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _authenticate_early(self, authenticator: Authenticator, length: int) -> None:
         """Take no large body from a stranger: it would hold memory that good clients need."""
-        if length > UNAUTHENTICATED_BYTES_MAX or b"transfer-encoding" in self._headers:
+        if length > UNAUTHENTICATED_BYTES_MAX or TRANSFER_ENCODING in self._headers:
             try:
                 authenticator.identify(self._headers, self)
             except UnderstudyError as error:

@@ -79,6 +79,24 @@ TRAITS: dict[Code, tuple[bool, Origin]] = {
 }
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be sent and stored: names of files and arguments hold whatever bytes they like."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def presentable(text: str) -> str:
+    """`text` with what is no character shown as an escape."""
+    return text if is_text(text) else text.encode(errors="backslashreplace").decode()
+
+
+def quoted(value: bytes) -> str:
+    """What somebody sent, or its beginning, as a message names it."""
+    return repr(value[:40].decode("ascii", "backslashreplace"))
+
+
 class UnderstudyError(Exception):
     """Root of every expected failure.
 
@@ -88,6 +106,7 @@ class UnderstudyError(Exception):
     """
 
     def __init__(self, code: Code, message: str, /, **context: Any) -> None:
+        message = presentable(message)
         super().__init__(message)
         self.code = code
         self.message = message
@@ -106,7 +125,7 @@ class UnderstudyError(Exception):
         if not self.context:
             return self.message
         facts = ", ".join(f"{name}={value}" for name, value in self.context.items())
-        return f"{self.message} ({facts})"
+        return presentable(f"{self.message} ({facts})")
 
 
 class InvalidArgument(UnderstudyError):
@@ -135,4 +154,4 @@ class CommandError(UnderstudyError):
 
     def __init__(self, code: Code, message: str, hint: str = "", **context: Any) -> None:
         super().__init__(code, message, **context)
-        self.hint = hint
+        self.hint = presentable(hint)

@@ -7,11 +7,13 @@ import sys
 
 import msgspec
 
+from understudy.adapters.inherited import settle_inherited
 from understudy.wire.errors import ConfigError
 from understudy.worker.process import WorkerArgs, run_worker
 
 
 def main() -> int:
+    settle_inherited()
     try:
         args = msgspec.json.decode(sys.argv[1], type=WorkerArgs)
     except (IndexError, msgspec.DecodeError) as error:

@@ -221,7 +221,7 @@ class Worker:
     async def _finish_load(self, link: FrameLink, stream: int, load: Load) -> None:
         hop_s = await self._hop_s
         try:
-            model, loaded = await self._thread.lend(load_model, load, self._settings.threads)
+            model, loaded = await self._thread.ask(load_model, load, self._settings.threads)
         except UnderstudyError as error:
             self._state = advance(WORKER, self._state, "load_failed")
             self._load = None
