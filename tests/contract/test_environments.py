@@ -256,6 +256,56 @@ def test_environments_that_nobody_wants_go_when_there_are_too_many(tmp_path: Pat
     assert EnvironmentChanged(found[1].key, None) in node.said
 
 
+async def asked_at_once(
+    node: Node, *asked: Environment, timeout_s: float = 10.0
+) -> list[BaseException | None]:
+    """What each is answered with. Raises TimeoutError if one isn't."""
+    running = asyncio.create_task(node.environments.run())
+    try:
+        async with asyncio.timeout(timeout_s):
+            having = (node.environments.have(environment) for environment in asked)
+            return await asyncio.gather(*having, return_exceptions=True)
+    finally:
+        running.cancel()
+
+
+def test_whoever_asks_is_answered_also_when_more_are_asked_for_than_may_wait(tmp_path: Path) -> None:
+    bad = [Environment(python=str(tmp_path / name)) for name in "abcd"]
+    with Node(tmp_path, environments_max=2) as node:
+        node.environments.want([])
+        answers = [str(answer) for answer in node.runner.run(asked_at_once(node, *bad))]
+        assert all("can't be run" in answer for answer in answers[:2])
+        assert all("2 environments wait to be built here already" in answer for answer in answers[2:])
+        good = [_interpreter(tmp_path, name) for name in "efgh"]
+        for pair in (good[:2], good[2:]):  # what is ready takes no turn of those who wait
+            assert node.runner.run(asked_at_once(node, *pair, *pair)) == [None] * 4
+
+
+def _interpreter(folder: Path, name: str) -> Environment:
+    """Ours by another name."""
+    path = folder / name
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return Environment(python=str(path))
+
+
+class Forgetful(Node):
+    """Wants nothing any more as soon as something fails."""
+
+    def _step(self, event: Event) -> None:
+        super()._step(event)
+        if event.problem and "can't be run" in event.problem:  # type: ignore[union-attr]
+            self.environments.want([])
+
+
+def test_whoever_asked_is_told_of_a_failure_that_nobody_else_wants_to_know_of(tmp_path: Path) -> None:
+    with Forgetful(tmp_path) as node:
+        bad = Environment(python=str(tmp_path / "nothing"))
+        (answer,) = node.runner.run(asked_at_once(node, bad))
+        assert "can't be run" in str(answer)
+        assert node.said[-1] == EnvironmentChanged(bad.key, None)
+
+
 def of_two_mib(node: Node, name: str) -> Environment:
     write_wheel(node.folder / name, name, files={f"{name}.py": "", f"{name}.txt": "x" * 2**21})
     return node.packed(name)

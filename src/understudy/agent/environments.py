@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from understudy.adapters.disks import is_place_trouble
 from understudy.adapters.wheels import installed_bytes
@@ -30,6 +31,11 @@ RETRY_S = 1.0  # what couldn't be had is tried again after this, then twice as l
 RETRY_S_MAX = 300.0
 PYTHON = "python"  # names the interpreter, in the mark of one
 _PARTIAL = ".partial-"
+
+
+class _Asked(NamedTuple):
+    environment: Environment
+    answer: asyncio.Future[UnderstudyError | None]  # None: it is ready
 
 
 class Environments:
@@ -51,13 +57,12 @@ class Environments:
         staging.spare = self.drop_oldest
         self._wanted: dict[str, Environment] = {}
         self._is_told = False  # what is wanted; until then nothing goes
-        self._asked: dict[str, Environment] = {}  # by deployments, in the order of asking
+        self._asked: dict[str, _Asked] = {}  # by deployments, until they are answered
         self._in_use: frozenset[str] = frozenset()
         self._ready: set[str] = set()
         self._failed: dict[str, UnderstudyError] = {}
         self._retry: dict[str, tuple[float, float]] = {}  # key -> (loop time, the pause before it)
         self._changed = asyncio.Event()
-        self._settled = asyncio.Condition()
 
     def find(self) -> list[str]:
         """Keys of those that survived from a former life; what was being built is cleared away."""
@@ -110,27 +115,40 @@ class Environments:
             self._changed.set()
 
     async def have(self, environment: Environment) -> None:
-        """Return when it is ready. Raises why it can't be."""
+        """Return when it is ready. Raises why it can't be, or UNAVAILABLE while as many as may be wait."""
+        if environment.key not in self._ready:
+            problem = await asyncio.shield(self._ask(environment))  # others may wait for the same answer
+            if problem is not None:
+                raise problem
+        self._used(environment.key)
+
+    def _ask(self, environment: Environment) -> asyncio.Future[UnderstudyError | None]:
         key = environment.key
-        self._asked.pop(key, None)
-        self._asked[key] = environment
-        while len(self._asked) > self._tuning.environments_max:
-            del self._asked[next(iter(self._asked))]
+        if key not in self._asked:
+            if len(self._asked) >= self._tuning.environments_max:
+                raise UnderstudyError(
+                    Code.UNAVAILABLE,
+                    f"{len(self._asked)} environments wait to be built here already; try again later, "
+                    "or raise agent.environments_max",
+                )
+            self._asked[key] = _Asked(environment, asyncio.get_running_loop().create_future())
         self._failed.pop(key, None)
         self._retry.pop(key, None)
         self._changed.set()
-        async with self._settled:
-            await self._settled.wait_for(lambda: key in self._ready or key in self._failed)
-        if key not in self._ready:
-            raise self._failed[key]
-        self._used(key)
+        return self._asked[key].answer
+
+    def _answer(self, key: str, problem: UnderstudyError | None) -> None:
+        asked = self._asked.pop(key, None)
+        if asked is not None:
+            asked.answer.set_result(problem)
 
     async def run(self) -> None:
         """Until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             self._changed.clear()
-            for key, environment in (self._wanted | self._asked).items():
+            asked = {key: each.environment for key, each in self._asked.items()}
+            for key, environment in (self._wanted | asked).items():
                 if key not in self._ready and self._retry.get(key, (0.0, 0.0))[0] <= loop.time():
                     await self._try(environment)
             due_s = [at_s for key, (at_s, _) in self._retry.items() if key in self._wanted]
@@ -148,16 +166,15 @@ class Environments:
             pause_s = min(2 * self._retry.get(key, (0.0, RETRY_S / 2))[1], RETRY_S_MAX)
             self._retry[key] = (asyncio.get_running_loop().time() + pause_s, pause_s)
             self._failed[key] = error
-            self._asked.pop(key, None)  # who asked is told
+            self._answer(key, error)
             self._step(EnvironmentChanged(key, error.message))
             self._tell("environment.failed", f"{_named(environment)}: {error.message}")
         else:
             self._ready.add(key)
             self._failed.pop(key, None)
             self._retry.pop(key, None)
+            self._answer(key, None)
             self._step(EnvironmentChanged(key, ""))
-        async with self._settled:
-            self._settled.notify_all()
 
     def _forget(self, key: str) -> None:
         """It failed, and nobody wants it any more."""
@@ -217,7 +234,6 @@ class Environments:
 
     async def _drop(self, key: str) -> None:
         self._ready.discard(key)
-        self._asked.pop(key, None)
         self._step(EnvironmentChanged(key, None))
         gone = self._root / f"{_PARTIAL}{time.monotonic_ns()}"  # it may be built again meanwhile
         with contextlib.suppress(OSError):
