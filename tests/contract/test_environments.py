@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -304,6 +306,58 @@ def test_whoever_asked_is_told_of_a_failure_that_nobody_else_wants_to_know_of(tm
         (answer,) = node.runner.run(asked_at_once(node, bad))
         assert "can't be run" in str(answer)
         assert node.said[-1] == EnvironmentChanged(bad.key, None)
+
+
+async def doubted(node: Node, environment: Environment) -> list[str]:
+    """It is doubted while it is wanted; where what was removed in the thread of the loop was."""
+    removed_here: list[str] = []
+    remove, here = shutil.rmtree, threading.get_ident()
+
+    def rmtree(path: Path, **how: bool) -> None:
+        if threading.get_ident() == here:
+            removed_here.append(str(path))
+        remove(path, **how)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shutil, "rmtree", rmtree)
+        node.environments.doubt(environment.key)
+        assert not (node.root / environment.key).exists()
+        await asked_at_once(node, environment, timeout_s=60)
+    return removed_here
+
+
+def test_a_doubted_environment_is_built_again_and_its_files_are_removed_in_a_thread(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate")
+    environment = node.packed()
+    node.environments.want([environment])
+    node.prepare(environment)
+    broken = node.root / environment.key / "broken"
+    broken.touch()
+    assert node.runner.run(doubted(node, environment)) == []
+    assert [path.name for path in node.root.iterdir()] == [environment.key]
+    assert not broken.exists()
+    again = ["it no longer starts; it is being built again", "it is being built", ""]
+    assert [each.problem for each in node.said][-3:] == again
+
+
+def test_what_could_not_be_removed_is_in_no_builds_way(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate")
+    environment = node.packed()
+    left = node.root / environment.key / "left"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    node.prepare(environment)
+    assert [path.name for path in node.root.iterdir()] == [environment.key]
+    assert not left.exists()
+
+
+def test_a_doubted_environment_that_nobody_wants_is_gone(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate")
+    environment = node.packed()
+    node.prepare(environment)
+    node.environments.want([])
+    node.environments.doubt(environment.key)
+    assert node.said[-1] == EnvironmentChanged(environment.key, None)
 
 
 def of_two_mib(node: Node, name: str) -> Environment:

@@ -62,6 +62,7 @@ class Environments:
         self._ready: set[str] = set()
         self._failed: dict[str, UnderstudyError] = {}
         self._retry: dict[str, tuple[float, float]] = {}  # key -> (loop time, the pause before it)
+        self._aside: list[Path] = []  # to be removed
         self._changed = asyncio.Event()
 
     def find(self) -> list[str]:
@@ -107,11 +108,12 @@ class Environments:
             return 0
 
     def doubt(self, key: str) -> None:
-        """Its zygote doesn't start any more: try it again, and build it anew if that is of no use."""
+        """Its zygote doesn't start any more: build it anew, if it is wanted."""
         if key in self._ready:
             self._ready.discard(key)
-            shutil.rmtree(self._path(key), ignore_errors=True)
-            self._step(EnvironmentChanged(key, "it no longer starts; it is being built again"))
+            self._aside.append(self._set_aside(key))
+            again = "it no longer starts; it is being built again" if key in self._wanted else None
+            self._step(EnvironmentChanged(key, again))
             self._changed.set()
 
     async def have(self, environment: Environment) -> None:
@@ -147,6 +149,7 @@ class Environments:
         loop = asyncio.get_running_loop()
         while True:
             self._changed.clear()
+            await self._remove_aside()
             asked = {key: each.environment for key, each in self._asked.items()}
             for key, environment in (self._wanted | asked).items():
                 if key not in self._ready and self._retry.get(key, (0.0, 0.0))[0] <= loop.time():
@@ -198,6 +201,8 @@ class Environments:
                 await self._staging.make_room(await asyncio.to_thread(installed_bytes, folder))
                 await install(folder, partial)
                 await try_zygote("", str(partial))
+            if path.exists():  # it couldn't be set aside before
+                self._aside.append(self._set_aside(environment.key))
             await asyncio.to_thread(partial.rename, path)
         except OSError as error:
             code = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED
@@ -206,6 +211,7 @@ class Environments:
             self._staging.let_go(name)
             await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
             await asyncio.to_thread(shutil.rmtree, self._staging.folder(name), ignore_errors=True)
+            await self._remove_aside()
         took_s = time.monotonic() - began_s
         self._tell("environment.built", f"{_named(environment)} is ready after {took_s:.1f} s")
 
@@ -235,10 +241,18 @@ class Environments:
     async def _drop(self, key: str) -> None:
         self._ready.discard(key)
         self._step(EnvironmentChanged(key, None))
-        gone = self._root / f"{_PARTIAL}{time.monotonic_ns()}"  # it may be built again meanwhile
+        await asyncio.to_thread(shutil.rmtree, self._set_aside(key), ignore_errors=True)
+
+    def _set_aside(self, key: str) -> Path:
+        """Out of the way of the next that is built, at once; removing thousands of files takes its time."""
+        aside = self._root / f"{_PARTIAL}{time.monotonic_ns()}"
         with contextlib.suppress(OSError):
-            self._path(key).rename(gone)
-            await asyncio.to_thread(shutil.rmtree, gone, ignore_errors=True)
+            self._path(key).rename(aside)
+        return aside
+
+    async def _remove_aside(self) -> None:
+        while self._aside:
+            await asyncio.to_thread(shutil.rmtree, self._aside.pop(), ignore_errors=True)
 
     def _path(self, key: str) -> Path:
         return self._root / (hashlib.sha256(key.encode()).hexdigest() if key.startswith("/") else key)
