@@ -360,6 +360,33 @@ def test_a_doubted_environment_that_nobody_wants_is_gone(node: Node) -> None:
     assert node.said[-1] == EnvironmentChanged(environment.key, None)
 
 
+async def unwanted_during_the_first(node: Node, *wanted: Environment) -> list[str]:
+    """What is tried where all of them are wanted until the first is being tried; each fails."""
+    tried = []
+
+    async def never_starts(python: str, _: str) -> None:
+        tried.append(python)
+        node.environments.want([])
+        raise UnderstudyError(Code.LOAD_FAILED, "it never starts")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "try_zygote", never_starts)
+        node.environments.want(wanted)
+        running = asyncio.create_task(node.environments.run())
+        for _ in range(100):  # more than building all of them takes
+            await asyncio.sleep(0.001)
+        running.cancel()
+    return tried
+
+
+def test_what_is_no_longer_wanted_is_neither_built_nor_reported(node: Node) -> None:
+    wanted = [Environment(python=str(node.folder / name)) for name in "abc"]
+    assert node.runner.run(unwanted_during_the_first(node, *wanted)) == [wanted[0].python]
+    key = wanted[0].key
+    assert node.said == [EnvironmentChanged(key, "it is being built"), EnvironmentChanged(key, None)]
+    assert node.told == []
+
+
 def of_two_mib(node: Node, name: str) -> Environment:
     write_wheel(node.folder / name, name, files={f"{name}.py": "", f"{name}.txt": "x" * 2**21})
     return node.packed(name)

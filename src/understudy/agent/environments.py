@@ -146,18 +146,26 @@ class Environments:
 
     async def run(self) -> None:
         """Until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             self._changed.clear()
             await self._remove_aside()
-            asked = {key: each.environment for key, each in self._asked.items()}
-            for key, environment in (self._wanted | asked).items():
-                if key not in self._ready and self._retry.get(key, (0.0, 0.0))[0] <= loop.time():
-                    await self._try(environment)
+            environment = self._due()
+            if environment is not None:
+                await self._try(environment)
+                continue
             due_s = [at_s for key, (at_s, _) in self._retry.items() if key in self._wanted]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min(due_s, default=None)):
                     await self._changed.wait()
+
+    def _due(self) -> Environment | None:
+        """What is to be built now: what never failed first, then what has waited longest since."""
+        wanted = self._wanted | {key: asked.environment for key, asked in self._asked.items()}
+        due_s = {key: self._retry.get(key, (0.0, 0.0))[0] for key in wanted if key not in self._ready}
+        first = min(due_s, key=lambda key: due_s[key], default=None)
+        if first is None or due_s[first] > asyncio.get_running_loop().time():
+            return None
+        return wanted[first]
 
     async def _try(self, environment: Environment) -> None:
         key = environment.key
@@ -166,18 +174,25 @@ class Environments:
                 self._step(EnvironmentChanged(key, "it is being built"))
             await self._build(environment)
         except UnderstudyError as error:
-            pause_s = min(2 * self._retry.get(key, (0.0, RETRY_S / 2))[1], RETRY_S_MAX)
-            self._retry[key] = (asyncio.get_running_loop().time() + pause_s, pause_s)
-            self._failed[key] = error
-            self._answer(key, error)
-            self._step(EnvironmentChanged(key, error.message))
-            self._tell("environment.failed", f"{_named(environment)}: {error.message}")
+            self._note_failure(environment, error)
         else:
             self._ready.add(key)
             self._failed.pop(key, None)
             self._retry.pop(key, None)
             self._answer(key, None)
             self._step(EnvironmentChanged(key, ""))
+
+    def _note_failure(self, environment: Environment, error: UnderstudyError) -> None:
+        key = environment.key
+        if key not in self._wanted and key not in self._asked:
+            self._step(EnvironmentChanged(key, None))
+            return
+        pause_s = min(2 * self._retry.get(key, (0.0, RETRY_S / 2))[1], RETRY_S_MAX)
+        self._retry[key] = (asyncio.get_running_loop().time() + pause_s, pause_s)
+        self._failed[key] = error
+        self._answer(key, error)
+        self._step(EnvironmentChanged(key, error.message))
+        self._tell("environment.failed", f"{_named(environment)}: {error.message}")
 
     def _forget(self, key: str) -> None:
         """It failed, and nobody wants it any more."""
