@@ -47,7 +47,13 @@ class Node:
         self.staged = LocalArtifacts(place / "staged", self.store, staged_bytes_max)
         self.said: list[EnvironmentChanged] = []
         self.told: list[tuple[str, str]] = []
-        staging = Staging(self.staged, place / "replicas", lambda _: None, self._tell)
+        staging = Staging(
+            self.staged,
+            place / "replicas",
+            lambda _: None,
+            self._tell,
+            spare=lambda: self.environments.drop_oldest(),
+        )
         tuning = AgentTuning(environments_max=environments_max)
         self.root = place / "environments"
         self.environments = Environments(self.root, staging, tuning, self._step, self._tell)

@@ -54,7 +54,6 @@ class Environments:
         self._tuning = tuning
         self._step = step
         self._tell = tell
-        staging.spare = self.drop_oldest
         self._wanted: dict[str, Environment] = {}
         self._is_told = False  # what is wanted; until then nothing goes
         self._asked: dict[str, _Asked] = {}  # by deployments, until they are answered

@@ -72,7 +72,13 @@ class AgentProcess:
         artifacts = LocalArtifacts(
             self._state_dir / "artifacts", store, config.agent.stage_bytes_max, config.disk
         )
-        self._staging = Staging(artifacts, self._state_dir / "replicas", self.step, self._tell)
+        self._staging = Staging(
+            artifacts,
+            self._state_dir / "replicas",
+            self.step,
+            self._tell,
+            spare=lambda: self._environments.drop_oldest(),
+        )
         self._environments = Environments(
             self._state_dir / "environments", self._staging, config.agent, self.step, self._tell
         )
