@@ -125,12 +125,14 @@ class StatusView(msgspec.Struct):
         return self.revision >= 0
 
 
-def from_controller(document: dict[str, Any], address: str) -> StatusView:
+def from_controller(document: Any, address: str) -> StatusView:
     """Raises `ProtocolError` when it isn't a status."""
+    if not isinstance(document, dict):
+        raise _no_status(address, f"expected an object, got {type(document).__name__}")
     return _converted({**document, "source": "controller", "address": address})
 
 
-def from_gateway(document: dict[str, Any], address: str) -> StatusView:
+def from_gateway(document: Any, address: str) -> StatusView:
     """The view of one gateway: what it routes to, not what is planned. Raises `ProtocolError`."""
     try:
         revision = document["revision"]
@@ -144,7 +146,7 @@ def from_gateway(document: dict[str, Any], address: str) -> StatusView:
             "gateways": [{"name": "", "connected": True, "http_address": address, "revision": revision}],
         }
     except (KeyError, TypeError) as error:
-        raise ProtocolError(f"{address} answered with something else than a status: {error}") from error
+        raise _no_status(address, error) from error
     return _converted(whole)
 
 
@@ -152,8 +154,11 @@ def _converted(document: dict[str, Any]) -> StatusView:
     try:
         return msgspec.convert(document, StatusView)
     except msgspec.ValidationError as error:
-        where = document["address"]
-        raise ProtocolError(f"{where} answered with something else than a status: {error}") from error
+        raise _no_status(document["address"], error) from error
+
+
+def _no_status(address: str, why: object) -> ProtocolError:
+    return ProtocolError(f"{address} answered with something else than a status: {why}")
 
 
 def _gateway_node(node: dict[str, Any]) -> dict[str, Any]:

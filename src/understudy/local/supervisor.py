@@ -46,7 +46,8 @@ class Cluster:
         self.config = load_cluster(config_path)
         source = f"from {config_path}"
         self.control = cluster_controllers(self.config, source=source)
-        self.watched = cluster_controllers(self.config, source=source, timeout_s=STATUS_TIMEOUT_S)
+        # The same servers, for who asks again and again and waits for no answer long.
+        self.polled_control = cluster_controllers(self.config, source=source, timeout_s=STATUS_TIMEOUT_S)
         self.logs_dir = Path(self.config.data_dir) / "logs"
         self._claim: Claim | None = None
         names = [("controller", c.name) for c in self.config.controllers]
@@ -132,7 +133,7 @@ class Cluster:
 
     async def status(self) -> StatusView:
         """The controller's view. Raises UNAVAILABLE or TIMEOUT."""
-        return from_controller(await _ask(self.watched, "/v1/status"), self.control.urls[0])
+        return from_controller(await _ask(self.polled_control, "/v1/status"), self.control.urls[0])
 
     async def gateway_status(self, name: str) -> StatusView:
         """One gateway's own view, which needs no controller."""
