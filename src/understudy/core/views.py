@@ -6,14 +6,25 @@ What a gateway can't know is null.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 import msgspec
 
-from understudy.core.lifecycle import CasePhase, ReplicaPhase
+from understudy.core.lifecycle import CasePhase, NodePhase, ReplicaPhase
 from understudy.wire.errors import ProtocolError
 
-OK, DEGRADED, FAILING, DOWN = "ok", "degraded", "failing", "down"
+
+class AppHealth(StrEnum):
+    """An app, as its users feel it. It follows from what is seen at the moment, so it has no table."""
+
+    OK = "ok"  # its full-size variant is ready
+    DEGRADED = "degraded"  # something else answers
+    FAILING = "failing"  # too many users get errors of ours, whatever is ready
+    DOWN = "down"  # nobody answers
+
+
+NODE_LOST = "lost"  # a gateway has no link to it, and can't know its phase
 
 
 class ReplicaView(msgspec.Struct):
@@ -34,7 +45,7 @@ class AppView(msgspec.Struct):
     name: str
     version: int
     criticality: str
-    state: str  # ok | degraded | failing | down
+    state: str  # an `AppHealth`
     serving: str | None  # best variant that is ready; "static" for the declared answer
     full_size: str
     reason: str | None  # why it isn't ok
@@ -60,7 +71,7 @@ class AppView(msgspec.Struct):
 class NodeView(msgspec.Struct):
     name: str
     site: str
-    state: str
+    state: str  # a `NodePhase`, or NODE_LOST
     replicas: int
     memory_mb: float | None = None
     memory_used_mb: float | None = None
@@ -117,7 +128,7 @@ class StatusView(msgspec.Struct):
     def met(self) -> bool:
         """Every app is served by its full-size variant, users get answers, and there is whom to ask."""
         answered = self.has_table and any(g.connected for g in self.gateways)
-        return answered and all(app.state == OK for app in self.apps)
+        return answered and all(app.state == AppHealth.OK for app in self.apps)
 
     @property
     def has_table(self) -> bool:
@@ -162,22 +173,25 @@ def _no_status(address: str, why: object) -> ProtocolError:
 
 
 def _gateway_node(node: dict[str, Any]) -> dict[str, Any]:
-    state = "suspect" if node["suspect"] else "ready" if node["connected"] else "lost"
+    if node["suspect"]:
+        state: str = NodePhase.SUSPECT
+    else:
+        state = NodePhase.READY if node["connected"] else NODE_LOST
     return {**node, "state": state, "replicas": len(node["replicas"])}
 
 
 def _gateway_app(app: dict[str, Any]) -> dict[str, Any]:
     if app["ready"]:
-        state = DEGRADED if app["degraded"] else OK
+        state = AppHealth.DEGRADED if app["degraded"] else AppHealth.OK
     else:
-        state = DEGRADED if app["serving"] == "static" else DOWN
-    failing = app.get("failing", "") if state != DOWN else ""
+        state = AppHealth.DEGRADED if app["serving"] == "static" else AppHealth.DOWN
+    failing = app.get("failing", "") if state != AppHealth.DOWN else ""
     if failing:
-        state = FAILING
+        state = AppHealth.FAILING
     return {
         **app,
         "state": state,
-        "reason": None if state == OK else failing or app["degraded"] or "no replica is ready",
+        "reason": None if state == AppHealth.OK else failing or app["degraded"] or "no replica is ready",
         "protection": None,
         "p50_ms": app["p50_ms"] or None,
         "p99_ms": app["p99_ms"] or None,

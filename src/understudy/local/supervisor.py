@@ -25,7 +25,7 @@ import msgspec
 from understudy.adapters.claims import Claim, claim
 from understudy.adapters.control import Servers, cluster_controllers, cluster_gateways, gateway_access
 from understudy.config import load_cluster
-from understudy.core.views import DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
+from understudy.core.views import AppHealth, ReplicaView, StatusView, from_controller, from_gateway
 from understudy.local.processes import KILL_TIMEOUT_S, RoleProcess
 from understudy.wire.errors import Code, CommandError, UnderstudyError
 from understudy.wire.statuses import STATUSES
@@ -170,7 +170,7 @@ class Cluster:
         Raises TIMEOUT.
         """
         await self.wait_until(
-            lambda views: all(_states(view, apps) <= {OK} for view in views),
+            lambda views: all(_states(view, apps) <= {AppHealth.OK} for view in views),
             timeout_s,
             f"readiness of {', '.join(apps)}",
         )
@@ -286,7 +286,7 @@ class Cluster:
 
 def _states(view: StatusView, apps: Collection[str]) -> set[str]:
     found = {app.name: app.state for app in view.apps}
-    return {found.get(app, DOWN) for app in apps}
+    return {found.get(app, AppHealth.DOWN) for app in apps}
 
 
 def _cannot_start(role: RoleProcess) -> bool:
