@@ -22,6 +22,7 @@ import understudy
 import understudy.agent.environments as module
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
 from understudy.agent.environments import Environments
+from understudy.agent.kept_environments import KeptEnvironments
 from understudy.agent.staging import Staging
 from understudy.cli import wheels
 from understudy.core.agent.events import EnvironmentChanged, Event
@@ -47,16 +48,17 @@ class Node:
         self.staged = LocalArtifacts(place / "staged", self.store, staged_bytes_max)
         self.said: list[EnvironmentChanged] = []
         self.told: list[tuple[str, str]] = []
+        self.root = place / "environments"
+        self.kept = KeptEnvironments(self.root, self._step)
         staging = Staging(
             self.staged,
             place / "replicas",
             lambda _: None,
             self._tell,
-            spare=lambda: self.environments.drop_oldest(),
+            spare=self.kept.drop_oldest,
         )
         tuning = AgentTuning(environments_max=environments_max)
-        self.root = place / "environments"
-        self.environments = Environments(self.root, staging, tuning, self._step, self._tell)
+        self.environments = Environments(self.kept, staging, tuning, self._step, self._tell)
 
     def __enter__(self) -> Self:
         return self
@@ -123,7 +125,7 @@ def refused(node: Node, environment: Environment) -> Iterator[list[str]]:
 
 def run_in(node: Node, environment: Environment, code: str) -> str:
     """What `code` prints where a worker of that environment would run it."""
-    python, folder = node.environments.command(environment.key)
+    python, folder = node.kept.command(environment.key)
     begin = (
         "from understudy.agent import beginning, zygote\n"
         f"zygote.main = lambda: exec({code!r})\n"
@@ -150,7 +152,7 @@ def test_what_is_built_survives_and_what_was_being_built_does_not(node: Node) ->
     node.prepare(environment)
     (node.root / ".partial-half").mkdir()
     again = Node(node.folder)
-    assert again.environments.find() == [environment.key]
+    assert again.kept.find() == [environment.key]
     assert [path.name for path in node.root.iterdir()] == [environment.key]
 
 
@@ -197,7 +199,7 @@ def test_a_package_that_ends_the_interpreter_is_the_environments_failure(node: N
 def test_an_interpreter_of_the_node_is_tried_once_and_remembered(node: Node) -> None:
     environment = Environment(python=sys.executable)
     node.prepare(environment)
-    assert Node(node.folder).environments.find() == [sys.executable]
+    assert Node(node.folder).kept.find() == [sys.executable]
     assert run_in(node, environment, "import sys; print(sys.executable)") == sys.executable
 
 
@@ -405,7 +407,7 @@ def test_environments_that_nobody_wants_go_when_the_disk_is_short_the_longest_un
         wanted, running, used_again, unused = (of_two_mib(node, name) for name in "abcd")
         node.prepare(wanted, running, used_again, unused, used_again)
         node.environments.want([wanted])
-        node.environments.use(frozenset([running.key]))
+        node.kept.use(frozenset([running.key]))
         gone = []
         for name in "efg":
             before = {path.name for path in node.root.iterdir()}
@@ -434,8 +436,8 @@ def test_an_agent_that_was_told_nothing_yet_lets_no_environment_go(node: Node) -
     write_wheel(node.folder / "wheels", "frobnicate")
     node.prepare(node.packed())
     again = Node(node.folder)
-    again.environments.find()
-    assert not node.runner.run(again.environments.drop_oldest())
+    again.kept.find()
+    assert not node.runner.run(again.kept.drop_oldest())
     again.environments.want([])
-    assert node.runner.run(again.environments.drop_oldest())
+    assert node.runner.run(again.kept.drop_oldest())
     assert list(node.root.iterdir()) == []

@@ -5,8 +5,8 @@ have others. They are called phases where ReplicaState and NodeState are message
 drawn from these tables.
 
 Elsewhere is what one machine alone goes by: how a gateway sees a replica and how its breakers stand
-(`core.gateway.lifecycles`), and whether an agent runs (`core.agent.machine`), which goes one way only and needs
-no table. What follows from others' states at the moment has none either (`core.views.AppHealth`).
+(`core.gateway.lifecycles`), and whether an agent runs (`core.agent.machine`), which goes one way only and
+needs no table. What follows from others' states at the moment has none either (`core.views.AppHealth`).
 """
 
 from __future__ import annotations
