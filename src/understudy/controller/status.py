@@ -16,7 +16,7 @@ from understudy.core.lifecycle import CasePhase, NodePhase, ReplicaPhase
 from understudy.core.planning.objective import placements_by_app
 from understudy.core.views import AppHealth
 from understudy.wire.messages import ReplicaState
-from understudy.wire.records import AppVersion, Outcome, Placement, Plan, Role
+from understudy.wire.records import AppVersion, Outcome, Placement, Plan, Role, VariantKey
 
 Observed = list[tuple[str, ReplicaState]]  # replicas of one app, by node
 
@@ -116,7 +116,7 @@ class ClusterStatus(msgspec.Struct):
     apps: list[AppStatus]
     nodes: list[NodeStatus]
     gateways: list[GatewayStatus]
-    quarantined: list[tuple[str, int, str]]
+    quarantined: list[VariantKey]
     quarantines: list[QuarantineStatus]
     warnings: list[str]
 

@@ -13,6 +13,7 @@ import msgspec
 
 from understudy.core.lifecycle import CasePhase, NodePhase, ReplicaPhase
 from understudy.wire.errors import ProtocolError
+from understudy.wire.records import VariantKey
 
 
 class AppHealth(StrEnum):
@@ -120,7 +121,7 @@ class StatusView(msgspec.Struct):
     cluster: str = ""
     leader: str | None = None
     store: StoreView | None = None
-    quarantined: list[tuple[str, int, str]] | None = None  # (app, version, variant)
+    quarantined: list[VariantKey] | None = None
     quarantines: list[QuarantineView] = []
     warnings: list[str] = []
 
