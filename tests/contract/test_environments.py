@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ import understudy
 import understudy.agent.environments as module
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
 from understudy.agent.environments import Environments
+from understudy.agent.kept_environments import KeptEnvironments
 from understudy.agent.staging import Staging
 from understudy.cli import wheels
 from understudy.core.agent.events import EnvironmentChanged, Event
@@ -45,10 +48,17 @@ class Node:
         self.staged = LocalArtifacts(place / "staged", self.store, staged_bytes_max)
         self.said: list[EnvironmentChanged] = []
         self.told: list[tuple[str, str]] = []
-        staging = Staging(self.staged, place / "replicas", lambda _: None, self._tell)
-        tuning = AgentTuning(environments_max=environments_max)
         self.root = place / "environments"
-        self.environments = Environments(self.root, staging, tuning, self._step, self._tell)
+        self.kept = KeptEnvironments(self.root, self._step)
+        staging = Staging(
+            self.staged,
+            place / "replicas",
+            lambda _: None,
+            self._tell,
+            spare=self.kept.drop_oldest,
+        )
+        tuning = AgentTuning(environments_max=environments_max)
+        self.environments = Environments(self.kept, staging, tuning, self._step, self._tell)
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +125,7 @@ def refused(node: Node, environment: Environment) -> Iterator[list[str]]:
 
 def run_in(node: Node, environment: Environment, code: str) -> str:
     """What `code` prints where a worker of that environment would run it."""
-    python, folder = node.environments.command(environment.key)
+    python, folder = node.kept.command(environment.key)
     begin = (
         "from understudy.agent import beginning, zygote\n"
         f"zygote.main = lambda: exec({code!r})\n"
@@ -142,7 +152,7 @@ def test_what_is_built_survives_and_what_was_being_built_does_not(node: Node) ->
     node.prepare(environment)
     (node.root / ".partial-half").mkdir()
     again = Node(node.folder)
-    assert again.environments.find() == [environment.key]
+    assert again.kept.find() == [environment.key]
     assert [path.name for path in node.root.iterdir()] == [environment.key]
 
 
@@ -189,7 +199,7 @@ def test_a_package_that_ends_the_interpreter_is_the_environments_failure(node: N
 def test_an_interpreter_of_the_node_is_tried_once_and_remembered(node: Node) -> None:
     environment = Environment(python=sys.executable)
     node.prepare(environment)
-    assert Node(node.folder).environments.find() == [sys.executable]
+    assert Node(node.folder).kept.find() == [sys.executable]
     assert run_in(node, environment, "import sys; print(sys.executable)") == sys.executable
 
 
@@ -256,6 +266,135 @@ def test_environments_that_nobody_wants_go_when_there_are_too_many(tmp_path: Pat
     assert EnvironmentChanged(found[1].key, None) in node.said
 
 
+async def asked_at_once(
+    node: Node, *asked: Environment, timeout_s: float = 10.0
+) -> list[BaseException | None]:
+    """What each is answered with. Raises TimeoutError if one isn't."""
+    running = asyncio.create_task(node.environments.run())
+    try:
+        async with asyncio.timeout(timeout_s):
+            having = (node.environments.have(environment) for environment in asked)
+            return await asyncio.gather(*having, return_exceptions=True)
+    finally:
+        running.cancel()
+
+
+def test_whoever_asks_is_answered_also_when_more_are_asked_for_than_may_wait(tmp_path: Path) -> None:
+    bad = [Environment(python=str(tmp_path / name)) for name in "abcd"]
+    with Node(tmp_path, environments_max=2) as node:
+        node.environments.want([])
+        answers = [str(answer) for answer in node.runner.run(asked_at_once(node, *bad))]
+        assert all("can't be run" in answer for answer in answers[:2])
+        assert all("2 environments wait to be built here already" in answer for answer in answers[2:])
+        good = [_interpreter(tmp_path, name) for name in "efgh"]
+        for pair in (good[:2], good[2:]):  # what is ready takes no turn of those who wait
+            assert node.runner.run(asked_at_once(node, *pair, *pair)) == [None] * 4
+
+
+def _interpreter(folder: Path, name: str) -> Environment:
+    """Ours by another name."""
+    path = folder / name
+    path.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    path.chmod(0o755)
+    return Environment(python=str(path))
+
+
+class Forgetful(Node):
+    """Wants nothing any more as soon as something fails."""
+
+    def _step(self, event: Event) -> None:
+        super()._step(event)
+        if event.problem and "can't be run" in event.problem:  # type: ignore[union-attr]
+            self.environments.want([])
+
+
+def test_whoever_asked_is_told_of_a_failure_that_nobody_else_wants_to_know_of(tmp_path: Path) -> None:
+    with Forgetful(tmp_path) as node:
+        bad = Environment(python=str(tmp_path / "nothing"))
+        (answer,) = node.runner.run(asked_at_once(node, bad))
+        assert "can't be run" in str(answer)
+        assert node.said[-1] == EnvironmentChanged(bad.key, None)
+
+
+async def doubted(node: Node, environment: Environment) -> list[str]:
+    """It is doubted while it is wanted; where what was removed in the thread of the loop was."""
+    removed_here: list[str] = []
+    remove, here = shutil.rmtree, threading.get_ident()
+
+    def rmtree(path: Path, **how: bool) -> None:
+        if threading.get_ident() == here:
+            removed_here.append(str(path))
+        remove(path, **how)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shutil, "rmtree", rmtree)
+        node.environments.doubt(environment.key)
+        assert not (node.root / environment.key).exists()
+        await asked_at_once(node, environment, timeout_s=60)
+    return removed_here
+
+
+def test_a_doubted_environment_is_built_again_and_its_files_are_removed_in_a_thread(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate")
+    environment = node.packed()
+    node.environments.want([environment])
+    node.prepare(environment)
+    broken = node.root / environment.key / "broken"
+    broken.touch()
+    assert node.runner.run(doubted(node, environment)) == []
+    assert [path.name for path in node.root.iterdir()] == [environment.key]
+    assert not broken.exists()
+    again = ["it no longer starts; it is being built again", "it is being built", ""]
+    assert [each.problem for each in node.said][-3:] == again
+
+
+def test_what_could_not_be_removed_is_in_no_builds_way(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate")
+    environment = node.packed()
+    left = node.root / environment.key / "left"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    node.prepare(environment)
+    assert [path.name for path in node.root.iterdir()] == [environment.key]
+    assert not left.exists()
+
+
+def test_a_doubted_environment_that_nobody_wants_is_gone(node: Node) -> None:
+    write_wheel(node.folder / "wheels", "frobnicate")
+    environment = node.packed()
+    node.prepare(environment)
+    node.environments.want([])
+    node.environments.doubt(environment.key)
+    assert node.said[-1] == EnvironmentChanged(environment.key, None)
+
+
+async def unwanted_during_the_first(node: Node, *wanted: Environment) -> list[str]:
+    """What is tried where all of them are wanted until the first is being tried; each fails."""
+    tried = []
+
+    async def never_starts(python: str, _: str) -> None:
+        tried.append(python)
+        node.environments.want([])
+        raise UnderstudyError(Code.LOAD_FAILED, "it never starts")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "try_zygote", never_starts)
+        node.environments.want(wanted)
+        running = asyncio.create_task(node.environments.run())
+        for _ in range(100):  # more than building all of them takes
+            await asyncio.sleep(0.001)
+        running.cancel()
+    return tried
+
+
+def test_what_is_no_longer_wanted_is_neither_built_nor_reported(node: Node) -> None:
+    wanted = [Environment(python=str(node.folder / name)) for name in "abc"]
+    assert node.runner.run(unwanted_during_the_first(node, *wanted)) == [wanted[0].python]
+    key = wanted[0].key
+    assert node.said == [EnvironmentChanged(key, "it is being built"), EnvironmentChanged(key, None)]
+    assert node.told == []
+
+
 def of_two_mib(node: Node, name: str) -> Environment:
     write_wheel(node.folder / name, name, files={f"{name}.py": "", f"{name}.txt": "x" * 2**21})
     return node.packed(name)
@@ -268,7 +407,7 @@ def test_environments_that_nobody_wants_go_when_the_disk_is_short_the_longest_un
         wanted, running, used_again, unused = (of_two_mib(node, name) for name in "abcd")
         node.prepare(wanted, running, used_again, unused, used_again)
         node.environments.want([wanted])
-        node.environments.use(frozenset([running.key]))
+        node.kept.use(frozenset([running.key]))
         gone = []
         for name in "efg":
             before = {path.name for path in node.root.iterdir()}
@@ -297,8 +436,8 @@ def test_an_agent_that_was_told_nothing_yet_lets_no_environment_go(node: Node) -
     write_wheel(node.folder / "wheels", "frobnicate")
     node.prepare(node.packed())
     again = Node(node.folder)
-    again.environments.find()
-    assert not node.runner.run(again.environments.drop_oldest())
+    again.kept.find()
+    assert not node.runner.run(again.kept.drop_oldest())
     again.environments.want([])
-    assert node.runner.run(again.environments.drop_oldest())
+    assert node.runner.run(again.kept.drop_oldest())
     assert list(node.root.iterdir()) == []

@@ -16,14 +16,17 @@ from understudy.cli.addresses import CONTROL_URL_DEFAULT, GATEWAY_URL_DEFAULT, c
 from understudy.cli.exits import Exit, exit_of
 from understudy.wire.errors import Code, CommandError, UnderstudyError
 
-CONNECTED = b"""{"gateways": [
-    {"connected": true, "http_address": "10.0.0.1:3"},
-    {"connected": true, "http_address": "https://10.0.0.2:3"},
-    {"connected": false, "http_address": "10.0.0.3:3"}
+CONNECTED = b"""{"apps": [], "nodes": [], "revision": 1, "gateways": [
+    {"name": "g1", "revision": 1, "connected": true, "http_address": "10.0.0.1:3"},
+    {"name": "g2", "revision": 1, "connected": true, "http_address": "https://10.0.0.2:3"},
+    {"name": "g3", "revision": 1, "connected": false, "http_address": "10.0.0.3:3"},
+    {"name": "g4", "revision": 0, "connected": true, "http_address": ""}
 ]}"""
 ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
     "/ok": (200, {}, b'{"fine": true}'),
     "/v1/status": (200, {}, CONNECTED),
+    "/list/v1/status": (200, {}, b"[]"),
+    "/other/v1/status": (200, {}, b'{"gateways": [{"connected": true, "http_address": "10.0.0.1:3"}]}'),
     "/empty": (204, {}, b""),
     "/text": (200, {}, b"<html>"),
     "/refused": (409, {}, b'{"error": "digest differs", "code": "artifact-corrupt"}'),
@@ -162,7 +165,8 @@ def test_gateways_are_asked_of_a_controller_where_only_that_is_named(
     assert gateways(None, None, control=control).urls == ("http://10.0.0.1:3", "https://10.0.0.2:3")
     assert gateways("localhost:7", None, control=control).urls == ("http://localhost:7",)
     assert gateways(None, None, control="127.0.0.1:1").urls == (GATEWAY_URL_DEFAULT,)
-    assert gateways(None, None, control=f"{control}/odd").urls == (GATEWAY_URL_DEFAULT,)
+    for no_status in ("odd", "list", "other"):
+        assert gateways(None, None, control=f"{control}/{no_status}").urls == (GATEWAY_URL_DEFAULT,)
 
 
 def test_every_failure_has_an_exit_status() -> None:

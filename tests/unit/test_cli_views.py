@@ -25,7 +25,7 @@ from understudy.controller.status import (
     StoreStatus,
 )
 from understudy.core.questions.records import Held
-from understudy.core.views import from_controller, from_gateway
+from understudy.core.views import AppHealth, from_controller, from_gateway
 from understudy.wire.errors import ProtocolError
 from understudy.wire.records import Outcome, Placement, Role
 
@@ -312,6 +312,14 @@ def test_an_app_that_fails_its_users_is_not_ok_whoever_tells_so() -> None:
     told = {**GATEWAY["apps"][0], "degraded": "", "failing": why}
     view = from_gateway({**GATEWAY, "apps": [told]}, "")
     assert (view.apps[0].state, view.apps[0].reason, view.met) == ("failing", why, False)
+
+
+@pytest.mark.parametrize("health", AppHealth)
+def test_whatever_an_app_is_can_be_shown_and_only_ok_is_ok(health: AppHealth) -> None:
+    told = msgspec.structs.replace(APP, state=health)
+    view = from_controller(msgspec.to_builtins(msgspec.structs.replace(CLUSTER, apps=[told])), "")
+    assert f"1 {health.value}" in shown(status.render(view))
+    assert view.met == (health is AppHealth.OK)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ from controller_world import World, app, primary
 
 from understudy.core.controller import events as ev
 from understudy.core.controller.quarantine import CASE, is_well
+from understudy.core.controller.stored import Quarantined
+from understudy.core.lifecycle import ReplicaPhase
 from understudy.core.planning.plan import PlanInput
 from understudy.settings.controller import ControllerTuning
-from understudy.wire.messages import NodeState, ReplicaState
+from understudy.wire.messages import NodeState, ReplicaState, TargetReplica
 from understudy.wire.records import Placement, Role
 
 FULL, SMALL = ("a", 1, "full"), ("a", 1, "small")
@@ -270,3 +272,13 @@ def test_a_node_is_well_unless_something_speaks_against_it() -> None:
     assert not is_well(NodeState("n1", 1, 1, 1, quarantined=both), "a"), "everything fails there"
     assert is_well(NodeState("n1", 1, 1, 1, (ready,), quarantined=both), "a")
     assert not is_well(NodeState("n1", 1, 1, 1, (ready,), quarantined=(FULL,), trouble=("disk",)), "a")
+
+
+def test_a_variant_is_named_alike_by_whoever_speaks_of_it() -> None:
+    named = [
+        TargetReplica("digits", 3, "forest", Role.PRIMARY),
+        ReplicaState("r1", "digits", 3, "forest", Role.STANDBY, ReplicaPhase.READY),
+        Quarantined("digits", 3, "forest"),
+    ]
+    assert {each.key for each in named} == {("digits", 3, "forest")}
+    assert not any("key" in msgspec.to_builtins(each) for each in named), "it isn't sent twice"

@@ -25,6 +25,7 @@ from understudy.adapters.places import meeting_place
 from understudy.adapters.task_groups import ungrouped
 from understudy.agent.disk import NodeDisk
 from understudy.agent.environments import Environments
+from understudy.agent.kept_environments import KeptEnvironments
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.peers import Peers
 from understudy.agent.remembered import Remembered
@@ -73,10 +74,15 @@ class AgentProcess:
         artifacts = LocalArtifacts(
             self._state_dir / "artifacts", store, config.agent.stage_bytes_max, config.disk
         )
-        self._staging = Staging(artifacts, self._state_dir / "replicas", self.step, self._tell)
-        self._environments = Environments(
-            self._state_dir / "environments", self._staging, config.agent, self.step, self._tell
+        kept = KeptEnvironments(self._state_dir / "environments", self.step)
+        self._staging = Staging(
+            artifacts,
+            self._state_dir / "replicas",
+            self.step,
+            self._tell,
+            spare=kept.drop_oldest,
         )
+        self._environments = Environments(kept, self._staging, config.agent, self.step, self._tell)
         self._workers = Workers(
             config, self._node, self._limits, self._staging, self._environments, self.step, self._spawn
         )
@@ -117,7 +123,7 @@ class AgentProcess:
 
     async def _begin(self) -> None:
         self._workers.zygotes.start()
-        for key in self._environments.find():
+        for key in self._environments.kept.find():
             self.step(ev.EnvironmentChanged(key, ""))
         for digest in self._staging.find():
             self.step(ev.ArtifactStaged(digest))

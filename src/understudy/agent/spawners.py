@@ -40,7 +40,7 @@ class Spawners:
 
     def keep(self, environments: frozenset[str]) -> None:
         """End the zygotes of all others but our own."""
-        self._environments.use(environments)
+        self._environments.kept.use(environments)
         for key in self._by_key.keys() - environments - {OWN}:
             self._spawn(self._by_key.pop(key).close())
 
@@ -67,5 +67,5 @@ class Spawners:
     def _command(self, key: str) -> Callable[[str], list[str]]:
         if not key:
             return lambda socket: [sys.executable, "-P", "-m", "understudy.agent.zygote", socket]
-        python, folder = self._environments.command(key)
+        python, folder = self._environments.kept.command(key)
         return lambda socket: zygote_command(socket, python, folder)

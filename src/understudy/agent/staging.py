@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from understudy.adapters.artifacts import LocalArtifacts, unpack
 from understudy.core.agent.events import ArtifactDropped, ArtifactStaged, Event
@@ -21,7 +22,8 @@ RETRY_S_MAX = 60.0
 class Staging:
     """Drives `LocalArtifacts` in threads and tells the machine what is here.
 
-    `tell` takes (kind, message) of an event for the log.
+    `tell` takes (kind, message) of an event for the log. `spare` lets one thing go, other than a copy, that
+    takes room on the disk; False: there is none left.
     """
 
     def __init__(
@@ -30,21 +32,20 @@ class Staging:
         replicas_dir: Path,
         step: Callable[[Event], None],
         tell: Callable[[str, str], None],
+        spare: Callable[[], Awaitable[bool]],
     ) -> None:
         self._artifacts = artifacts
         self._replicas_dir = replicas_dir
         self._step = step
         self._tell = tell
+        self._spare = spare
         self._wanted: tuple[ArtifactRef, ...] = ()
         self._keep: frozenset[str] = frozenset()
         self._changed = asyncio.Event()
         self._staged: set[str] = set()
         self._complained: set[str] = set()
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # only of what is staged
         self._held: dict[str, str] = {}  # replica -> digest that it is being loaded from
-        self.spare: Callable[[], Awaitable[bool]] = (
-            _nothing  # let one thing go that takes room; False: none left
-        )
 
     def find(self) -> list[str]:
         """Digests that survived from a former life."""
@@ -54,6 +55,7 @@ class Staging:
 
     def want(self, artifacts: tuple[ArtifactRef, ...], keep: frozenset[str]) -> None:
         self._wanted, self._keep = artifacts, keep
+        self._complained &= {ref.digest for ref in artifacts}
         self._changed.set()
 
     async def run(self) -> None:
@@ -121,7 +123,7 @@ class Staging:
             for digest in await asyncio.to_thread(self._artifacts.make_room, bytes_more, self._kept):
                 self._forget(digest)
             while await asyncio.to_thread(self._artifacts.lacks_room, bytes_more):
-                if not await self.spare():
+                if not await self._spare():
                     break
 
     def let_go(self, replica: str) -> None:
@@ -159,7 +161,8 @@ class Staging:
         return True
 
     async def _stage(self, ref: ArtifactRef) -> None:
-        async with self._locks.setdefault(ref.digest, asyncio.Lock()):
+        lock = self._locks.setdefault(ref.digest, asyncio.Lock())
+        async with lock:
             if ref.digest in self._staged:
                 return
             await self.make_room(ref.size_bytes)
@@ -173,7 +176,3 @@ class Staging:
         if digest in self._staged:
             self._staged.discard(digest)
             self._step(ArtifactDropped(digest))
-
-
-async def _nothing() -> bool:
-    return False

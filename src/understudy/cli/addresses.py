@@ -6,6 +6,7 @@ from pathlib import Path
 
 from understudy.adapters.control import OPEN_ACCESS, Access, Servers, cluster_controllers, cluster_gateways
 from understudy.config import load_cluster
+from understudy.core.views import from_controller
 from understudy.wire.errors import UnderstudyError
 
 CONTROL_URL_DEFAULT = "http://127.0.0.1:8090"
@@ -37,10 +38,10 @@ def gateways(
 
 
 def _connected_to(control: str) -> list[str]:
-    """None where no controller answers: gateways serve on without it."""
+    """None where no controller answers with a status: gateways serve on without it."""
     server = Servers([control], "controller", "given by --url or UNDERSTUDY_URL", CONNECTED_TIMEOUT_S)
     try:
-        found = server.get("/v1/status").get("gateways", [])
-        return sorted({g["http_address"] for g in found if g["connected"] and g["http_address"]})
-    except (UnderstudyError, AttributeError, KeyError, TypeError):
+        found = from_controller(server.get("/v1/status"), control).gateways
+    except UnderstudyError:
         return []
+    return sorted({gateway.http_address for gateway in found if gateway.connected and gateway.http_address})

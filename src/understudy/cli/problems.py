@@ -52,12 +52,12 @@ class KnownProblems:
                     self.add(role, sentence)
             if time.monotonic() > look_s:
                 look_s = time.monotonic() + STORE_INTERVAL_S
-                self._look_at_store(await asyncio.to_thread(_store, cluster.watched))
+                self._look_at_store(await asyncio.to_thread(_store, cluster.polled_control))
             sentences = [s[:SENTENCE_LENGTH_MAX] for of, s in self.by_source.items() if of != STORE]
             now = tuple(sentences[:SENTENCES_MAX])
             if now != self._reported or (now and time.monotonic() > due_s):
                 due_s = time.monotonic() + REPEAT_S
-                if await asyncio.to_thread(_report, cluster.watched, now):
+                if await asyncio.to_thread(_report, cluster.polled_control, now):
                     self._reported = now
             await asyncio.sleep(LOOK_INTERVAL_S)
 

@@ -14,17 +14,7 @@ from understudy.adapters.control import Servers
 from understudy.cli.output import Output
 from understudy.cli.tables import name, one_line, shortened, table
 from understudy.core.lifecycle import NodePhase
-from understudy.core.views import (
-    DEGRADED,
-    DOWN,
-    FAILING,
-    OK,
-    AppView,
-    NodeView,
-    StatusView,
-    from_controller,
-    from_gateway,
-)
+from understudy.core.views import AppHealth, AppView, NodeView, StatusView, from_controller, from_gateway
 from understudy.wire.errors import Code, CommandError, UnderstudyError
 from understudy.wire.records import ONE_AT_A_TIME
 
@@ -33,11 +23,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WATCH_INTERVAL_S = 0.5
-STYLES = {
-    OK: "green",
-    DEGRADED: "yellow",
-    FAILING: "bold red",
-    DOWN: "bold red",
+STYLES: dict[str, str] = {
+    AppHealth.OK: "green",
+    AppHealth.DEGRADED: "yellow",
+    AppHealth.FAILING: "bold red",
+    AppHealth.DOWN: "bold red",
     NodePhase.READY: "green",
     NodePhase.DEAD: "bold red",
 }
@@ -108,7 +98,7 @@ def render(view: StatusView) -> RenderableType:
 
 def _head(view: StatusView) -> Text:
     head = Text.assemble((view.cluster or "cluster", "bold"), f"  revision {view.revision}")
-    for state in (OK, DEGRADED, FAILING, DOWN):
+    for state in AppHealth:
         number = sum(app.state == state for app in view.apps)
         if number:
             head.append(f"  {number} {state}", style=STYLES[state])

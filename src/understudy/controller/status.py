@@ -13,13 +13,13 @@ from understudy.core.controller.nodes import ANSWERING, Node
 from understudy.core.controller.quarantine import Case
 from understudy.core.lifecycle import CasePhase, NodePhase, ReplicaPhase
 from understudy.core.planning.objective import placements_by_app
+from understudy.core.views import AppHealth
 from understudy.wire.messages import ReplicaState
-from understudy.wire.records import AppVersion, Outcome, Placement, Plan, Role
+from understudy.wire.records import AppVersion, Outcome, Placement, Plan, Role, VariantKey
 
 Observed = list[tuple[str, ReplicaState]]  # replicas of one app, by node
 
 RECOVERED_SHOWN_MAX = 10
-OK, DEGRADED, FAILING, DOWN = "ok", "degraded", "failing", "down"
 
 
 class StoreStatus(msgspec.Struct):
@@ -55,9 +55,7 @@ class AppStatus(msgspec.Struct):
     version: int
     criticality: str
     weight: float
-    # ok: full-size variant ready; degraded: something else answers; down: nobody does
-    # failing: too many users get errors of ours, whatever is ready
-    state: str
+    state: str  # an `AppHealth`
     serving: str | None  # best variant that is ready; "static" for the declared answer; None: nobody
     full_size: str
     reason: str | None  # why it is not ok
@@ -117,7 +115,7 @@ class ClusterStatus(msgspec.Struct):
     apps: list[AppStatus]
     nodes: list[NodeStatus]
     gateways: list[GatewayStatus]
-    quarantined: list[tuple[str, int, str]]
+    quarantined: list[VariantKey]
     quarantines: list[QuarantineStatus]
     warnings: list[str]
 
@@ -193,10 +191,9 @@ def _app(
     seen = traffic.app(app.app)
     primaries = [p for p in placements if p.role is Role.PRIMARY]
     standby = _standby(placements, outcomes)
-    state = OK if serving == app.full_size.name else DEGRADED if serving else DOWN
     failing = traffic.failing(app.app) if serving else ""
-    if failing:
-        state = FAILING
+    state = _health(app, serving, failing)
+    reason = failing or _reason(app, plan, replicas, machine.planning.running)
     return AppStatus(
         name=app.app,
         version=app.version,
@@ -205,7 +202,7 @@ def _app(
         state=state,
         serving=serving,
         full_size=app.full_size.name,
-        reason=None if state == OK else failing or _reason(app, plan, replicas, machine.planning.running),
+        reason=None if state == AppHealth.OK else reason,
         primary_nodes=[p.node for p in primaries],
         primary_variant=primaries[0].variant if primaries else None,
         standby=standby,
@@ -218,6 +215,14 @@ def _app(
         p99_ms=seen.p99_ms,
         batching={variant.name: variant.batching for variant in app.variants},
     )
+
+
+def _health(app: AppVersion, serving: str | None, failing: str) -> AppHealth:
+    if not serving:
+        return AppHealth.DOWN
+    if failing:
+        return AppHealth.FAILING
+    return AppHealth.OK if serving == app.full_size.name else AppHealth.DEGRADED
 
 
 def _replicas(observed: Observed, machine: ControllerMachine) -> list[ReplicaStatus]:

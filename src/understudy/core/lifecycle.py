@@ -3,6 +3,10 @@
 The values are what travels and what people are shown; messages hold them as text, because a newer peer may
 have others. They are called phases where ReplicaState and NodeState are messages. Diagrams in the docs are
 drawn from these tables.
+
+Elsewhere is what one machine alone goes by: how a gateway sees a replica and how its breakers stand
+(`core.gateway.lifecycles`), and whether an agent runs (`core.agent.machine`), which goes one way only and
+needs no table. What follows from others' states at the moment has none either (`core.views.AppHealth`).
 """
 
 from __future__ import annotations

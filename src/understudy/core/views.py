@@ -6,14 +6,26 @@ What a gateway can't know is null.
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 import msgspec
 
-from understudy.core.lifecycle import CasePhase, ReplicaPhase
+from understudy.core.lifecycle import CasePhase, NodePhase, ReplicaPhase
 from understudy.wire.errors import ProtocolError
+from understudy.wire.records import VariantKey
 
-OK, DEGRADED, FAILING, DOWN = "ok", "degraded", "failing", "down"
+
+class AppHealth(StrEnum):
+    """An app, as its users feel it. It follows from what is seen at the moment, so it has no table."""
+
+    OK = "ok"  # its full-size variant is ready
+    DEGRADED = "degraded"  # something else answers
+    FAILING = "failing"  # too many users get errors of ours, whatever is ready
+    DOWN = "down"  # nobody answers
+
+
+NODE_LOST = "lost"  # a gateway has no link to it, and can't know its phase
 
 
 class ReplicaView(msgspec.Struct):
@@ -34,7 +46,7 @@ class AppView(msgspec.Struct):
     name: str
     version: int
     criticality: str
-    state: str  # ok | degraded | failing | down
+    state: str  # an `AppHealth`
     serving: str | None  # best variant that is ready; "static" for the declared answer
     full_size: str
     reason: str | None  # why it isn't ok
@@ -60,7 +72,7 @@ class AppView(msgspec.Struct):
 class NodeView(msgspec.Struct):
     name: str
     site: str
-    state: str
+    state: str  # a `NodePhase`, or NODE_LOST
     replicas: int
     memory_mb: float | None = None
     memory_used_mb: float | None = None
@@ -109,7 +121,7 @@ class StatusView(msgspec.Struct):
     cluster: str = ""
     leader: str | None = None
     store: StoreView | None = None
-    quarantined: list[tuple[str, int, str]] | None = None  # (app, version, variant)
+    quarantined: list[VariantKey] | None = None
     quarantines: list[QuarantineView] = []
     warnings: list[str] = []
 
@@ -117,7 +129,7 @@ class StatusView(msgspec.Struct):
     def met(self) -> bool:
         """Every app is served by its full-size variant, users get answers, and there is whom to ask."""
         answered = self.has_table and any(g.connected for g in self.gateways)
-        return answered and all(app.state == OK for app in self.apps)
+        return answered and all(app.state == AppHealth.OK for app in self.apps)
 
     @property
     def has_table(self) -> bool:
@@ -125,12 +137,14 @@ class StatusView(msgspec.Struct):
         return self.revision >= 0
 
 
-def from_controller(document: dict[str, Any], address: str) -> StatusView:
+def from_controller(document: Any, address: str) -> StatusView:
     """Raises `ProtocolError` when it isn't a status."""
+    if not isinstance(document, dict):
+        raise _no_status(address, f"expected an object, got {type(document).__name__}")
     return _converted({**document, "source": "controller", "address": address})
 
 
-def from_gateway(document: dict[str, Any], address: str) -> StatusView:
+def from_gateway(document: Any, address: str) -> StatusView:
     """The view of one gateway: what it routes to, not what is planned. Raises `ProtocolError`."""
     try:
         revision = document["revision"]
@@ -144,7 +158,7 @@ def from_gateway(document: dict[str, Any], address: str) -> StatusView:
             "gateways": [{"name": "", "connected": True, "http_address": address, "revision": revision}],
         }
     except (KeyError, TypeError) as error:
-        raise ProtocolError(f"{address} answered with something else than a status: {error}") from error
+        raise _no_status(address, error) from error
     return _converted(whole)
 
 
@@ -152,27 +166,33 @@ def _converted(document: dict[str, Any]) -> StatusView:
     try:
         return msgspec.convert(document, StatusView)
     except msgspec.ValidationError as error:
-        where = document["address"]
-        raise ProtocolError(f"{where} answered with something else than a status: {error}") from error
+        raise _no_status(document["address"], error) from error
+
+
+def _no_status(address: str, why: object) -> ProtocolError:
+    return ProtocolError(f"{address} answered with something else than a status: {why}")
 
 
 def _gateway_node(node: dict[str, Any]) -> dict[str, Any]:
-    state = "suspect" if node["suspect"] else "ready" if node["connected"] else "lost"
+    if node["suspect"]:
+        state: str = NodePhase.SUSPECT
+    else:
+        state = NodePhase.READY if node["connected"] else NODE_LOST
     return {**node, "state": state, "replicas": len(node["replicas"])}
 
 
 def _gateway_app(app: dict[str, Any]) -> dict[str, Any]:
     if app["ready"]:
-        state = DEGRADED if app["degraded"] else OK
+        state = AppHealth.DEGRADED if app["degraded"] else AppHealth.OK
     else:
-        state = DEGRADED if app["serving"] == "static" else DOWN
-    failing = app.get("failing", "") if state != DOWN else ""
+        state = AppHealth.DEGRADED if app["serving"] == "static" else AppHealth.DOWN
+    failing = app.get("failing", "") if state != AppHealth.DOWN else ""
     if failing:
-        state = FAILING
+        state = AppHealth.FAILING
     return {
         **app,
         "state": state,
-        "reason": None if state == OK else failing or app["degraded"] or "no replica is ready",
+        "reason": None if state == AppHealth.OK else failing or app["degraded"] or "no replica is ready",
         "protection": None,
         "p50_ms": app["p50_ms"] or None,
         "p99_ms": app["p99_ms"] or None,

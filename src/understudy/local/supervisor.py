@@ -25,7 +25,7 @@ import msgspec
 from understudy.adapters.claims import Claim, claim
 from understudy.adapters.control import Servers, cluster_controllers, cluster_gateways, gateway_access
 from understudy.config import load_cluster
-from understudy.core.views import DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
+from understudy.core.views import AppHealth, ReplicaView, StatusView, from_controller, from_gateway
 from understudy.local.processes import KILL_TIMEOUT_S, RoleProcess
 from understudy.wire.errors import Code, CommandError, UnderstudyError
 from understudy.wire.statuses import STATUSES
@@ -46,7 +46,8 @@ class Cluster:
         self.config = load_cluster(config_path)
         source = f"from {config_path}"
         self.control = cluster_controllers(self.config, source=source)
-        self.watched = cluster_controllers(self.config, source=source, timeout_s=STATUS_TIMEOUT_S)
+        # The same servers, for who asks again and again and waits for no answer long.
+        self.polled_control = cluster_controllers(self.config, source=source, timeout_s=STATUS_TIMEOUT_S)
         self.logs_dir = Path(self.config.data_dir) / "logs"
         self._claim: Claim | None = None
         names = [("controller", c.name) for c in self.config.controllers]
@@ -132,7 +133,7 @@ class Cluster:
 
     async def status(self) -> StatusView:
         """The controller's view. Raises UNAVAILABLE or TIMEOUT."""
-        return from_controller(await _ask(self.watched, "/v1/status"), self.control.urls[0])
+        return from_controller(await _ask(self.polled_control, "/v1/status"), self.control.urls[0])
 
     async def gateway_status(self, name: str) -> StatusView:
         """One gateway's own view, which needs no controller."""
@@ -169,7 +170,7 @@ class Cluster:
         Raises TIMEOUT.
         """
         await self.wait_until(
-            lambda views: all(_states(view, apps) <= {OK} for view in views),
+            lambda views: all(_states(view, apps) <= {AppHealth.OK} for view in views),
             timeout_s,
             f"readiness of {', '.join(apps)}",
         )
@@ -285,7 +286,7 @@ class Cluster:
 
 def _states(view: StatusView, apps: Collection[str]) -> set[str]:
     found = {app.name: app.state for app in view.apps}
-    return {found.get(app, DOWN) for app in apps}
+    return {found.get(app, AppHealth.DOWN) for app in apps}
 
 
 def _cannot_start(role: RoleProcess) -> bool:

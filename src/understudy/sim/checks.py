@@ -17,7 +17,7 @@ from understudy.settings.gateway import GatewayTuning
 from understudy.sim.clock import Process
 from understudy.sim.scenario import BAD_CLIENT
 from understudy.sim.workers import SimWorker
-from understudy.wire.records import RouteTable
+from understudy.wire.records import RouteTable, VariantKey
 
 if TYPE_CHECKING:
     from understudy.sim.gateways import ClientRequest, WorkerLink
@@ -44,7 +44,7 @@ class Checks:
         self._world = world
         self._settings: GatewayTuning = world.config.gateway
         self._asked: dict[App, deque[float]] = {}  # when, in the gateway's time
-        self._deaths: Counter[tuple[tuple[str, int, str], str]] = Counter()
+        self._deaths: Counter[tuple[VariantKey, str]] = Counter()
         self._retried: dict[App, deque[float]] = {}
 
     def that(self, holds: bool, what: str) -> None:
@@ -69,11 +69,11 @@ class Checks:
         lacking = [app.app for app in held.apps if versions.get(app.app, 0) < app.version]
         self.that(not lacking, f"{receiver} holds {', '.join(lacking)}, and is sent a table that knows less")
 
-    def died(self, node: SimNode, what: tuple[str, int, str]) -> None:
+    def died(self, node: SimNode, what: VariantKey) -> None:
         """A worker that was loading or had loaded `what`."""
         self._deaths[(what, node.name)] += 1
 
-    def quarantined(self, what: tuple[str, int, str], nodes: int) -> None:
+    def quarantined(self, what: VariantKey, nodes: int) -> None:
         """By a controller that sees `nodes` of them. A full disk is no evidence."""
         count = self._world.config.agent.crash_loop_count
         witnesses = [node for (of, node), deaths in self._deaths.items() if of == what and deaths >= count]

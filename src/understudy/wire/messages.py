@@ -42,6 +42,7 @@ from understudy.wire.records import (
     Role,
     RouteTable,
     TensorSpec,
+    VariantKey,
 )
 
 PROTOCOL = 1
@@ -255,6 +256,10 @@ class ReplicaState(msgspec.Struct, frozen=True):
     activation: str = ""  # key of the contingency that created it
     detail: str = ""
 
+    @property
+    def key(self) -> VariantKey:
+        return self.app, self.version, self.variant
+
 
 class NodeState(msgspec.Struct):
     """Everything on a node. Sent whole, at once after each change and after each Hello."""
@@ -265,7 +270,7 @@ class NodeState(msgspec.Struct):
     target_revision: int
     replicas: tuple[ReplicaState, ...] = ()
     staged: tuple[str, ...] = ()  # digests
-    quarantined: tuple[tuple[str, int, str], ...] = ()  # what crashes again and again here
+    quarantined: tuple[VariantKey, ...] = ()  # what crashes again and again here
     memory_used_mb: float = 0.0
     blank_workers: int = 0
     killed: tuple[str, ...] = ()  # workers that the agent has ended lately, so no request is to blame
@@ -305,6 +310,10 @@ class TargetReplica(msgspec.Struct, frozen=True):
     variant: str
     role: Role
 
+    @property
+    def key(self) -> VariantKey:
+        return self.app, self.version, self.variant
+
 
 class Target(msgspec.Struct):
     """What one node shall run. Replaces the node's former target if `revision` is not older."""
@@ -315,7 +324,7 @@ class Target(msgspec.Struct):
     contingencies: tuple[Contingency, ...] = ()
     stage: tuple[ArtifactRef, ...] = ()
     released: tuple[str, ...] = ()  # activation keys that are no longer needed
-    quarantined: tuple[tuple[str, int, str], ...] = ()
+    quarantined: tuple[VariantKey, ...] = ()
     removed: tuple[Removal, ...] = ()  # as in a route table, to be remembered
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+VariantKey = tuple[str, int, str]  # (app, version, variant)
+
 
 class Criticality(StrEnum):
     """What an app is worth when room or time is short."""
@@ -343,7 +345,7 @@ class RouteTable(msgspec.Struct, frozen=True):
     apps: tuple[AppVersion, ...] = ()
     contingencies: tuple[Contingency, ...] = ()
     placements: tuple[Placement, ...] = ()
-    quarantined: tuple[tuple[str, int, str], ...] = ()  # (app, version, variant)
+    quarantined: tuple[VariantKey, ...] = ()
     cluster: str = ""
     previous: tuple[AppVersion, ...] = ()  # the version before, of apps that may be answered by it
     removed: tuple[Removal, ...] | None = None  # the newest removals; None: whatever is absent is removed

@@ -9,13 +9,14 @@ from understudy.core.agent.environments import RETRY_S, Environments
 from understudy.core.agent.outbox import Outbox
 from understudy.core.agent.pools import Pools
 from understudy.core.agent.replicas import Replica, limit_mb, load_timeout_s
-from understudy.core.agent.restarts import Blame, Cause, Key, blame
+from understudy.core.agent.restarts import Blame, Cause, blame
 from understudy.core.agent.roster import Roster
 from understudy.core.agent.unbatched import Unbatched
 from understudy.core.lifecycle import ReplicaPhase
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
+from understudy.wire.records import VariantKey
 
 
 class Loading:
@@ -28,7 +29,7 @@ class Loading:
         self._tuning = tuning
         self._out = out
 
-    def start(self, replica: Replica, quarantined: Collection[Key], now: float) -> None:
+    def start(self, replica: Replica, quarantined: Collection[VariantKey], now: float) -> None:
         """Reserve its memory, if there is any; a blank worker is then the next thing that it needs."""
         if replica.wanted is None:
             self._roster.release(replica, now)

@@ -26,7 +26,7 @@ from understudy.core.agent.outbox import Outbox
 from understudy.core.agent.place import Place
 from understudy.core.agent.pools import Pools
 from understudy.core.agent.replicas import Replica
-from understudy.core.agent.restarts import CrashHistory, Key
+from understudy.core.agent.restarts import CrashHistory
 from understudy.core.agent.roster import Roster
 from understudy.core.agent.unbatched import Unbatched
 from understudy.core.agent.watch import Watch
@@ -34,6 +34,7 @@ from understudy.core.lifecycle import ReplicaPhase, WorkerPhase
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.agent import AgentTuning
 from understudy.wire.messages import Activated, Loaded, NodeState, Target
+from understudy.wire.records import VariantKey
 
 PROOFS_TOLD_S = 10.0  # how long a published state is left as it is while only the age of proofs changes
 
@@ -249,7 +250,7 @@ class AgentMachine:
             self._zygotes = needed
             self._out.add(ev.KeepZygotes(needed))
 
-    def _match(self, quarantined: frozenset[Key]) -> None:
+    def _match(self, quarantined: frozenset[VariantKey]) -> None:
         target = self._orders.target
         if target is not None:
             self._roster.lift(quarantined, self._now)

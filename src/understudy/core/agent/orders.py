@@ -8,12 +8,12 @@ from understudy.core.agent.environments import wanted as environments_of
 from understudy.core.agent.outbox import Outbox
 from understudy.core.agent.progressive import Activation, plan_activation, wanted_replicas
 from understudy.core.agent.replicas import Wanted
-from understudy.core.agent.restarts import CrashHistory, Key
+from understudy.core.agent.restarts import CrashHistory
 from understudy.core.agent.roster import Roster
 from understudy.core.lifecycle import ReplicaPhase
 from understudy.settings.agent import AgentTuning
 from understudy.wire.messages import Target
-from understudy.wire.records import AppVersion, Contingency
+from understudy.wire.records import AppVersion, Contingency, VariantKey
 
 
 class Orders:
@@ -44,7 +44,7 @@ class Orders:
     def revision(self) -> int:
         return self.target.revision if self.target else 0
 
-    def quarantined(self, now: float) -> frozenset[Key]:
+    def quarantined(self, now: float) -> frozenset[VariantKey]:
         listed = self.target.quarantined if self.target else ()
         return frozenset(self._history.paused(now) + listed)
 
@@ -70,7 +70,7 @@ class Orders:
                 self._out.tell("target.misunderstood", message, r.app)
         for app, version, variant in self._history.acknowledge(frozenset(target.quarantined)):
             self._out.tell("quarantine.lifted", f"{variant} of version {version} may run again", app)
-        wanted = {(r.app, r.version, r.variant) for r in target.replicas}
+        wanted = {r.key for r in target.replicas}
         for key, activation in list(self._activations.items()):
             final = (activation.app.app, activation.app.version, activation.contingency.variant)
             if key in target.released or final in wanted:

@@ -11,11 +11,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from understudy.core.agent.replicas import Replica, Wanted
-from understudy.core.agent.restarts import Key
 from understudy.core.lifecycle import ReplicaPhase
 from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.wire.messages import Target
-from understudy.wire.records import AppVersion, Contingency, Role
+from understudy.wire.records import AppVersion, Contingency, Role, VariantKey
 
 
 class Activation(msgspec.Struct, frozen=True):
@@ -56,7 +55,7 @@ def plan_activation(
     apps: Collection[AppVersion],
     *,
     here: Collection[str],
-    quarantined: Collection[Key],
+    quarantined: Collection[VariantKey],
     free_mb: float,
     skip_ms: float,
 ) -> Activation | str:

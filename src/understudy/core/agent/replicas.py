@@ -10,12 +10,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from understudy.core.agent.restarts import Key
 from understudy.core.agent.vitality import Vitality
 from understudy.core.lifecycle import REPLICA, ReplicaPhase, advance
 from understudy.settings.agent import AgentTuning
 from understudy.wire.messages import ReplicaState
-from understudy.wire.records import AppVersion, Role, Variant
+from understudy.wire.records import AppVersion, Role, Variant, VariantKey
 
 LOADED = (ReplicaPhase.READY, ReplicaPhase.FAILING)
 # These occupy memory.
@@ -42,7 +41,7 @@ class Wanted:
     brief: bool = False  # answers until a larger variant is ready: to be loaded quickly above all
 
     @property
-    def key(self) -> Key:
+    def key(self) -> VariantKey:
         return (self.app.app, self.app.version, self.variant.name)
 
 
@@ -55,7 +54,7 @@ class Replica:
     """
 
     id: str
-    key: Key
+    key: VariantKey
     wanted: Wanted | None
     state: ReplicaPhase = ReplicaPhase.BACKOFF
     worker: str = ""  # the process that carries it now, if any
@@ -147,7 +146,7 @@ class Match:
 def match(wanted: Iterable[Wanted], replicas: Iterable[Replica]) -> Match:
     """Give each wanted replica an existing one of its key, the most useful first, and relabel that."""
     result = Match()
-    free: dict[Key, list[Replica]] = {}
+    free: dict[VariantKey, list[Replica]] = {}
     for replica in sorted(replicas, key=lambda r: _KEEP_ORDER.index(r.state)):
         free.setdefault(replica.key, []).append(replica)
     for wish in wanted:

@@ -15,8 +15,7 @@ from enum import StrEnum
 
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
-
-Key = tuple[str, int, str]  # app, version, variant
+from understudy.wire.records import VariantKey
 
 CRASHES_REMEMBERED_MIN = 32  # per variant; enough for the delay to reach its maximum
 
@@ -66,19 +65,19 @@ class CrashHistory:
     def __init__(self, tuning: AgentTuning) -> None:
         self._tuning = tuning
         self._window_s = tuning.crash_loop_window_s
-        self._crashes: dict[Key, deque[tuple[float, Blame]]] = {}
-        self._loops: dict[Key, Loop] = {}
+        self._crashes: dict[VariantKey, deque[tuple[float, Blame]]] = {}
+        self._loops: dict[VariantKey, Loop] = {}
 
     @property
-    def looping(self) -> tuple[Key, ...]:
+    def looping(self) -> tuple[VariantKey, ...]:
         """Variants that crash again and again here, on trial or not; until they are loaded."""
         return tuple(sorted(key for key, loop in self._loops.items() if loop.loaded_s == -math.inf))
 
-    def paused(self, now: float) -> tuple[Key, ...]:
+    def paused(self, now: float) -> tuple[VariantKey, ...]:
         """Those of them that are not to be started now."""
         return tuple(sorted(key for key, loop in self._loops.items() if loop.retry_at_s > now))
 
-    def pause_left_s(self, key: Key, now: float) -> float:
+    def pause_left_s(self, key: VariantKey, now: float) -> float:
         loop = self._loops.get(key)
         return max(loop.retry_at_s - now, 0.0) if loop is not None else 0.0
 
@@ -87,7 +86,7 @@ class CrashHistory:
         waiting = (loop.retry_at_s for loop in self._loops.values() if loop.retry_at_s > now)
         return min(waiting, default=math.inf)
 
-    def note(self, key: Key, now: float, jitter: float, whose: Blame = Blame.VARIANT) -> float | None:
+    def note(self, key: VariantKey, now: float, jitter: float, whose: Blame = Blame.VARIANT) -> float | None:
         """Count a crash. Seconds to wait before the next start; None: the variant is paused.
 
         `jitter` is a random number in [-1, 1].
@@ -108,7 +107,7 @@ class CrashHistory:
                 return None
         return self.delay_s(len(crashes), jitter)
 
-    def _pause(self, key: Key, now: float) -> None:
+    def _pause(self, key: VariantKey, now: float) -> None:
         loop = self._loops.setdefault(key, Loop())
         if loop.retry_at_s > now:
             return  # another of its replicas
@@ -128,7 +127,7 @@ class CrashHistory:
         delay_ms = min(self._tuning.backoff_ms * 2.0 ** (crashes - 2), self._tuning.backoff_ms_max)
         return delay_ms / 1000 * (1 + jitter * self._tuning.backoff_jitter_fraction)
 
-    def loaded(self, key: Key, now: float) -> bool:
+    def loaded(self, key: VariantKey, now: float) -> bool:
         """It answers. Whether that ends a loop; should it crash again soon, its pause will be longer."""
         loop = self._loops.get(key)
         if loop is None or loop.loaded_s > -math.inf:
@@ -136,7 +135,7 @@ class CrashHistory:
         loop.loaded_s = now
         return True
 
-    def acknowledge(self, listed: frozenset[Key]) -> list[Key]:
+    def acknowledge(self, listed: frozenset[VariantKey]) -> list[VariantKey]:
         """Take over the controller's list of quarantined variants; the variants that it has lifted."""
         lifted = [key for key, loop in self._loops.items() if loop.known and key not in listed]
         for key in lifted:

@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterable, Iterator
 from understudy.core.agent import events as ev
 from understudy.core.agent.outbox import Outbox
 from understudy.core.agent.replicas import LIVE, LOADED, Replica, Wanted, match, still_needed
-from understudy.core.agent.restarts import Blame, Cause, CrashHistory, Key
+from understudy.core.agent.restarts import Blame, Cause, CrashHistory
 from understudy.core.lifecycle import ReplicaPhase
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
 from understudy.wire.messages import Loaded
+from understudy.wire.records import VariantKey
 
 _DRAIN_GRACE_S = 0.5  # beyond the worker's own drain timeout, before it is killed
 
@@ -74,7 +75,7 @@ class Roster:
             if not still_needed(replica, result.kept):
                 self.release(replica, now)
 
-    def lift(self, quarantined: Collection[Key], now: float) -> None:
+    def lift(self, quarantined: Collection[VariantKey], now: float) -> None:
         """The quarantine of all others was lifted, or its pause is over. What is still wanted starts anew."""
         for replica in [r for r in self._replicas if r.state == ReplicaPhase.QUARANTINED]:
             if replica.key not in quarantined:

@@ -8,14 +8,13 @@ import msgspec
 
 from understudy.core.agent import events as ev
 from understudy.core.agent.replicas import Replica
-from understudy.core.agent.restarts import Key
 from understudy.wire.messages import Target
-from understudy.wire.records import BatchingVerdict, Variant
+from understudy.wire.records import BatchingVerdict, Variant, VariantKey
 
 
 class Unbatched:
     def __init__(self) -> None:
-        self._reasons: dict[Key, str] = {}
+        self._reasons: dict[VariantKey, str] = {}
 
     @property
     def view(self) -> tuple[tuple[str, int, str, str], ...]:
@@ -44,7 +43,7 @@ class Unbatched:
         ended = {key: v.reason for key, v in verdicts.items() if v is not None and v.by == "service"}
         return [ev.EndBatching(r.worker, ended[r.key]) for r in replicas if r.worker and r.key in ended]
 
-    def applied(self, key: Key, variant: Variant) -> Variant:
+    def applied(self, key: VariantKey, variant: Variant) -> Variant:
         """The variant as it is to be loaded here."""
         reason = self._reasons.get(key)
         if reason is None:

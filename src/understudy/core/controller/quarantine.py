@@ -20,10 +20,8 @@ from understudy.core.controller.stored import Quarantined
 from understudy.core.lifecycle import CASE, CasePhase, NodePhase, ReplicaPhase, advance
 from understudy.core.planning.footprint import replica_mb
 from understudy.settings.controller import ControllerTuning
-from understudy.wire.messages import NodeState, ReplicaState
-from understudy.wire.records import AppVersion
-
-Key = tuple[str, int, str]  # app, version, variant
+from understudy.wire.messages import NodeState
+from understudy.wire.records import AppVersion, VariantKey
 
 WITNESSES_MIN = 2
 KEPT_OFF = (CasePhase.QUARANTINED, CasePhase.ON_TRIAL)
@@ -33,7 +31,7 @@ KEPT_OFF = (CasePhase.QUARANTINED, CasePhase.ON_TRIAL)
 class Case:
     """One variant that crashes again and again somewhere."""
 
-    key: Key
+    key: VariantKey
     state: CasePhase = CasePhase.DOUBTED
     witnesses: frozenset[str] = frozenset()  # nodes, well otherwise, that reported it
     why: str = ""
@@ -64,7 +62,7 @@ class Change(NamedTuple):
 
     kind: str  # a name of `registry.EVENTS`
     message: str
-    key: Key
+    key: VariantKey
     record: Quarantined | None = None  # to be stored
 
 
@@ -80,26 +78,26 @@ class Quarantine:
     """All cases. Methods return what changed; `now` is monotonic seconds."""
 
     tuning: ControllerTuning
-    cases: dict[Key, Case] = field(default_factory=dict)
-    _lifted: dict[Key, Lifted] = field(default_factory=dict)
-    _former: dict[Key, tuple[int, float]] = field(default_factory=dict)  # closed: pauses so far, when
+    cases: dict[VariantKey, Case] = field(default_factory=dict)
+    _lifted: dict[VariantKey, Lifted] = field(default_factory=dict)
+    _former: dict[VariantKey, tuple[int, float]] = field(default_factory=dict)  # closed: pauses so far, when
 
     def recall(self, records: Iterable[Quarantined], now: float) -> None:
         for r in records:
-            key = (r.app, r.version, r.variant)
+            key = r.key
             case = Case(key, CasePhase.QUARANTINED, frozenset(r.nodes), r.why, max(r.pauses, 1))
             case.retry_at_s = now + self._pause_s(case)
             self.cases[key] = case
 
     @property
-    def keys(self) -> frozenset[Key]:
+    def keys(self) -> frozenset[VariantKey]:
         """Variants that are not to be planned."""
         return frozenset(key for key, case in self.cases.items() if case.state in KEPT_OFF)
 
     @property
-    def asked(self) -> dict[str, tuple[Key, ...]]:
+    def asked(self) -> dict[str, tuple[VariantKey, ...]]:
         """What is to be started beyond the plan, by node."""
-        found: dict[str, tuple[Key, ...]] = {}
+        found: dict[str, tuple[VariantKey, ...]] = {}
         for key, case in sorted(self.cases.items()):
             if case.asked:
                 found[case.asked] = (*found.get(case.asked, ()), key)
@@ -110,7 +108,7 @@ class Quarantine:
         self.cases = {key: case for key, case in self.cases.items() if key[0] != app}
         self._former = {key: former for key, former in self._former.items() if key[0] != app}
 
-    def lift(self, key: Key, revision: int) -> None:
+    def lift(self, key: VariantKey, revision: int) -> None:
         """By an operator, or because it proved itself."""
         del self.cases[key]
         self._lifted[key] = Lifted(revision)
@@ -135,10 +133,10 @@ class Quarantine:
                     changes += self._try(case, reported, facts, now)
         return changes
 
-    def _reports(self, facts: Facts) -> dict[Key, frozenset[str]]:
+    def _reports(self, facts: Facts) -> dict[VariantKey, frozenset[str]]:
         """Nodes that are well otherwise, by what crashes there."""
         self._note_who_is_without(facts)
-        found: dict[Key, frozenset[str]] = {}
+        found: dict[VariantKey, frozenset[str]] = {}
         for name, state in _observed(facts.nodes):
             for key in state.quarantined:
                 lifted = self._lifted.get(key)
@@ -152,7 +150,7 @@ class Quarantine:
             for key in self._lifted.keys() - set(state.quarantined):
                 self._lifted[key].seen_without.add(name)
 
-    def _opened(self, key: Key, now: float) -> Case:
+    def _opened(self, key: VariantKey, now: float) -> Case:
         pauses, closed_s = self._former.pop(key, (0, -math.inf))
         case = Case(key, pauses=pauses)
         if now - closed_s > self._pause_s(case):
@@ -210,7 +208,7 @@ class Quarantine:
             self._pause(case, now)
             return [self._told("quarantine.recorded", case, "crashed on trial: not placed anywhere", now)]
         if state is not None and any(
-            _key(r) == case.key and r.state == ReplicaPhase.READY for r in state.replicas
+            r.key == case.key and r.state == ReplicaPhase.READY for r in state.replicas
         ):
             case.well_since_s = min(case.well_since_s, now)
             if now - case.well_since_s >= self.tuning.trial_s:
@@ -266,7 +264,7 @@ class Quarantine:
     def _runs_elsewhere(self, case: Case, facts: Facts) -> bool:
         found = [(name, r) for name, state in _observed(facts.nodes) for r in state.replicas]
         return any(
-            _key(r) == case.key and r.state == ReplicaPhase.READY and name not in case.witnesses
+            r.key == case.key and r.state == ReplicaPhase.READY and name not in case.witnesses
             for name, r in found
         )
 
@@ -278,7 +276,7 @@ class Quarantine:
         for name, state in _observed(facts.nodes):
             node = facts.nodes[name]
             if node.plannable and node.state == NodePhase.READY and not state.trouble:
-                has_it = any(_key(r) == case.key and r.memory_mb for r in state.replicas)
+                has_it = any(r.key == case.key and r.memory_mb for r in state.replicas)
                 free_mb = node.info.memory_mb - state.memory_used_mb
                 rooms[name] = free_mb if has_it else free_mb - needs_mb
         return dict(sorted(rooms.items(), key=lambda item: (-item[1], item[0])))
@@ -297,10 +295,6 @@ def is_well(state: NodeState, app: str) -> bool:
 
 def _observed(nodes: Mapping[str, Node]) -> list[tuple[str, NodeState]]:
     return [(name, n.observed) for name, n in sorted(nodes.items()) if n.observed is not None and n.connected]
-
-
-def _key(replica: ReplicaState) -> Key:
-    return replica.app, replica.version, replica.variant
 
 
 def _names(nodes: Iterable[str]) -> str:

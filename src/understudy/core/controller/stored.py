@@ -22,7 +22,7 @@ import msgspec
 
 from understudy.settings.plan import PlanSettings
 from understudy.wire.messages import Measured
-from understudy.wire.records import AppVersion, Device, NodeInfo, Plan
+from understudy.wire.records import AppVersion, Device, NodeInfo, Plan, VariantKey
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -39,7 +39,7 @@ class PlanFacts(msgspec.Struct, frozen=True):
 
     nodes: tuple[tuple[str, str, float], ...] = ()  # (name, site, memory_mb)
     apps: tuple[tuple[str, int], ...] = ()  # (app, version)
-    quarantined: tuple[tuple[str, int, str], ...] = ()
+    quarantined: tuple[VariantKey, ...] = ()
     settings: PlanSettings = PlanSettings()
     cores: tuple[tuple[str, float, tuple[Device, ...]], ...] = ()  # of nodes that state it
     lacking: tuple[tuple[str, str], ...] = ()  # (node, environment) where that isn't ready
@@ -77,6 +77,10 @@ class Quarantined(msgspec.Struct, frozen=True):
     why: str = ""
     pauses: int = 0  # so far
 
+    @property
+    def key(self) -> VariantKey:
+        return self.app, self.version, self.variant
+
 
 class StoredDeployment(msgspec.Struct, frozen=True):
     id: str
@@ -92,7 +96,7 @@ class Memory(msgspec.Struct):
     currents: dict[str, CurrentVersion] = {}
     releases: dict[tuple[str, int], Release] = {}
     nodes: dict[str, StoredNode] = {}
-    quarantined: dict[tuple[str, int, str], Quarantined] = {}
+    quarantined: dict[VariantKey, Quarantined] = {}
     profiles: dict[str, Measured] = {}  # by key
     deployments: dict[str, StoredDeployment] = {}
     unreadable: dict[str, str] = {}  # key -> why; such a record stays in the store as it is
@@ -171,7 +175,7 @@ def _recall(memory: Memory, key: str, value: bytes) -> None:
             memory.nodes[name] = node
         case ["quarantine", _, _, _]:
             entry = _decode(value, Quarantined)
-            memory.quarantined[(entry.app, entry.version, entry.variant)] = entry
+            memory.quarantined[entry.key] = entry
         case ["profiles", _, _]:
             memory.profiles[key] = _decode(value, Measured)
         case ["deployments", id]:

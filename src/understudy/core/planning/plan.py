@@ -23,7 +23,7 @@ from understudy.core.planning.weaknesses import unplaced_reasons, weaknesses
 from understudy.failures import any_count, any_of, lost_nodes, sites_of, to_survive
 from understudy.invariants import check
 from understudy.settings.plan import PlanSettings
-from understudy.wire.records import AppVersion, Device, NodeInfo, Plan, Role, Variant
+from understudy.wire.records import AppVersion, Device, NodeInfo, Plan, Role, Variant, VariantKey
 
 
 class PlanInput(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ class PlanInput(msgspec.Struct, frozen=True):
     nodes: tuple[NodeInfo, ...]
     apps: tuple[AppVersion, ...]
     current: Plan | None = None
-    quarantined: frozenset[tuple[str, int, str]] = frozenset()  # (app, version, variant)
+    quarantined: frozenset[VariantKey] = frozenset()
     settings: PlanSettings = PlanSettings()
     lacking: frozenset[Lack] = frozenset()
 

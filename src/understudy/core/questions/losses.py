@@ -25,7 +25,16 @@ from understudy.core.planning.objective import accuracy_lost
 from understudy.core.planning.replay import COLD_MS, WARM_MS, silence
 from understudy.core.questions.records import Answered, AnyLoss, Fill, Together
 from understudy.failures import ANY
-from understudy.wire.records import AppVersion, Contingency, NodeInfo, Placement, Plan, Role, Variant
+from understudy.wire.records import (
+    AppVersion,
+    Contingency,
+    NodeInfo,
+    Placement,
+    Plan,
+    Role,
+    Variant,
+    VariantKey,
+)
 
 VISITS_MAX = 20_000_000  # nodes looked at by all choices for "any-K": some seconds
 HURTING_MAX = 10  # losses named
@@ -41,7 +50,7 @@ class Standing:
     apps: tuple[AppVersion, ...]  # in the version that the plan is about
     nodes: tuple[NodeInfo, ...]
     away: frozenset[str] = frozenset()
-    quarantined: frozenset[tuple[str, int, str]] = frozenset()
+    quarantined: frozenset[VariantKey] = frozenset()
     lacking: frozenset[tuple[str, str]] = frozenset()  # (node, environment) where that isn't ready
     skip_ms: float = 0.0  # a load that takes only so much longer is not preceded by a smaller one
 
