@@ -12,12 +12,10 @@ from understudy.core.controller.nodes import ANSWERING, Node
 from understudy.core.lifecycle import ReplicaPhase
 from understudy.core.planning.footprint import replica_mb
 from understudy.wire.messages import ReplicaState, TargetReplica
-from understudy.wire.records import AppVersion, Plan, Variant
+from understudy.wire.records import AppVersion, Plan, Variant, VariantKey
 
 STARTING = (ReplicaPhase.STARTING, ReplicaPhase.LOADING)
 LIVE = (*STARTING, ReplicaPhase.READY, ReplicaPhase.FAILING)  # answers, or is about to
-
-What = tuple[str, int, str]  # (app, version, variant)
 
 
 class TargetFacts(msgspec.Struct):
@@ -26,8 +24,8 @@ class TargetFacts(msgspec.Struct):
     versions: Mapping[tuple[str, int], AppVersion]  # every version that may still run
     nodes: Mapping[str, Node]
     stable: frozenset[str] = frozenset()  # apps whose planned primaries have been ready for long enough
-    quarantined: frozenset[What] = frozenset()
-    asked: Mapping[str, tuple[What, ...]] = msgspec.field(default_factory=dict)  # to be tried, by node
+    quarantined: frozenset[VariantKey] = frozenset()
+    asked: Mapping[str, tuple[VariantKey, ...]] = msgspec.field(default_factory=dict)  # to be tried, by node
     previous: Mapping[str, AppVersion] = msgspec.field(default_factory=dict)  # may be called back by gateways
 
     def is_planned(self, app: str, version: int) -> bool:
@@ -71,11 +69,11 @@ class NodeDraft:
 
     def waiting(self) -> list[TargetReplica]:
         """What is planned here and doesn't run yet."""
-        running = Counter(map(what_of, self.running))
+        running = Counter(r.key for r in self.running)
         found = []
         for placed in self.planned:
-            running[what_of(placed)] -= 1
-            if running[what_of(placed)] < 0:
+            running[placed.key] -= 1
+            if running[placed.key] < 0:
                 found.append(placed)
         return found
 
@@ -85,7 +83,7 @@ class NodeDraft:
     def give_up(self, placed: TargetReplica) -> None:
         """Of what is planned here and runs."""
         self.postpone(placed)
-        self.running.remove(next(r for r in self.running if what_of(r) == what_of(placed)))
+        self.running.remove(next(r for r in self.running if r.key == placed.key))
 
     def together(self, replica: ReplicaState) -> list[ReplicaState]:
         """What goes with `replica`: an activation may run two variants, on its way to the better one."""
@@ -99,10 +97,6 @@ class NodeDraft:
             return
         self.activated = [r for r in self.activated if r.activation != replica.activation]
         self.released.add(replica.activation)
-
-
-def what_of(replica: ReplicaState | TargetReplica) -> What:
-    return replica.app, replica.version, replica.variant
 
 
 def observed_on(node: Node) -> tuple[ReplicaState, ...]:

@@ -15,7 +15,6 @@ import msgspec
 from understudy.core.controller import events as ev
 from understudy.core.controller import learning, stored
 from understudy.core.controller.catalog import Catalog
-from understudy.core.controller.drafts import What
 from understudy.core.controller.nodes import Nodes, Transition
 from understudy.core.controller.planning import Planning
 from understudy.core.controller.publications import Publications
@@ -32,7 +31,7 @@ from understudy.core.controller.stored import (
 from understudy.core.controller.unbatched import changed_releases
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.messages import NodeState
-from understudy.wire.records import AppVersion, Plan, RouteTable
+from understudy.wire.records import AppVersion, Plan, RouteTable, VariantKey
 
 
 class ControllerMachine:
@@ -140,7 +139,7 @@ class ControllerMachine:
         return self.publications.table
 
     @property
-    def quarantined(self) -> frozenset[What]:
+    def quarantined(self) -> frozenset[VariantKey]:
         """Variants of current versions that are kept off all nodes."""
         return self.quarantine.keys
 

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from understudy.core.controller.drafts import What, observed_on, what_of
+from understudy.core.controller.drafts import observed_on
 from understudy.core.controller.nodes import Node
 from understudy.core.lifecycle import NodePhase, ReplicaPhase
-from understudy.wire.records import Plan, Role
+from understudy.wire.records import Plan, Role, VariantKey
 
 RELEASE_WAIT_MAX_S = 60.0
 SOON = 5.0  # times the last wait
@@ -74,18 +74,16 @@ class Settling:
 
 def settled_apps(plan: Plan, nodes: Mapping[str, Node]) -> frozenset[str]:
     """Apps with a planned primary whose planned primaries are all ready now, on nodes that are ready."""
-    wanted: dict[str, Counter[tuple[str, What]]] = {}
+    wanted: dict[str, Counter[tuple[str, VariantKey]]] = {}
     for placement in plan.placements:
         if placement.role is Role.PRIMARY:
             what = (placement.app, placement.version, placement.variant)
             wanted.setdefault(placement.app, Counter())[(placement.node, what)] += 1
-    ready: Counter[tuple[str, What]] = Counter()
+    ready: Counter[tuple[str, VariantKey]] = Counter()
     for name, node in nodes.items():
         if node.state == NodePhase.READY:
             ready.update(
-                (name, what_of(replica))
-                for replica in observed_on(node)
-                if replica.state == ReplicaPhase.READY
+                (name, replica.key) for replica in observed_on(node) if replica.state == ReplicaPhase.READY
             )
     return frozenset(app for app, counts in wanted.items() if counts <= ready)
 

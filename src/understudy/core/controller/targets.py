@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 
 from understudy.core.controller.displacing import Displacement
-from understudy.core.controller.drafts import LIVE, NodeDraft, TargetFacts, What, observed_on, what_of
+from understudy.core.controller.drafts import LIVE, NodeDraft, TargetFacts, observed_on
 from understudy.core.controller.nodes import Node
 from understudy.core.lifecycle import NodePhase, ReplicaPhase
 from understudy.wire.messages import Target, TargetReplica
-from understudy.wire.records import ArtifactRef, Contingency, Placement, Role
+from understudy.wire.records import ArtifactRef, Contingency, Placement, Role, VariantKey
 
 
 def make_targets(facts: TargetFacts) -> dict[str, Target]:
@@ -43,14 +43,14 @@ def make_targets(facts: TargetFacts) -> dict[str, Target]:
 def _draft(node: Node, facts: TargetFacts, placements: list[Placement]) -> NodeDraft:
     planned = [TargetReplica(p.app, p.version, p.variant, p.role) for p in placements if node.plannable]
     asked = facts.asked.get(node.info.name, ()) if node.plannable else ()
-    planned += [TargetReplica(*what, Role.STANDBY) for what in asked if what not in map(what_of, planned)]
+    planned += [TargetReplica(*what, Role.STANDBY) for what in asked if what not in [r.key for r in planned]]
     draft = NodeDraft(node, planned)
-    missing = Counter(what_of(replica) for replica in planned)
+    missing = Counter(replica.key for replica in planned)
     # An activation that the plan wants too is re-labelled, but a replica of the plan's own comes first.
     for replica in sorted(
         observed_on(node), key=lambda r: (bool(r.activation), r.state != ReplicaPhase.READY, r.id)
     ):
-        what = what_of(replica)
+        what = replica.key
         needed = replica.app in facts.apps and replica.app not in facts.stable
         # A version that had to be called back stays until the next: the current one may pass its probes.
         previous = facts.previous.get(replica.app)
@@ -77,12 +77,12 @@ def _target(draft: NodeDraft, facts: TargetFacts, contingencies: tuple[Contingen
     ]
     replicas = (*draft.planned, *kept, *draft.bridges)
     # Former versions first: who looks an app up by its name alone finds the one that is planned.
-    former = {what_of(r)[:2] for r in replicas} | {what_of(r)[:2] for r in draft.activated}
+    former = {r.key[:2] for r in replicas} | {r.key[:2] for r in draft.activated}
     former |= {(app.app, app.version) for app in facts.previous.values()}
     former -= {(app.app, app.version) for app in facts.apps.values()}
     apps = [facts.versions[key] for key in sorted(former) if key in facts.versions]
     apps += [facts.apps[app] for app in sorted(facts.apps)]
-    wanted = [what_of(replica) for replica in replicas]
+    wanted = [replica.key for replica in replicas]
     wanted += [(c.app, c.version, variant) for c in contingencies for variant in (c.first, c.variant)]
     # Any node can become the last resort, so it has the smallest variant of every app on its disk.
     last_resorts = (*facts.apps.values(), *facts.previous.values())
@@ -98,7 +98,7 @@ def _target(draft: NodeDraft, facts: TargetFacts, contingencies: tuple[Contingen
     )
 
 
-def _artifacts(wanted: list[What], facts: TargetFacts) -> tuple[ArtifactRef, ...]:
+def _artifacts(wanted: list[VariantKey], facts: TargetFacts) -> tuple[ArtifactRef, ...]:
     found: dict[str, ArtifactRef] = {}
     for app_name, version, variant_name in wanted:
         app = facts.versions.get((app_name, version))
