@@ -346,16 +346,49 @@ def test_a_standby_waits_until_what_is_kept_has_gone() -> None:
 def test_the_last_replica_gives_way_only_to_a_silent_app_worth_as_much(
     criticality: Criticality, *, gives_way: bool
 ) -> None:
+    a, b = app("a", 1, 600, 590, criticality), app("b", 1, 600, 590)
+    world = crowded_out(a, b)
+    assert world.nodes["n1"].running() == (["b/1/full"] if gives_way else ["a/1/full"])
+
+
+def test_nobody_goes_for_what_does_not_fit_all_the_same() -> None:
+    """Beside `c`, the last of its app, `b` has no room without `a` either."""
+    a, b, c = app("a", 1, 300, 290, BEST_EFFORT), app("b", 1, 600, 590), app("c", 1, 500, 490, CRITICAL)
     world = World(names=("n1",))
-    a, b = crowded(("a", 600, criticality), ("b", 600, STANDARD))
+    world.join("n1")
+    placed(world, primary(a, "n1"), primary(c, "n1"))
+    world.deploy(a, c)
+    world.run(3)
+    placed(world, primary(b, "n1"))
+    world.deploy(b)
+    world.run(3)
+    assert world.nodes["n1"].running() == ["a/1/full", "c/1/full"]
+
+
+def test_a_standby_takes_the_place_of_what_the_plan_gave_up_for_it() -> None:
+    world = World(names=("n1", "n2"))
+    a, b = app("a", 1, 900, 300, CRITICAL), app("b", 1, 800, 790, BEST_EFFORT)
+    world.join("n1", "n2")
+    placed(world, primary(b, "n2"))
+    world.deploy(b)
+    world.run(3)
+    placed(world, primary(a, "n1"), primary(a, "n2", "small", Role.STANDBY))
+    world.deploy(a)
+    world.run(3)
+    assert world.nodes["n2"].running() == ["a/1/small"]
+
+
+def crowded_out(a: AppVersion, b: AppVersion) -> World:
+    """`a` runs on the only node, and the plan has no place for it any more beside `b`."""
+    world = World(names=("n1",))
     world.join("n1")
     placed(world, primary(a, "n1"))
     world.deploy(a)
     world.run(3)
-    placed(world, primary(b, "n1"))  # and no place for `a` any more
+    placed(world, primary(b, "n1"))
     world.deploy(b)
     world.run(3)
-    assert world.nodes["n1"].running() == (["b/1/full"] if gives_way else ["a/1/full"])
+    return world
 
 
 def test_an_activation_in_the_way_is_released_when_its_app_answers_elsewhere() -> None:

@@ -48,12 +48,17 @@ class Displacement:
                 self._make_way(draft)
 
     def _defer_standbys(self, draft: NodeDraft) -> None:
-        """Standbys that don't run yet wait while something that is kept is in their place."""
+        """Standbys that don't run yet wait while something that is kept is in their place.
+
+        Unless that is what the plan gave up for them, or for less.
+        """
         if not draft.kept and not draft.activated:
             return
         for placed in draft.waiting():
             if placed.role is not Role.PRIMARY and self._excess_mb(draft) > 0:
-                draft.postpone(placed)
+                gone = [r for r in (*draft.kept, *draft.activated) if self._yields(r, placed)]
+                if not gone or not self._fits(placed, gone, draft):
+                    draft.postpone(placed)
 
     def _take_spare(self, draft: NodeDraft) -> None:
         """What doesn't answer, or isn't the only one that does."""
@@ -76,19 +81,26 @@ class Displacement:
 
     def _make_way(self, draft: NodeDraft) -> None:
         """Only replicas that are the last of their app are left in the way."""
-        waiting = [r for r in draft.waiting() if r.role is Role.PRIMARY and r.app in self._facts.apps]
-        for replica in self._surplus(draft):
+        waiting = draft.waiting()
+        surplus = self._surplus(draft)
+        for replica in surplus:
             if self._excess_mb(draft) <= 0:
                 return
             app = self._facts.apps[replica.app]
             if self._on_its_way(app) or self._bridge(app):
                 continue
-            given_up = app.app not in self._planned
-            rivals = [self._rank(r.app) for r in waiting if given_up or r.app not in self._answered]
-            if rivals and max(rivals) >= self._rank(app.app):
+            rivals = [r for r in waiting if self._yields(replica, r)]
+            if any(self._fits(r, [k for k in surplus if self._yields(k, r)], draft) for r in rivals):
                 draft.take_away(replica)
             elif not self._moving and self._swap(replica, draft):
                 return  # one at a time; and while something is being loaded, that may make room without it
+
+    def _yields(self, replica: ReplicaState, placed: TargetReplica) -> bool:
+        """Whether the last replica of an app goes for this part of the plan, if that is of use to it."""
+        if placed.app not in self._facts.apps or self._rank(placed.app) < self._rank(replica.app):
+            return False
+        silent = placed.role is Role.PRIMARY and placed.app not in self._answered
+        return silent or replica.app not in self._planned
 
     # Bridges
 
@@ -110,13 +122,15 @@ class Displacement:
         if not variants:
             return False
         smallest = min(variants, key=replica_mb)
+        bridge = TargetReplica(app.app, app.version, smallest.name, Role.STANDBY)
         for draft in sorted(self._drafts, key=self._excess_mb):
             standbys = self._dispensable(draft, replica_mb(smallest)) if _can_start(smallest, draft) else None
-            if standbys is not None:
-                for standby in standbys:
-                    draft.give_up(standby)
-                draft.bridges.append(TargetReplica(app.app, app.version, smallest.name, Role.STANDBY))
-                return True
+            if standbys is None:
+                continue
+            for standby in standbys:
+                draft.give_up(standby)
+            draft.bridges.append(bridge)
+            return True
         return False
 
     def _dispensable(self, draft: NodeDraft, needed_mb: float) -> list[TargetReplica] | None:
@@ -136,34 +150,64 @@ class Displacement:
     # Swaps
 
     def _swap(self, replica: ReplicaState, draft: NodeDraft) -> bool:
-        """Have what is planned here loaded in place of `replica`, if that is back so soon that requests wait.
+        """Have what is planned here loaded in place of `replica`, if its app is back before anybody minds.
 
-        In its place comes its own successor; or that of another one whose place is where `replica` goes.
+        In its place comes its own successor, or those of others whose going makes room for it elsewhere.
         """
         app = self._facts.apps[replica.app]
-        for other in self._drafts:
-            for goes in [replica] if other is draft else (*other.kept, *other.activated):
-                here, there = _waits(goes.app, draft), _waits(app.app, other)
-                if here is None or there is None:
-                    continue
-                pause_ms = self._load_ms(here, draft)
-                pause_ms += self._load_ms(there, other) if other is not draft else 0.0
-                fits = self._fits(here, replica, draft) and self._fits(there, goes, other)
-                if fits and pause_ms <= SWAP_FRACTION * app.deadline_ms:
-                    draft.take_away(replica)
-                    for placed in draft.waiting():
-                        if placed is not here:
-                            draft.postpone(placed)
-                    return True
-        return False
+        pause_ms, here = self._pause(replica, draft)
+        if pause_ms > SWAP_FRACTION * app.deadline_ms:
+            return False
+        draft.take_away(replica)
+        for placed in draft.waiting():
+            if not any(placed is comes for comes in here):
+                draft.postpone(placed)
+        return True
+
+    def _pause(self, replica: ReplicaState, draft: NodeDraft) -> tuple[float, list[TargetReplica]]:
+        """How long nobody would answer for its app, in ms, and what would be loaded here first.
+
+        Round by round: what fits then is loaded, and what its apps ran on before goes.
+        """
+        gone = draft.together(replica)
+        stays = [[r for r in other.stays if not any(r is g for g in gone)] for other in self._drafts]
+        used_mb = [sum(map(self._facts.memory_mb, running)) for running in stays]
+        waiting = [
+            (n, placed)
+            for n, other in enumerate(self._drafts)
+            for placed in other.waiting()
+            if placed.role is Role.PRIMARY and self._load_ms(placed, other) < math.inf
+        ]
+        waiting.sort(key=lambda where: where[1].app != replica.app)
+        pause_ms, first = 0.0, None
+        while True:
+            round_: list[tuple[int, TargetReplica]] = []
+            for n, placed in waiting:
+                if used_mb[n] + self._facts.memory_mb(placed) <= self._drafts[n].node.info.memory_mb:
+                    used_mb[n] += self._facts.memory_mb(placed)
+                    round_.append((n, placed))
+            if first is None:
+                first = [placed for n, placed in round_ if self._drafts[n] is draft]
+            if not round_:
+                return math.inf, first
+            pause_ms += max(self._load_ms(placed, self._drafts[n]) for n, placed in round_)
+            came = {placed.app for _, placed in round_}
+            if replica.app in came:
+                return pause_ms, first
+            waiting = [where for where in waiting if where not in round_]
+            for n, other in enumerate(self._drafts):
+                left = [r for r in stays[n] if r.app in came and not any(r is own for own in other.running)]
+                used_mb[n] -= sum(map(self._facts.memory_mb, left))
+                stays[n] = [r for r in stays[n] if not any(r is own for own in left)]
 
     def _load_ms(self, placed: TargetReplica, draft: NodeDraft) -> float:
         """Infinity where it can't be loaded at once."""
         variant = self._facts.variant(placed)
         return load_ms(variant) if variant is not None and _can_start(variant, draft) else math.inf
 
-    def _fits(self, placed: TargetReplica, instead: ReplicaState, draft: NodeDraft) -> bool:
-        gone = draft.together(instead)
+    def _fits(self, placed: TargetReplica, instead: Sequence[ReplicaState], draft: NodeDraft) -> bool:
+        """Whether it can be loaded beside what runs there, once `instead` has gone."""
+        gone = [r for replica in instead for r in draft.together(replica)]
         stays = (r for r in draft.stays if not any(r is other for other in gone))
         used_mb = sum(self._facts.memory_mb(r) for r in stays)
         return used_mb + self._facts.memory_mb(placed) <= draft.node.info.memory_mb
@@ -194,11 +238,6 @@ class Displacement:
     def _rank(self, app: str) -> tuple[int, float]:
         spec = self._facts.apps[app]
         return RANKS[spec.criticality], spec.weight
-
-
-def _waits(app: str, draft: NodeDraft) -> TargetReplica | None:
-    """The primary of `app` that is to run on this node, and doesn't yet."""
-    return next((r for r in draft.waiting() if r.app == app and r.role is Role.PRIMARY), None)
 
 
 def _can_start(variant: Variant, draft: NodeDraft) -> bool:
