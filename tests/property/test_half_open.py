@@ -79,7 +79,8 @@ class HalfOpen(RuleBasedStateMachine):
     def one_probe_at_a_time(self) -> None:
         for replica in self.world.gateway.replicas.values():
             breaker = replica.breaker
-            if breaker.closed or breaker.slow:  # a slow one serves on while there is nobody else
+            # A slow one serves on while there is nobody else, and any when nobody can be had.
+            if breaker.closed or breaker.slow or self.world.app.way_back.hopeless:
                 self.opened.pop(replica.id, None)
                 continue
             ejections, before = self.opened.get(replica.id, (-1, frozenset()))

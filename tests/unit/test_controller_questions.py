@@ -68,7 +68,12 @@ def test_a_standby_is_warm_though_no_loss_is_to_be_survived(world: World) -> Non
     vital = world.machine.apps["vital"]
     placements = (primary(vital, "n1"), primary(vital, "n2", "small", Role.STANDBY))
     assert world.machine.plan is not None
+    world.nodes["n2"].loads = False
     world.step(ev.Planned(Plan(5, placements), world.machine.plan.facts))
+    page = cluster_status(world.machine, Traffic(), StoreStatus(True), "test", "c1")
+    assert page.apps[1].protection == "loading n2"
+    world.nodes["n2"].finish_loading()
+    world.report("n2")
     page = cluster_status(world.machine, Traffic(), StoreStatus(True), "test", "c1")
     assert page.apps[1].protection == "warm n2"
 

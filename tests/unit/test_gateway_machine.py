@@ -331,6 +331,35 @@ def test_requests_wait_for_a_successor_that_is_loaded_in_the_place_of_the_last_r
     assert request.outcome == ("small", "failover")
 
 
+def test_another_node_is_asked_when_what_one_had_accepted_was_released_there():
+    world = World(standby=False)
+    world.lose_worker("r1")
+    world.step(core.AgentDisconnected("n1"))
+    (first,) = world.activations()
+    world.step(core.ActivatedReceived(first.node, Activated(first.contingency.key, accepted=True)))
+    world.report(first.node, world.replica("r5", "small", Role.CONTINGENCY, state="loading"))
+    assert len(world.activations()) == 1
+    world.report(first.node)
+    second = world.activations()[-1]
+    assert second.node != first.node
+
+
+def test_the_last_one_is_asked_although_it_was_ejected_for_failing_if_nobody_can_be_had():
+    world = World(standby=False)
+    world.advance(6)
+    world.gateway.replicas["r1"].breaker.eject(world.now, 0.5)
+    world.app.refresh(world.now)
+    request = world.request()
+    for _ in range(3):
+        world.advance(0.15)
+        for asked in world.activations():
+            assert asked.node != "n1", "one is ready there"
+            refusal = Activated(asked.contingency.key, accepted=False, reason="memory")
+            world.step(core.ActivatedReceived(asked.node, refusal))
+    world.reply("r1")
+    assert request.outcome == ("big", "")
+
+
 def test_requests_wait_for_nodes_that_all_fell_silent_at_once():
     world = World()
     world.advance(6)

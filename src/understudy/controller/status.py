@@ -43,7 +43,9 @@ class ReplicaStatus(msgspec.Struct):
 
 
 class StandbyStatus(msgspec.Struct):
-    """What answers when the primary's node is lost. `how`: warm, cold, unaffected, static or none."""
+    """What answers when the primary's node is lost. `how`: warm, loading (it will be warm when it is ready),
+    cold, unaffected, static or none.
+    """
 
     how: str
     node: str | None = None
@@ -190,7 +192,10 @@ def _app(
     serving = _serving(app, observed)
     seen = traffic.app(app.app)
     primaries = [p for p in placements if p.role is Role.PRIMARY]
+    ready = {(node, r.variant) for node, r in observed if r.state == ReplicaPhase.READY}
     standby = _standby(placements, outcomes)
+    if standby.how == "warm" and (standby.node, standby.variant) not in ready:
+        standby.how = "loading"
     failing = traffic.failing(app.app) if serving else ""
     state = _health(app, serving, failing)
     reason = failing or _reason(app, plan, replicas, machine.planning.running)

@@ -6,7 +6,7 @@ controller, no store and no majority: route table, heartbeats and broken connect
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, assert_never
 
 import msgspec
@@ -262,6 +262,15 @@ class Gateway:
             self._forget(replica, now)
         for app in touched.values():
             self._refresh(app, now)
+        self._look_after_activations(node, {report.app for report in state.replicas}, now)
+
+    def _look_after_activations(self, node: KnownNode, running: Set[str], now: float) -> None:
+        """What it had accepted and runs no more was taken from it by the controller: ask somebody else."""
+        for app in self.apps.values():
+            pending = app.way_back.activation
+            asked = pending is not None and pending.accepted and pending.contingency.node == node.info.name
+            if asked and app.name not in running:
+                self._refused(app, node.info.name, "it was released there", now)
 
     def _take_replica(self, report: ReplicaState, app: App, node: KnownNode, now: float) -> None:
         replica = self.replicas.get(report.id)
@@ -413,8 +422,10 @@ class Gateway:
         for node in [n for n, at in way_back.refused.items() if now - at >= HOPELESS_RETRY_S]:
             del way_back.refused[node]
         planned = app.planned
+        # Where one is ready, its agent has nothing to do, whatever is thought of it here.
+        useless = {r.node for r in app.replicas.values() if r.state is Seen.READY} | way_back.refused.keys()
         choice = choose(
-            app.spec, planned.contingencies, self.table.nodes, self._living, planned.hosts, way_back.refused
+            app.spec, planned.contingencies, self.table.nodes, self._living, planned.hosts, useless
         )
         if choice is None:
             coming = any(r.coming and r.node in self._living for r in app.replicas.values())

@@ -344,8 +344,10 @@ class App:
 
     def last_resorts(self, now: float) -> list[Replica]:
         """Better than nothing when nothing healthy is left and nobody can load anything."""
-        linked = [r for r in self.replicas.values() if r.link is not None and r.breaker.permits(now)]
-        linked = [r for r in linked if r.state in CONNECTED]
+        linked = [r for r in self.replicas.values() if r.link is not None and r.state in CONNECTED]
+        permitted = [r for r in linked if r.breaker.permits(now)]
+        # One that was ejected for failing some requests may answer others, if nothing else can.
+        linked = permitted or ([] if self.chain else linked)
         trusted = [r for r in linked if not r.node_suspect]
         # When all nodes fall silent at once, the fault is hardly theirs. Without anything else to fall back
         # on, a request does better to wait for them than to fail.
