@@ -20,6 +20,8 @@ REGISTRY = re.compile(
     r"\b(pypi|pythonhosted|npmjs|anaconda)\.\w+|--?(extra-)?index-url|trusted-host|find-links"
 )
 
+FROM_AN_INDEX = re.compile(r"pip install [^\n`]*(?<![\w/.-])understudy\b")
+
 
 @pytest.fixture(scope="module")
 def generator(root: Path) -> ModuleType:
@@ -121,6 +123,18 @@ def test_no_registry_is_named(root: Path) -> None:
         if path.is_file() and path != Path(__file__) and REGISTRY.search(path.read_text(errors="ignore"))
     ]
     assert not named, f"package registries are named in: {named}"
+
+
+def test_nobody_is_told_to_install_this_from_an_index(root: Path) -> None:
+    """It is on none: what has its name there would be somebody else's."""
+    files = [root / "README.md", *(root / "docs").rglob("*.md"), *(root / "examples").rglob("*")]
+    files += (root / "src").rglob("*.py")
+    told = [
+        f"{path.relative_to(root)}: {found[0]}"
+        for path in files
+        if path.is_file() and (found := FROM_AN_INDEX.search(path.read_text(errors="ignore")))
+    ]
+    assert not told, "\n".join(told)
 
 
 def _code(page: Path) -> str:

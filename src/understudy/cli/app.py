@@ -149,7 +149,7 @@ def _demo(out: Path, output: Output) -> bool:
     try:
         from understudy.cli.demo import run_demo
     except ModuleNotFoundError as error:
-        hint = "install it with: pip install 'understudy[demo]'"
+        hint = "install it with: pip install '/path/to/understudy[demo]'"
         raise CommandError(Code.CONFIG, f"the demo needs {error.name}", hint) from error
     return run_demo(out, output)
 
