@@ -105,6 +105,7 @@ bench-demo: demo  ## run the demo and keep its report, from which the README's f
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf examples/*/understudy-data
 	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
