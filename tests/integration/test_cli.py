@@ -389,6 +389,37 @@ def test_a_cluster_in_code(tmp_path: Path) -> None:
     assert asyncio.run(play()) == []
 
 
+def test_the_examples_page_ends_what_is_this_clusters_alone(tmp_path: Path) -> None:
+    """Its commands as they are written; what has the same names in another cluster lives on."""
+    file = copy_example(tmp_path / "quickstart")
+    lines = (EXAMPLE / "README.md").read_text().splitlines()
+    script = "\n".join(
+        line[2:] for line in lines if line.startswith(("$ cluster=", "$ kill ", "$ pkill ", "$ pgrep "))
+    )
+    names = [f"understudy {role} --cluster /elsewhere/CLUSTER.toml" for role in ("agent n2", "controller c1")]
+    sleeps = [[sys.executable, "-c", "import time; time.sleep(60)", *name.split()] for name in names]
+    others = [subprocess.Popen(argv, process_group=0) for argv in sleeps]
+
+    async def play() -> None:
+        async with Cluster(file) as cluster:
+            await cluster.wait_until(lambda views: True, DEADLINE_S, "the controller")
+            mine = [cluster.roles["agent", "n2"], cluster.roles["controller", "c1"]]
+            await asyncio.to_thread(
+                subprocess.run, ["bash"], input=script, text=True, cwd=file.parent, check=False
+            )
+            await asyncio.to_thread(eventually, lambda: not mine[0].pids() and not mine[1].pid, "their end")
+            assert cluster.roles["agent", "n1"].pid
+            assert cluster.roles["gateway", "g1"].pid
+
+    try:
+        asyncio.run(play())
+        assert [other.poll() for other in others] == [None, None]
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
 def test_a_frozen_node_can_be_thawed_and_is_stopped_even_if_not(tmp_path: Path) -> None:
     file = copy_example(tmp_path / "quickstart")
 
