@@ -12,10 +12,11 @@ import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -23,9 +24,9 @@ from understudy.failures import mistake_in
 from understudy.settings import PATTERNS
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
-from understudy.settings.manifest import AppManifest, check_manifest
+from understudy.settings.manifest import AppManifest, mistakes
 from understudy.settings.security import AuthSettings
-from understudy.wire.errors import ConfigError, InvalidArgument, is_text
+from understudy.wire.errors import ConfigError, is_text
 
 T = TypeVar("T")
 UNIX_PATH_BYTES_MAX = 107  # unix(7)
@@ -144,15 +145,14 @@ def load_manifest(path: Path) -> AppManifest:
 
 def checked_manifest(manifest: AppManifest, source: str) -> AppManifest:
     """`manifest`, if it holds together as far as it can be told without a cluster. Raises `ConfigError`."""
-    try:
-        check_manifest(manifest)
-    except InvalidArgument as error:
-        raise ConfigError(f"{source}: {error.message}") from error
+    found = [f"{source}: {mistake}" for mistake in mistakes(manifest)]
+    if found:
+        raise ConfigError("\n".join(found))
     return manifest
 
 
 def read_toml(path: Path, type_: type[T], unknown: list[str] | None = None) -> T:
-    """`path` as `type_`. Raises `ConfigError` naming file and field, with the nearest valid name."""
+    """`path` as `type_`. Raises `ConfigError` that names file and fields, one a line, with the nearest names."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -175,11 +175,68 @@ def parse_toml(text: bytes, source: str, type_: type[T], unknown: list[str] | No
             return msgspec.convert(raw, type_)
         except msgspec.ValidationError as error:
             said = explain(str(error), type_)
-            if unknown is None or not _leave_out(raw, str(error)):
-                raise ConfigError(f"{source}: {'; '.join((*(unknown or ()), said))}") from error
+            if unknown is None:
+                raise ConfigError("\n".join(f"{source}: {each}" for each in _mistakes(raw, type_))) from error
+            if not _leave_out(raw, str(error)):
+                raise ConfigError(f"{source}: {'; '.join((*unknown, said))}") from error
             unknown.append(said)
         except RecursionError as error:
             raise ConfigError(f"{source}: nested too deep") from error
+
+
+def _mistakes(raw: Any, type_: type) -> list[str]:
+    """Everything that is wrong with `raw`, until it is more than anybody reads."""
+    found: list[str] = []
+    for said in _refusals(raw, type_, ""):
+        told = explain(said, type_)
+        if told not in found and sum(map(len, found)) < MESSAGE_CHARS_MAX:
+            found.append(told)
+    return found
+
+
+def _refusals(raw: Any, type_: Any, path: str) -> Iterator[str]:
+    """What the decoder says of each part of `raw`, which stands at `path`."""
+    try:
+        msgspec.convert(raw, type_)
+        return
+    except msgspec.ValidationError as error:
+        at = _AT.search(str(error))
+        own = f"{_AT.sub('', str(error))} - at `${path}{_below(at['path']) if at else ''}`"
+    parts = list(_parts(raw, type_, path))
+    yield from parts or [own]
+
+
+def _parts(raw: Any, type_: Any, path: str) -> Iterator[str]:
+    type_ = _matching(raw, type_)
+    if isinstance(raw, list) and get_origin(type_) is tuple:
+        for index, each in enumerate(raw):
+            yield from _refusals(each, get_args(type_)[0], f"{path}[{index}]")
+    elif isinstance(raw, dict) and isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+        fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
+        strangers = [name for name in raw if name not in fields]
+        meant = {near for name in strangers for near in difflib.get_close_matches(name, sorted(fields), n=1)}
+        yield from (f"Object contains unknown field `{name}` - at `${path}`" for name in strangers)
+        for name, field in fields.items():
+            if name in raw:
+                yield from _refusals(raw[name], field.type, f"{path}.{name}")
+            elif field.required and name not in meant:
+                yield f"Object missing required field `{name}` - at `${path}`"
+
+
+def _matching(raw: Any, type_: Any) -> Any:
+    """Of a union's members the one that is like `raw`, without its limits."""
+    while get_origin(type_) is Annotated:
+        type_ = get_args(type_)[0]
+    if get_origin(type_) not in (Union, UnionType):
+        return type_
+    members = [_matching(raw, each) for each in get_args(type_)]
+    if isinstance(raw, list):
+        return next((each for each in members if get_origin(each) is tuple), None)
+    return next((e for e in members if isinstance(e, type) and issubclass(e, msgspec.Struct)), None)
+
+
+def _below(path: str) -> str:
+    return path if not path or path.startswith("[") else f".{path}"
 
 
 def _leave_out(raw: Any, message: str) -> bool:

@@ -53,7 +53,7 @@ def run_check(paths: Sequence[Path], wishes: Wishes, output: Output) -> None:
     for line in () if output.as_json else (*good, *texts):
         output.stdout.print(line, markup=False, soft_wrap=True)
     if bad:
-        raise CommandError(Code.CONFIG, "\n       ".join(bad))
+        raise CommandError(Code.CONFIG, "\n".join(bad).replace("\n", "\n       "))
 
 
 def _is_cluster(path: Path) -> bool:
