@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from understudy.failures import mistake_in
-from understudy.settings import PATTERNS
+from understudy.settings import PATTERNS, nearest
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
 from understudy.settings.manifest import AppManifest, mistakes
@@ -152,7 +152,7 @@ def checked_manifest(manifest: AppManifest, source: str) -> AppManifest:
 
 
 def read_toml(path: Path, type_: type[T], unknown: list[str] | None = None) -> T:
-    """`path` as `type_`. Raises `ConfigError` that names file and fields, one a line, with the nearest names."""
+    """`path` as `type_`. Raises `ConfigError`: file and field, one a line, with the nearest valid names."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -280,8 +280,8 @@ def _explain(message: str, type_: type) -> str:
     if no_value:
         value = no_value["value"].strip("'")
         valid = _values(_type_at(type_, path))
-        near = difflib.get_close_matches(value, valid, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(value, valid)
+        hint = f"; did you mean {near!r}?" if near else ""
         return f"{path}: {value!r} is not known; valid: {', '.join(valid)}{hint}"
     for pattern, meaning in PATTERNS.items():
         if repr(pattern) in what:

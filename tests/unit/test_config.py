@@ -211,6 +211,15 @@ wait = 3
     assert len(refusal(load_manifest, path)) < 10_000, "no more than anybody reads"
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("float32", "FP32"), ("torch.float64", "FP64"), ("int8", "INT8"), ("str", "BYTES"), ("FP31", "FP32")],
+)
+def test_datatypes_as_others_call_them_are_understood(written: str, meant: str, write: Write) -> None:
+    text = f'name = "a"\ninputs = [{{ name = "x", datatype = "{written}", shape = [] }}]\n{VARIANT}'
+    assert refusal(load_manifest, write(text)).endswith(f"; did you mean {meant!r}?")
+
+
 def test_fields_that_a_newer_version_knows_can_be_left_out_and_told(write: Write) -> None:
     text = 'colour = "red"\n' + NODE + 'memory = 1\n[[nodes]]\nname = "n2"\nmemory_mb = 1\n'
     path = write(

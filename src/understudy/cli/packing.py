@@ -19,7 +19,7 @@ from understudy.cli import kinds, wheels
 from understudy.cli.contents import contents, not_a_model
 from understudy.config import load_manifest
 from understudy.settings.manifest import AppManifest, VariantManifest
-from understudy.wire.errors import Code, CommandError, ConfigError
+from understudy.wire.errors import Code, CommandError, ConfigError, UnderstudyError
 from understudy.wire.records import ArtifactRef
 
 VARIANTS = re.compile(r"^\s*(\[\[variants\]\]|variants\s*=)", re.MULTILINE)
@@ -85,16 +85,24 @@ class ManifestSource:
         return ManifestSource(load_manifest(path), path.parent, str(path), str(path.resolve()))
 
     def check(self) -> None:
-        """Raises `ConfigError` naming the field whose artifact is missing or unusable."""
+        """Raises `ConfigError` naming the fields whose artifacts are missing or unusable."""
+        wrong: list[UnderstudyError] = []
         for index, variant in enumerate(self.manifest.variants):
             where = f"{self.name}: variants[{index}].artifact"
             path = self.folder / variant.artifact
             try:
                 _check_artifact(where, variant, path)
                 wheels.check(f"{self.name}: variants[{index}]", *self._named_packages(variant))
+            except UnderstudyError as error:
+                wrong.append(error)
             except (OSError, ValueError) as error:  # ValueError: a path that can't be one
                 reason = error.strerror if isinstance(error, OSError) else str(error)
-                raise ConfigError(f"{where}: {path} can't be read: {reason}") from error
+                wrong.append(ConfigError(f"{where}: {path} can't be read: {reason}"))
+        if len(wrong) == 1:
+            raise wrong[0]
+        if wrong:
+            hints = dict.fromkeys(e.hint for e in wrong if isinstance(e, CommandError) and e.hint)
+            raise CommandError(Code.CONFIG, "\n".join(map(str, wrong)), "; ".join(hints))
 
     def pack(self) -> Package:
         """Hash the artifacts; directories become tar files of the same bytes every time.

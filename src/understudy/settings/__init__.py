@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import msgspec
@@ -26,6 +28,21 @@ Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
     "FP16", "BF16", "FP32", "FP64", "BYTES",
 ]  # fmt: skip
+# Of datatypes elsewhere, in lower case; the protocol's own in lower case are found by themselves.
+_SPELLINGS = {
+    "float16": "FP16", "half": "FP16", "bfloat16": "BF16", "float": "FP32", "float32": "FP32",
+    "single": "FP32", "float64": "FP64", "double": "FP64", "str": "BYTES", "string": "BYTES",
+    "object": "BYTES", "text": "BYTES", "int": "INT64", "long": "INT64", "boolean": "BOOL", "byte": "UINT8",
+}  # fmt: skip
+
+
+def nearest(text: str, valid: Iterable[str]) -> str:
+    """Which of the `valid` was probably meant; empty if that can't be told."""
+    listed = list(valid)
+    meant = _SPELLINGS.get(text.lower().rpartition(".")[2], text.upper())
+    if meant in listed:
+        return meant
+    return next(iter(difflib.get_close_matches(text, listed, n=1)), "")
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
