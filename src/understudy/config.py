@@ -175,6 +175,8 @@ def parse_toml(text: bytes, source: str, type_: type[T], unknown: list[str] | No
             return msgspec.convert(raw, type_)
         except msgspec.ValidationError as error:
             said = explain(str(error), type_)
+            if unknown is None and (other := _other_kind(raw, type_)):
+                raise ConfigError(f"{source}: is {other.replace('FILE', source)}") from error
             if unknown is None:
                 raise ConfigError("\n".join(f"{source}: {each}" for each in _mistakes(raw, type_))) from error
             if not _leave_out(raw, str(error)):
@@ -182,6 +184,37 @@ def parse_toml(text: bytes, source: str, type_: type[T], unknown: list[str] | No
             unknown.append(said)
         except RecursionError as error:
             raise ConfigError(f"{source}: nested too deep") from error
+
+
+def is_cluster(path: Path) -> bool:
+    """Whether it is meant as a cluster file, mistakes and all. False where it can't be read."""
+    try:
+        text = path.read_bytes()
+        return _is_like(tomllib.loads(text.decode("utf-8-sig")), ClusterConfig, AppManifest)
+    except ValueError:
+        return re.search(rb"^\s*(\[\[nodes\]\]|nodes\s*=)", text, re.MULTILINE) is not None
+    except (OSError, RecursionError):
+        return False
+
+
+def _other_kind(raw: Any, type_: type) -> str:
+    if type_ is ClusterConfig and _is_like(raw, AppManifest, ClusterConfig):
+        return "the manifest of an app, not a cluster file: `understudy deploy FILE` takes it"
+    if type_ is AppManifest and _is_like(raw, ClusterConfig, AppManifest):
+        return "a cluster file, not the manifest of an app: `understudy up FILE` takes it"
+    return ""
+
+
+def _is_like(raw: dict[str, Any], one: type[msgspec.Struct], other: type[msgspec.Struct]) -> bool:
+    """By the names that only one of them has, or of which only one has the like."""
+    known, strange = set(one.__struct_encode_fields__), set(other.__struct_encode_fields__)
+    counts = [0, 0]
+    for name in raw:
+        if name not in known & strange:
+            near = next(iter(difflib.get_close_matches(name, sorted(known | strange), n=1)), "")
+            counts[0] += near in known - strange
+            counts[1] += near in strange - known
+    return counts[0] > counts[1]
 
 
 def _mistakes(raw: Any, type_: type) -> list[str]:

@@ -251,6 +251,15 @@ def test_check_tells_everything_that_is_wrong_without_a_cluster(folder: Path) ->
     assert "did you mean 'accuracy'?" in told["bad"][1]
 
 
+@pytest.mark.parametrize("text", ["[[node]]\nname = 'n'", "apps = []\nname = 'a'", "[[nodes]]\nname =="])
+def test_check_knows_a_cluster_file_by_its_other_fields_too(folder: Path, text: str) -> None:
+    (folder / "CLUSTER.toml").write_text(text)
+    (folder / "APP.toml").write_text("accuracy = 1")
+    told = json.loads(run(None, "check", "CLUSTER.toml", "APP.toml", "--json").stdout)["bad"]
+    assert "variants" not in told[0]
+    assert "variants" in told[1]
+
+
 def checked(folder: Path, source: str, more: str = "") -> tuple[list[str], list[str]]:
     """What is bad, and what isn't known, of a Python model."""
     (folder / "m.py").write_text(source)

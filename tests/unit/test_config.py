@@ -220,6 +220,17 @@ def test_datatypes_as_others_call_them_are_understood(written: str, meant: str, 
     assert refusal(load_manifest, write(text)).endswith(f"; did you mean {meant!r}?")
 
 
+def test_a_file_of_the_other_kind_is_told_which_command_takes_it(write: Write) -> None:
+    path = write(f'name = "a"\ncriticality = "critical"\n{VARIANT}')
+    said = f"is the manifest of an app, not a cluster file: `understudy deploy {path}` takes it"
+    assert refusal(load_cluster, path) == f"{path}: {said}"
+    path = write(f'name = "a"\napps = []\n{NODE}')
+    said = f"is a cluster file, not the manifest of an app: `understudy up {path}` takes it"
+    assert refusal(load_manifest, path) == f"{path}: {said}"
+    assert refusal(load_cluster, write("[[node]]\nname = 'n'\n")).count("did you mean 'nodes'?") == 1
+    assert "missing required field `name`" in refusal(load_manifest, write("accuracy = 1\n"))
+
+
 def test_fields_that_a_newer_version_knows_can_be_left_out_and_told(write: Write) -> None:
     text = 'colour = "red"\n' + NODE + 'memory = 1\n[[nodes]]\nname = "n2"\nmemory_mb = 1\n'
     path = write(

@@ -105,7 +105,9 @@ def _controllers(url: str | None, cluster: Path | None) -> Servers:
 
 @app.command(rich_help_panel=RUN)
 def up(
-    config: Annotated[Path, typer.Argument(metavar="CLUSTER.toml", help="The cluster to run.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CLUSTER.toml", help="The cluster to run, or its directory.")
+    ],
     no_restart: Annotated[bool, typer.Option("--no-restart", help="Leave roles that die dead.")] = False,
     json: Json = False,
 ) -> None:
@@ -113,7 +115,8 @@ def up(
     from understudy.cli.up import run_up
 
     output = Output(as_json=json)
-    _attempt(output, lambda: run_up(config, output, restart=not no_restart))
+    file = config / "CLUSTER.toml" if config.is_dir() else config
+    _attempt(output, lambda: run_up(file, output, restart=not no_restart))
 
 
 @app.command(rich_help_panel=RUN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +9,8 @@ from understudy.cli.bare import Wishes, is_model, sources
 from understudy.cli.inspecting import inspect
 from understudy.cli.output import Output
 from understudy.cli.packing import ManifestSource
-from understudy.config import load_cluster
+from understudy.config import is_cluster, load_cluster
 from understudy.wire.errors import Code, CommandError, UnderstudyError
-
-NODES = re.compile(rb"^\s*(\[\[nodes\]\]|nodes\s*=)", re.MULTILINE)
 
 
 def run_check(paths: Sequence[Path], wishes: Wishes, output: Output) -> None:
@@ -22,7 +19,7 @@ def run_check(paths: Sequence[Path], wishes: Wishes, output: Output) -> None:
     bad: list[str] = []
     unknown: list[str] = []
     texts: list[str] = []
-    clusters = [path for path in paths if _is_cluster(path)]
+    clusters = [path for path in paths if path.suffix == ".toml" and is_cluster(path)]
     models: list[Path] = []
     groups: list[list[Path]] = []
     for path in paths:
@@ -76,13 +73,6 @@ def _of_models(source: ManifestSource) -> tuple[list[str], list[str]]:
         wrong += [f"{where}: {mistake}" for mistake in found.mistakes]
         unknown += [f"{where}: {reason}" for reason in found.unknown]
     return wrong, unknown
-
-
-def _is_cluster(path: Path) -> bool:
-    try:
-        return path.suffix == ".toml" and bool(NODES.search(path.read_bytes()))
-    except OSError:
-        return False  # said by whoever reads it
 
 
 def _said(error: UnderstudyError) -> str:
