@@ -21,11 +21,12 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import msgspec
 
 from understudy.failures import mistake_in
-from understudy.settings import PATTERNS, nearest
+from understudy.settings import LINK, LINKS, PATTERNS, nearest
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
 from understudy.settings.manifest import AppManifest, mistakes
 from understudy.settings.security import AuthSettings
+from understudy.wire.documents import shown
 from understudy.wire.errors import ConfigError, is_text
 
 T = TypeVar("T")
@@ -175,13 +176,13 @@ def parse_toml(text: bytes, source: str, type_: type[T], unknown: list[str] | No
             return msgspec.convert(raw, type_)
         except msgspec.ValidationError as error:
             said = explain(str(error), type_)
-            if unknown is None and (other := _other_kind(raw, type_)):
+            if unknown is not None and _leave_out(raw, str(error)):
+                unknown.append(said)
+                continue
+            if other := _other_kind(raw, type_):
                 raise ConfigError(f"{source}: is {other.replace('FILE', source)}") from error
-            if unknown is None:
-                raise ConfigError("\n".join(f"{source}: {each}" for each in _mistakes(raw, type_))) from error
-            if not _leave_out(raw, str(error)):
-                raise ConfigError(f"{source}: {'; '.join((*unknown, said))}") from error
-            unknown.append(said)
+            found = [*(unknown or ()), *_mistakes(raw, type_)]
+            raise ConfigError("\n".join(f"{source}: {each}" for each in found)) from error
         except RecursionError as error:
             raise ConfigError(f"{source}: nested too deep") from error
 
@@ -220,15 +221,23 @@ def _is_like(raw: dict[str, Any], one: type[msgspec.Struct], other: type[msgspec
 def _mistakes(raw: Any, type_: type) -> list[str]:
     """Everything that is wrong with `raw`, until it is more than anybody reads."""
     found: list[str] = []
-    for said in _refusals(raw, type_, ""):
-        told = explain(said, type_)
+    for said, value in _refusals(raw, type_, ""):
+        told = explain(said, type_) + _instead(value, said)
         if told not in found and sum(map(len, found)) < MESSAGE_CHARS_MAX:
             found.append(told)
     return found
 
 
-def _refusals(raw: Any, type_: Any, path: str) -> Iterator[str]:
-    """What the decoder says of each part of `raw`, which stands at `path`."""
+def _instead(value: Any, said: str) -> str:
+    """Of text that matches no pattern: what it is, and what it may have been meant to be."""
+    if not isinstance(value, str) or not any(repr(pattern) in said for pattern in PATTERNS):
+        return ""
+    near = nearest(value, LINKS) if repr(LINK) in said else ""
+    return f", not {shown(value)}" + (f"; did you mean {near!r}?" if near else "")
+
+
+def _refusals(raw: Any, type_: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """What the decoder says of each part of `raw`, which stands at `path`, and the part."""
     try:
         msgspec.convert(raw, type_)
         return
@@ -236,10 +245,10 @@ def _refusals(raw: Any, type_: Any, path: str) -> Iterator[str]:
         at = _AT.search(str(error))
         own = f"{_AT.sub('', str(error))} - at `${path}{_below(at['path']) if at else ''}`"
     parts = list(_parts(raw, type_, path))
-    yield from parts or [own]
+    yield from parts or [(own, raw)]
 
 
-def _parts(raw: Any, type_: Any, path: str) -> Iterator[str]:
+def _parts(raw: Any, type_: Any, path: str) -> Iterator[tuple[str, Any]]:
     type_ = _matching(raw, type_)
     if isinstance(raw, list) and get_origin(type_) is tuple:
         for index, each in enumerate(raw):
@@ -248,12 +257,12 @@ def _parts(raw: Any, type_: Any, path: str) -> Iterator[str]:
         fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
         strangers = [name for name in raw if name not in fields]
         meant = {near for name in strangers for near in difflib.get_close_matches(name, sorted(fields), n=1)}
-        yield from (f"Object contains unknown field `{name}` - at `${path}`" for name in strangers)
+        yield from ((f"Object contains unknown field `{name}` - at `${path}`", raw) for name in strangers)
         for name, field in fields.items():
             if name in raw:
                 yield from _refusals(raw[name], field.type, f"{path}.{name}")
             elif field.required and name not in meant:
-                yield f"Object missing required field `{name}` - at `${path}`"
+                yield f"Object missing required field `{name}` - at `${path}`", raw
 
 
 def _matching(raw: Any, type_: Any) -> Any:
@@ -316,6 +325,8 @@ def _explain(message: str, type_: type) -> str:
         near = nearest(value, valid)
         hint = f"; did you mean {near!r}?" if near else ""
         return f"{path}: {value!r} is not known; valid: {', '.join(valid)}{hint}"
+    if what == "Expected `array`, got `object`":
+        return f"{path}: a list of tables is written [[{path}]], each time; [{path}] is one table"
     for pattern, meaning in PATTERNS.items():
         if repr(pattern) in what:
             what = meaning

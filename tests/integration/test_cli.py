@@ -284,6 +284,7 @@ def test_who_names_the_controller_only_reaches_the_gateways(up: dict[str, Any]) 
     elsewhere = Commands(up["controllers"]["c1"], "")
     assert elsewhere("infer", "primes", "--data", "[7]").out.startswith("prime  BOOL [1x1]  True\n")
     assert elsewhere("failures", "primes", "--json").status == Exit.OK
+    assert elsewhere("failures", "primes").err == "none: no gateway remembers a failed request of primes\n"
 
 
 @pytest.mark.parametrize(
@@ -292,8 +293,10 @@ def test_who_names_the_controller_only_reaches_the_gateways(up: dict[str, Any]) 
         (("infer", "wine", "--data", "[1]"), Exit.NOT_FOUND, "unknown model 'wine'"),
         (("infer", "primes", "--data", "[[1],[1,2]]"), Exit.USAGE, "--data[1]"),
         (("infer", "primes", "--data", "[[0.5]]"), Exit.USAGE, "number"),
-        (("remove", "wine"), Exit.NOT_FOUND, "wine"),
-        (("drain", "n9"), Exit.NOT_FOUND, "n9"),
+        (("remove", "wine"), Exit.NOT_FOUND, "the apps are primes"),
+        (("remove", "prime"), Exit.NOT_FOUND, "did you mean 'primes'?"),
+        (("drain", "n9"), Exit.NOT_FOUND, "the nodes are n1, n2, n3"),
+        (("undrain", "east"), Exit.NOT_FOUND, "the nodes are n1, n2, n3"),
         (("quarantine", "clear", "primes", "exact"), Exit.NOT_FOUND, "exact"),
         (("deploy", "nowhere"), Exit.USAGE, "nowhere"),
         (

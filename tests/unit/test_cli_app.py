@@ -86,7 +86,8 @@ def test_up_takes_the_directory_of_a_cluster_file(runner: CliRunner, tmp_path: P
 
 
 def test_version(runner: CliRunner) -> None:
-    assert runner.invoke(app, ["version"]).stdout == f"understudy {understudy.__version__}\n"
+    for asked in ("version", "--version"):
+        assert runner.invoke(app, [asked]).stdout == f"understudy {understudy.__version__}\n"
     assert json.loads(runner.invoke(app, ["version", "--json"]).stdout) == {"version": understudy.__version__}
 
 

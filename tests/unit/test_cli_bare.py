@@ -177,6 +177,7 @@ def test_what_cant_be_served_is_told_what_it_is(folder: Path, name: str, content
     assert refused.exit_code == Exit.USAGE
     assert says in refused.stderr
     assert "toml" in refused.stderr
+    assert kinds.PAGE in refused.stderr or name == "m.toml"
 
 
 @pytest.mark.parametrize("name", ["m.pt", "m.pkl", "m.h5", "m.safetensors", "m.gguf"])
@@ -205,7 +206,13 @@ def test_special_files_and_lost_links_are_named(folder: Path) -> None:
     (folder / "code" / "self").symlink_to(folder / "code")
     assert "leads into a directory that it is in" in run(None, "deploy", "code").stderr
     (folder / "empty").mkdir()
-    assert "no manifests here" in run(None, "deploy", "empty").stderr
+    (folder / "pickled").mkdir()
+    (folder / "pickled" / "m.pkl").write_bytes(pickle.dumps({"a": 1}))
+    for name in ("empty", "pickled"):
+        said = run(None, "deploy", name).stderr
+        assert "no manifests here, and no model" in said
+        assert "model.py" in said
+        assert kinds.PAGE in said
     (folder / "saved").mkdir()
     (folder / "saved" / "saved_model.pb").write_bytes(b"\x08\x01")
     assert "saved is a TensorFlow SavedModel" in run(None, "deploy", "saved").stderr

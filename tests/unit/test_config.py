@@ -231,6 +231,18 @@ def test_a_file_of_the_other_kind_is_told_which_command_takes_it(write: Write) -
     assert "missing required field `name`" in refusal(load_manifest, write("accuracy = 1\n"))
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[variants]\n", "is written [[variants]], each time; [variants] is one table"),
+        (f'fallback = ["smaler-variant"]\n{VARIANT}', "; did you mean 'smaller-variant'?"),
+        (f'fallback = ["app:-"]\n{VARIANT}', "static and app:NAME, not 'app:-'"),
+    ],
+)  # fmt: skip
+def test_what_is_written_is_named_and_what_was_meant(text: str, says: str, write: Write) -> None:
+    assert refusal(load_manifest, write(f'name = "a"\n{text}')).endswith(says)
+
+
 def test_fields_that_a_newer_version_knows_can_be_left_out_and_told(write: Write) -> None:
     text = 'colour = "red"\n' + NODE + 'memory = 1\n[[nodes]]\nname = "n2"\nmemory_mb = 1\n'
     path = write(

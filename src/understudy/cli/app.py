@@ -37,6 +37,22 @@ app.add_typer(quarantine, name="quarantine", no_args_is_help=True, rich_help_pan
 audit = typer.Typer(help="Look for what shouldn't be so, and say how to mend it.")
 app.add_typer(audit, name="audit", no_args_is_help=True, rich_help_panel="Look")
 
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A model server that keeps answering: every model has an understudy."""
+
+
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else.")]
 Url = Annotated[
     str | None,

@@ -26,6 +26,10 @@ VARIANTS = re.compile(r"^\s*(\[\[variants\]\]|variants\s*=)", re.MULTILINE)
 
 
 REQUIREMENTS = "requirements.txt"
+EXPECTED = (
+    "expected */APP.toml, *.toml with variants, an .onnx file, or a model.py with a class that loads "
+    f"what else lies there: see {kinds.PAGE}"
+)
 
 
 class Artifact(NamedTuple):
@@ -66,7 +70,7 @@ def find_manifests(path: Path) -> list[Path]:
     # A cluster file may lie in the same directory; it has no variants.
     manifests = [p for p in found if p.name == "APP.toml" or VARIANTS.search(p.read_text(errors="replace"))]
     if not manifests:
-        raise ConfigError(f"{path}: no manifests here; expected */APP.toml or *.toml with variants")
+        raise ConfigError(f"{path}: no manifests here, and no model; {EXPECTED}")
     return manifests
 
 

@@ -360,9 +360,13 @@ def _measuring(id: str, since_s: Mapping[tuple[str, str], float]) -> str:
 def _told(variant: Variant, error: UnderstudyError) -> UnderstudyError:
     """Why it couldn't be measured, with the setting that may help."""
     limit_mb = variant.memory_limit_mb
-    hint = f" (memory_limit_mb = {limit_mb:g})" if limit_mb and "memory" in error.message else ""
+    about_memory = "memory" in error.message and "memory_limit_mb" not in error.message
+    hint = f" (memory_limit_mb = {limit_mb:g})" if limit_mb and about_memory else ""
     if "No module named" in error.message:
-        hint = " (packages come from the file that `requirements` names in the manifest)"
+        hint = (
+            " (packages come from the file that `requirements` names in the manifest; of a directory that is "
+            "deployed without one, from a requirements.txt beside model.py)"
+        )
     told = UnderstudyError(error.code, f"variant {variant.name!r}: {error.message}{hint}")
     told.traceback = error.traceback
     return told
