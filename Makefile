@@ -115,7 +115,7 @@ $(BIN)/python:
 		|| { rm -rf $(VENV); echo "no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.stamp-%: $(DEFINITIONS) | $(BIN)/python
-	@echo "setting up $(VENV) for $* (the first time takes about a minute)"
+	@echo "setting up $(VENV) for $* (the first time takes one to two minutes)"
 	@$(PIP) --editable '.[$*]'
 	@touch $@
 
