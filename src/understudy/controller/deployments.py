@@ -278,7 +278,7 @@ class Deployments:
             try:
                 measured = await self._profiler.measure(app, variant.name)
             except UnderstudyError as error:
-                raise _told(variant, error) from error
+                raise with_setting(variant, error) from error
             self._profiles[key] = measured
             self._bookkeeper.save({key: measured}, ())
         found = self._profiles[key]
@@ -357,7 +357,7 @@ def _measuring(id: str, since_s: Mapping[tuple[str, str], float]) -> str:
     return ", ".join(f"{name} for {step * PROGRESS_STEP_S:.0f} s" for name, step in steps.items() if step)
 
 
-def _told(variant: Variant, error: UnderstudyError) -> UnderstudyError:
+def with_setting(variant: Variant, error: UnderstudyError) -> UnderstudyError:
     """Why it couldn't be measured, with the setting that may help."""
     limit_mb = variant.memory_limit_mb
     about_memory = "memory" in error.message and "memory_limit_mb" not in error.message
