@@ -44,7 +44,10 @@ def inspect(load: Load) -> Found:
     """Whatever is wrong with it; never raises what a model causes."""
     pid = os.getpid()
     try:
-        return _of_python(load) if load.runtime == "python" else _of_onnx(load)
+        look = _LOOKS.get(load.runtime)
+        return (
+            look(load) if look else Found(unknown=[f"models of the {load.runtime} runtime aren't looked at"])
+        )
     except UnderstudyError as error:
         return Found([error.message])
     except BaseException as error:
@@ -89,6 +92,9 @@ def _agree(load: Load, runtime: Runtime, found: Found) -> None:
         agree(load, runtime)
     except UnderstudyError as error:
         found.mistakes.append(error.message)
+
+
+_LOOKS = {"python": _of_python, "onnx": _of_onnx}  # of other runtimes nothing is told
 
 
 def main() -> int:
