@@ -105,6 +105,7 @@ bench-demo: demo  ## run the demo and keep its report, from which the README's f
 
 clean:  ## remove everything that the other targets made
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf examples/*/understudy-data
 	find $(SOURCES) -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -114,7 +115,7 @@ $(BIN)/python:
 		|| { rm -rf $(VENV); echo "no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.stamp-%: $(DEFINITIONS) | $(BIN)/python
-	@echo "setting up $(VENV) for $* (the first time takes about a minute)"
+	@echo "setting up $(VENV) for $* (the first time takes one to two minutes)"
 	@$(PIP) --editable '.[$*]'
 	@touch $@
 

@@ -12,20 +12,22 @@ import hashlib
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from understudy.failures import mistake_in
-from understudy.settings import PATTERNS
+from understudy.settings import LINK, LINKS, PATTERNS, nearest
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
-from understudy.settings.manifest import AppManifest, check_manifest
+from understudy.settings.manifest import AppManifest, mistakes
 from understudy.settings.security import AuthSettings
-from understudy.wire.errors import ConfigError, InvalidArgument, is_text
+from understudy.wire.documents import shown
+from understudy.wire.errors import ConfigError, is_text
 
 T = TypeVar("T")
 UNIX_PATH_BYTES_MAX = 107  # unix(7)
@@ -144,15 +146,14 @@ def load_manifest(path: Path) -> AppManifest:
 
 def checked_manifest(manifest: AppManifest, source: str) -> AppManifest:
     """`manifest`, if it holds together as far as it can be told without a cluster. Raises `ConfigError`."""
-    try:
-        check_manifest(manifest)
-    except InvalidArgument as error:
-        raise ConfigError(f"{source}: {error.message}") from error
+    found = [f"{source}: {mistake}" for mistake in mistakes(manifest)]
+    if found:
+        raise ConfigError("\n".join(found))
     return manifest
 
 
 def read_toml(path: Path, type_: type[T], unknown: list[str] | None = None) -> T:
-    """`path` as `type_`. Raises `ConfigError` naming file and field, with the nearest valid name."""
+    """`path` as `type_`. Raises `ConfigError`: file and field, one a line, with the nearest valid names."""
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -175,11 +176,109 @@ def parse_toml(text: bytes, source: str, type_: type[T], unknown: list[str] | No
             return msgspec.convert(raw, type_)
         except msgspec.ValidationError as error:
             said = explain(str(error), type_)
-            if unknown is None or not _leave_out(raw, str(error)):
-                raise ConfigError(f"{source}: {'; '.join((*(unknown or ()), said))}") from error
-            unknown.append(said)
+            if unknown is not None and _leave_out(raw, str(error)):
+                unknown.append(said)
+                continue
+            if other := _other_kind(raw, type_):
+                raise ConfigError(f"{source}: is {other.replace('FILE', source)}") from error
+            found = [*(unknown or ()), *_mistakes(raw, type_)]
+            raise ConfigError("\n".join(f"{source}: {each}" for each in found)) from error
         except RecursionError as error:
             raise ConfigError(f"{source}: nested too deep") from error
+
+
+def is_cluster(path: Path) -> bool:
+    """Whether it is meant as a cluster file, mistakes and all. False where it can't be read."""
+    try:
+        text = path.read_bytes()
+        return _is_like(tomllib.loads(text.decode("utf-8-sig")), ClusterConfig, AppManifest)
+    except ValueError:
+        return re.search(rb"^\s*(\[\[nodes\]\]|nodes\s*=)", text, re.MULTILINE) is not None
+    except (OSError, RecursionError):
+        return False
+
+
+def _other_kind(raw: Any, type_: type) -> str:
+    if type_ is ClusterConfig and _is_like(raw, AppManifest, ClusterConfig):
+        return "the manifest of an app, not a cluster file: `understudy deploy FILE` takes it"
+    if type_ is AppManifest and _is_like(raw, ClusterConfig, AppManifest):
+        return "a cluster file, not the manifest of an app: `understudy up FILE` takes it"
+    return ""
+
+
+def _is_like(raw: dict[str, Any], one: type[msgspec.Struct], other: type[msgspec.Struct]) -> bool:
+    """By the names that only one of them has, or of which only one has the like."""
+    known, strange = set(one.__struct_encode_fields__), set(other.__struct_encode_fields__)
+    counts = [0, 0]
+    for name in raw:
+        if name not in known & strange:
+            near = next(iter(difflib.get_close_matches(name, sorted(known | strange), n=1)), "")
+            counts[0] += near in known - strange
+            counts[1] += near in strange - known
+    return counts[0] > counts[1]
+
+
+def _mistakes(raw: Any, type_: type) -> list[str]:
+    """Everything that is wrong with `raw`, until it is more than anybody reads."""
+    found: list[str] = []
+    for said, value in _refusals(raw, type_, ""):
+        told = explain(said, type_) + _instead(value, said)
+        if told not in found and sum(map(len, found)) < MESSAGE_CHARS_MAX:
+            found.append(told)
+    return found
+
+
+def _instead(value: Any, said: str) -> str:
+    """Of text that matches no pattern: what it is, and what it may have been meant to be."""
+    if not isinstance(value, str) or not any(repr(pattern) in said for pattern in PATTERNS):
+        return ""
+    near = nearest(value, LINKS) if repr(LINK) in said else ""
+    return f", not {shown(value)}" + (f"; did you mean {near!r}?" if near else "")
+
+
+def _refusals(raw: Any, type_: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """What the decoder says of each part of `raw`, which stands at `path`, and the part."""
+    try:
+        msgspec.convert(raw, type_)
+        return
+    except msgspec.ValidationError as error:
+        at = _AT.search(str(error))
+        own = f"{_AT.sub('', str(error))} - at `${path}{_below(at['path']) if at else ''}`"
+    parts = list(_parts(raw, type_, path))
+    yield from parts or [(own, raw)]
+
+
+def _parts(raw: Any, type_: Any, path: str) -> Iterator[tuple[str, Any]]:
+    type_ = _matching(raw, type_)
+    if isinstance(raw, list) and get_origin(type_) is tuple:
+        for index, each in enumerate(raw):
+            yield from _refusals(each, get_args(type_)[0], f"{path}[{index}]")
+    elif isinstance(raw, dict) and isinstance(type_, type) and issubclass(type_, msgspec.Struct):
+        fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
+        strangers = [name for name in raw if name not in fields]
+        meant = {near for name in strangers for near in difflib.get_close_matches(name, sorted(fields), n=1)}
+        yield from ((f"Object contains unknown field `{name}` - at `${path}`", raw) for name in strangers)
+        for name, field in fields.items():
+            if name in raw:
+                yield from _refusals(raw[name], field.type, f"{path}.{name}")
+            elif field.required and name not in meant:
+                yield f"Object missing required field `{name}` - at `${path}`", raw
+
+
+def _matching(raw: Any, type_: Any) -> Any:
+    """Of a union's members the one that is like `raw`, without its limits."""
+    while get_origin(type_) is Annotated:
+        type_ = get_args(type_)[0]
+    if get_origin(type_) not in (Union, UnionType):
+        return type_
+    members = [_matching(raw, each) for each in get_args(type_)]
+    if isinstance(raw, list):
+        return next((each for each in members if get_origin(each) is tuple), None)
+    return next((e for e in members if isinstance(e, type) and issubclass(e, msgspec.Struct)), None)
+
+
+def _below(path: str) -> str:
+    return path if not path or path.startswith("[") else f".{path}"
 
 
 def _leave_out(raw: Any, message: str) -> bool:
@@ -223,9 +322,11 @@ def _explain(message: str, type_: type) -> str:
     if no_value:
         value = no_value["value"].strip("'")
         valid = _values(_type_at(type_, path))
-        near = difflib.get_close_matches(value, valid, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(value, valid)
+        hint = f"; did you mean {near!r}?" if near else ""
         return f"{path}: {value!r} is not known; valid: {', '.join(valid)}{hint}"
+    if what == "Expected `array`, got `object`":
+        return f"{path}: a list of tables is written [[{path}]], each time; [{path}] is one table"
     for pattern, meaning in PATTERNS.items():
         if repr(pattern) in what:
             what = meaning

@@ -445,8 +445,8 @@ def test_a_failing_first_inference_is_traced_too(blank: WorkerProcess, tmp_path:
     source = TRACED.replace('"layer.1" if inputs["x"][0] else "layer1"', '"layer.2"')
     failure = blank.client.call(written(tmp_path, source), Failure)
     assert failure.code is Code.LOAD_FAILED
-    assert "the model failed on the probe, which is zeros" in failure.message
-    assert "the model raised KeyError: 'layer.2' (model.py, line 9)" in failure.message
+    assert "the model raised KeyError: 'layer.2' (model.py, line 9); " in failure.message
+    assert "the model was asked with zeros" in failure.message
     assert "in predict" in failure.traceback
 
 

@@ -242,8 +242,8 @@ def test_a_model_that_no_guess_satisfies_says_what_it_was_asked_and_what_would_h
         load(path)
     assert caught.value.code is Code.LOAD_FAILED
     assert (
-        "the model failed on the probe, which is zeros of shape [1,1] because the manifest has none; it "
-        "failed on ones and on longer ones too; give [probe] inputs = [...]"
+        "the model was asked with zeros of shape [1,1], because the manifest has no probe, and it failed on "
+        "ones and on longer ones too; give [probe] inputs = [...]"
     ) in caught.value.message
     load(path, probe=json.loads(request(tensor("town", "BYTES", [1, 1], ["Ulm"]))))
 

@@ -346,6 +346,8 @@ def test_an_artifact_may_be_a_file_of_any_name(blank: WorkerProcess, tmp_path: P
 def test_what_is_missing_in_the_users_code_is_said(blank: WorkerProcess, tmp_path: Path) -> None:
     cases = [
         ("", "has no class 'Model'"),
+        ("class Mine: ...\n", 'for the one that it has: options = { class = "Mine" }'),
+        ("class Model:\n    def laod(self, path): ...\n", "has no method 'load'; should 'laod' be it?"),
         ("class Model:\n    def load(self, path): ...\n", "has no method 'predict'"),
         ("import nowhere\n", "ModuleNotFoundError: No module named 'nowhere'"),
         ("class Model\n", "SyntaxError"),

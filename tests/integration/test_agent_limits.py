@@ -59,6 +59,7 @@ def test_without_cgroups_allocations_beyond_the_limit_are_refused() -> None:
         assert take(process, 32) == "taken"
         assert take(process, 128) == "refused"
         assert not limits.exceeded("")
+        assert limits.limit_mb("") is None
         assert limits.remove("")
 
 
@@ -77,6 +78,7 @@ def test_with_cgroups_the_kernel_ends_the_process_and_says_so() -> None:
         assert take(process, 128) == ""
         assert process.wait() == -signal.SIGKILL
         assert limits.exceeded(cgroup)
+        assert limits.limit_mb(cgroup) == 64.0
         assert limits.remove(cgroup)
         assert limits.remove(cgroup), "twice does no harm"
     with hoarder() as left_behind:

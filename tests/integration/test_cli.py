@@ -284,6 +284,7 @@ def test_who_names_the_controller_only_reaches_the_gateways(up: dict[str, Any]) 
     elsewhere = Commands(up["controllers"]["c1"], "")
     assert elsewhere("infer", "primes", "--data", "[7]").out.startswith("prime  BOOL [1x1]  True\n")
     assert elsewhere("failures", "primes", "--json").status == Exit.OK
+    assert elsewhere("failures", "primes").err == "none: no gateway remembers a failed request of primes\n"
 
 
 @pytest.mark.parametrize(
@@ -292,8 +293,10 @@ def test_who_names_the_controller_only_reaches_the_gateways(up: dict[str, Any]) 
         (("infer", "wine", "--data", "[1]"), Exit.NOT_FOUND, "unknown model 'wine'"),
         (("infer", "primes", "--data", "[[1],[1,2]]"), Exit.USAGE, "--data[1]"),
         (("infer", "primes", "--data", "[[0.5]]"), Exit.USAGE, "number"),
-        (("remove", "wine"), Exit.NOT_FOUND, "wine"),
-        (("drain", "n9"), Exit.NOT_FOUND, "n9"),
+        (("remove", "wine"), Exit.NOT_FOUND, "the apps are primes"),
+        (("remove", "prime"), Exit.NOT_FOUND, "did you mean 'primes'?"),
+        (("drain", "n9"), Exit.NOT_FOUND, "the nodes are n1, n2, n3"),
+        (("undrain", "east"), Exit.NOT_FOUND, "the nodes are n1, n2, n3"),
         (("quarantine", "clear", "primes", "exact"), Exit.NOT_FOUND, "exact"),
         (("deploy", "nowhere"), Exit.USAGE, "nowhere"),
         (
@@ -387,6 +390,37 @@ def test_a_cluster_in_code(tmp_path: Path) -> None:
         return [pid for pid in groups if group_pids(pid)]
 
     assert asyncio.run(play()) == []
+
+
+def test_the_examples_page_ends_what_is_this_clusters_alone(tmp_path: Path) -> None:
+    """Its commands as they are written; what has the same names in another cluster lives on."""
+    file = copy_example(tmp_path / "quickstart")
+    lines = (EXAMPLE / "README.md").read_text().splitlines()
+    script = "\n".join(
+        line[2:] for line in lines if line.startswith(("$ cluster=", "$ kill ", "$ pkill ", "$ pgrep "))
+    )
+    names = [f"understudy {role} --cluster /elsewhere/CLUSTER.toml" for role in ("agent n2", "controller c1")]
+    sleeps = [[sys.executable, "-c", "import time; time.sleep(60)", *name.split()] for name in names]
+    others = [subprocess.Popen(argv, process_group=0) for argv in sleeps]
+
+    async def play() -> None:
+        async with Cluster(file) as cluster:
+            await cluster.wait_until(lambda views: True, DEADLINE_S, "the controller")
+            mine = [cluster.roles["agent", "n2"], cluster.roles["controller", "c1"]]
+            await asyncio.to_thread(
+                subprocess.run, ["bash"], input=script, text=True, cwd=file.parent, check=False
+            )
+            await asyncio.to_thread(eventually, lambda: not mine[0].pids() and not mine[1].pid, "their end")
+            assert cluster.roles["agent", "n1"].pid
+            assert cluster.roles["gateway", "g1"].pid
+
+    try:
+        asyncio.run(play())
+        assert [other.poll() for other in others] == [None, None]
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def test_a_frozen_node_can_be_thawed_and_is_stopped_even_if_not(tmp_path: Path) -> None:

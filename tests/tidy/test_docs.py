@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from our_files import DATA, files_in
 
 from understudy.settings import Settings
 
@@ -19,6 +20,8 @@ PIN = re.compile(r"[a-z0-9-]+==[0-9][A-Za-z0-9.+!]*")
 REGISTRY = re.compile(
     r"\b(pypi|pythonhosted|npmjs|anaconda)\.\w+|--?(extra-)?index-url|trusted-host|find-links"
 )
+
+FROM_AN_INDEX = re.compile(r"pip install [^\n`]*(?<![\w/.-])understudy\b")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,8 @@ def test_the_page_on_own_models_shows_the_examples_as_they_are(root: Path) -> No
     """Manifests, models and their packages whole; the other files too, or a link to them."""
     page = (root / "docs" / "bring-your-own-model.md").read_text()
     folder = root / "examples" / "bring-your-own"
-    files = [file for file in folder.glob("*/**/*") if file.suffix in (".py", ".toml", ".txt")]
+    files = [file for each in folder.glob("*/") for file in files_in(each)]
+    files = [file for file in files if file.suffix in (".py", ".toml", ".txt")]
     missing = []
     for file in files:
         shown = f"\n{file.read_text().strip()}\n```" in page
@@ -114,13 +118,32 @@ def test_everything_we_depend_on_is_pinned(root: Path) -> None:
 
 def test_no_registry_is_named(root: Path) -> None:
     folders = ("src", "tests", "docs", "benchmarks", "examples", "deploy", ".ci")
-    files = [path for folder in folders for path in (root / folder).rglob("*") if path.suffix != ".pyc"]
+    files = [path for folder in folders for path in files_in(root / folder) if path.suffix != ".pyc"]
     named = [
         str(path.relative_to(root))
         for path in [*files, *root.glob("*.*"), root / "Makefile"]
         if path.is_file() and path != Path(__file__) and REGISTRY.search(path.read_text(errors="ignore"))
     ]
     assert not named, f"package registries are named in: {named}"
+
+
+def test_what_clusters_leave_in_the_examples_is_nobody_elses_business(root: Path) -> None:
+    """Neither git's, nor ruff's, which reads the same file; and it goes with what else was made."""
+    assert f"{DATA}/" in (root / ".gitignore").read_text().splitlines()
+    _, _, clean = (root / "Makefile").read_text().partition("\nclean:")
+    assert f"rm -rf examples/*/{DATA}" in clean
+
+
+def test_nobody_is_told_to_install_this_from_an_index(root: Path) -> None:
+    """It is on none: what has its name there would be somebody else's."""
+    files = [root / "README.md", *(root / "docs").rglob("*.md"), *files_in(root / "examples")]
+    files += (root / "src").rglob("*.py")
+    told = [
+        f"{path.relative_to(root)}: {found[0]}"
+        for path in files
+        if path.is_file() and (found := FROM_AN_INDEX.search(path.read_text(errors="ignore")))
+    ]
+    assert not told, "\n".join(told)
 
 
 def _code(page: Path) -> str:

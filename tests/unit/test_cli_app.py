@@ -76,8 +76,18 @@ def test_help_imports_nothing_heavy() -> None:
     assert not HEAVY & set(loaded.stdout.split())
 
 
+def test_up_takes_the_directory_of_a_cluster_file(runner: CliRunner, tmp_path: Path) -> None:
+    (tmp_path / "CLUSTER.toml").write_text("nodes = 1")
+    done = runner.invoke(app, ["up", str(tmp_path)])
+    assert (done.exit_code, f"{tmp_path}/CLUSTER.toml: nodes: " in done.stderr.replace("\n", "")) == (
+        Exit.USAGE,
+        True,
+    )
+
+
 def test_version(runner: CliRunner) -> None:
-    assert runner.invoke(app, ["version"]).stdout == f"understudy {understudy.__version__}\n"
+    for asked in ("version", "--version"):
+        assert runner.invoke(app, [asked]).stdout == f"understudy {understudy.__version__}\n"
     assert json.loads(runner.invoke(app, ["version", "--json"]).stdout) == {"version": understudy.__version__}
 
 

@@ -11,10 +11,12 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnx
 import pytest
 from control_api import Api, serving
 from typer.testing import CliRunner, Result
 
+import onnx_graphs
 from understudy.cli import kinds
 from understudy.cli.app import app
 from understudy.cli.exits import Exit
@@ -23,6 +25,7 @@ from understudy.wire.errors import UnderstudyError
 
 ONNX = b"\x08\x08\x12\x07pytorch\x1a\x051.9.0:\xc3\x01"
 SAYS = 'class Model:\n    inputs = [("x", "FP32", [-1, 4])]\n    outputs: list = [("y", "FP32", [-1, 4])]\n'
+WHOLE = f"{SAYS}    def load(self, path): ...\n    def predict(self, inputs): raise SystemExit\n"
 
 
 @pytest.fixture
@@ -174,6 +177,7 @@ def test_what_cant_be_served_is_told_what_it_is(folder: Path, name: str, content
     assert refused.exit_code == Exit.USAGE
     assert says in refused.stderr
     assert "toml" in refused.stderr
+    assert kinds.PAGE in refused.stderr or name == "m.toml"
 
 
 @pytest.mark.parametrize("name", ["m.pt", "m.pkl", "m.h5", "m.safetensors", "m.gguf"])
@@ -202,7 +206,13 @@ def test_special_files_and_lost_links_are_named(folder: Path) -> None:
     (folder / "code" / "self").symlink_to(folder / "code")
     assert "leads into a directory that it is in" in run(None, "deploy", "code").stderr
     (folder / "empty").mkdir()
-    assert "no manifests here" in run(None, "deploy", "empty").stderr
+    (folder / "pickled").mkdir()
+    (folder / "pickled" / "m.pkl").write_bytes(pickle.dumps({"a": 1}))
+    for name in ("empty", "pickled"):
+        said = run(None, "deploy", name).stderr
+        assert "no manifests here, and no model" in said
+        assert "model.py" in said
+        assert kinds.PAGE in said
     (folder / "saved").mkdir()
     (folder / "saved" / "saved_model.pb").write_bytes(b"\x08\x01")
     assert "saved is a TensorFlow SavedModel" in run(None, "deploy", "saved").stderr
@@ -226,17 +236,18 @@ def test_links_out_of_a_directory_are_followed(folder: Path) -> None:
 
 
 def test_check_tells_everything_that_is_wrong_without_a_cluster(folder: Path) -> None:
-    (folder / "m.onnx").write_bytes(ONNX)
+    (folder / "m.py").write_text(WHOLE)
     (folder / "good.toml").write_text(
-        'name = "a"\nvariants = [{ name = "v", runtime = "onnx", artifact = "m.onnx", accuracy = 1 }]'
+        'name = "a"\nvariants = [{ name = "v", runtime = "python", artifact = "m.py", accuracy = 1 }]'
     )
     (folder / "bad.toml").write_text((folder / "good.toml").read_text().replace("accuracy", "acuracy"))
     (folder / "CLUSTER.toml").write_text('apps = ["good.toml"]\n[[nodes]]\nname = "n"\nmemory_mb = 1\n')
-    good = run(None, "check", "CLUSTER.toml", "m.onnx")
+    good = run(None, "check", "CLUSTER.toml", "m.py")
     assert good.exit_code == Exit.OK, good.stderr
     assert "CLUSTER.toml: a cluster of 1 nodes and 1 apps" in good.stdout
     assert "good.toml: app a with v" in good.stdout
-    assert 'artifact = "m.onnx"' in good.stdout
+    assert 'artifact = "m.py"' in good.stdout
+    assert "a deployment measures the rest" in good.stderr
     (folder / "CLUSTER.toml").write_text('[[nodes]]\nname = "n"\nmemory = 1\n')
     bad = run(None, "check", "CLUSTER.toml", "bad.toml", "good.toml", "gone.toml", "--json")
     assert bad.exit_code == Exit.USAGE
@@ -245,3 +256,92 @@ def test_check_tells_everything_that_is_wrong_without_a_cluster(folder: Path) ->
     assert [text.partition(": ")[0] for text in told["bad"]] == ["CLUSTER.toml", "bad.toml", "gone.toml"]
     assert "nodes[0].memory: unknown field; did you mean 'memory_mb'?" in told["bad"][0]
     assert "did you mean 'accuracy'?" in told["bad"][1]
+
+
+@pytest.mark.parametrize("text", ["[[node]]\nname = 'n'", "apps = []\nname = 'a'", "[[nodes]]\nname =="])
+def test_check_knows_a_cluster_file_by_its_other_fields_too(folder: Path, text: str) -> None:
+    (folder / "CLUSTER.toml").write_text(text)
+    (folder / "APP.toml").write_text("accuracy = 1")
+    told = json.loads(run(None, "check", "CLUSTER.toml", "APP.toml", "--json").stdout)["bad"]
+    assert "variants" not in told[0]
+    assert "variants" in told[1]
+
+
+def checked(folder: Path, source: str, more: str = "") -> tuple[list[str], list[str]]:
+    """What is bad, and what isn't known, of a Python model."""
+    (folder / "m.py").write_text(source)
+    (folder / "APP.toml").write_text(
+        'name = "a"\nvariants = [{ name = "v", runtime = "python", '
+        f'artifact = "m.py", accuracy = 1{more} }}]'
+    )
+    told = json.loads(run(None, "check", "APP.toml", "--json").stdout)
+    begin = "APP.toml: variants[0]: m.py: "
+    return [s.removeprefix(begin) for s in told["bad"]], [s.removeprefix(begin) for s in told["unknown"]]
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "says"),
+    [
+        (WHOLE.replace("def load", "def laod"), "", "has no method 'load'; should 'laod' be it?"),
+        (WHOLE.replace("def predict", "def answer"), "", "class 'Model' in m.py has no method 'predict'"),
+        (WHOLE.replace("Model", "Mine"), "", """; for the one that it has: options = { class = "Mine" }"""),
+        (WHOLE, ", options = { clas = 'Model' }", "clas: unknown field; did you mean 'class'?"),
+        (WHOLE.replace("-1", "None"), "", "inputs of the class: Expected `int`, got `null`"),
+        (WHOLE.replace("FP32", "float32"), "", "did you mean 'FP32'?"),
+        (WHOLE.replace("inputs =", "takes ="), "", "no inputs are declared"),
+        ("def f(:\n", "", "m.py is not valid Python"),
+    ],
+)  # fmt: skip
+def test_check_reads_a_class_without_running_it(folder: Path, source: str, more: str, says: str) -> None:
+    bad, unknown = checked(folder, f"open('ran', 'w')\n{source}", more)
+    assert not unknown
+    assert [says in each for each in bad] == [True], bad
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "unknown"),
+    [
+        (WHOLE, ""),
+        ("from elsewhere import Model\n", "m.py gets its 'Model' from elsewhere"),
+        ("from elsewhere import *\n", "m.py gets its 'Model' from elsewhere"),
+        (f"{SAYS.replace('Model', 'Model(Other)')}", ""),
+        (WHOLE.replace('[("x"', 'made() + [("x"'), "which inputs the class has is known when it runs"),
+        (
+            WHOLE.replace("inputs = ", "def __init__(self): self.inputs = "),
+            "which inputs the class has is known when it runs",
+        ),
+    ],
+)
+def test_check_says_what_it_cant_tell_of_a_class(folder: Path, source: str, unknown: str) -> None:
+    bad, told = checked(folder, source)
+    assert not bad
+    assert [unknown in each for each in told] == ([True] if unknown else [])
+
+
+def test_check_looks_into_onnx_files(folder: Path) -> None:
+    """In another process, whose end is no end of this one."""
+    x, y = (
+        onnx_graphs.value("x", onnx_graphs.FLOAT, ["n", 4]),
+        onnx_graphs.value("y", onnx_graphs.FLOAT, None),
+    )
+    onnx_graphs.save(folder / "m.onnx", [onnx_graphs.node("Relu", ["x"], ["y"])], [x], [y])
+    onnx_graphs.save(folder / "odd.onnx", [onnx_graphs.node("Frobnicate", ["x"], ["y"])], [x], [y])
+    newer = onnx.load(folder / "m.onnx")
+    newer.opset_import[0].version = 99
+    onnx.save(newer, folder / "newer.onnx")
+    cases = {
+        "m.onnx": ("x", "[-1, 4]", ""),
+        "m.onnx ": ("z", "[-1, 4]", "the model has no input 'z'; it has x"),
+        "m.onnx  ": ("x", "[-1, 5]", "the model has FP32 [-1,4]"),
+        "odd.onnx": ("x", "[-1, 4]", "Frobnicate"),
+        "newer.onnx": ("x", "[-1, 4]", "the file has opset 99 of ai.onnx, ONNX Runtime "),
+    }
+    for file, (name, shape, says) in cases.items():
+        (folder / "APP.toml").write_text(
+            f'name = "a"\ninputs = [{{ name = "{name}", datatype = "FP32", shape = {shape} }}]\n'
+            f'variants = [{{ name = "v", runtime = "onnx", artifact = "{file.strip()}", accuracy = 1 }}]'
+        )
+        done = run(None, "check", "APP.toml")
+        assert done.exit_code == (Exit.USAGE if says else Exit.OK), done.stderr
+        assert says in done.stderr

@@ -10,7 +10,7 @@ from tests.wheels import write_wheel
 
 from understudy.cli.bare import Wishes, sources
 from understudy.cli.packing import Package, pack
-from understudy.wire.errors import UnderstudyError
+from understudy.wire.errors import CommandError, UnderstudyError
 
 MANIFEST = """
 name = "sorter"
@@ -71,15 +71,17 @@ def test_wheels_at_hand_ask_nobody(tmp_path: Path) -> None:
 
 def test_what_cannot_be_had_is_told_in_pips_words(tmp_path: Path) -> None:
     path = manifest(tmp_path, "no-such-frobnicate\n", 'requirements = "model/requirements.txt"')
-    with pytest.raises(UnderstudyError, match="No matching distribution found for no-such-frobnicate"):
+    with pytest.raises(CommandError, match="No matching distribution found for no-such-frobnicate") as raised:
         pack(path)
+    assert raised.value.hint.startswith("is its name right")
 
 
 def test_what_does_not_go_with_understudy_is_told_before_anything_is_sent(tmp_path: Path) -> None:
     write_wheel(tmp_path / "wheels", "msgspec", "0.2")
     extra = 'wheels = "wheels"\nrequirements = "model/requirements.txt"'
-    with pytest.raises(UnderstudyError, match=r"msgspec==0\.2(.|\n)*msgspec>=0\.19"):
+    with pytest.raises(CommandError, match=r"msgspec==0\.2(.|\n)*msgspec>=0\.19") as raised:
         pack(manifest(tmp_path, "msgspec==0.2\n", extra))
+    assert raised.value.hint.startswith("Understudy's own requirements hold too")
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,72 @@ def test_a_bad_cluster_file_is_refused(text: str, says: str, write: Write) -> No
     assert message.startswith(f"{path}: {says}"), message
 
 
+def test_every_mistake_of_a_manifest_is_told_at_once(write: Write) -> None:
+    path = write(
+        f"""name = "a b"
+replicas = 0
+{VARIANT.replace("accuracy", "acuracy")}
+[[variants]]
+name = "w"
+runtime = "onnx"
+accuracy = 3
+[[inputs]]
+name = "x"
+datatype = "fp32"
+shape = [-5]
+[outputs]
+finit = "allowed"
+[batching]
+rows_max = 0
+wait = 3
+"""
+    )
+    said = [line.removeprefix(f"{path}: ") for line in refusal(load_manifest, path).splitlines()]
+    assert [line.partition(": ")[0] for line in said] == [
+        "name", "variants[0].acuracy", "variants[1]", "variants[1].accuracy", "replicas",
+        "inputs[0].datatype", "inputs[0].shape[0]", "outputs.finit", "batching.wait", "batching.rows_max",
+    ]  # fmt: skip
+    assert said[2] == "variants[1]: missing required field `artifact`"
+    path.write_text(f'name = "a"\nfallback = ["static"]\nprobe = {{}}\n{VARIANT}python = "p"\n{VARIANT}')
+    said = refusal(load_manifest, path).splitlines()
+    fields = ["variants[0].python", "variants[1].name", "probe.inputs", "fallback"]
+    assert [line.split(": ")[1] for line in said] == fields
+    path.write_text(f'{"".join(f"strange{n} = 1{chr(10)}" for n in range(1000))}name = "a"\n{VARIANT}')
+    assert len(refusal(load_manifest, path)) < 10_000, "no more than anybody reads"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("float32", "FP32"), ("torch.float64", "FP64"), ("int8", "INT8"), ("str", "BYTES"), ("FP31", "FP32")],
+)
+def test_datatypes_as_others_call_them_are_understood(written: str, meant: str, write: Write) -> None:
+    text = f'name = "a"\ninputs = [{{ name = "x", datatype = "{written}", shape = [] }}]\n{VARIANT}'
+    assert refusal(load_manifest, write(text)).endswith(f"; did you mean {meant!r}?")
+
+
+def test_a_file_of_the_other_kind_is_told_which_command_takes_it(write: Write) -> None:
+    path = write(f'name = "a"\ncriticality = "critical"\n{VARIANT}')
+    said = f"is the manifest of an app, not a cluster file: `understudy deploy {path}` takes it"
+    assert refusal(load_cluster, path) == f"{path}: {said}"
+    path = write(f'name = "a"\napps = []\n{NODE}')
+    said = f"is a cluster file, not the manifest of an app: `understudy up {path}` takes it"
+    assert refusal(load_manifest, path) == f"{path}: {said}"
+    assert refusal(load_cluster, write("[[node]]\nname = 'n'\n")).count("did you mean 'nodes'?") == 1
+    assert "missing required field `name`" in refusal(load_manifest, write("accuracy = 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[variants]\n", "is written [[variants]], each time; [variants] is one table"),
+        (f'fallback = ["smaler-variant"]\n{VARIANT}', "; did you mean 'smaller-variant'?"),
+        (f'fallback = ["app:-"]\n{VARIANT}', "static and app:NAME, not 'app:-'"),
+    ],
+)  # fmt: skip
+def test_what_is_written_is_named_and_what_was_meant(text: str, says: str, write: Write) -> None:
+    assert refusal(load_manifest, write(f'name = "a"\n{text}')).endswith(says)
+
+
 def test_fields_that_a_newer_version_knows_can_be_left_out_and_told(write: Write) -> None:
     text = 'colour = "red"\n' + NODE + 'memory = 1\n[[nodes]]\nname = "n2"\nmemory_mb = 1\n'
     path = write(

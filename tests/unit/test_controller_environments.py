@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from understudy.controller.deployments import with_setting
 from understudy.controller.preparing import Preparer
 from understudy.core.controller.environments import lacking, troubles
 from understudy.core.controller.nodes import Node
@@ -52,6 +53,21 @@ def test_a_plan_uses_the_nodes_that_are_ready_and_says_which_are_not() -> None:
     everywhere = gone | {("n2", PYTHON.key)}
     plan = make_plan(PlanInput(nodes, (APP,), lacking=everywhere), 1, "test")
     assert "packages of its variants aren't ready on n1, n2, n3" in plan.unplaced["sorter"]
+
+
+@pytest.mark.parametrize(
+    ("said", "helps"),
+    [
+        ("No module named 'nowhere'", "from a requirements.txt beside model.py)"),
+        ("not enough memory to load", "not enough memory to load (memory_limit_mb = 64)"),
+        ("killed; memory_limit_mb of the variant sets it", "killed; memory_limit_mb of the variant sets it"),
+    ],
+)
+def test_a_model_that_cant_be_measured_is_told_with_what_helps(said: str, helps: str) -> None:
+    variant = Variant("full", "python", FILE, 0.9, memory_limit_mb=64)
+    told = with_setting(variant, UnderstudyError(Code.LOAD_FAILED, said))
+    assert told.message.startswith(f"variant 'full': {said}")
+    assert told.message.endswith(helps)
 
 
 def test_the_status_names_node_app_and_reason() -> None:

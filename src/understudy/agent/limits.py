@@ -83,6 +83,14 @@ class MemoryLimits:
             return False
         return int(facts.get("oom_kill", "0")) > 0
 
+    def limit_mb(self, cgroup: str) -> float | None:
+        """That of a cgroup; None where it has none, or can't be asked any more."""
+        try:
+            path = Path(cgroup) / ("memory.max" if self._version == 2 else "memory.limit_in_bytes")
+            return int(path.read_text()) / _MB if cgroup else None
+        except (OSError, ValueError):  # "max"
+            return None
+
     def end_all(self, cgroup: str) -> None:
         """Kill what a worker that is gone left in its cgroup: processes that its model started."""
         if not cgroup:

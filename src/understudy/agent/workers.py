@@ -218,9 +218,10 @@ class Workers:
             handle.unburied = True  # what was measured before is told first
             return
         out_of_memory = self._limits.exceeded(handle.record.cgroup)
+        limit_mb = self._limits.limit_mb(handle.record.cgroup)
         printed = self.prints.end(worker)
         self._bury(handle)
-        reason = "killed for exceeding its memory limit" if out_of_memory else _why(handle.status)
+        reason = _too_large(limit_mb) if out_of_memory else _why(handle.status)
         if printed:
             reason += f"; it printed last: {printed}"
         self._ended(worker, reason, out_of_memory=out_of_memory)
@@ -290,6 +291,11 @@ class Workers:
         self._step(ev.WorkerFound(record.worker, address, stats, record.environment))
         if stats.batching_ended:
             self._step(ev.BatchingEndedAt(record.worker, stats.batching_ended))
+
+
+def _too_large(limit_mb: float | None) -> str:
+    limit = f" of {limit_mb:,.0f} MB" if limit_mb is not None else ""
+    return f"killed for exceeding its memory limit{limit}; memory_limit_mb of the variant sets it"
 
 
 def _why(status: int | None) -> str:

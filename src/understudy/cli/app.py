@@ -37,6 +37,22 @@ app.add_typer(quarantine, name="quarantine", no_args_is_help=True, rich_help_pan
 audit = typer.Typer(help="Look for what shouldn't be so, and say how to mend it.")
 app.add_typer(audit, name="audit", no_args_is_help=True, rich_help_panel="Look")
 
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A model server that keeps answering: every model has an understudy."""
+
+
 Json = Annotated[bool, typer.Option("--json", help="Write JSON to standard output, and nothing else.")]
 Url = Annotated[
     str | None,
@@ -105,7 +121,9 @@ def _controllers(url: str | None, cluster: Path | None) -> Servers:
 
 @app.command(rich_help_panel=RUN)
 def up(
-    config: Annotated[Path, typer.Argument(metavar="CLUSTER.toml", help="The cluster to run.")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CLUSTER.toml", help="The cluster to run, or its directory.")
+    ],
     no_restart: Annotated[bool, typer.Option("--no-restart", help="Leave roles that die dead.")] = False,
     json: Json = False,
 ) -> None:
@@ -113,7 +131,8 @@ def up(
     from understudy.cli.up import run_up
 
     output = Output(as_json=json)
-    _attempt(output, lambda: run_up(config, output, restart=not no_restart))
+    file = config / "CLUSTER.toml" if config.is_dir() else config
+    _attempt(output, lambda: run_up(file, output, restart=not no_restart))
 
 
 @app.command(rich_help_panel=RUN)
@@ -149,7 +168,7 @@ def _demo(out: Path, output: Output) -> bool:
     try:
         from understudy.cli.demo import run_demo
     except ModuleNotFoundError as error:
-        hint = "install it with: pip install 'understudy[demo]'"
+        hint = "install it with: pip install '/path/to/understudy[demo]'"
         raise CommandError(Code.CONFIG, f"the demo needs {error.name}", hint) from error
     return run_demo(out, output)
 

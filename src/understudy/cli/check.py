@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from understudy.cli.bare import Wishes, is_model, sources
+from understudy.cli.inspecting import inspect
 from understudy.cli.output import Output
-from understudy.config import load_cluster
+from understudy.cli.packing import ManifestSource
+from understudy.config import is_cluster, load_cluster
 from understudy.wire.errors import Code, CommandError, UnderstudyError
-
-NODES = re.compile(rb"^\s*(\[\[nodes\]\]|nodes\s*=)", re.MULTILINE)
 
 
 def run_check(paths: Sequence[Path], wishes: Wishes, output: Output) -> None:
     """The command. Looks at everything, then raises CONFIG if anything is wrong."""
     good: list[str] = []
     bad: list[str] = []
+    unknown: list[str] = []
     texts: list[str] = []
-    clusters = [path for path in paths if _is_cluster(path)]
+    clusters = [path for path in paths if path.suffix == ".toml" and is_cluster(path)]
     models: list[Path] = []
     groups: list[list[Path]] = []
     for path in paths:
@@ -43,24 +43,36 @@ def run_check(paths: Sequence[Path], wishes: Wishes, output: Output) -> None:
             found, text = sources(group, wishes)
             for source in found:
                 source.check()
+                wrong, unseen = _of_models(source)
+                bad += wrong
+                unknown += unseen
                 names = ", ".join(variant.name for variant in source.manifest.variants)
-                good.append(f"{source.name}: app {source.manifest.name} with {names}")
+                good += [] if wrong else [f"{source.name}: app {source.manifest.name} with {names}"]
             texts += [text] if text else []
         except UnderstudyError as error:
             bad.append(_said(error))
     if output.as_json:
-        output.data({"good": good, "bad": bad, "manifests": texts})
+        output.data({"good": good, "bad": bad, "unknown": unknown, "manifests": texts})
     for line in () if output.as_json else (*good, *texts):
         output.stdout.print(line, markup=False, soft_wrap=True)
+    if not output.as_json:
+        for line in unknown:
+            output.note(f"not checked: {line}")
+        if good:
+            output.note("a deployment measures the rest: what models answer, and what they take for it")
     if bad:
-        raise CommandError(Code.CONFIG, "\n       ".join(bad))
+        raise CommandError(Code.CONFIG, "\n".join(bad).replace("\n", "\n       "))
 
 
-def _is_cluster(path: Path) -> bool:
-    try:
-        return path.suffix == ".toml" and bool(NODES.search(path.read_bytes()))
-    except OSError:
-        return False  # said by whoever reads it
+def _of_models(source: ManifestSource) -> tuple[list[str], list[str]]:
+    """What is wrong with the variants' models, and what can't be told here."""
+    wrong, unknown = [], []
+    for index, variant in enumerate(source.manifest.variants):
+        found = inspect(source.manifest, variant, source.folder / variant.artifact)
+        where = f"{source.name}: variants[{index}]: {variant.artifact}"
+        wrong += [f"{where}: {mistake}" for mistake in found.mistakes]
+        unknown += [f"{where}: {reason}" for reason in found.unknown]
+    return wrong, unknown
 
 
 def _said(error: UnderstudyError) -> str:

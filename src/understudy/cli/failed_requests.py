@@ -39,6 +39,8 @@ def run_failures(gateways: Servers, output: Output, *, app: str, request_id: str
             output.data(record, lines=True)
         else:
             output.stdout.print(text(record), soft_wrap=True)
+    if not records and not output.as_json:
+        output.note(f"none: no gateway remembers a failed request{f' of {app}' if app else ''}")
 
 
 def text(record: dict[str, Any]) -> Text:

@@ -7,8 +7,10 @@ import zipfile
 from pathlib import Path
 
 HEAD_BYTES = 512
+PAGE = "docs/bring-your-own-model.md"
 ADVICE = (
-    "Understudy serves ONNX files (.onnx) and Python classes (a .py file, or a directory with a model.py)"
+    "Understudy serves ONNX files (.onnx) and Python classes (a .py file, or a directory with a model.py); "
+    f"{PAGE} shows how what other libraries save is served by one"
 )
 
 _SPECIAL = (

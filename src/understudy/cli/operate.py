@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from understudy.adapters.control import Servers, segment
 from understudy.cli.output import Output
 from understudy.core.views import from_controller
+from understudy.settings import nearest
+from understudy.wire.errors import Code, CommandError, UnderstudyError
+
+NAMES_MAX = 20  # in a hint
 
 
 def run_remove(control: Servers, app: str, output: Output) -> None:
-    control.ask("DELETE", f"/v1/apps/{segment(app)}")
+    try:
+        control.ask("DELETE", f"/v1/apps/{segment(app)}")
+    except UnderstudyError as error:
+        raise _known(control, error, app, "apps") from error
     _done(output, {"removed": app}, f"{app} is removed")
 
 
 def run_drain(control: Servers, node: str, output: Output, *, drained: bool) -> None:
     verb = "drain" if drained else "undrain"
-    control.ask("POST", f"/v1/nodes/{segment(node)}/{verb}")
+    try:
+        control.ask("POST", f"/v1/nodes/{segment(node)}/{verb}")
+    except UnderstudyError as error:
+        raise _known(control, error, node, "nodes") from error
     sentence = f"{node} is being drained" if drained else f"{node} takes work again"
     _done(output, {"node": node, "drained": drained}, sentence)
+
+
+def _known(
+    control: Servers, error: UnderstudyError, name: str, what: Literal["apps", "nodes"]
+) -> UnderstudyError:
+    """`error`, with the names that there are if it is about one that isn't."""
+    if error.code is not Code.NOT_FOUND:
+        return error
+    try:
+        view = from_controller(control.get("/v1/status"), control.urls[0])
+    except UnderstudyError:
+        return error
+    names = sorted(each.name for each in (view.apps if what == "apps" else view.nodes))
+    near = nearest(name, names)
+    hint = f"did you mean {near!r}?" if near else f"there are no {what}"
+    if names and not near:
+        hint = f"the {what} are {', '.join(names[:NAMES_MAX])}{', …' if len(names) > NAMES_MAX else ''}"
+    return CommandError(error.code, error.message, hint)
 
 
 def run_quarantine_clear(control: Servers, app: str, variant: str, output: Output) -> None:

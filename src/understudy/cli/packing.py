@@ -19,13 +19,17 @@ from understudy.cli import kinds, wheels
 from understudy.cli.contents import contents, not_a_model
 from understudy.config import load_manifest
 from understudy.settings.manifest import AppManifest, VariantManifest
-from understudy.wire.errors import Code, CommandError, ConfigError
+from understudy.wire.errors import Code, CommandError, ConfigError, UnderstudyError
 from understudy.wire.records import ArtifactRef
 
 VARIANTS = re.compile(r"^\s*(\[\[variants\]\]|variants\s*=)", re.MULTILINE)
 
 
 REQUIREMENTS = "requirements.txt"
+EXPECTED = (
+    "expected */APP.toml, *.toml with variants, an .onnx file, or a model.py with a class that loads "
+    f"what else lies there: see {kinds.PAGE}"
+)
 
 
 class Artifact(NamedTuple):
@@ -66,7 +70,7 @@ def find_manifests(path: Path) -> list[Path]:
     # A cluster file may lie in the same directory; it has no variants.
     manifests = [p for p in found if p.name == "APP.toml" or VARIANTS.search(p.read_text(errors="replace"))]
     if not manifests:
-        raise ConfigError(f"{path}: no manifests here; expected */APP.toml or *.toml with variants")
+        raise ConfigError(f"{path}: no manifests here, and no model; {EXPECTED}")
     return manifests
 
 
@@ -85,16 +89,24 @@ class ManifestSource:
         return ManifestSource(load_manifest(path), path.parent, str(path), str(path.resolve()))
 
     def check(self) -> None:
-        """Raises `ConfigError` naming the field whose artifact is missing or unusable."""
+        """Raises `ConfigError` naming the fields whose artifacts are missing or unusable."""
+        wrong: list[UnderstudyError] = []
         for index, variant in enumerate(self.manifest.variants):
             where = f"{self.name}: variants[{index}].artifact"
             path = self.folder / variant.artifact
             try:
                 _check_artifact(where, variant, path)
                 wheels.check(f"{self.name}: variants[{index}]", *self._named_packages(variant))
+            except UnderstudyError as error:
+                wrong.append(error)
             except (OSError, ValueError) as error:  # ValueError: a path that can't be one
                 reason = error.strerror if isinstance(error, OSError) else str(error)
-                raise ConfigError(f"{where}: {path} can't be read: {reason}") from error
+                wrong.append(ConfigError(f"{where}: {path} can't be read: {reason}"))
+        if len(wrong) == 1:
+            raise wrong[0]
+        if wrong:
+            hints = dict.fromkeys(e.hint for e in wrong if isinstance(e, CommandError) and e.hint)
+            raise CommandError(Code.CONFIG, "\n".join(map(str, wrong)), "; ".join(hints))
 
     def pack(self) -> Package:
         """Hash the artifacts; directories become tar files of the same bytes every time.

@@ -93,7 +93,7 @@ def _run_pip(where: str, requirements: Path, folder: Path | None, made: Path) ->
         Code.CONFIG,
         f"{where}.requirements: pip can't have what {requirements} asks for:\n"
         + _reason(done.stdout, done.stderr),
-        "Understudy's own requirements hold too: its workers run in the same process",
+        _hint(done.stdout + done.stderr),
     )
 
 
@@ -101,6 +101,15 @@ def own_requirements() -> list[str]:
     """What Understudy itself needs beside a model's packages, as pip writes it."""
     needed = importlib.metadata.requires("understudy") or []
     return [line for line in needed if "extra ==" not in line]
+
+
+def _hint(said: str) -> str:
+    """The constraints that pip is given are all ours."""
+    if "(constraint)" in said:
+        return "Understudy's own requirements hold too: its workers run in the same process"
+    if "No matching distribution" in said:
+        return "is its name right, and its version, and can pip ask a registry from here that has it?"
+    return ""
 
 
 def _reason(said: str, complained: str) -> str:

@@ -278,7 +278,7 @@ class Deployments:
             try:
                 measured = await self._profiler.measure(app, variant.name)
             except UnderstudyError as error:
-                raise _told(variant, error) from error
+                raise with_setting(variant, error) from error
             self._profiles[key] = measured
             self._bookkeeper.save({key: measured}, ())
         found = self._profiles[key]
@@ -357,12 +357,16 @@ def _measuring(id: str, since_s: Mapping[tuple[str, str], float]) -> str:
     return ", ".join(f"{name} for {step * PROGRESS_STEP_S:.0f} s" for name, step in steps.items() if step)
 
 
-def _told(variant: Variant, error: UnderstudyError) -> UnderstudyError:
+def with_setting(variant: Variant, error: UnderstudyError) -> UnderstudyError:
     """Why it couldn't be measured, with the setting that may help."""
     limit_mb = variant.memory_limit_mb
-    hint = f" (memory_limit_mb = {limit_mb:g})" if limit_mb and "memory" in error.message else ""
+    about_memory = "memory" in error.message and "memory_limit_mb" not in error.message
+    hint = f" (memory_limit_mb = {limit_mb:g})" if limit_mb and about_memory else ""
     if "No module named" in error.message:
-        hint = " (packages come from the file that `requirements` names in the manifest)"
+        hint = (
+            " (packages come from the file that `requirements` names in the manifest; of a directory that is "
+            "deployed without one, from a requirements.txt beside model.py)"
+        )
     told = UnderstudyError(error.code, f"variant {variant.name!r}: {error.message}{hint}")
     told.traceback = error.traceback
     return told

@@ -62,7 +62,7 @@ class TokenVerifier:
         try:
             import jwt
         except ImportError as error:
-            message = "auth.jwt: needs PyJWT: pip install 'understudy[auth]'"
+            message = "auth.jwt: needs PyJWT: pip install '/path/to/understudy[auth]'"
             raise ConfigError(message) from error
         self._jwt = jwt
         self.settings = settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -123,40 +124,61 @@ def check_manifest(
     options_bytes_max: int = 64 * 1024,
 ) -> None:
     """What the types can't say and no cluster is needed for. Raises `InvalidArgument`, the field first."""
+    for mistake in mistakes(manifest, static_bytes_max, probe_bytes_max, options_bytes_max):
+        raise InvalidArgument(mistake)
+
+
+def mistakes(
+    manifest: AppManifest,
+    static_bytes_max: int = 64 * 1024,
+    probe_bytes_max: int = 8 * 1024**2,
+    options_bytes_max: int = 64 * 1024,
+) -> Iterator[str]:
+    """All that `check_manifest` would refuse, one in each of its parts."""
     names: set[str] = set()
     for index, variant in enumerate(manifest.variants):
         if variant.name in names:
-            raise InvalidArgument(f"variants[{index}].name: {variant.name!r} is used twice")
+            yield f"variants[{index}].name: {variant.name!r} is used twice"
         names.add(variant.name)
-        check_document(f"variants[{index}].options", variant.options, options_bytes_max)
-        _check_environment(f"variants[{index}]", variant)
+        yield from _refused(check_document, f"variants[{index}].options", variant.options, options_bytes_max)
+        yield from _refused(_check_environment, f"variants[{index}]", variant)
     outputs = manifest.all_outputs.tensors
     for side, tensors in (("inputs", manifest.inputs), ("outputs", outputs)):
         declared = [tensor.name for tensor in tensors]
         for index, name in enumerate(declared):
             if name in declared[:index]:
-                raise InvalidArgument(f"{side}[{index}].name: {name!r} is used twice")
+                yield f"{side}[{index}].name: {name!r} is used twice"
     for index, output in enumerate(outputs):
         if output.optional:
-            raise InvalidArgument(f"outputs[{index}].optional: only inputs can be left out")
+            yield f"outputs[{index}].optional: only inputs can be left out"
         if output.format:
-            raise InvalidArgument(f"outputs[{index}].format: only inputs have one")
+            yield f"outputs[{index}].format: only inputs have one"
         if output.labels and output.shape[-1:] not in ((-1,), (len(output.labels),)):
             what = f"{len(output.labels)} for a last dimension of {output.shape[-1:]}"
-            raise InvalidArgument(f"outputs[{index}].labels: {what}")
+            yield f"outputs[{index}].labels: {what}"
     if manifest.static is not None:
-        check_document("static", manifest.static, static_bytes_max)
-        if outputs:
-            check_static(manifest.static, outputs)
-        else:  # the model says which it has
-            read_static(manifest.static, strict=True)
+        yield from _refused(_check_static, manifest.static, outputs, static_bytes_max)
     if manifest.probe is not None:
-        check_document("probe", manifest.probe, probe_bytes_max)
-        _check_probe(manifest.probe)
+        yield from _refused(_check_probe, manifest.probe, probe_bytes_max)
     if manifest.fallback is not None:
         mistake = fallback_mistake(manifest.fallback, manifest.static is not None)
         if mistake:
-            raise InvalidArgument(f"fallback: {mistake}")
+            yield f"fallback: {mistake}"
+
+
+def _refused(check: Callable[..., None], *arguments: Any) -> Iterator[str]:
+    try:
+        check(*arguments)
+    except InvalidArgument as error:
+        yield error.message
+
+
+def _check_static(static: dict[str, Any], outputs: tuple[OutputSettings, ...], bytes_max: int) -> None:
+    check_document("static", static, bytes_max)
+    if outputs:
+        check_static(static, outputs)
+    else:  # the model says which it has
+        read_static(static, strict=True)
 
 
 def _check_environment(field: str, variant: VariantManifest) -> None:
@@ -168,8 +190,9 @@ def _check_environment(field: str, variant: VariantManifest) -> None:
         raise InvalidArgument(f"{field}.python: an interpreter has its own packages; name it or them")
 
 
-def _check_probe(probe: dict[str, Any]) -> None:
+def _check_probe(probe: dict[str, Any], bytes_max: int) -> None:
     """Only that it is a request: the replica that measures the app reads the rest, and answers it."""
+    check_document("probe", probe, bytes_max)
     inputs = probe.get("inputs")
     if not isinstance(inputs, list) or not inputs:
         raise InvalidArgument("probe.inputs: a list with at least one tensor is needed")

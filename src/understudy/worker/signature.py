@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from understudy.settings import nearest
 from understudy.wire.messages import Load
 from understudy.wire.records import Finite, TensorSpec
 from understudy.wire.tensors import DATATYPES, RANK_MAX, show_shape
@@ -77,10 +78,14 @@ def _merge(what: str, declared: Specs, own: Specs, *, described: bool) -> Specs:
     """What the app declares and what the model says, as one. An app may declare some of the outputs only."""
     if not declared and not own and not described:
         raise load_failed(f"no {what}s are declared, and the model doesn't say which it has")
-    for spec in declared:
+    for spec in declared + own:
         if spec.datatype not in DATATYPES:
+            near = nearest(spec.datatype, DATATYPES)
+            hint = f"; did you mean {near!r}?" if near else ""
             known = ", ".join(DATATYPES)
-            raise load_failed(f"{what} {spec.name!r}: unknown datatype {spec.datatype!r}; known: {known}")
+            raise load_failed(
+                f"{what} {spec.name!r}: unknown datatype {spec.datatype!r}; known: {known}{hint}"
+            )
         if len(spec.shape) > RANK_MAX or any(length < -1 for length in spec.shape):
             raise load_failed(f"{what} {spec.name!r}: shape {show_shape(spec.shape)} is not valid")
     names = [spec.name for spec in declared]

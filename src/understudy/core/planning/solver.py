@@ -120,6 +120,6 @@ def _import_highspy() -> Any:
         import highspy
     except ImportError as error:
         raise ConfigError(
-            "the exact planner needs HiGHS, which isn't installed: pip install 'understudy[controller]'"
+            "the exact planner needs HiGHS: pip install '/path/to/understudy[controller]'"
         ) from error
     return highspy

@@ -58,21 +58,28 @@ def filled(spec: TensorSpec, value: int, length: int, rank: int) -> Array:
 
 
 def no_probe_passed(failures: list[tuple[Tried, UnderstudyError]]) -> UnderstudyError:
-    """What to tell who deploys it: the first failure, and what would help."""
-    tried, error = failures[0]
+    """What to tell who deploys it: the first failure, and what would help.
+
+    Another request makes no difference where the model answered, but not as its signature says.
+    """
+    answered = [(tried, error) for tried, error in failures if _is_contract(error)]
+    tried, error = (answered or failures)[0]
     if not tried.what:
         return error
-    advice = "give [probe] inputs = [...]"
-    if error.context.get("reason") == NOT_FINITE:
-        advice += ', or [outputs] finite = "allowed" if NaN and infinity are right'
-    others = "; it failed on ones and on longer ones too" if failures[1:] else ""
-    what = (
-        f"the model failed on the probe, which is {tried.what} because the manifest has none{others}; "
-        f"{advice} ({error.message})"
-    )
+    what = f"{error.message}; the model was asked with {tried.what}"
+    if not answered:
+        what += ", because the manifest has no probe"
+        what += ", and it failed on ones and on longer ones too" if failures[1:] else ""
+        what += "; give [probe] inputs = [...]"
+        if error.context.get("reason") == NOT_FINITE:
+            what += ', or [outputs] finite = "allowed" if NaN and infinity are right'
     failed = UnderstudyError(error.code, what) if error.code is Code.OUT_OF_MEMORY else load_failed(what)
     failed.traceback = error.traceback
     return failed
+
+
+def _is_contract(error: UnderstudyError) -> bool:
+    return error.code is Code.OUTPUT_INVALID and error.context.get("reason") != NOT_FINITE
 
 
 def note_of(failures: list[tuple[Tried, UnderstudyError]], passed: Tried) -> str:

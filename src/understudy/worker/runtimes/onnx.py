@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,9 +22,11 @@ _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _REFUSAL = "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : "  # before what is of use to a caller
 REFUSAL_CHARS_MAX = 500
+# What helps stands at the end of 600 characters.
+_NEWER = re.compile(r"Opset (\d+) is under development.* for domain (\S+) is till opset (\d+)", re.DOTALL)
 
 
-class _OnnxOptions(msgspec.Struct, forbid_unknown_fields=True):
+class OnnxOptions(msgspec.Struct, forbid_unknown_fields=True):
     threads: int | None = None  # of one inference; None: the worker's setting
     providers: tuple[str, ...] = ()  # in order of preference; empty: CUDA where present, then CPU
     optimization: Literal["basic", "extended", "all"] = "all"  # of the graph: less of it loads faster
@@ -63,7 +66,7 @@ class OnnxRuntime:
         except ImportError as error:
             raise load_failed(f"the onnx runtime needs 'understudy[onnx]' installed: {error}") from error
 
-        wanted = options_as(options, _OnnxOptions, "onnx")
+        wanted = options_as(options, OnnxOptions, "onnx")
         providers = _providers(wanted.providers, ort.get_available_providers())
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = wanted.threads or self._threads
@@ -75,7 +78,16 @@ class OnnxRuntime:
         settings.log_severity_level = (
             4  # errors are raised as well, and a client could fill the log with them
         )
-        session = ort.InferenceSession(model_file(Path(path)), settings, providers=providers)
+        try:
+            session = ort.InferenceSession(model_file(Path(path)), settings, providers=providers)
+        except Exception as error:
+            if newer := _NEWER.search(str(error)):
+                opset, domain, known = newer.groups()
+                raise load_failed(
+                    f"the file has opset {opset} of {domain}, ONNX Runtime {ort.__version__} knows {known}: "
+                    f"export it with opset {known}, or upgrade onnxruntime"
+                ) from error
+            raise
         # A provider that can't start is dropped by ONNX Runtime without an exception.
         if _CPU not in providers and not set(providers) & set(session.get_providers()):
             raise load_failed(f"{providers[0]} could not start; list {_CPU} too to fall back to it")

@@ -13,20 +13,15 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
 from understudy.worker.inputs import Parameters
 from understudy.worker.runtimes.contract import Axes, load_failed, options_as
+from understudy.worker.runtimes.python_source import METHODS, PythonOptions, declared, no_class, no_method
 
 # The file of this name runs the same code in processes that a model starts afresh, as pools do.
 _MODULE = "understudy.worker.model_source"
 _SOURCE = "UNDERSTUDY_MODEL_SOURCE"
-
-
-class _PythonOptions(msgspec.Struct, forbid_unknown_fields=True):
-    class_: str = msgspec.field(default="Model", name="class")
 
 
 class PythonRuntime:
@@ -56,21 +51,19 @@ class PythonRuntime:
         self._runner: asyncio.Runner | None = None  # of the model's coroutines, once it had one
 
     def load(self, path: str, options: dict[str, Any]) -> None:
-        wanted = options_as(options, _PythonOptions, "python")
-        artifact = Path(path)
-        source = artifact / "model.py" if artifact.is_dir() else artifact
-        if not source.is_file():
-            raise load_failed(f"{source}: no such file; the python runtime needs model.py or one .py file")
+        wanted = options_as(options, PythonOptions, "python")
+        source = source_in(Path(path))
         self.source = path
         module = _import_file(source)
         class_ = getattr(module, wanted.class_, None)
         if not isinstance(class_, type):
-            raise load_failed(f"{source.name} has no class {wanted.class_!r}")
-        for method in ("load", "predict"):
+            raise load_failed(no_class(source.name, wanted.class_, _classes(module)))
+        for method in METHODS:
             if not callable(getattr(class_, method, None)):
-                raise load_failed(f"class {wanted.class_!r} in {source.name} has no method {method!r}")
+                raise load_failed(no_method(source.name, wanted.class_, method, vars(class_)))
         model: Any = class_()
-        self.inputs, self.outputs = _declared(model, "inputs"), _declared(model, "outputs")
+        self.inputs = declared(getattr(model, "inputs", None), "inputs")
+        self.outputs = declared(getattr(model, "outputs", None), "outputs")
         self._result_of(model.load(path))
         self._model = model
         self._predict = model.predict
@@ -106,15 +99,20 @@ def _takes_parameters(predict: Callable[..., Any]) -> bool:
     return argument is not None and argument.kind in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY)
 
 
-def _declared(model: Any, side: str) -> tuple[TensorSpec, ...]:
-    """What a class says of itself: `inputs = [("x", "FP32", [-1, 4])]`. A manifest may say it instead."""
-    said = getattr(model, side, None)
-    if not isinstance(said, list | tuple):
-        return ()  # of another use
-    try:
-        return tuple(TensorSpec(*msgspec.convert(each, tuple[str, str, tuple[int, ...]])) for each in said)
-    except msgspec.ValidationError as error:
-        raise load_failed(f'{side} of the class: {error}; such as [("x", "FP32", [-1, 4])]') from error
+def source_in(artifact: Path) -> Path:
+    source = artifact / "model.py" if artifact.is_dir() else artifact
+    if not source.is_file():
+        raise load_failed(f"{source}: no such file; the python runtime needs model.py or one .py file")
+    return source
+
+
+def _classes(module: Any) -> list[str]:
+    """Those that were written there."""
+    return [
+        name
+        for name, each in vars(module).items()
+        if isinstance(each, type) and each.__module__ == _MODULE and not name.startswith("_")
+    ]
 
 
 def _after_standard_library() -> int:
