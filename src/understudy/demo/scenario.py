@@ -30,7 +30,7 @@ GATEWAY, CONTROLLER = "g1", "c1"
 NODES = {"n1": "east", "n2": "east", "n3": "west"}
 # Everything in full size takes some 300 MB: three nodes hold it, and what must answer when one of them is
 # lost, but no second copy.
-NODE_MEMORY_MB = 180.0
+NODE_MEMORY_MB = 192.0
 RATE_PER_S_MAX = 210.0  # per app: the next request is due 4.8 ms after a recovery at the latest
 RATE_PER_S_MIN = 5.0  # per app; a machine that can't do this tells nothing
 OFFERED_FRACTION = 0.3  # of what cluster and load generator together do on this machine in a closed loop
