@@ -179,7 +179,8 @@ class Cluster:
     ) -> None:
         """Poll until `holds` for the views of the controller and of every running gateway.
 
-        Raises TIMEOUT naming `what`, or CONFIG, unless `patient`, when a role can't start at all.
+        Raises TIMEOUT naming `what`, CONFLICT when another cluster has the controller's address, or CONFIG,
+        unless `patient`, when a role can't start at all.
         """
         deadline_s = time.monotonic() + timeout_s
         latest = ""
@@ -188,10 +189,13 @@ class Cluster:
                 self._check_starts()
             try:
                 views = [await self.status()]
+                await self._check_own_controller()
                 running = [g.name for g in self.config.gateways if self.roles["gateway", g.name].pid]
                 for name in running:
                     views += await self._visible_status(name)
             except UnderstudyError as error:
+                if error.code is Code.CONFLICT:
+                    raise
                 latest = str(error)
             else:
                 if holds(views):
@@ -200,6 +204,18 @@ class Cluster:
             await asyncio.sleep(POLL_S)
         hint = f"logs are in {self.logs_dir}"
         raise CommandError(Code.TIMEOUT, f"{what}: not within {timeout_s:g} s; {latest}", hint)
+
+    async def _check_own_controller(self) -> None:
+        if not await self.has_own_controller():
+            where = ", ".join(self.control.urls)
+            raise CommandError(
+                Code.UNAVAILABLE, f"what answers at {where} is none of this cluster's processes"
+            )
+
+    async def has_own_controller(self) -> bool:
+        """Whether a process of ours answers as the controller: others may have its address, and our name."""
+        pid = (await _ask(self.watched, "/v1/health")).get("pid")
+        return any(pid in process.pids() for (role, _), process in self.roles.items() if role == "controller")
 
     def _check_starts(self) -> None:
         for role in self.roles.values():
