@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import msgspec
 
-from understudy.adapters.claims import Claim, claim
+from understudy.adapters.claims import Claim, check_owner, claim
 from understudy.adapters.control import Servers, cluster_controllers, cluster_gateways, gateway_access
 from understudy.config import load_cluster
 from understudy.core.views import DOWN, OK, ReplicaView, StatusView, from_controller, from_gateway
@@ -77,8 +77,10 @@ class Cluster:
     def start(self) -> None:
         """Start every role. They find each other in any order.
 
-        Raises `ConfigError` if a cluster runs in the same data directory, which isn't touched then.
+        Raises `ConfigError` if a cluster runs in the same data directory, or it is another one's; it isn't
+        touched then.
         """
+        check_owner(Path(self.config.data_dir), self.config.name)
         if self._claim is None:
             self._claim = claim(
                 Path(self.config.data_dir), f"cluster {self.config.name!r} runs already", UP_LOCK
