@@ -315,12 +315,16 @@ def _tell(deployment: DeploymentState, output: Output, *, verbose: bool) -> None
     output.stdout.print(sentence(deployment), markup=False, soft_wrap=True)
     for note in deployment.notes:
         output.stdout.print(f"{deployment.app}: note: {note}", markup=False, soft_wrap=True)
-    for warning in deployment.warnings:
-        output.note(f"{deployment.app}: warning: {warning}")
+    warn(deployment, output)
     if deployment.traceback and verbose:
         output.note(deployment.traceback.rstrip())
     elif deployment.traceback:
         output.note(f"{deployment.app}: --verbose shows the traceback of the model's code")
+
+
+def warn(deployment: DeploymentState, output: Output) -> None:
+    for warning in deployment.warnings:
+        output.note(f"{deployment.app}: warning: {warning}")
 
 
 def sentence(deployment: DeploymentState) -> str:

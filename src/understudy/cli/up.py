@@ -214,6 +214,7 @@ def _show(cluster: Cluster, deployments: list[deploy.DeploymentState], example: 
     output.show(Text.assemble((config.name, "bold"), f" is up: {len(config.nodes)} nodes"), table)
     for deployment in deployments:
         output.show(Text(f"  {deploy.sentence(deployment)}"))
+        deploy.warn(deployment, output)
     if example:
         output.show(Text("Try:"))
         output.stdout.print(f"  {example}", markup=False, soft_wrap=True)
