@@ -283,6 +283,22 @@ def test_a_second_role_of_a_name_is_refused(slow: Slow, role: str):
     slow.run(test())
 
 
+def test_who_drains_the_last_node_is_told_what_stays(slow: Slow):
+    async def test() -> None:
+        path = str(slow.harness.cluster.config_path)
+        try:
+            status, said = await end_of(await understudy("drain", "n1", "--cluster", path))
+            assert status == 0
+            assert "n1 is being drained" in said
+            assert "warning: no other node can hold slow:" in said
+            assert (await slow.harness.infer("slow", [[0.0]])).status == 200
+        finally:
+            await end_of(await understudy("undrain", "n1", "--cluster", path))
+        await slow.harness.node_states()
+
+    slow.run(test())
+
+
 def listens(address: str) -> bool:
     host, port = address.split(":")
     with socket.create_connection((host, int(port)), timeout=1):
