@@ -148,8 +148,7 @@ class Deployments:
         check_known(app, links | {name: coming.stand_ins for name, coming in self._coming.items()})
         other = self.running(request.name)
         if other is not None:
-            what = f"{request.name} is being deployed already ({other.deployment})"
-            raise UnderstudyError(Code.CONFLICT, what)
+            raise _underway(other)
         self._forget_oldest()
         id = f"d{self._machine.publications.epoch}-{self._next}"
         deployment = Deployment(id, request.name, total=len(request.variants))
@@ -325,6 +324,14 @@ class Deployments:
             raise UnderstudyError(Code.BUSY, "too many deployments are in progress; try again later")
         del self._known[oldest]
         self._unread_s.pop(oldest, None)
+
+
+def _underway(deployment: Deployment) -> UnderstudyError:
+    what = (
+        f"{deployment.app} is being deployed already ({deployment.deployment}), which goes on by itself: "
+        f"see `understudy events --app {deployment.app}`; deploy again once that has ended"
+    )
+    return UnderstudyError(Code.CONFLICT, what)
 
 
 def _check_artifacts(artifacts: DirectoryStore, request: AppRequest) -> None:
