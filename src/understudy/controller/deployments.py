@@ -31,7 +31,7 @@ from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.manifests import is_behind, left_alone, noted
 from understudy.core.controller.profiles import without_disturbance
 from understudy.core.controller.promises import check_promises
-from understudy.core.controller.signature import common_signature
+from understudy.core.controller.signature import common_signature, told_changes
 from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
 from understudy.core.controller.unbatched import ended_at_work
@@ -230,7 +230,8 @@ class Deployments:
             deployment.notes = _notes(measured)
             app = _assembled(draft_app, measured)
             try:
-                deployment.warnings = (*unready, *check_promises(app))
+                changes = told_changes(self._machine.apps.get(app.app), app)
+                deployment.warnings = (*unready, *check_promises(app), *changes)
             except InvalidArgument:
                 self._forget_profiles(draft_app)  # the node may have been disturbed: measured anew next time
                 raise
