@@ -111,3 +111,34 @@ def test_without_a_verdict_nothing_shares_a_batch(blank: WorkerProcess, tmp_path
     two = request(tensor("x", "FP64", [2, 2], [1, 2, 3, 4]))
     answer = msgspec.json.decode(blank.client.infer(two)[1])
     assert answer["outputs"][0]["data"] == [1, 2, 3, 4], "rows that came together stay together"
+
+
+SHAPED = """
+class Model:
+    def load(self, path): pass
+    def predict(self, inputs):
+        return {"y": %s}
+"""
+
+
+def test_an_output_of_another_rank_is_refused_by_a_single_row(blank: WorkerProcess, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(SHAPED % 'inputs["x"]')
+    wanted = SPECS | {"outputs": (TensorSpec("y", "FP64", (-1,)),), "verdict": None}
+    (stream,) = blank.client.send((loading("python", tmp_path, **wanted), b""))
+    failure = blank.client.reply(stream)[0]
+    assert isinstance(failure, Failure)
+    assert "output 'y' has shape [1,2], which doesn't fit [-1]" in failure.message
+
+
+def test_an_output_whose_shape_is_wrong_for_several_rows_only_is_refused(
+    blank: WorkerProcess, tmp_path: Path
+) -> None:
+    (tmp_path / "model.py").write_text(
+        SHAPED % 'inputs["x"].sum(0, keepdims=True).repeat(len(inputs["x"]), 1)'
+    )
+    blank.load(loading("python", tmp_path, **SPECS | {"verdict": None}))
+    (stream,) = blank.client.send((Rehearse(), b""))
+    refused = blank.client.reply(stream)[0]
+    assert isinstance(refused, Failure)
+    assert refused.code is Code.LOAD_FAILED
+    assert refused.message == "for 3 rows, output 'y' has shape [1,6], which doesn't fit [-1,2]"

@@ -13,14 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from understudy.adapters.claims import claim
+from understudy.adapters.claims import check_owner, claim
 from understudy.adapters.places import meeting_place
+from understudy.cli.roles import run_role
+from understudy.local.supervisor import Cluster
 from understudy.wire.errors import ConfigError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from understudy.adapters.claims import claim
+from understudy.adapters.claims import check_owner, claim
 held = claim(Path(sys.argv[1]), "taken")
 if "leaving" in sys.argv:
     held.leave()
@@ -45,6 +47,31 @@ def test_one_at_a_time_and_the_second_is_told_whose_it_is(tmp_path: Path):
             claim(tmp_path / "g1", "taken")
         with contextlib.closing(claim(tmp_path / "g2", "taken")):
             pass
+
+
+def test_a_data_directory_belongs_to_the_cluster_whose_name_it_holds(tmp_path: Path):
+    for _ in range(2):
+        check_owner(tmp_path / "data", "one")
+    with pytest.raises(
+        ConfigError, match=r"data belongs to cluster 'one', not to 'two'; set another data_dir"
+    ):
+        check_owner(tmp_path / "data", "two")
+    (tmp_path / "data" / "cluster").unlink()  # the remedy for one that has a new name
+    check_owner(tmp_path / "data", "two")
+
+
+def test_nothing_of_a_cluster_starts_in_the_data_directory_of_another(tmp_path: Path):
+    path = tmp_path / "CLUSTER.toml"
+    path.write_text('name = "two"\n[[nodes]]\nname = "n1"\nmemory_mb = 100\n')
+    with pytest.raises(ConfigError, match="no node named 'n9'"):
+        run_role("agent", "n9", path, None)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["CLUSTER.toml"]
+    check_owner(tmp_path / "understudy-data", "one")
+    with pytest.raises(ConfigError, match="belongs to cluster 'one'"):
+        Cluster(path).start()
+    with pytest.raises(ConfigError, match="belongs to cluster 'one'"):
+        run_role("agent", "n1", path, None)
+    assert [entry.name for entry in (tmp_path / "understudy-data").iterdir()] == ["cluster"]
 
 
 def test_a_claim_ends_with_its_process_whatever_ends_it(tmp_path: Path):

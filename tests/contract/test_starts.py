@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -275,3 +276,23 @@ def test_as_process_1_whatever_loses_its_parent_is_reaped(tmp_path: Path):
             assert process.wait(PATIENCE_S) == 0
         finally:
             process.kill()
+
+
+# As `python -m understudy`, once the interpreter is there.
+BEGUN = "import runpy; print(flush=True); runpy.run_module('understudy', run_name='__main__', alter_sys=True)"
+
+
+@pytest.mark.parametrize("delay_s", [0.02, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0])
+def test_ctrl_c_ends_a_command_without_a_traceback(delay_s: float):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        words = ["status", "--url", f"http://127.0.0.1:{silent.getsockname()[1]}"]
+        with subprocess.Popen(
+            [sys.executable, "-c", BEGUN, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.readline()
+            time.sleep(delay_s)
+            process.send_signal(signal.SIGINT)
+            assert process.stderr.read() == b""
+    assert process.returncode == 130

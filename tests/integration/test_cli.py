@@ -343,7 +343,7 @@ def test_draining_moves_everything_off_a_node(understudy: Commands) -> None:
         return next(n["replicas"] for n in nodes if n["name"] == node)
 
     node = understudy("status", "--json").document["apps"][0]["replicas"][0]["node"]
-    assert understudy("drain", node, "--json").document == {"node": node, "drained": True}
+    assert understudy("drain", node, "--json").document == {"node": node, "drained": True, "stays": []}
     eventually(lambda: replicas(node) == 0, f"an empty {node}")
     assert understudy("undrain", node).status == Exit.OK
 

@@ -15,7 +15,7 @@ from understudy.adapters.control import Servers
 from understudy.cli.deploy import deploy
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Measure, Measured
-from understudy.wire.records import Profile
+from understudy.wire.records import Profile, TensorSpec
 
 MANIFEST = """
 name = "{name}"
@@ -122,6 +122,25 @@ async def test_what_was_measured_is_held_against_what_is_promised() -> None:
         done = await controller.deploy(controller.manifest(objective_ms=5000.0))
         assert done["state"] == "ready"
         assert done["warnings"] == ["objective_ms is 5000, but deadline_ms is 1000, which counts"]
+
+
+@on_loop
+async def test_a_version_that_clients_cant_call_alike_is_deployed_with_a_warning() -> None:
+    async with control_plane("n1") as (controller, agents):
+        assert (await controller.deploy(controller.manifest()))["warnings"] == []
+        other = TensorSpec("x", "FP64", (-1, 4))
+        agents["n1"].measures = lambda asked: Measured(Profile(40, 10, 20, 3.0), (other,), (Y,))
+        changed = controller.manifest(deadline_ms=999.0)
+        changed["variants"] = [{**v, "options": {"new": 1}} for v in changed["variants"]]
+        status, begun = controller.ask("POST", "/v1/apps", changed)
+        assert status == 202
+        status, refused = controller.ask("POST", "/v1/apps", changed)
+        assert status == 409
+        assert "goes on by itself: see `understudy events --app digits`" in refused["error"]
+        done = await controller.finished(begun["deployment"])
+        assert (done["state"], done["version"]) == ("ready", 2)
+        change = "input x FP32[-1,4] is now x FP64[-1,4]"
+        assert done["warnings"] == [f"clients of version 1 may fail with this one: {change}"]
 
 
 @on_loop

@@ -224,6 +224,53 @@ def test_a_second_up_of_a_running_cluster_is_refused_and_changes_nothing(slow: S
     slow.run(test())
 
 
+@pytest.mark.parametrize("command", ["up FILE", "deploy APP --cluster FILE", "events --cluster FILE"])
+def test_a_controller_of_another_cluster_is_asked_nothing(slow: Slow, tmp_path: Path, command: str):
+    async def test() -> None:
+        cluster = slow.harness.cluster
+        path, app = tmp_path / "CLUSTER.toml", slow.harness.folder / "apps" / "slow" / "APP.toml"
+        other = cluster.config_path.read_text().replace('name = "test"', 'name = "other"', 1)
+        path.write_text(f"apps = [{str(app)!r}]\n{other}")
+        warnings = (await cluster.status()).warnings
+        words = command.replace("FILE", str(path)).replace("APP", str(app)).split()
+        async with asyncio.timeout(20):
+            status, said = await end_of(await understudy(*words))
+        assert status == 1, said
+        address = cluster.config.controllers[0].http
+        assert f"{address} is cluster 'test', not 'other'" in said
+        assert "problem" not in said
+        view = await cluster.status()
+        assert [(app.name, app.version) for app in view.apps] == [("slow", 1)]
+        assert view.warnings == warnings
+
+    slow.run(test())
+
+
+def test_up_deploys_nothing_into_a_cluster_of_its_own_name(slow: Slow, tmp_path: Path):
+    async def test() -> None:
+        cluster = slow.harness.cluster
+        path, app = tmp_path / "CLUSTER.toml", tmp_path / "more.toml"
+        text = (slow.harness.folder / "apps" / "slow" / "APP.toml").read_text()
+        app.write_text(text.replace('"slow"', '"more"', 1).replace('"model.py"', '"../model.py"'))
+        path.write_text(f"apps = [{str(app)!r}]\n{cluster.config_path.read_text()}")
+        warnings = (await cluster.status()).warnings
+        second = await understudy("up", str(path))
+        assert second.stdout is not None
+        async with asyncio.timeout(20):
+            while b"controller c1 can't start" not in await second.stdout.readline():
+                pass
+        await asyncio.sleep(1)  # in which it would be told
+        second.send_signal(signal.SIGINT)
+        status, said = await end_of(second)
+        assert status == 1
+        assert "is up" not in said
+        view = await cluster.status()
+        assert [app.name for app in view.apps] == ["slow"]
+        assert view.warnings == warnings
+
+    slow.run(test())
+
+
 @pytest.mark.parametrize("role", ["controller c1", "agent n1"])
 def test_a_second_role_of_a_name_is_refused(slow: Slow, role: str):
     async def test() -> None:
@@ -232,6 +279,22 @@ def test_a_second_role_of_a_name_is_refused(slow: Slow, role: str):
         assert status == 2
         assert re.search("(runs already|another agent of this node is running): process [0-9]", said)
         assert "Traceback" not in said
+
+    slow.run(test())
+
+
+def test_who_drains_the_last_node_is_told_what_stays(slow: Slow):
+    async def test() -> None:
+        path = str(slow.harness.cluster.config_path)
+        try:
+            status, said = await end_of(await understudy("drain", "n1", "--cluster", path))
+            assert status == 0
+            assert "n1 is being drained" in said
+            assert "warning: no other node can hold slow:" in said
+            assert (await slow.harness.infer("slow", [[0.0]])).status == 200
+        finally:
+            await end_of(await understudy("undrain", "n1", "--cluster", path))
+        await slow.harness.node_states()
 
     slow.run(test())
 

@@ -56,6 +56,16 @@ def test_a_model_alone_is_deployed_and_its_manifest_shown(api: Api, folder: Path
     assert api.deployed[0] == api.deployed[1], "so the controller finds it unchanged"
 
 
+def test_the_manifest_of_what_failed_is_nothing_to_keep(api: Api, folder: Path) -> None:
+    (folder / "m.onnx").write_bytes(ONNX)
+    api.states = [{"state": "failed", "message": "no such operator"}]
+    done = run(api, "deploy", "m.onnx")
+    assert done.exit_code == Exit.FAILED
+    assert "no such operator" in done.stdout
+    assert "[[variants]]" not in done.stdout
+    assert "--save" not in done.stderr
+
+
 @pytest.mark.parametrize("name", ["M.ONNX", "m.Onnx"])
 def test_a_suffix_may_be_in_capitals(api: Api, folder: Path, name: str) -> None:
     (folder / name).write_bytes(ONNX)

@@ -30,6 +30,7 @@ ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
     "/empty": (204, {}, b""),
     "/text": (200, {}, b"<html>"),
     "/refused": (409, {}, b'{"error": "digest differs", "code": "artifact-corrupt"}'),
+    "/misdirected": (409, {"Understudy-Cluster": "one"}, b"{}"),
     "/gateway": (503, {"Understudy-Code": "shed"}, b'{"error": "too busy"}'),
     "/plain": (404, {}, b"nothing here"),
     "/odd": (422, {}, b'{"error": "odd", "code": "never-heard-of"}'),
@@ -171,3 +172,13 @@ def test_gateways_are_asked_of_a_controller_where_only_that_is_named(
 
 def test_every_failure_has_an_exit_status() -> None:
     assert all(exit_of(code) not in (Exit.OK, Exit.UNMET) for code in Code)
+
+
+def test_a_controller_of_another_cluster_is_named_with_the_remedy(server: ThreadingHTTPServer) -> None:
+    port = server.server_address[1]
+    asked = Servers([f"http://127.0.0.1:{port}"], "controller", "", cluster="two")
+    with pytest.raises(CommandError) as caught:
+        asked.get("/misdirected")
+    assert caught.value.message == f"127.0.0.1:{port} is cluster 'one', not 'two'"
+    assert "another port" in caught.value.hint
+    assert caught.value.code is Code.CONFLICT

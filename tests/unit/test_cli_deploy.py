@@ -144,3 +144,17 @@ def test_a_deployment_that_is_forgotten_has_an_end_too(api: Api, manifest: Path)
     done = run(api, "deploy", str(manifest))
     assert done.exit_code == Exit.FAILED
     assert "the controller no longer knows how it ended" in done.stdout
+
+
+def test_who_interrupts_a_deployment_is_told_that_it_goes_on(
+    api: Api, manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    api.states = [{"state": "profiling"}]
+    monkeypatch.setattr("understudy.cli.deploy.time.sleep", interrupt)
+    done = run(api, "deploy", str(manifest))
+    assert done.exit_code == 130
+    assert "letters accepted as deployment d1-1, which goes on by itself" in done.stderr
+    assert "`understudy events --app letters`" in done.stderr

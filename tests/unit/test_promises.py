@@ -10,7 +10,7 @@ import pytest
 
 from understudy.core.controller.promises import check_promises
 from understudy.wire.errors import InvalidArgument
-from understudy.wire.records import AppVersion, ArtifactRef, Profile, TensorSpec, Variant
+from understudy.wire.records import AppVersion, ArtifactRef, BatchingVerdict, Profile, TensorSpec, Variant
 
 BIG = Variant("big", "onnx", ArtifactRef("0" * 64, 1, "b"), 0.9, profile=Profile(40, 60, 20, 30.0))
 SMALL = Variant("small", "onnx", ArtifactRef("1" * 64, 1, "s"), 0.8, profile=Profile(40, 10, 20, 3.0))
@@ -60,3 +60,16 @@ def test_what_nobody_could_keep_is_refused_by_the_name_of_the_setting(fields: An
 def test_what_some_variants_cant_keep_is_a_warning(fields: Any, says: str) -> None:
     (warning,) = check(**fields)
     assert says in warning
+
+
+def test_what_rehearsal_saw_of_a_model_is_a_warning() -> None:
+    def judged(by: str) -> Any:
+        reason = "it took fewer than two different rows, the others were refused (ValueError: boom)"
+        return msgspec.structs.replace(BIG, verdict=BatchingVerdict(False, by, reason)), SMALL
+
+    (said,) = check(variants=judged("rehearsal"))
+    assert said == (
+        "variant 'big' runs one request at a time: it took fewer than two different rows, "
+        "the others were refused (ValueError: boom)"
+    )
+    assert check(variants=judged("setting")) == check(variants=judged("graph")) == ()

@@ -68,3 +68,28 @@ def test_an_input_that_is_not_finite_is_the_callers_fault() -> None:
 def test_text_arrays_of_numpy_are_text(kind: str) -> None:
     guard = Guard((TensorSpec("label", "BYTES", (-1,)),), batched=True)
     guard.accept({"label": np.array(["p", "q"], dtype=kind)}, INPUTS, 2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "pattern", "restored"),
+    [
+        ((1, 4), (-1,), None),
+        ((2, 4), (-1,), None),
+        ((1, 5, 3), (-1, 3), None),
+        ((1, 4), (-1, 1), None),
+        ((1, 1), (-1,), (1,)),
+        ((3, 1), (-1,), (3,)),
+        ((4,), (-1, 4), (1, 4)),
+        ((4,), (-1, 1), (4, 1)),
+    ],
+)
+def test_one_row_is_no_length_too_many(
+    shape: tuple[int, ...], pattern: tuple[int, ...], restored: tuple[int, ...] | None
+) -> None:
+    guard = Guard((TensorSpec("y", "FP32", pattern),), batched=False, by_rows=True)
+    returned = {"y": np.zeros(shape, np.float32)}
+    if restored is None:
+        with pytest.raises(UnderstudyError, match=r"output 'y' has shape .* which doesn't fit"):
+            guard.accept(returned, INPUTS, shape[0])
+    else:
+        assert guard.accept(returned, INPUTS, shape[0])["y"].shape == restored

@@ -16,6 +16,7 @@ from pathlib import Path
 from understudy.wire.errors import ConfigError
 
 FILE = "lock"
+OWNER = "cluster"  # the name of the cluster that a data directory belongs to
 PATIENCE_S = 1.0  # for a process that was killed to be gone
 LEAVING_S_MAX = 60.0  # for one that drains
 RETRY_S = 0.05
@@ -66,6 +67,27 @@ def claim(folder: Path, taken: str, file: str = FILE) -> Claim:
             time.sleep(RETRY_S)
         else:
             return Claim(number)
+
+
+def check_owner(data_dir: Path, cluster: str) -> None:
+    """The data directory `data_dir` belongs to the first cluster that has it; it is `cluster`'s from now on.
+
+    Raises `ConfigError` if it is another's: its apps and dead nodes would be taken for this one's.
+    """
+    path = data_dir / OWNER
+    with contextlib.suppress(OSError):  # on a disk that is read only, nobody can say
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
+            file.write(f"{cluster}\n")
+    try:
+        owner = path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return
+    if owner not in ("", cluster):  # empty: somebody is just writing it
+        raise ConfigError(
+            f"data_dir: {data_dir} belongs to cluster {owner!r}, not to {cluster!r}; set another data_dir, "
+            f"or remove {path} if this is the same cluster with a new name"
+        )
 
 
 def _open(folder: Path, file: str) -> int:

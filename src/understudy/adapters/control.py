@@ -21,6 +21,7 @@ from understudy.config import read_secret
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
 from understudy.wire.errors import Code, CommandError, UnderstudyError
+from understudy.wire.statuses import CLUSTER_HEADER
 
 TIMEOUT_S = 10.0
 UPLOAD_BLOCK_BYTES = 256 * 1024
@@ -73,7 +74,8 @@ def gateway_access(api_key_file: Path | None = None, ca: Path | None = None) -> 
 class Servers:
     """One kind of server at one or more addresses, tried in order until one can be reached.
 
-    `source` says where the addresses come from, for the message when none answers.
+    `source` says where the addresses come from, for the message when none answers. `cluster`: whose they have
+    to be; a controller of another one does nothing that it is asked.
     """
 
     def __init__(
@@ -83,12 +85,14 @@ class Servers:
         source: str,
         timeout_s: float = TIMEOUT_S,
         access: Access = OPEN_ACCESS,
+        cluster: str = "",
     ) -> None:
         self.urls = tuple(_checked(url) for url in urls)
         self.what = what
         self.source = source
         self.timeout_s = timeout_s
         self.access = access
+        self.cluster = cluster
 
     def call(
         self,
@@ -103,10 +107,13 @@ class Servers:
         """The answer of the first server that can be reached, whatever its status.
 
         `body` is sent as JSON; `upload` (content, size in bytes) as it is. Raises UNAVAILABLE when nobody
-        can be reached, TIMEOUT when one was reached and did not answer in time.
+        can be reached, TIMEOUT when one was reached and did not answer in time, CONFLICT when it is another
+        cluster's.
         """
         content: Any = None
         sent_headers = {"Accept": "application/json", **self.access.headers, **(headers or {})}
+        if self.cluster:
+            sent_headers[CLUSTER_HEADER] = self.cluster
         if upload is not None:
             content = upload[0]
             sent_headers |= {"Content-Type": "application/octet-stream", "Content-Length": str(upload[1])}
@@ -124,7 +131,7 @@ class Servers:
                 failures.append(f"{url} ({_reason(error)})")
                 continue
             try:
-                return _exchange(connection, method, urlsplit(url).path + path, content, sent_headers)
+                reply = _exchange(connection, method, urlsplit(url).path + path, content, sent_headers)
             except TimeoutError as error:
                 what = f"{url} did not answer {method} {path} within {limit_s:g} s"
                 raise CommandError(Code.TIMEOUT, what) from error
@@ -137,6 +144,10 @@ class Servers:
                         Code.LINK_LOST, what, "it may have been done: look, then repeat"
                     ) from error
                 failures.append(f"{url} ({_reason(error)})")
+            else:
+                if other := reply.headers.get(CLUSTER_HEADER.lower()):
+                    raise _misdirected(url, other, self.cluster)
+                return reply
             finally:
                 connection.close()
         raise CommandError(
@@ -148,7 +159,10 @@ class Servers:
 
     def each(self) -> list[Servers]:
         """Every one for itself."""
-        return [Servers([url], self.what, self.source, self.timeout_s, self.access) for url in self.urls]
+        return [
+            Servers([url], self.what, self.source, self.timeout_s, self.access, self.cluster)
+            for url in self.urls
+        ]
 
     def get(self, path: str, **query: Any) -> Any:
         given = {name: value for name, value in query.items() if value not in (None, "")}
@@ -200,7 +214,8 @@ def segment(name: str) -> str:
 
 
 def cluster_controllers(config: ClusterConfig, *, source: str, timeout_s: float = TIMEOUT_S) -> Servers:
-    return Servers([f"http://{c.http}" for c in config.controllers], "controller", source, timeout_s)
+    urls = [f"http://{c.http}" for c in config.controllers]
+    return Servers(urls, "controller", source, timeout_s, cluster=config.name)
 
 
 def cluster_gateways(
@@ -260,6 +275,12 @@ def _distrust(url: str, error: ssl.SSLError) -> CommandError:
     reason = getattr(error, "verify_message", "") or _reason(error)
     what = f"no TLS connection to {url}: {reason}"
     return CommandError(Code.UNAUTHENTICATED, what, "name who signed its certificate with --ca FILE")
+
+
+def _misdirected(url: str, other: str, cluster: str) -> CommandError:
+    what = f"{urlsplit(url).netloc} is cluster {other!r}, not {cluster!r}"
+    hint = f"give the controller of {cluster!r} another port (controllers.http), or stop {other!r}"
+    return CommandError(Code.CONFLICT, what, hint)
 
 
 def _exchange(

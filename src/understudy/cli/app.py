@@ -30,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit status: 0 ok, 1 failed, 2 wrong usage or configuration, 3 not found, 4 unavailable, "
-    "5 timed out, 6 degraded (status --check) or something found (audit).",
+    "5 timed out, 6 degraded (status --check) or something found (audit), 130 interrupted.",
 )
 quarantine = typer.Typer(help="Variants that are kept off all nodes because they kept crashing.")
 app.add_typer(quarantine, name="quarantine", no_args_is_help=True, rich_help_panel="Operate")
@@ -99,6 +99,8 @@ def main() -> None:
         sys.exit(Output().error(error))
     except OSError as error:
         sys.exit(Output().error(of_environment(error)))
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
 
 
 def _attempt(output: Output, command: Callable[[], bool | None]) -> None:
@@ -109,6 +111,10 @@ def _attempt(output: Output, command: Callable[[], bool | None]) -> None:
         raise typer.Exit(output.error(error)) from error
     except OSError as error:
         raise typer.Exit(output.error(of_environment(error))) from error
+    except KeyboardInterrupt as interrupt:
+        for note in getattr(interrupt, "__notes__", ()):
+            output.note(note)
+        raise typer.Exit(Exit.INTERRUPTED) from interrupt
     if done is False:
         raise typer.Exit(Exit.FAILED)
 

@@ -49,7 +49,7 @@ def run_deploy_any(
     if wishes.save is not None:
         _keep(text, wishes.save)
     done = run_deploy(control, found, output, wait_s, verbose=verbose)
-    if text and wishes.save is None and not output.as_json:
+    if done and text and wishes.save is None and not output.as_json:
         output.note("\nThe manifest; keep it with --save FILE, and deploy that from now on:\n")
         output.stdout.print(text.rstrip(), markup=False, soft_wrap=True)
     return done

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import urlencode
@@ -101,11 +101,12 @@ def follow(
     """
     deadline_s = (time.monotonic() if since_s is None else since_s) + timeout_s
     current = list(begun)
-    while not all(d.finished for d in current):
-        if time.monotonic() > deadline_s:
-            raise _late(current, timeout_s)
-        time.sleep(_interval_s(current))
-        current = refresh(control, current, progress)
+    with _going_on(current):
+        while not all(d.finished for d in current):
+            if time.monotonic() > deadline_s:
+                raise _late(current, timeout_s)
+            time.sleep(_interval_s(current))
+            current[:] = refresh(control, current, progress)
     return current
 
 
@@ -142,14 +143,14 @@ def deploy(
     deadline_s = began_s + (BUSY_WAIT_S if wait_s is None else wait_s)
     current: list[DeploymentState] = []
     for source in _stand_ins_first(sources):
-        with source.pack() as package:
+        with _going_on(current), source.pack() as package:
             while True:
                 try:
                     current.append(submit(control, package, progress))
                 except UnderstudyError as error:
                     if error.code is Code.BUSY and time.monotonic() < deadline_s:
                         time.sleep(_interval_s(current))
-                        current = refresh(control, current, progress)
+                        current[:] = refresh(control, current, progress)
                         continue
                     if len(sources) == 1 or error.origin is not Origin.CALLER:
                         raise
@@ -157,6 +158,21 @@ def deploy(
                     current.append(refused)
                 break
     return current if wait_s is None else follow(control, current, progress, wait_s, began_s)
+
+
+@contextlib.contextmanager
+def _going_on(current: list[DeploymentState]) -> Iterator[None]:
+    """Whoever interrupts this is told what of `current`, as it is then, goes on by itself."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        for deployment in current:
+            if not deployment.finished:
+                interrupt.add_note(
+                    f"{sentence(deployment)}, which goes on by itself: see `understudy status` "
+                    f"and `understudy events --app {deployment.app}`"
+                )
+        raise
 
 
 def _late(current: Sequence[DeploymentState], timeout_s: float) -> CommandError:
@@ -315,12 +331,16 @@ def _tell(deployment: DeploymentState, output: Output, *, verbose: bool) -> None
     output.stdout.print(sentence(deployment), markup=False, soft_wrap=True)
     for note in deployment.notes:
         output.stdout.print(f"{deployment.app}: note: {note}", markup=False, soft_wrap=True)
-    for warning in deployment.warnings:
-        output.note(f"{deployment.app}: warning: {warning}")
+    warn(deployment, output)
     if deployment.traceback and verbose:
         output.note(deployment.traceback.rstrip())
     elif deployment.traceback:
         output.note(f"{deployment.app}: --verbose shows the traceback of the model's code")
+
+
+def warn(deployment: DeploymentState, output: Output) -> None:
+    for warning in deployment.warnings:
+        output.note(f"{deployment.app}: warning: {warning}")
 
 
 def sentence(deployment: DeploymentState) -> str:

@@ -17,6 +17,7 @@ class Exit(IntEnum):
     UNAVAILABLE = 4  # nobody answers, or nobody can answer now
     TIMEOUT = 5
     UNMET = 6  # `status --check`: an app is degraded or down; `audit`: something was found
+    INTERRUPTED = 130  # by Ctrl-C; what shells make of it
 
 
 def exit_of(code: Code) -> Exit:

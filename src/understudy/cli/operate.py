@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from understudy.adapters.control import Servers, segment
 from understudy.cli.output import Output
+from understudy.core.questions.records import Question, QuestionAnswered
 from understudy.core.views import from_controller
 from understudy.settings import nearest
 from understudy.wire.errors import Code, CommandError, UnderstudyError
@@ -23,12 +26,33 @@ def run_remove(control: Servers, app: str, output: Output) -> None:
 
 def run_drain(control: Servers, node: str, output: Output, *, drained: bool) -> None:
     verb = "drain" if drained else "undrain"
+    stays = _without_a_place(control, node) if drained else []  # asked first: the plan is another one soon
     try:
         control.ask("POST", f"/v1/nodes/{segment(node)}/{verb}")
     except UnderstudyError as error:
         raise _known(control, error, node, "nodes") from error
-    sentence = f"{node} is being drained" if drained else f"{node} takes work again"
-    _done(output, {"node": node, "drained": drained}, sentence)
+    if not drained:
+        _done(output, {"node": node, "drained": False}, f"{node} takes work again")
+        return
+    _done(output, {"node": node, "drained": True, "stays": stays}, f"{node} is being drained")
+    if stays and not output.as_json:
+        output.note(
+            f"warning: no other node can hold {', '.join(stays)}: what runs of it on {node} stays there "
+            f"until one can; if {node} ends before, nothing of it is left"
+        )
+
+
+def _without_a_place(control: Servers, node: str) -> list[str]:
+    """Apps on `node` for which there is no place without it; none where nobody can say."""
+    try:
+        document = control.ask("POST", "/v1/plan/what-if", body=Question(fail=(f"node:{node}",)))
+        loss = msgspec.convert(document, QuestionAnswered).loss
+    except (UnderstudyError, msgspec.ValidationError):
+        return []
+    if loss is None:
+        return []
+    affected = [answered.app for answered in loss.apps]
+    return [app for app in affected if loss.next_plan is None or app in loss.next_plan.unplaced]
 
 
 def _known(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-from understudy.adapters.control import Servers
 from understudy.cli.output import Output
 from understudy.local.supervisor import Cluster
 from understudy.wire.errors import UnderstudyError, presentable
@@ -52,27 +51,31 @@ class KnownProblems:
                     self.add(role, sentence)
             if time.monotonic() > look_s:
                 look_s = time.monotonic() + STORE_INTERVAL_S
-                self._look_at_store(await asyncio.to_thread(_store, cluster.polled_control))
+                self._look_at_store(await _store(cluster))
             sentences = [s[:SENTENCE_LENGTH_MAX] for of, s in self.by_source.items() if of != STORE]
             now = tuple(sentences[:SENTENCES_MAX])
             if now != self._reported or (now and time.monotonic() > due_s):
                 due_s = time.monotonic() + REPEAT_S
-                if await asyncio.to_thread(_report, cluster.polled_control, now):
+                if await _report(cluster, now):
                     self._reported = now
             await asyncio.sleep(LOOK_INTERVAL_S)
 
 
-def _store(control: Servers) -> str | None:
+async def _store(cluster: Cluster) -> str | None:
     """What is wrong with the controller's store; None while nobody can say."""
     try:
-        health = control.get("/v1/health")
+        health = await asyncio.to_thread(cluster.polled_control.get, "/v1/health")
         return "" if health["store"]["ok"] else str(health["store"]["error"])
     except (UnderstudyError, KeyError, TypeError):
         return None
 
 
-def _report(control: Servers, problems: tuple[str, ...]) -> bool:
+async def _report(cluster: Cluster, problems: tuple[str, ...]) -> bool:
+    body = {"problems": problems}
     try:
-        return control.call("PUT", "/v1/problems", body={"problems": problems}).status < 400
+        if not await cluster.has_own_controller():
+            return False
+        reply = await asyncio.to_thread(cluster.polled_control.call, "PUT", "/v1/problems", body=body)
+        return reply.status < 400
     except UnderstudyError:
         return False  # nobody to tell; it is tried again

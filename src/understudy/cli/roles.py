@@ -9,6 +9,7 @@ from typing import Literal
 import structlog
 
 from understudy.adapters import logs
+from understudy.adapters.claims import check_owner
 from understudy.adapters.parents import follow_parent, have_init
 from understudy.adapters.task_groups import ungrouped
 from understudy.config import load_cluster
@@ -30,6 +31,9 @@ def run_role(role: RoleName, name: str, cluster: Path, parent_pid: int | None) -
     if unknown:
         logs.configure(role, name)
         structlog.get_logger().warning("settings.ignored", path=str(cluster), fields=unknown)
+    named = {"controller": config.controller_named, "gateway": config.gateway_named, "agent": config.node}
+    named[role](name)  # a wrong name leaves no trace
+    check_owner(Path(config.data_dir), config.name)
     with ungrouped(OSError):
         _run_of(role)(config, name)
 

@@ -58,6 +58,7 @@ async def _run(cluster: Cluster, output: Output, problems: KnownProblems, *, res
     loop.add_signal_handler(signal.SIGHUP, asked_to_stop.set if sys.stdin.isatty() else cluster.reload)
     try:
         async with asyncio.TaskGroup() as tasks:
+            await _check_addresses(cluster)
             cluster.start()
             running = [
                 tasks.create_task(cluster.watch(output.note, restart=restart)),
@@ -71,6 +72,15 @@ async def _run(cluster: Cluster, output: Output, problems: KnownProblems, *, res
         if asked_to_stop.is_set():
             output.note("stopping: what is in flight is answered first; Ctrl-C again ends it at once")
         await _stop(cluster, asked_again)
+
+
+async def _check_addresses(cluster: Cluster) -> None:
+    """Raises CONFLICT where another cluster has the controller's address: it would be told what is ours."""
+    try:
+        await asyncio.to_thread(cluster.polled_control.get, "/v1/health")
+    except UnderstudyError as error:
+        if error.code is Code.CONFLICT:
+            raise
 
 
 async def _stop(cluster: Cluster, at_once: asyncio.Event) -> None:
@@ -125,6 +135,8 @@ async def _controller(cluster: Cluster, output: Output) -> None:
         try:
             return await cluster.wait_until(lambda views: True, START_TIMEOUT_S, "start", patient=True)
         except UnderstudyError as error:
+            if error.code is not Code.TIMEOUT:
+                raise
             output.note(f"{error.message}; what runs serves meanwhile")
 
 
@@ -202,6 +214,7 @@ def _show(cluster: Cluster, deployments: list[deploy.DeploymentState], example: 
     output.show(Text.assemble((config.name, "bold"), f" is up: {len(config.nodes)} nodes"), table)
     for deployment in deployments:
         output.show(Text(f"  {deploy.sentence(deployment)}"))
+        deploy.warn(deployment, output)
     if example:
         output.show(Text("Try:"))
         output.stdout.print(f"  {example}", markup=False, soft_wrap=True)

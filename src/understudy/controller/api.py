@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -36,7 +37,7 @@ from understudy.core.questions.records import Audit, Held, Question, QuestionAns
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event, Plan
-from understudy.wire.statuses import STATUSES
+from understudy.wire.statuses import CLUSTER_HEADER, STATUSES
 
 REQUEST_BYTES_MAX = 16 * 1024 * 1024  # of everything but artifacts
 EVENTS_PER_ANSWER_MAX = 1000
@@ -58,6 +59,7 @@ class Problems(msgspec.Struct):
 
 class Health(msgspec.Struct):
     live: bool
+    pid: int
     store: StoreStatus
 
 
@@ -132,6 +134,16 @@ class _Server(uvicorn.Server):
 
 def build_api(controller: Controller, config: ClusterConfig) -> Litestar:
     uploads = Uploads(controller.artifacts, config.controller)
+
+    async def refuse_misdirected(request: Request[Any, Any, Any]) -> Response[Any] | None:
+        meant = request.headers.get(CLUSTER_HEADER)
+        if meant in (None, config.name):
+            return None
+        what = f"this is cluster {config.name!r}, not {meant!r}"
+        answer = _answer(Code.CONFLICT, what, STATUSES[Code.CONFLICT].http)
+        answer.headers[CLUSTER_HEADER] = config.name
+        return answer
+
     return Litestar(
         [
             Router(
@@ -145,6 +157,7 @@ def build_api(controller: Controller, config: ClusterConfig) -> Litestar:
                 ],
             )
         ],
+        before_request=refuse_misdirected,
         exception_handlers={
             UnderstudyError: _on_expected,
             HTTPException: _on_http,
@@ -264,7 +277,7 @@ def _reading_routes(controller: Controller) -> list[Any]:
 
     @get("/health", summary="Whether this process works")
     async def health() -> Health:
-        return Health(True, controller.bookkeeper.status)
+        return Health(True, os.getpid(), controller.bookkeeper.status)
 
     return [status, plan, events, health]
 

@@ -31,7 +31,7 @@ from understudy.core.controller.machine import ControllerMachine
 from understudy.core.controller.manifests import is_behind, left_alone, noted
 from understudy.core.controller.profiles import without_disturbance
 from understudy.core.controller.promises import check_promises
-from understudy.core.controller.signature import common_signature
+from understudy.core.controller.signature import common_signature, told_changes
 from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
 from understudy.core.controller.unbatched import ended_at_work
@@ -148,8 +148,7 @@ class Deployments:
         check_known(app, links | {name: coming.stand_ins for name, coming in self._coming.items()})
         other = self.running(request.name)
         if other is not None:
-            what = f"{request.name} is being deployed already ({other.deployment})"
-            raise UnderstudyError(Code.CONFLICT, what)
+            raise _underway(other)
         self._forget_oldest()
         id = f"d{self._machine.publications.epoch}-{self._next}"
         deployment = Deployment(id, request.name, total=len(request.variants))
@@ -231,7 +230,8 @@ class Deployments:
             deployment.notes = _notes(measured)
             app = _assembled(draft_app, measured)
             try:
-                deployment.warnings = (*unready, *check_promises(app))
+                changes = told_changes(self._machine.apps.get(app.app), app)
+                deployment.warnings = (*unready, *check_promises(app), *changes)
             except InvalidArgument:
                 self._forget_profiles(draft_app)  # the node may have been disturbed: measured anew next time
                 raise
@@ -325,6 +325,14 @@ class Deployments:
             raise UnderstudyError(Code.BUSY, "too many deployments are in progress; try again later")
         del self._known[oldest]
         self._unread_s.pop(oldest, None)
+
+
+def _underway(deployment: Deployment) -> UnderstudyError:
+    what = (
+        f"{deployment.app} is being deployed already ({deployment.deployment}), which goes on by itself: "
+        f"see `understudy events --app {deployment.app}`; deploy again once that has ended"
+    )
+    return UnderstudyError(Code.CONFLICT, what)
 
 
 def _check_artifacts(artifacts: DirectoryStore, request: AppRequest) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import msgspec
 
-from understudy.adapters.claims import Claim, claim
+from understudy.adapters.claims import Claim, check_owner, claim
 from understudy.adapters.control import Servers, cluster_controllers, cluster_gateways, gateway_access
 from understudy.config import load_cluster
 from understudy.core.views import AppHealth, ReplicaView, StatusView, from_controller, from_gateway
@@ -78,8 +78,10 @@ class Cluster:
     def start(self) -> None:
         """Start every role. They find each other in any order.
 
-        Raises `ConfigError` if a cluster runs in the same data directory, which isn't touched then.
+        Raises `ConfigError` if a cluster runs in the same data directory, or it is another one's; it isn't
+        touched then.
         """
+        check_owner(Path(self.config.data_dir), self.config.name)
         if self._claim is None:
             self._claim = claim(
                 Path(self.config.data_dir), f"cluster {self.config.name!r} runs already", UP_LOCK
@@ -180,7 +182,8 @@ class Cluster:
     ) -> None:
         """Poll until `holds` for the views of the controller and of every running gateway.
 
-        Raises TIMEOUT naming `what`, or CONFIG, unless `patient`, when a role can't start at all.
+        Raises TIMEOUT naming `what`, CONFLICT when another cluster has the controller's address, or CONFIG,
+        unless `patient`, when a role can't start at all.
         """
         deadline_s = time.monotonic() + timeout_s
         latest = ""
@@ -189,10 +192,13 @@ class Cluster:
                 self._check_starts()
             try:
                 views = [await self.status()]
+                await self._check_own_controller()
                 running = [g.name for g in self.config.gateways if self.roles["gateway", g.name].pid]
                 for name in running:
                     views += await self._visible_status(name)
             except UnderstudyError as error:
+                if error.code is Code.CONFLICT:
+                    raise
                 latest = str(error)
             else:
                 if holds(views):
@@ -201,6 +207,18 @@ class Cluster:
             await asyncio.sleep(POLL_S)
         hint = f"logs are in {self.logs_dir}"
         raise CommandError(Code.TIMEOUT, f"{what}: not within {timeout_s:g} s; {latest}", hint)
+
+    async def _check_own_controller(self) -> None:
+        if not await self.has_own_controller():
+            where = ", ".join(self.control.urls)
+            raise CommandError(
+                Code.UNAVAILABLE, f"what answers at {where} is none of this cluster's processes"
+            )
+
+    async def has_own_controller(self) -> bool:
+        """Whether a process of ours answers as the controller: others may have its address, and our name."""
+        pid = (await _ask(self.polled_control, "/v1/health")).get("pid")
+        return any(pid in process.pids() for (role, _), process in self.roles.items() if role == "controller")
 
     def _check_starts(self) -> None:
         for role in self.roles.values():

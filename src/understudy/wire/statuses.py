@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from understudy.wire.errors import Code
 
+# Which cluster a request is meant for; on the answer to one that was meant for another, which one this is.
+CLUSTER_HEADER = "Understudy-Cluster"
+
 
 class Statuses(NamedTuple):
     http: int

@@ -74,7 +74,7 @@ class Model:
             self.codec.allow_missing()
         self._source = runtime.source
         self._pid = os.getpid()
-        self._guard = Guard(self.outputs, batched=self.batched)
+        self._guard = Guard(self.outputs, batched=self.batched, by_rows=signature.batched)
         self._predict = runtime.predict
         self._axes = runtime.axes
         self.appetite = Appetite()

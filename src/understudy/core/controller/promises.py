@@ -7,6 +7,7 @@ from understudy.wire.records import AppVersion, Profile, Variant
 from understudy.wire.statics import check_static
 
 Measured = list[tuple[Variant, Profile]]
+SEEN = ("rehearsal", "service")  # ways in which a verdict on batching follows from the model's answers
 
 
 def check_promises(app: AppVersion) -> tuple[str, ...]:
@@ -18,7 +19,13 @@ def check_promises(app: AppVersion) -> tuple[str, ...]:
         check_static(app.static, app.outputs)
     measured = [(variant, variant.profile) for variant in app.variants if variant.profile is not None]
     _check_memory(measured)
-    return (*_objective(app, measured), *_deadline(app, measured))
+    return (*_objective(app, measured), *_deadline(app, measured), *_batching(app))
+
+
+def _batching(app: AppVersion) -> list[str]:
+    """What rehearsal saw of the model itself; what the manifest or the graph says is no news."""
+    found = [(v.name, v.verdict) for v in app.variants if v.verdict is not None and not v.verdict.together]
+    return [f"variant {name!r} runs {verdict.sentence}" for name, verdict in found if verdict.by in SEEN]
 
 
 def _check_memory(measured: Measured) -> None:

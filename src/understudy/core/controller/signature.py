@@ -8,7 +8,7 @@ import msgspec
 
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.messages import Measured
-from understudy.wire.records import Finite, TensorSpec
+from understudy.wire.records import AppVersion, Finite, TensorSpec
 
 Signature = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
@@ -85,3 +85,38 @@ def _differ(side: str, names: tuple[str, str], ours: str, theirs: str) -> Invali
         f"variants: {names[0]!r} and {names[1]!r} have different {side} ({ours} against {theirs}); "
         "clients must not notice which one answers"
     )
+
+
+def told_changes(current: AppVersion | None, coming: AppVersion) -> tuple[str, ...]:
+    """A warning where who calls `current` can't call `coming` the same way. What only adds is no change."""
+    if current is None:
+        return ()
+    changes = [
+        *_changes("input", current.inputs, coming.inputs),
+        *_changes("output", current.outputs, coming.outputs),
+    ]
+    if not changes:
+        return ()
+    return (f"clients of version {current.version} may fail with this one: {'; '.join(changes)}",)
+
+
+def _changes(kind: str, before: tuple[TensorSpec, ...], after: tuple[TensorSpec, ...]) -> list[str]:
+    fresh = {spec.name: spec for spec in after}
+    found = []
+    for old in before:
+        new = fresh.pop(old.name, None)
+        if new is None:
+            found.append(f"{kind} {_shown(old)} is gone")
+        elif not _takes(kind, old, new):
+            found.append(f"{kind} {_shown(old)} is now {_shown(new)}")
+    added = [spec for spec in fresh.values() if kind == "input" and not spec.optional]
+    return found + [f"input {_shown(spec)} is needed now" for spec in added]
+
+
+def _takes(kind: str, old: TensorSpec, new: TensorSpec) -> bool:
+    if old.datatype != new.datatype or (kind == "input" and old.optional and not new.optional):
+        return False
+    if old.hint or new.hint:  # one of them is no promise
+        return True
+    wide, narrow = (new.shape, old.shape) if kind == "input" else (old.shape, new.shape)
+    return len(wide) == len(narrow) and all(a in (-1, b) for a, b in zip(wide, narrow, strict=True))

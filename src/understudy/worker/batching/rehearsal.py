@@ -12,11 +12,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from understudy.wire.errors import UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
 from understudy.worker.batching.rows import Row, draw_rounds, extreme_rows
 from understudy.worker.batching.tolerance import Tolerance
+from understudy.worker.raised import NOT_FINITE
+from understudy.worker.runtimes.contract import load_failed
 
 ROUNDS_MAX = 16
 ROWS = 4  # of a round
@@ -61,7 +63,10 @@ class Rehearsal:
         self._refusal = ""
 
     def run(self, own: list[Row], rows_max: int, latency_s: float) -> Rehearsed:
-        """`own`: rows that the app gave."""
+        """`own`: rows that the app gave.
+
+        Raises LOAD_FAILED if what the model returns for several rows contradicts its signature.
+        """
         until_s = self._clock() + TIME_S
         count = max(2, min(rows_max, ROWS if latency_s < SLOW_S else 2))
         try:
@@ -155,6 +160,8 @@ class Rehearsal:
         try:
             together = self._asked(joined)
         except UnderstudyError as error:
+            if error.code is Code.OUTPUT_INVALID and error.context.get("reason") != NOT_FINITE:
+                raise load_failed(f"for {len(order)} rows, {error.message}") from error
             raise _Different(f"it fails when rows run together: {error.message}") from error
         for name, array in together.items():
             if array.ndim == 0 or len(array) != len(order):
