@@ -360,6 +360,21 @@ def test_the_last_one_is_asked_although_it_was_ejected_for_failing_if_nobody_can
     assert request.outcome == ("big", "")
 
 
+def test_a_node_that_a_table_lacked_for_a_while_is_trusted_again_with_all_that_it_runs():
+    world = World(standby=False)
+    table = world.gateway.table
+    world.advance(1, heartbeats="")
+    assert world.gateway.replicas["r1"].node_suspect
+    world.step(core.RoutesReceived(msgspec.structs.replace(table, revision=2, nodes=())))
+    world.step(core.RoutesReceived(msgspec.structs.replace(table, revision=3)))
+    for node in ("n1", "n2", "n3"):
+        world.step(core.AgentConnected(node))
+        world.report(node, *([world.replica("r1", "big")] if node == "n1" else []))
+    assert world.app.ready
+    world.report("n1")
+    assert "r1" not in world.gateway.replicas, "it is still known whose it was"
+
+
 def test_requests_wait_for_nodes_that_all_fell_silent_at_once():
     world = World()
     world.advance(6)

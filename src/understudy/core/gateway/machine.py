@@ -276,9 +276,10 @@ class Gateway:
         replica = self.replicas.get(report.id)
         if replica is None:
             replica = Replica(report, app, node.info.name, now, self.settings.breaker)
-            replica.node_suspect = node.detector.suspect
             self.replicas[report.id] = app.replicas[report.id] = replica
+        if report.id not in node.replicas:  # new, or its node was out of the table for a while
             node.replicas.add(report.id)
+            replica.node_suspect = node.detector.suspect
         replica.state, replica.role, replica.pid = reported(report.state), report.role, report.pid
         replica.address, replica.restarts = report.address, report.restarts
         if replica.link is None and replica.state in CONNECTED and replica.address:
@@ -295,7 +296,9 @@ class Gateway:
 
     def _take_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
         node = self.nodes.get(heartbeat.node)
-        if node is not None and node.detector.heartbeat(heartbeat.interval_ms / 1000, now) and node.connected:
+        if node is None or not node.connected:
+            return  # what a connection said that broke clears nobody
+        if node.detector.heartbeat(heartbeat.interval_ms / 1000, now):
             self._set_node_suspect(node, False, now)
             self._note("node.cleared", f"node {node.info.name} is heard on time again", node=node.info.name)
 
