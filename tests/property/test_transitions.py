@@ -109,7 +109,8 @@ class Floor:
         for machine in self.machines.values():
             machine.load(everything=True)
             for key, whats in machine.activations.items():
-                machine.begin(*whats[-1], self.mb[whats[-1][0], whats[-1][2]], key) if whats[1:] else None
+                for what in whats[1:]:
+                    machine.begin(*what, self.mb[what[0], what[2]], key)
 
     def bring_back(self, info: NodeInfo) -> None:
         self.machines[info.name] = Machine(info, self.load_steps)

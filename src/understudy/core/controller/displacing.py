@@ -12,9 +12,9 @@ So a plan is carried out however little room there is, if its models load quickl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from understudy.core.controller.drafts import LIVE, STARTING, NodeDraft, TargetFacts, observed_on
+from understudy.core.controller.drafts import LIVE, STARTING, NodeDraft, TargetFacts, observed_on, without
 from understudy.core.controller.environments import is_ready
 from understudy.core.lifecycle import NodePhase, ReplicaPhase
 from understudy.core.planning.footprint import load_ms, replica_mb
@@ -122,22 +122,20 @@ class Displacement:
         if not variants:
             return False
         smallest = min(variants, key=replica_mb)
-        bridge = TargetReplica(app.app, app.version, smallest.name, Role.STANDBY)
         for draft in sorted(self._drafts, key=self._excess_mb):
             standbys = self._dispensable(draft, replica_mb(smallest)) if _can_start(smallest, draft) else None
             if standbys is None:
                 continue
             for standby in standbys:
                 draft.give_up(standby)
-            draft.bridges.append(bridge)
+            draft.bridges.append(TargetReplica(app.app, app.version, smallest.name, Role.STANDBY))
             return True
         return False
 
     def _dispensable(self, draft: NodeDraft, needed_mb: float) -> list[TargetReplica] | None:
         """Which running standbys may go for a while so that `needed_mb` fit; None if that isn't enough."""
-        waiting = draft.waiting()
-        running = [r for r in draft.planned if r.app in self._facts.apps and not any(r is w for w in waiting)]
-        standbys = [r for r in running if r.role is not Role.PRIMARY]
+        running = without(draft.planned, draft.waiting())
+        standbys = [r for r in running if r.app in self._facts.apps and r.role is not Role.PRIMARY]
         found: list[TargetReplica] = []
         lacking_mb = needed_mb + self._excess_mb(draft)
         for standby in sorted(standbys, key=lambda r: (self._rank(r.app), -self._facts.memory_mb(r))):
@@ -159,9 +157,7 @@ class Displacement:
         if pause_ms > SWAP_FRACTION * app.deadline_ms:
             return False
         draft.take_away(replica)
-        for placed in draft.waiting():
-            if not any(placed is comes for comes in here):
-                draft.postpone(placed)
+        draft.planned = without(draft.planned, without(draft.waiting(), here))
         return True
 
     def _pause(self, replica: ReplicaState, draft: NodeDraft) -> tuple[float, list[TargetReplica]]:
@@ -170,8 +166,8 @@ class Displacement:
         Round by round: what fits then is loaded, and what its apps ran on before goes.
         """
         gone = draft.together(replica)
-        stays = [[r for r in other.stays if not any(r is g for g in gone)] for other in self._drafts]
-        used_mb = [sum(map(self._facts.memory_mb, running)) for running in stays]
+        stays = [without(other.stays, gone) for other in self._drafts]
+        used_mb = [self._memory_mb(running) for running in stays]
         waiting = [
             (n, placed)
             for n, other in enumerate(self._drafts)
@@ -196,9 +192,9 @@ class Displacement:
                 return pause_ms, first
             waiting = [where for where in waiting if where not in round_]
             for n, other in enumerate(self._drafts):
-                left = [r for r in stays[n] if r.app in came and not any(r is own for own in other.running)]
-                used_mb[n] -= sum(map(self._facts.memory_mb, left))
-                stays[n] = [r for r in stays[n] if not any(r is own for own in left)]
+                left = [r for r in without(stays[n], other.running) if r.app in came]
+                used_mb[n] -= self._memory_mb(left)
+                stays[n] = without(stays[n], left)
 
     def _load_ms(self, placed: TargetReplica, draft: NodeDraft) -> float:
         """Infinity where it can't be loaded at once."""
@@ -208,9 +204,7 @@ class Displacement:
     def _fits(self, placed: TargetReplica, instead: Sequence[ReplicaState], draft: NodeDraft) -> bool:
         """Whether it can be loaded beside what runs there, once `instead` has gone."""
         gone = [r for replica in instead for r in draft.together(replica)]
-        stays = (r for r in draft.stays if not any(r is other for other in gone))
-        used_mb = sum(self._facts.memory_mb(r) for r in stays)
-        return used_mb + self._facts.memory_mb(placed) <= draft.node.info.memory_mb
+        return self._memory_mb([*without(draft.stays, gone), placed]) <= draft.node.info.memory_mb
 
     # What it costs, and what it is worth
 
@@ -230,10 +224,11 @@ class Displacement:
 
     def _excess_mb(self, draft: NodeDraft) -> float:
         """Memory that the draft needs beyond what its node has; negative: that much is free."""
-        memory_mb = self._facts.memory_mb
-        kept_mb = sum(memory_mb(r) for r in (*draft.kept, *draft.activated) if r.state in LIVE)
-        ordered_mb = sum(memory_mb(r) for r in (*draft.planned, *draft.bridges))
-        return kept_mb + ordered_mb - draft.node.info.memory_mb
+        kept_mb = self._memory_mb(r for r in (*draft.kept, *draft.activated) if r.state in LIVE)
+        return kept_mb + self._memory_mb([*draft.planned, *draft.bridges]) - draft.node.info.memory_mb
+
+    def _memory_mb(self, replicas: Iterable[TargetReplica | ReplicaState]) -> float:
+        return sum(self._facts.memory_mb(replica) for replica in replicas)
 
     def _rank(self, app: str) -> tuple[int, float]:
         spec = self._facts.apps[app]

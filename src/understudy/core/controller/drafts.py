@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import msgspec
 
@@ -14,6 +15,7 @@ from understudy.core.planning.footprint import replica_mb
 from understudy.wire.messages import ReplicaState, TargetReplica
 from understudy.wire.records import AppVersion, Plan, Variant, VariantKey
 
+T = TypeVar("T")
 STARTING = (ReplicaPhase.STARTING, ReplicaPhase.LOADING)
 LIVE = (*STARTING, ReplicaPhase.READY, ReplicaPhase.FAILING)  # answers, or is about to
 
@@ -78,7 +80,7 @@ class NodeDraft:
         return found
 
     def postpone(self, placed: TargetReplica) -> None:
-        self.planned = [other for other in self.planned if other is not placed]
+        self.planned = without(self.planned, [placed])
 
     def give_up(self, placed: TargetReplica) -> None:
         """Of what is planned here and runs."""
@@ -97,6 +99,12 @@ class NodeDraft:
             return
         self.activated = [r for r in self.activated if r.activation != replica.activation]
         self.released.add(replica.activation)
+
+
+def without(replicas: Iterable[T], gone: Iterable[object]) -> list[T]:
+    """By identity: two replicas that are planned on one node may be equal."""
+    ids = {id(replica) for replica in gone}
+    return [replica for replica in replicas if id(replica) not in ids]
 
 
 def observed_on(node: Node) -> tuple[ReplicaState, ...]:
