@@ -424,14 +424,12 @@ class Gateway:
             way_back.activation = None
         for node in [n for n, at in way_back.refused.items() if now - at >= HOPELESS_RETRY_S]:
             del way_back.refused[node]
-        planned = app.planned
+        planned, living = app.planned, self._living
         # Where one is ready, its agent has nothing to do, whatever is thought of it here.
         useless = {r.node for r in app.replicas.values() if r.state is Seen.READY} | way_back.refused.keys()
-        choice = choose(
-            app.spec, planned.contingencies, self.table.nodes, self._living, planned.hosts, useless
-        )
+        choice = choose(app.spec, planned.contingencies, self.table.nodes, living, planned.hosts, useless)
         if choice is None:
-            coming = any(r.coming and r.node in self._living for r in app.replicas.values())
+            coming = any(r.coming and r.node in living for r in app.replicas.values())
             way_back.hopeless = not coming and bool(self.nodes) and now - self._started_at >= START_GRACE_S
             if way_back.hopeless:
                 self.dispatcher.waiting_room.panic(app, now)
