@@ -266,6 +266,10 @@ def cancel(*_):
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 async def ask():
+    serving = asyncio.Event()
+    thread.call(abs, 0, lambda *_: serving.set())
+    await serving.wait()
+    signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
     for number in range(COUNT):
         thread.call(abs, number, done)
         await asyncio.sleep(0.0005)
@@ -278,7 +282,6 @@ async def ask():
 
 signal.signal(signal.SIGALRM, late)
 threading.Thread(target=asyncio.run, args=(ask(),)).start()
-signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
 thread.serve()
 """
 

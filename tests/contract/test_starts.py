@@ -123,6 +123,7 @@ def endure(tmp_path: Path, process: subprocess.Popen[bytes]) -> None:
     try:
         for words in ("worker (blank)", "(serving)", "agent n1", "controller c1"):
             until(lambda words=words: process.poll() is not None or named(words), f"{words} is there")
+            assert process.poll() is None, process.returncode
             killed = next(iter(named(words)))
             killed.kill()
             until(

@@ -47,8 +47,8 @@ class _Call:
 
     def run(self) -> BaseException | None:
         """What it raised."""
-        self.begun = True
         try:
+            self.begun = True
             self._outcome = self._function(self._argument), None
         except BaseException as raised:
             self.fail(raised)
@@ -128,6 +128,8 @@ class ModelThread:
         """A signal handler of the model's raised while none of its code ran."""
         if os.getpid() != self._pid:
             _end_child(error)
+        if self._calls and self._calls[0].begun:
+            self._calls[0].fail(error)
         if monotonic() < self._report_due_s:
             self._unreported += 1
             return
