@@ -24,6 +24,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from calling import Calls, calling
+from running_cluster import running
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 
 from understudy import Client
@@ -124,18 +125,8 @@ class Workplace:
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     place = Workplace(tmp_path_factory.mktemp("bring-your-own"))
-    command = [sys.executable, "-m", "understudy", "up", str(place.folder / "CLUSTER.toml"), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = ""
-            while line != "}\n":
-                line = process.stdout.readline()
-                assert line, process.stderr.read() if process.stderr else ""
-            yield place
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=TIMEOUT_S)
+    with running(place.folder / "CLUSTER.toml"):
+        yield place
 
 
 class Deployed(NamedTuple):

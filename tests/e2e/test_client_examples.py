@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 import pandas
 import pytest
+from running_cluster import running
 
 from understudy.adapters.ports import free_ports
 from understudy.client import Client
@@ -37,18 +37,8 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ports]:
     text = file.read_text().replace(":8090", f":{ports.control}")
     listeners = f'"127.0.0.1:{ports.http}"\ngrpc = "127.0.0.1:{ports.grpc}"'
     file.write_text(text.replace('"127.0.0.1:8080"', listeners))
-    argv = [sys.executable, "-m", "understudy", "up", str(file), "--json"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = ""
-            while line != "}\n":
-                line = process.stdout.readline()
-                assert line, process.stderr.read() if process.stderr else ""
-            yield ports
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=TIMEOUT_S)
+    with running(file):
+        yield ports
 
 
 def run(example: str, ports: Ports, folder: Path) -> str:
