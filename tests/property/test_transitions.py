@@ -57,12 +57,11 @@ class Machine:
         ]
 
     def obey(self, target: Target, mb: dict[tuple[str, str], float]) -> None:
-        wanted = Counter((r.app, r.version, r.variant) for r in target.replicas)
+        wanted = Counter(r.key for r in target.replicas)
         stay = []
         for replica in sorted(self.replicas, key=lambda r: r.state != "ready"):
-            what = (replica.app, replica.version, replica.variant)
-            if wanted[what] > 0:
-                wanted[what] -= 1
+            if wanted[replica.key] > 0:
+                wanted[replica.key] -= 1
                 stay.append(msgspec.structs.replace(replica, activation=""))
             elif replica.activation and replica.activation not in target.released:
                 stay.append(replica)
@@ -72,7 +71,7 @@ class Machine:
         for app, version, variant in wanted.elements():
             self.begin(app, version, variant, mb[app, variant])
         for key, whats in self.activations.items():
-            running = {(r.app, r.version, r.variant) for r in self.replicas}
+            running = {r.key for r in self.replicas}
             for what in whats:
                 if what not in running:
                     self.begin(*what, mb[what[0], what[2]], key)

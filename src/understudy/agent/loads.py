@@ -14,7 +14,7 @@ from understudy.agent.staging import Staging
 from understudy.core.agent import events as ev
 from understudy.core.agent.replicas import load_timeout_s, request_memory_mb
 from understudy.settings.cluster import ClusterConfig
-from understudy.settings.runtimes import RUNTIMES
+from understudy.settings.runtimes import facts_of
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Load, Loaded, Rehearse, Rehearsed
 from understudy.wire.records import BatchingVerdict, Variant
@@ -97,6 +97,5 @@ class Loads:
 
 
 def _options(variant: Variant, *, brief: bool) -> dict[str, Any]:
-    facts = RUNTIMES.get(variant.runtime)
-    options = facts.brief_options if brief and facts else {}
+    options = facts_of(variant.runtime).brief_options if brief else {}
     return options | variant.options

@@ -39,9 +39,10 @@ def gateways(
 
 def _connected_to(control: str) -> list[str]:
     """None where no controller answers with a status: gateways serve on without it."""
-    server = Servers([control], "controller", "given by --url or UNDERSTUDY_URL", CONNECTED_TIMEOUT_S)
+    server = controllers(control, None)
     try:
-        found = from_controller(server.get("/v1/status"), control).gateways
+        document = server.ask("GET", "/v1/status", timeout_s=CONNECTED_TIMEOUT_S)
+        found = from_controller(document, control).gateways
     except UnderstudyError:
         return []
     return sorted({gateway.http_address for gateway in found if gateway.connected and gateway.http_address})

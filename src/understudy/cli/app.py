@@ -125,6 +125,15 @@ def _controllers(url: str | None, cluster: Path | None) -> Servers:
     return controllers(url, cluster)
 
 
+def _gateways(
+    gateway: str | None, cluster: Path | None, api_key_file: Path | None, ca: Path | None, url: str | None
+) -> Servers:
+    from understudy.adapters.control import gateway_access
+    from understudy.cli.addresses import gateways
+
+    return gateways(gateway, cluster, gateway_access(api_key_file, ca), url)
+
+
 @app.command(rich_help_panel=RUN)
 def up(
     config: Annotated[
@@ -458,14 +467,12 @@ def failures(
     json: Json = False,
 ) -> None:
     """Show requests that a gateway failed lately, oldest first, with tracebacks of models."""
-    from understudy.adapters.control import gateway_access
-    from understudy.cli.addresses import gateways
     from understudy.cli.failed_requests import run_failures
 
     output = Output(as_json=json)
 
     def show() -> None:
-        servers = gateways(gateway, cluster, gateway_access(api_key_file, ca), url)
+        servers = _gateways(gateway, cluster, api_key_file, ca, url)
         run_failures(servers, output, app=name, request_id=request_id)
 
     _attempt(output, show)
@@ -492,14 +499,12 @@ def infer(
     json: Json = False,
 ) -> None:
     """Send one inference; show the answer and who gave it."""
-    from understudy.adapters.control import gateway_access
-    from understudy.cli.addresses import gateways
     from understudy.cli.infer import run_infer
 
     output = Output(as_json=json)
 
     def ask() -> None:
-        servers = gateways(gateway, cluster, gateway_access(api_key_file, ca), url)
+        servers = _gateways(gateway, cluster, api_key_file, ca, url)
         run_infer(servers, name, data, output, timeout)
 
     _attempt(output, ask)

@@ -53,9 +53,9 @@ def run_check(paths: Sequence[Path], wishes: Wishes, output: Output) -> None:
             bad.append(_said(error))
     if output.as_json:
         output.data({"good": good, "bad": bad, "unknown": unknown, "manifests": texts})
-    for line in () if output.as_json else (*good, *texts):
-        output.stdout.print(line, markup=False, soft_wrap=True)
-    if not output.as_json:
+    else:
+        for line in (*good, *texts):
+            output.stdout.print(line, markup=False, soft_wrap=True)
         for line in unknown:
             output.note(f"not checked: {line}")
         if good:

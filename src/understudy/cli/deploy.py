@@ -14,7 +14,7 @@ import msgspec
 from understudy.adapters.control import Servers, failure, segment
 from understudy.cli.output import Output
 from understudy.cli.packing import Artifact, ManifestSource, Package, find_manifests
-from understudy.core.lifecycle import DeploymentPhase
+from understudy.core.lifecycle import FINISHED, DeploymentPhase
 from understudy.wire.errors import Code, CommandError, ConfigError, Origin, UnderstudyError
 from understudy.wire.records import OTHER_APP
 
@@ -40,7 +40,7 @@ class DeploymentState(msgspec.Struct):
 
     @property
     def finished(self) -> bool:
-        return self.state in (DeploymentPhase.READY, DeploymentPhase.FAILED, DeploymentPhase.KEPT)
+        return self.state in FINISHED
 
 
 class DeployProgress(Protocol):

@@ -35,7 +35,7 @@ from understudy.core.controller.signature import common_signature, told_changes
 from understudy.core.controller.stand_ins import check_known, check_signatures
 from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
 from understudy.core.controller.unbatched import ended_at_work
-from understudy.core.lifecycle import DEPLOYMENT, DeploymentPhase, NodePhase, advance
+from understudy.core.lifecycle import DEPLOYMENT, FINISHED, DeploymentPhase, NodePhase, advance
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.messages import Measured
@@ -43,7 +43,6 @@ from understudy.wire.records import AppVersion, Variant
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 Note = Callable[[ev.Note], None]
-FINISHED = (DeploymentPhase.READY, DeploymentPhase.FAILED, DeploymentPhase.KEPT)
 PROGRESS_STEP_S = 10.0
 log = structlog.get_logger()
 LOST = "the controller restarted; deploy again"

@@ -12,7 +12,7 @@ from msgspec import Meta
 from understudy.config import explain
 from understudy.settings import Count, FallbackLink, Fraction, Name, NonNegative, Positive
 from understudy.settings.cluster import ClusterConfig
-from understudy.settings.manifest import AppManifest, check_manifest
+from understudy.settings.manifest import AppManifest, mistakes
 from understudy.settings.runtimes import check_runtime
 from understudy.wire.documents import check_document
 from understudy.wire.errors import InvalidArgument
@@ -97,12 +97,14 @@ class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 def check_request(request: AppRequest, config: ClusterConfig) -> None:
     """What the types can't say. Raises `InvalidArgument`; the message begins with the field's path."""
     tuning = config.controller
-    check_manifest(
+    found = mistakes(
         _as_manifest(request),
         static_bytes_max=tuning.static_bytes_max,
         probe_bytes_max=tuning.probe_bytes_max,
         options_bytes_max=tuning.options_bytes_max,
     )
+    for mistake in found:
+        raise InvalidArgument(mistake)
     longest_ms = config.gateway.admission.deadline_ms_max
     if request.deadline_ms > longest_ms:
         raise InvalidArgument(f"deadline_ms: the cluster's limit is {longest_ms:g} ms")

@@ -140,6 +140,7 @@ DEPLOYMENT: Table[DeploymentPhase] = {
     (DeploymentPhase.PROFILING, "failed"): DeploymentPhase.FAILED,
     (DeploymentPhase.PLACING, "failed"): DeploymentPhase.FAILED,
 }
+FINISHED = (DeploymentPhase.READY, DeploymentPhase.FAILED, DeploymentPhase.KEPT)  # a deployment
 
 
 def advance(table: Table[Phase], state: Phase, event: str) -> Phase:

@@ -116,25 +116,13 @@ class AppManifest(Settings, frozen=True):
         return outputs if isinstance(outputs, OutputsSettings) else OutputsSettings(tensors=outputs)
 
 
-def check_manifest(
-    manifest: AppManifest,
-    *,
-    static_bytes_max: int = 64 * 1024,
-    probe_bytes_max: int = 8 * 1024**2,
-    options_bytes_max: int = 64 * 1024,
-) -> None:
-    """What the types can't say and no cluster is needed for. Raises `InvalidArgument`, the field first."""
-    for mistake in mistakes(manifest, static_bytes_max, probe_bytes_max, options_bytes_max):
-        raise InvalidArgument(mistake)
-
-
 def mistakes(
     manifest: AppManifest,
     static_bytes_max: int = 64 * 1024,
     probe_bytes_max: int = 8 * 1024**2,
     options_bytes_max: int = 64 * 1024,
 ) -> Iterator[str]:
-    """All that `check_manifest` would refuse, one in each of its parts."""
+    """What the types can't say and no cluster is needed for, the field first: one in each of its parts."""
     names: set[str] = set()
     for index, variant in enumerate(manifest.variants):
         if variant.name in names:

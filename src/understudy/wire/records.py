@@ -276,6 +276,10 @@ class Placement(msgspec.Struct, frozen=True):
     role: Role
     device: str = ""  # of the node; empty where it has none
 
+    @property
+    def key(self) -> VariantKey:
+        return self.app, self.version, self.variant
+
 
 class Contingency(msgspec.Struct, frozen=True):
     """What to do for `app` when `failure` (see `understudy.failures`) silences it.

@@ -34,6 +34,11 @@ _type_name = type.__dict__["__name__"].__get__
 _trace_of = BaseException.__dict__["__traceback__"].__get__
 
 
+def breaks_contract(error: UnderstudyError) -> bool:
+    """Whether the model answered, but not as its signature says; what isn't finite the data may explain."""
+    return error.code is Code.OUTPUT_INVALID and error.context.get("reason") != NOT_FINITE
+
+
 def contain(error: BaseException, pid: int) -> None:
     """Raise what isn't: a broken invariant of ours, and whatever ends a child that was forked from `pid`."""
     if issubclass(type(error), InvariantBroken) or os.getpid() != pid:

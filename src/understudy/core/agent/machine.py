@@ -209,8 +209,7 @@ class AgentMachine:
             return
         app = replica.wanted.app if replica.wanted else None
         self._watch.begin(replica, loaded.latency_ms / 1000, app, self._now)
-        if replica.asker is not None:
-            self._measures.answer(replica, loaded, self._now)
+        self._measures.answer(replica, loaded, self._now)
 
     def _notice(self, source: str, trouble: str = "") -> None:
         """Something about this node itself: what is wrong, or that it no longer is."""

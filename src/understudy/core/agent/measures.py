@@ -49,7 +49,7 @@ class Measures:
                 self._roster.add(Replica(new_id(), wish.key, wish, asker=asked.token))
 
     def answer(self, replica: Replica, loaded: Loaded, now: float) -> None:
-        """`replica` was loaded for nothing else than this."""
+        """If `replica` was loaded for nothing else than this."""
         if replica.asker is None:
             return
         profile = Profile(

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
-from understudy.core.agent.replicas import Replica, Wanted
+from understudy.core.agent.replicas import LOADED, Replica, Wanted
 from understudy.core.lifecycle import ReplicaPhase
 from understudy.core.planning.footprint import load_ms, replica_mb
 from understudy.wire.messages import Target
@@ -31,7 +31,7 @@ class Activation(msgspec.Struct, frozen=True):
     def is_silent(self, states: Mapping[str, str]) -> bool:
         """Is the first answer still being loaded?"""
         loading = states.get(self.first) in (ReplicaPhase.STARTING, ReplicaPhase.LOADING)
-        return loading and not {ReplicaPhase.READY, ReplicaPhase.FAILING} & set(states.values())
+        return loading and not set(LOADED) & set(states.values())
 
     def variants(self, states: Mapping[str, str], *, hold: bool = False) -> tuple[str, ...]:
         """Variants to run now, given the state of each variant of the app that exists here.
@@ -45,7 +45,7 @@ class Activation(msgspec.Struct, frozen=True):
             or states.get(first) == ReplicaPhase.QUARANTINED
         ):
             return (last,)
-        if last in states or (states.get(first) in (ReplicaPhase.READY, ReplicaPhase.FAILING) and not hold):
+        if last in states or (states.get(first) in LOADED and not hold):
             return (first, last)
         return (first,)
 

@@ -44,7 +44,8 @@ class ControllerMachine:
         self.nodes = Nodes(tuning, memory.nodes, frozenset(node.name for node in config.nodes), now)
         self.quarantine = Quarantine(tuning)
         self.catalog = Catalog(memory, self.quarantine, tuning)
-        known = [record for key, record in memory.quarantined.items() if key[:2] in self.catalog.live]
+        live = self.catalog.live
+        known = [record for key, record in memory.quarantined.items() if key[:2] in live]
         self.quarantine.recall(known, now)
         knowledge = self.nodes, self.catalog, self.quarantine
         self.planning = Planning(memory.plan, config.plan, *knowledge, now)
@@ -248,8 +249,9 @@ class ControllerMachine:
     def _take_held(self, held: learning.Held, source: str, now: float) -> None:
         self._jump_ahead(held.revision)
         learned, gone = self.catalog.learn(held, source, self.publications.revision)
+        live = self.catalog.live
         for what in held.quarantined:
-            if what[0] in learned.currents and what[:2] in self.catalog.live:
+            if what[0] in learned.currents and what[:2] in live:
                 record = Quarantined(*what, why=f"as {source} knows")
                 self.quarantine.recall([record], now)
                 self._save({stored.quarantine_key(*what): record}, reason=record.why)

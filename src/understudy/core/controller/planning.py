@@ -58,7 +58,9 @@ class Planning:
 
     def input(self) -> PlanInput:
         """What a plan would be made from now."""
-        facts = self.facts()
+        return self._input(self.facts())
+
+    def _input(self, facts: PlanFacts) -> PlanInput:
         infos = [node.info for node in self._nodes.by_name.values() if node.plannable]
         return PlanInput(
             nodes=tuple(sorted(infos, key=lambda info: info.name)),
@@ -83,7 +85,7 @@ class Planning:
         reason = what_changed(self.plan.facts if self.plan else PlanFacts(settings=facts.settings), facts)
         self.running = True
         revision = self.plan.plan.revision + 1 if self.plan else 1
-        return ev.MakePlan(self.input(), facts, revision, reason)
+        return ev.MakePlan(self._input(facts), facts, revision, reason)
 
     def take(self, plan: Plan, facts: PlanFacts) -> str:
         """Put `plan` in force, or say why it can't be used any more: then the next one is asked for."""
@@ -102,12 +104,12 @@ class Planning:
     def _obstacle(self, plan: Plan) -> str:
         """It may miss the newest app or node: the next one has it."""
         now = self.facts()
-        nodes = {name for name, _, _ in now.nodes}
+        nodes, quarantined = {name for name, _, _ in now.nodes}, self._quarantine.keys
         for p in plan.placements:
             if p.node not in nodes:
                 return f"node {p.node} went away"
             if (p.app, p.version) not in now.apps:
                 return f"{p.app} was changed"
-            if (p.app, p.version, p.variant) in self._quarantine.keys:
+            if p.key in quarantined:
                 return f"{p.variant} of {p.app} was quarantined"
         return ""

@@ -77,8 +77,7 @@ def settled_apps(plan: Plan, nodes: Mapping[str, Node]) -> frozenset[str]:
     wanted: dict[str, Counter[tuple[str, VariantKey]]] = {}
     for placement in plan.placements:
         if placement.role is Role.PRIMARY:
-            what = (placement.app, placement.version, placement.variant)
-            wanted.setdefault(placement.app, Counter())[(placement.node, what)] += 1
+            wanted.setdefault(placement.app, Counter())[(placement.node, placement.key)] += 1
     ready: Counter[tuple[str, VariantKey]] = Counter()
     for name, node in nodes.items():
         if node.state == NodePhase.READY:

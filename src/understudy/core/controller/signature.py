@@ -9,6 +9,7 @@ import msgspec
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.messages import Measured
 from understudy.wire.records import AppVersion, Finite, TensorSpec
+from understudy.wire.statics import show_spec
 
 Signature = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
@@ -77,7 +78,7 @@ def listed(specs: tuple[TensorSpec, ...]) -> str:
 
 def _shown(spec: TensorSpec) -> str:
     optional = " (optional)" if spec.optional else ""
-    return f"{spec.name} {spec.datatype}[{','.join(map(str, spec.shape))}]{optional}"
+    return f"{show_spec(spec)}{optional}"
 
 
 def _differ(side: str, names: tuple[str, str], ours: str, theirs: str) -> InvalidArgument:

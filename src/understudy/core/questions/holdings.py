@@ -26,7 +26,7 @@ class Holdings:
         }
         self._used_mb: dict[Where, float] = defaultdict(float)
         for placed in plan.placements:
-            size_mb = sizes.get((placed.app, placed.version, placed.variant), 0.0)
+            size_mb = sizes.get(placed.key, 0.0)
             self._used_mb[placed.node, placed.device] += size_mb
             self.memory_mb.setdefault((placed.node, placed.device), 0.0)
         self._kept_mb: dict[Where, dict[str, float]] = defaultdict(lambda: defaultdict(float))

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import UnderstudyError
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import Array
 from understudy.worker.batching.rows import Row, draw_rounds, extreme_rows
 from understudy.worker.batching.tolerance import Tolerance
-from understudy.worker.raised import NOT_FINITE
+from understudy.worker.raised import breaks_contract
 from understudy.worker.runtimes.contract import load_failed
 
 ROUNDS_MAX = 16
@@ -160,7 +160,7 @@ class Rehearsal:
         try:
             together = self._asked(joined)
         except UnderstudyError as error:
-            if error.code is Code.OUTPUT_INVALID and error.context.get("reason") != NOT_FINITE:
+            if breaks_contract(error):
                 raise load_failed(f"for {len(order)} rows, {error.message}") from error
             raise _Different(f"it fails when rows run together: {error.message}") from error
         for name, array in together.items():

@@ -12,7 +12,7 @@ from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import DATATYPES, Array, show_shape
 from understudy.worker.oip import encode_tensors
-from understudy.worker.raised import NOT_FINITE
+from understudy.worker.raised import NOT_FINITE, breaks_contract
 from understudy.worker.runtimes.contract import load_failed
 
 # Lengths of open dimensions beyond the first: kernels and windows want more than one.
@@ -62,7 +62,7 @@ def no_probe_passed(failures: list[tuple[Tried, UnderstudyError]]) -> Understudy
 
     Another request makes no difference where the model answered, but not as its signature says.
     """
-    answered = [(tried, error) for tried, error in failures if _is_contract(error)]
+    answered = [(tried, error) for tried, error in failures if breaks_contract(error)]
     tried, error = (answered or failures)[0]
     if not tried.what:
         return error
@@ -76,10 +76,6 @@ def no_probe_passed(failures: list[tuple[Tried, UnderstudyError]]) -> Understudy
     failed = UnderstudyError(error.code, what) if error.code is Code.OUT_OF_MEMORY else load_failed(what)
     failed.traceback = error.traceback
     return failed
-
-
-def _is_contract(error: UnderstudyError) -> bool:
-    return error.code is Code.OUTPUT_INVALID and error.context.get("reason") != NOT_FINITE
 
 
 def note_of(failures: list[tuple[Tried, UnderstudyError]], passed: Tried) -> str:
