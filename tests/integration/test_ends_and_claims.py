@@ -21,6 +21,7 @@ from grpc_calls import METHOD
 from harness import Harness, closed, infer_body, read_answer, request_bytes, running
 
 from understudy.adapters.ports import free_ports
+from understudy.local.supervisor import Cluster
 from understudy.wire.inference import ModelInferRequest
 
 # Sleeps as long as it is told, and says that it ran.
@@ -198,6 +199,13 @@ def test_the_next_gateway_need_not_wait_for_the_former_to_drain(slow: Slow):
     slow.run(test())
 
 
+async def processes(cluster: Cluster) -> set[tuple[str, int]]:
+    """Roles and workers, each with its process. What waits in pools comes and goes."""
+    roles = {(" ".join(name), role.pid) for name, role in cluster.roles.items()}
+    apps = (await cluster.status()).apps
+    return roles | {(replica.id, replica.pid) for app in apps for replica in app.replicas}
+
+
 async def end_of(process: asyncio.subprocess.Process) -> tuple[int | None, str]:
     async with asyncio.timeout(30):
         out, _ = await process.communicate()
@@ -213,13 +221,13 @@ async def understudy(*arguments: str) -> asyncio.subprocess.Process:
 
 def test_a_second_up_of_a_running_cluster_is_refused_and_changes_nothing(slow: Slow):
     async def test() -> None:
-        pids = slow.harness.cluster.pids()
+        before = await processes(slow.harness.cluster)
         second = await understudy("up", str(slow.harness.cluster.config_path))
         status, said = await end_of(second)
         assert status == 2
         assert "cluster 'test' runs already: process" in said
         assert "is up" not in said
-        assert slow.harness.cluster.pids() == pids
+        assert await processes(slow.harness.cluster) == before
 
     slow.run(test())
 
@@ -337,18 +345,16 @@ def test_a_gateway_of_another_cluster_is_kept_off_a_port(
 def test_sighup_ends_nobody_and_logs_go_on_in_a_new_file(slow: Slow):
     async def test() -> None:
         cluster = slow.harness.cluster
-        before = {role: process.pid for role, process in cluster.roles.items()}
-        everybody = cluster.pids()
+        before = await processes(cluster)
         aside = [role.log_path.replace(f"{role.log_path}.aside") for role in cluster.roles.values()]
-        for pid in everybody:
+        for pid in cluster.pids():
             os.kill(pid, signal.SIGHUP)
         await slow.harness.until(
             lambda: all(role.log_path.exists() for role in cluster.roles.values()), 10, "new logs"
         )
         assert len(aside) == 3
         assert (await slow.harness.infer("slow", [[0.0]])).status == 200
-        assert {role: process.pid for role, process in cluster.roles.items()} == before
-        assert cluster.pids() == everybody
+        assert await processes(cluster) == before
 
     slow.run(test())
 
