@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import msgspec
@@ -251,6 +253,45 @@ def test_a_batch_is_split_by_rows_and_requested_outputs() -> None:
         [("label", [2], ["q", "r"])],
         [("y", [1, 2], [6.0, 7.0])],
     ]
+
+
+FORMS: list[dict[str, Any]] = [
+    {},
+    {"id": "a"},
+    {"outputs": [{"name": "y"}]},
+    {"outputs": [{"name": "z"}, {"name": "y", "parameters": {"classification": 1}}]},
+    {"parameters": {"binary_data_output": True}},
+]
+
+
+@given(
+    st.sampled_from(sorted(set(DATATYPES) - {"BYTES"})),
+    st.lists(st.tuples(st.integers(1, 3), st.sampled_from(FORMS)), min_size=1, max_size=6),
+    st.lists(st.integers(0, 3), max_size=2),
+    st.sampled_from([2**31, 130]),
+)
+def test_who_shares_a_batch_gets_what_they_would_get_alone(
+    datatype: str, asked: list[tuple[int, dict[str, Any]]], trailing: list[int], bytes_max: int
+) -> None:
+    outputs = TensorSpec("y", datatype, (-1, *trailing)), TensorSpec("z", "FP32", (-1,))
+    one = codec(outputs=outputs)
+    one.bodies.bytes_max = bytes_max
+    requests = [one.decode(body(tensor(shape=(n, 3), data=[0] * 3 * n), **form)) for n, form in asked]
+    rows = sum(request.rows for request in requests)
+    y = np.arange(rows * prod(trailing)).reshape(rows, *trailing).astype(DATATYPES[datatype])
+    arrays = {"y": y, "z": np.linspace(-1, 1, rows, dtype=np.float32)}
+    starts = itertools.accumulate([request.rows for request in requests], initial=0)
+    alone = [
+        one.encode(
+            {name: array[start : start + request.rows] for name, array in arrays.items()},
+            [request],
+            request.rows,
+        )[0]
+        for start, request in zip(starts, requests, strict=False)
+    ]
+    for together, single in zip(one.encode(arrays, requests, rows), alone, strict=True):
+        assert type(together) is type(single)
+        assert str(together) == str(single)
 
 
 @pytest.mark.parametrize("datatype", DATATYPES)

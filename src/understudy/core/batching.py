@@ -133,6 +133,11 @@ class Batcher(Generic[T]):
         return lane.rows >= self.rows_max
 
     def _take_from(self, key: Hashable, lane: _Lane[T]) -> list[T]:
+        if lane.rows <= self.rows_max:
+            del self._lanes[key]
+            self.rows -= lane.rows
+            self.size_bytes -= sum([queued.size_bytes for queued in lane.queued])
+            return [queued.item for queued in lane.queued]
         first = lane.queued.popleft()
         items = [first.item]
         rows = first.rows

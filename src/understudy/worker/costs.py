@@ -6,7 +6,8 @@ as inputs: so what is bounded is not a body's size, but what becomes of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -36,15 +37,18 @@ class Appetite(NamedTuple):
     output_per_byte: float = 1.0
 
     @property
-    def least(self) -> float:
-        """Bytes per byte of inputs, for the cheapest form of answer."""
+    def in_binary(self) -> float:
+        """As `in_json`, for the cheapest form of answer."""
         return self.per_byte + self.output_per_byte * BINARY_FACTOR
 
-    def of(self, arrays: Iterable[Array], body_bytes: int, *, in_json: bool) -> int:
-        """Bytes for one request from now until its answer is sent."""
-        given = sum(map(array_bytes, arrays))
-        answer = JSON_FACTOR if in_json else BINARY_FACTOR
-        return int(body_bytes + given * (self.per_byte + self.output_per_byte * answer))
+    @property
+    def in_json(self) -> float:
+        """Bytes per byte of inputs until the answer is sent, as JSON."""
+        return self.per_byte + self.output_per_byte * JSON_FACTOR
+
+
+# An array's, if its elements aren't texts.
+number_bytes: Callable[[Array], int] = attrgetter("nbytes")
 
 
 def array_bytes(array: Array) -> int:

@@ -80,7 +80,7 @@ ELEMENTS: dict[str, Any] = {
 # How `struct` packs elements: much faster than NumPy reads a list, and it refuses what overflows (in its
 # standard modes only).
 _PACKED = {"FP16": "e", "FP32": "f", "FP64": "d"}
-PACKED_MAX = 4096  # elements; beyond, the formats would fill `struct`'s cache and the gain is small
+PACKED_MAX = 4096  # elements; beyond, the gain is small
 
 
 def given(parameters: ReadParameters | Parameters | None) -> Parameters:
@@ -123,7 +123,9 @@ class InputRule:
         self._dtype = DATATYPES[spec.datatype]
         self._float = spec.datatype in FLOATS
         self.missing_allowed = False  # null stands for NaN
-        self._fitting: list[int] | None = None  # the shape that was found to fit last
+        self._fitting: list[int] | None = None  # the shape that was found to fit last; what follows from it:
+        self._count = 0
+        self._pack: Callable[..., None] | None = None
         self._packed = _PACKED.get(spec.datatype)
         self._decode_flat = _data_decoder(spec.datatype, 1)
 
@@ -141,14 +143,13 @@ class InputRule:
                 return self._read_nested(tensor, error)
         else:
             flat = tensor.data
-        count = prod(shape)
-        if len(flat) != count:
-            raise self._wrong(f"shape {show_shape(shape)} needs {count} elements, data has {len(flat)}")
-        if self._packed is None or count > PACKED_MAX:
+        if len(flat) != self._count:
+            raise self._wrong(f"shape {show_shape(shape)} needs {self._count} elements, data has {len(flat)}")
+        if self._pack is None:
             return self._array(flat).reshape(shape)
         array = np.empty(shape, self._dtype)
         try:
-            struct.pack_into(f"={count}{self._packed}", array.data, 0, *flat)
+            self._pack(array.data, 0, *flat)
         except OverflowError as error:
             raise self._out_of_range() from error
         return array
@@ -192,6 +193,9 @@ class InputRule:
             if not self._any_shape and not fits(shape, self._pattern, length_min=0):
                 raise self._wrong(f"shape {show_shape(shape)} doesn't fit {show_shape(self._pattern)}")
             self._fitting = shape
+            count = self._count = prod(shape)
+            packs = self._packed is not None and count <= PACKED_MAX
+            self._pack = struct.Struct(f"={count}{self._packed}").pack_into if packs else None
 
     def _read_nested(self, tensor: ReadTensor, flat_error: Exception) -> Array:
         depth = _depth(tensor.data)

@@ -19,7 +19,15 @@ from understudy.adapters.memory import pss_mb
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import Load, Loaded
 from understudy.wire.tensors import Array
-from understudy.worker.costs import ELEMENT_BYTES, JSON_FACTOR, SMALL_BYTES, Appetite, refuse_beyond
+from understudy.worker.costs import (
+    ELEMENT_BYTES,
+    JSON_FACTOR,
+    SMALL_BYTES,
+    Appetite,
+    array_bytes,
+    number_bytes,
+    refuse_beyond,
+)
 from understudy.worker.guard import Guard
 from understudy.worker.oip import Request
 from understudy.worker.raised import blame, contain, describe, loading_error
@@ -77,27 +85,35 @@ class Model:
         self._guard = Guard(self.outputs, batched=self.batched, by_rows=signature.batched)
         self._predict = runtime.predict
         self._axes = runtime.axes
-        self.appetite = Appetite()
-        if load.memory_per_byte:
-            self.appetite = Appetite(load.memory_per_byte, load.output_per_byte)
+        texts = any(spec.datatype == "BYTES" for spec in self.inputs)
+        self._bytes_of = array_bytes if texts else number_bytes
+        self.be_hungry(
+            Appetite(load.memory_per_byte, load.output_per_byte) if load.memory_per_byte else Appetite()
+        )
         self.request_bytes_max = int(load.request_memory_mb * 2**20) // 2 or 2**62
         self.codec.rows_may_differ = all(spec.hint for spec in self.outputs)
         self.codec.decoded_bytes_max = self.request_bytes_max
-        self.codec.text_bytes = ELEMENT_BYTES * self.appetite.least
+        self.codec.text_bytes = ELEMENT_BYTES * self.appetite.in_binary
         self.probe = probe
         self.probe_s = 0.0  # shortest inference on the probe; measured by `load_model`
+
+    def be_hungry(self, appetite: Appetite) -> None:
+        """What requests cost from now on."""
+        self.appetite = appetite
+        self._json_factor, self._binary_factor = appetite.in_json, appetite.in_binary
 
     def permit_probe(self) -> None:
         """What answers its probe may be asked as much, whatever a request may take otherwise."""
         inputs = self.codec.decode(self.probe).inputs.values()
         body_bytes = SMALL_BYTES + JSON_FACTOR * sum(array.nbytes for array in inputs)  # the longest numbers
-        needed = self.appetite.of(inputs, body_bytes, in_json=True)
+        needed = body_bytes + int(sum(map(self._bytes_of, inputs)) * self._json_factor)
         self.request_bytes_max = max(self.request_bytes_max, needed)
 
     def cost(self, request: Request, body_bytes: int) -> int:
         """Bytes that it takes until it is answered. Raises TOO_LARGE beyond what one request may."""
-        in_json = not request.protobuf and not request.outputs[0].binary
-        cost = self.appetite.of(request.inputs.values(), body_bytes, in_json=in_json)
+        binary = request.protobuf or request.outputs[0].binary
+        factor = self._binary_factor if binary else self._json_factor
+        cost = body_bytes + int(sum(map(self._bytes_of, request.inputs.values())) * factor)
         if cost > self.request_bytes_max:
             refuse_beyond(self.request_bytes_max, cost, "the request")
         return cost
@@ -106,7 +122,7 @@ class Model:
         """Run `requests` as one batch; if that fails, one by one, so that only the guilty one fails."""
         if len(requests) == 1:
             return [self._execute_one(requests[0])]
-        rows = sum(request.rows for request in requests)
+        rows = sum([request.rows for request in requests])
         try:
             inputs = {
                 name: np.concatenate([request.inputs[name] for request in requests])
@@ -173,7 +189,7 @@ def load_model(load: Load, threads: int) -> tuple[Model, Loaded]:
         memory_mb = max(0.0, pss_mb() - base_mb) if profiling else 0.0
         if profiling:
             probe = model.codec.decode(model.probe).inputs
-            model.appetite = appetite(runtime.predict, probe, model.inputs)
+            model.be_hungry(appetite(runtime.predict, probe, model.inputs))
         model.permit_probe()
     except BaseException as error:
         contain(error, pid)

@@ -24,8 +24,39 @@ from understudy.worker.inputs import FlatTensor, InputRule, Parameters, shown
 RAW_INPUT_CONTENTS, RAW_OUTPUT_CONTENTS = 7, 6  # fields of the request and of the response
 
 
+class Bodies(oip.Bodies):
+    """Response bodies of one model version, each in the form of its request."""
+
+    def _answer(self, outputs: dict[str, Array], request: oip.Request) -> oip.Answer:
+        if not request.protobuf:
+            return super()._answer(outputs, request)
+        response = ModelInferResponse(model_name=self._app, model_version=self._version, id=request.id)
+        contents: list[Buffer] = []
+        # As it was asked, if all of it has a place there: an answer has one form.
+        in_contents = request.in_contents and all(
+            output.classes or self._datatypes[output.name] in CONTENTS for output in request.outputs
+        )
+        for output in request.outputs:
+            array = outputs[output.name]
+            datatype = self._datatypes[output.name]
+            if output.classes:
+                datatype, array = self._classified(output, array)
+            tensor = response.outputs.add(name=output.name, datatype=datatype, shape=array.shape)
+            if in_contents:
+                elements = array.ravel().tolist()
+                if datatype == "BYTES":
+                    elements = [each.encode() if isinstance(each, str) else each for each in elements]
+                getattr(tensor.contents, CONTENTS[datatype]).extend(elements)
+                continue
+            content = to_raw(datatype, array)
+            contents += (length_prefix(RAW_OUTPUT_CONTENTS, len(content)), content)
+        return oip.Answer(b"".join((response.SerializeToString(), *contents)), -1)
+
+
 class Codec(oip.Codec):
     """Bodies of one model version in JSON and in protobuf."""
+
+    bodies_class = Bodies
 
     def decode_protobuf(self, message: Buffer) -> oip.Request:
         """The request in a serialized ModelInferRequest. Raises `InvalidArgument`.
@@ -68,31 +99,6 @@ class Codec(oip.Codec):
         if self.keeps_parameters and parsed.parameters:
             self._keep(request, _parameters(parsed))
         return request
-
-    def _answer(self, outputs: dict[str, Array], request: oip.Request) -> oip.Answer:
-        if not request.protobuf:
-            return super()._answer(outputs, request)
-        response = ModelInferResponse(model_name=self._app, model_version=self._version, id=request.id)
-        contents: list[Buffer] = []
-        # As it was asked, if all of it has a place there: an answer has one form.
-        in_contents = request.in_contents and all(
-            output.classes or self._outputs[output.name] in CONTENTS for output in request.outputs
-        )
-        for output in request.outputs:
-            array = outputs[output.name]
-            datatype = self._outputs[output.name]
-            if output.classes:
-                datatype, array = self._classified(output, array)
-            tensor = response.outputs.add(name=output.name, datatype=datatype, shape=array.shape)
-            if in_contents:
-                elements = array.ravel().tolist()
-                if datatype == "BYTES":
-                    elements = [each.encode() if isinstance(each, str) else each for each in elements]
-                getattr(tensor.contents, CONTENTS[datatype]).extend(elements)
-                continue
-            content = to_raw(datatype, array)
-            contents += (length_prefix(RAW_OUTPUT_CONTENTS, len(content)), content)
-        return oip.Answer(b"".join((response.SerializeToString(), *contents)), -1)
 
 
 def _read_contents(rule: InputRule, tensor: Any) -> Array:

@@ -244,7 +244,7 @@ class Worker:
         self._state = advance(WORKER, self._state, "loaded")
         self.progress.end(proven=True)  # loading ended in an inference
         self.model = model
-        model.codec.answer_bytes_max = self._settings.frame_bytes_max - HEADER_BYTES_MAX
+        model.codec.bodies.bytes_max = self._settings.frame_bytes_max - HEADER_BYTES_MAX
         rechecks = Rechecks(model, load, self._settings.recheck_share, self._tell_batching_ended)
         self._serving = Serving(model, load, hop_s, self._thread, rechecks, self.progress)
         log.info(
