@@ -38,6 +38,21 @@ def test_what_is_looked_at_is_left_alone(hold):
     assert place(buffers.take(200_000)) == where
 
 
+def test_what_is_beyond_the_bound_displaces_nothing_that_is_in_use():
+    """One client more than the bound has room for, and no memory was ever used again."""
+    buffers, size = Buffers(), 600_000
+    count = KEPT_BYTES_MAX // size + 3
+    held = [buffers.take(size) for _ in range(count)]
+    for view in held:
+        view[:4] = b"used"  # fresh memory has zeros
+    again = 0
+    for turn in range(count):
+        held[turn] = memoryview(b"")
+        held[turn] = buffers.take(size)
+        again += bytes(held[turn][:4]) == b"used"
+    assert again >= KEPT_BYTES_MAX // size
+
+
 def test_nothing_that_is_held_ever_changes_and_what_is_kept_is_bounded():
     chance, buffers, held = random.Random(0), Buffers(), []
     for i in range(500):

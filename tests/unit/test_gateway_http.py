@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
+import sys
 import weakref
 from itertools import pairwise
 from typing import Any
@@ -14,6 +15,8 @@ from gateway_world import RESULT, World
 from hypothesis import given
 from hypothesis import strategies as st
 
+from understudy.adapters.buffers import FREE_REFERENCES, Buffers
+from understudy.gateway import http
 from understudy.gateway.answers import error_answer
 from understudy.gateway.api import Api
 from understudy.gateway.exchange import Head
@@ -46,7 +49,7 @@ class RecordingTransport(asyncio.Transport):
         pass
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        pass
+        self.protocol = protocol
 
     def can_write_eof(self) -> bool:
         return True
@@ -382,19 +385,42 @@ def test_a_connection_whose_answer_took_long_is_idle_only_from_then_on():
     assert held.transport.closed
 
 
-def test_a_lost_connection_leaves_nothing_for_the_garbage_collector():
-    """A half-sent body waited for a collection, uncounted, while the next client sent its own."""
-    served = Served({}).send(b"POST /a HTTP/1.1\r\nHost: t\r\nContent-Length: 9000000\r\n\r\n" + bytes(8000))
-    assert served.api.body_bytes_held == 8000
-    gone = weakref.ref(served.connection)
+LARGE = b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: t\r\nContent-Length: 900000\r\n\r\n"
+LOST = {
+    "half of a body is there": bytes(8000),
+    "a request waits for its answer": bytes(900_000),
+}
+
+
+@pytest.mark.parametrize("when", sorted(LOST))
+def test_a_lost_connection_leaves_nothing_for_the_garbage_collector(
+    when: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Bodies waited for a collection, uncounted, while the next client sent its own."""
+    buffers = Buffers()
+    monkeypatch.setattr(http, "BUFFERS", buffers)
+    world = World()
+    api = Api(world.gateway, GatewayTuning())
+    api.routes_changed()
+    connection = HttpConnection(api, HttpLimits())
+    transport = RecordingTransport()
+    connection.connection_made(transport)
+    connection.data_received(LARGE + LOST[when])
+    (block,) = buffers._kept
+    assert sys.getrefcount(block) > FREE_REFERENCES
+    gone = weakref.ref(connection)
+    world.links["r1"].sent.clear()  # what a real link has written by then
     gc.disable()
     try:
-        served.connection.connection_lost(None)
-        del served.connection
+        getattr(transport, "protocol", connection).connection_lost(None)
+        del connection
+        world.advance(1.0)  # past the hedge delay, so that no queue holds the request any more
+        assert sys.getrefcount(block) == FREE_REFERENCES
+        del transport  # a real one lets go of its protocol, if later
         assert gone() is None
     finally:
         gc.enable()
-    assert served.api.body_bytes_held == 0
+    assert api.body_bytes_held == 0
 
 
 # What proxies and browsers write

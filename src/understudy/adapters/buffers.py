@@ -37,10 +37,18 @@ class Buffers:
         return memoryview(block)[:size]
 
     def _keep(self, block: mmap.mmap) -> None:
-        """For later, in place of older ones. Those that are in use stay alive by that use."""
-        self._kept.append(block)
-        while sum(map(len, self._kept)) > KEPT_BYTES_MAX:
-            del self._kept[0]
+        """For later, in place of free ones. Where all are in use, what is beyond the bound comes and goes."""
+        room = KEPT_BYTES_MAX - sum(map(len, self._kept))
+        index = 0
+        while room < len(block) and index < len(self._kept):
+            old = self._kept[index]
+            if getrefcount(old) == FREE_REFERENCES:
+                room += len(old)
+                del self._kept[index]
+            else:
+                index += 1
+        if len(block) <= room:
+            self._kept.append(block)
 
 
 BUFFERS = Buffers()  # of this process; a child that is forked has it as it was, and its pages to itself

@@ -40,6 +40,7 @@ class _Filler(asyncio.BufferedProtocol):
         self._owner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._transport.set_protocol(self._owner)  # or it and this would hold each other, and the buffer
         self._owner.connection_lost(exc)
 
 

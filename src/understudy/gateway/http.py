@@ -211,6 +211,7 @@ class HttpConnection(asyncio.Protocol):
             exchange.held_bytes = 0
             if exchange.request is not None:
                 self.api.cancel(exchange.request)
+                exchange.request = None  # they hold each other, and the body
         self.queue.clear()
         self._half_closed = None
         self._reset()  # a body that is half there is not to wait for the garbage collector,

@@ -1,7 +1,8 @@
-"""What a Python model costs, here and in another checkout: `OTHER [ROUNDS [CONNECTIONS]]` as arguments.
+"""Requests per second, here and in another checkout: `OTHER [ROUNDS [CONNECTIONS]]` as arguments.
 
 Two clusters of one node run side by side, one from each source tree, and are measured in turn: an ONNX model
-over JSON, y = 2x in Python, and a model that sleeps for 2 ms. Prints medians, and that of the rounds' ratios.
+over JSON, one that is sent images of 600 KB, y = 2x in Python, and a model in Python that sleeps for 2 ms.
+Prints medians, and that of the rounds' ratios.
 Needs wrk.
 """
 
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import load
-from benchmarks.models import Payload, write_models
+from benchmarks.models import Payload, write_models, write_payloads
 from benchmarks.processes import ROOT
 
 DURATION_S = 2.0
@@ -28,7 +29,7 @@ START_TIMEOUT_S = 60.0
 CLUSTER = """
 name = "{name}"
 data_dir = "{folder}/data"
-apps = ["digits.toml", "double.toml", "sleep.toml"]
+apps = ["digits.toml", "image.toml", "double.toml", "sleep.toml"]
 [[nodes]]
 name = "n1"
 memory_mb = 2000
@@ -73,17 +74,19 @@ class Model:
 def write_apps(folder: Path) -> dict[str, Payload]:
     """The manifests, and a request to each app."""
     write_models(folder)
-    (folder / "digits.toml").write_text(APP.format(name="digits", runtime="onnx", artifact="digits.onnx"))
+    for name in ("digits", "image"):
+        app = APP.format(name=name, runtime="onnx", artifact=f"{name}.onnx")
+        (folder / f"{name}.toml").write_text(app)
     double = PYTHON.format(sleep_s=0).replace("        time.sleep(0)\n", "")
     for name, source in (("double", double), ("sleep", PYTHON.format(sleep_s=0.002))):
         (folder / f"{name}.py").write_text(source)
         app = APP.format(name=name, runtime="python", artifact=f"{name}.py") + SPECS
         (folder / f"{name}.toml").write_text(app)
-    payloads = {}
-    for name, count in (("digits", 64), ("double", 4), ("sleep", 4)):
+    written = write_payloads(folder)
+    payloads = {"digits": written["digits"], "image": written["image as tensor"]}
+    for name in ("double", "sleep"):
         file = folder / f"{name}.json"
-        data = [0.25] * count
-        file.write_text(f'{{"inputs":[{{"name":"x","datatype":"FP32","shape":[1,{count}],"data":{data}}}]}}')
+        file.write_text('{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],"data":[0.25,0.5,0.75,1]}]}')
         payloads[name] = Payload(name, file, {"Content-Type": "application/json"})
     return payloads
 
