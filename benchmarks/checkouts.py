@@ -24,7 +24,7 @@ from benchmarks import load
 from benchmarks.models import Payload, write_models, write_payloads
 from benchmarks.processes import ROOT
 
-DURATION_S = 2.0
+DURATION_S = 1.0
 START_TIMEOUT_S = 60.0
 CLUSTER = """
 name = "{name}"
@@ -147,4 +147,4 @@ def main(other: Path, rounds: int, connections: int) -> None:
 
 if __name__ == "__main__":
     numbers = [int(argument) for argument in sys.argv[2:]]
-    main(Path(sys.argv[1]), *(numbers + [8, 30][len(numbers) :]))
+    main(Path(sys.argv[1]), *(numbers + [24, 30][len(numbers) :]))

@@ -217,7 +217,8 @@ class Cluster:
 
     async def has_own_controller(self) -> bool:
         """Whether a process of ours answers as the controller: others may have its address, and our name."""
-        pid = (await _ask(self.polled_control, "/v1/health")).get("pid")
+        health: object = await _ask(self.polled_control, "/v1/health")
+        pid = health.get("pid") if isinstance(health, dict) else None
         return any(pid in process.pids() for (role, _), process in self.roles.items() if role == "controller")
 
     def _check_starts(self) -> None:

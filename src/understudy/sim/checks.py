@@ -171,6 +171,14 @@ class Checks:
         machines = [gateway.machine for gateway in self._world.gateways]
         return any(not r.breaker.closed for machine in machines for r in machine.replicas.values())
 
+    @property
+    def releasing_s(self) -> float:
+        """How long it takes until a stand-in that gateways wanted back again and again is to be released."""
+        controller = self._world.controller
+        if controller is None:
+            return 0.0
+        return max(0.0, controller.machine.settling.stable_at_s - controller.process.now)
+
     def unsettled(self) -> str:
         """What is missing for all to be as planned; empty if it is."""
         world = self._world

@@ -11,6 +11,7 @@ from collections import Counter
 from random import Random
 
 from understudy.core.controller import events as controller_events
+from understudy.core.controller.settling import RELEASE_WAIT_MAX_S
 from understudy.core.controller.stored import Release, encode
 from understudy.core.planning.plan import PlanInput, make_plan
 from understudy.sim import faults
@@ -118,7 +119,8 @@ class World:
 
     def _settle(self) -> None:
         """Until all is as planned and stays so."""
-        due_s, settled_s = self.clock.now + SETTLE_S, 0.0
+        healed_s, settled_s = self.clock.now, 0.0
+        due_s = healed_s + SETTLE_S
         while settled_s < SETTLED_S:
             self.clock.run(self.clock.now + LOOK_S)
             missing = self.checks.unsettled()
@@ -126,6 +128,9 @@ class World:
             self.phase = "healed" if missing else "settled"
             if self.checks.ejected:  # for what it did before; nothing settles before it is tried again
                 due_s = max(due_s, self.clock.now + SETTLE_S / 2)
+            if releasing_s := self.checks.releasing_s:
+                released_s = min(self.clock.now + releasing_s, healed_s + RELEASE_WAIT_MAX_S)
+                due_s = max(due_s, released_s + SETTLE_S / 2)
             if self.clock.now > due_s:
                 self.checks.that(not missing, f"long after all has healed: {missing}")
 

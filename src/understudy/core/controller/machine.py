@@ -50,7 +50,7 @@ class ControllerMachine:
         knowledge = self.nodes, self.catalog, self.quarantine
         self.planning = Planning(memory.plan, config.plan, *knowledge, now)
         self.publications = Publications(config.name, memory.meta.epoch + 1, self.hearing, *knowledge)
-        self._settling = Settling(tuning.release_after_s)
+        self.settling = Settling(tuning.release_after_s)
         self._effects: list[ev.Effect] = []
 
     def step(self, event: ev.Event, now: float) -> list[ev.Effect]:
@@ -149,7 +149,7 @@ class ControllerMachine:
         """Apps whose planned primaries are all ready; an app with a newer version than planned is not."""
         planned = dict(self.planning.versions)
         currents = self.catalog.currents
-        return frozenset(app for app in self._settling.settled if planned.get(app) == currents[app].version)
+        return frozenset(app for app in self.settling.settled if planned.get(app) == currents[app].version)
 
     def release_records(self, release: Release) -> tuple[dict[str, msgspec.Struct], tuple[str, ...]]:
         """What to put and to delete to make `release` the current version; store it before `Deployed`."""
@@ -212,7 +212,7 @@ class ControllerMachine:
         if obstacle:
             self._note("plan.discarded", f"{obstacle} while it was made; planning again")
             return
-        self._settling.restart()
+        self.settling.restart()
         self._save({stored.PLAN: StoredPlan(plan, facts)}, reason=f"plan {plan.revision}: {plan.reason}")
         data = moves(former, plan.placements)
         message = f"revision {plan.revision}: {plan.reason}; {data['starts']} start, {data['stops']} stop"
@@ -224,11 +224,11 @@ class ControllerMachine:
             self._save({stored.node_key(name): record}, reason=f"node {name} is {node.state}")
         plan = self.plan.plan if self.plan else None
         live = {app for app, _ in self.catalog.live}
-        self._settling.update(plan, self.nodes.by_name, live, now)
+        self.settling.update(plan, self.nodes.by_name, live, now)
         if not self.hearing.over or self._knows_less:
             return
         published = self.catalog.in_versions(self.planning.versions)
-        self._effects += self.publications.publish(published, plan, self._settling.stable, why(event))
+        self._effects += self.publications.publish(published, plan, self.settling.stable, why(event))
 
     # Peers that may know more
 

@@ -47,6 +47,11 @@ class Settling:
     def settled(self) -> Collection[str]:
         return self._since_s.keys()
 
+    @property
+    def stable_at_s(self) -> float:
+        """When the last of the settled apps becomes stable, unless something happens to it."""
+        return max((s + self._wait_s(app) for app, s in self._since_s.items()), default=-math.inf)
+
     def restart(self) -> None:
         """There is another plan."""
         self._since_s.clear()
