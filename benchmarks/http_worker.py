@@ -22,14 +22,19 @@ import msgspec
 import uvloop
 
 from understudy.adapters.links import FrameLink, parse_address
+from understudy.adapters.progress import ProgressWriter
+from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import PREFIX, PREFIX_BYTES
 from understudy.wire.messages import Infer, Load
+from understudy.wire.records import BatchingVerdict
+from understudy.worker.batching.rechecks import Rechecks
 from understudy.worker.model import load_model
 from understudy.worker.model_thread import ModelThread
 from understudy.worker.serving import Serving
 
 DEADLINE_US = 1_000_000
+RECHECK_SHARE = WorkerTuning().recheck_share
 JSON_BYTES = b"inference-header-content-length"
 HEAD = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 
@@ -95,7 +100,11 @@ class HttpConnection(asyncio.Protocol):
 
 
 def onnx_models(folder: Path) -> list[Load]:
-    return [Load("r1", path.stem, 1, "full", "onnx", str(path)) for path in sorted(folder.glob("*.onnx"))]
+    verdict = BatchingVerdict(together=True, by="graph", reason="as an agent would find")
+    return [
+        Load("r1", path.stem, 1, "full", "onnx", str(path), verdict=verdict)
+        for path in sorted(folder.glob("*.onnx"))
+    ]
 
 
 async def serve(models: list[Load], address: str, thread: ModelThread) -> None:
@@ -103,7 +112,8 @@ async def serve(models: list[Load], address: str, thread: ModelThread) -> None:
     replicas = {}
     for load in models:
         model, _ = await thread.ask(load_model, load, 1)
-        replicas[load.app] = Serving(model, load, hop_s, thread)
+        rechecks = Rechecks(model, load, RECHECK_SHARE, lambda: None)
+        replicas[load.app] = Serving(model, load, hop_s, thread, rechecks, ProgressWriter())
     stopped = asyncio.Event()
     thread.on_signal(stopped.set)
     async with await listen(address, lambda: HttpConnection(replicas)):
@@ -129,15 +139,20 @@ async def listen(address: str, make: Callable[[], HttpConnection]) -> asyncio.Se
     return await loop.create_server(make, host, port)
 
 
-def run_loop(thread: ModelThread) -> None:
+def run_loop(models: list[Load], address: str, thread: ModelThread) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(onnx_models(Path(sys.argv[1])), sys.argv[2], thread))
+            runner.run(serve(models, address, thread))
     finally:
         thread.end()
 
 
+def run(models: list[Load], address: str) -> None:
+    """Serve until SIGTERM. To be called by the main thread, which is the models'."""
+    thread = ModelThread()
+    Thread(target=run_loop, args=(models, address, thread)).start()
+    thread.serve()
+
+
 if __name__ == "__main__":
-    main_thread = ModelThread()
-    Thread(target=run_loop, args=(main_thread,)).start()
-    main_thread.serve()
+    run(onnx_models(Path(sys.argv[1])), sys.argv[2])

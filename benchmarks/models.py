@@ -139,7 +139,7 @@ def is_right(body: bytes, expected: list[float]) -> bool:
     """Whether a reply has the right numbers, up to the rounding of 32-bit floats in text."""
     answer = json.loads(body)
     if isinstance(answer, list):  # an array without more, in rows
-        return bool(np.shape(answer) == (1, OUTPUTS) and np.allclose(answer[0], expected, atol=1e-5))
+        return bool(list(np.shape(answer)) == [1, OUTPUTS] and np.allclose(answer[0], expected, atol=1e-5))
     output = answer["outputs"][0]
     return output["shape"] == [1, OUTPUTS] and bool(np.allclose(output["data"], expected, atol=1e-5))
 

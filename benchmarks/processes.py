@@ -60,8 +60,16 @@ def environment(peer: str) -> Path:
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-deps"]
-        for command in ([sys.executable, "-m", "venv", folder], [*install, "--requirement", requirements]):
+        install: list[str | Path] = [
+            folder / "bin" / "python",
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+        ]
+        create: list[str | Path] = [sys.executable, "-m", "venv", folder]
+        for command in (create, [*install, "--requirement", requirements]):
             try:
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S)
             except subprocess.SubprocessError as error:

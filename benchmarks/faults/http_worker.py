@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-
-import uvloop
 
 from benchmarks.faults import accelerator
 from benchmarks.faults.accelerator import NAME
 from benchmarks.faults.load import NUMBERS
-from benchmarks.http_worker import serve
+from benchmarks.http_worker import run
 from understudy.wire.messages import Load
 from understudy.wire.records import Batching, TensorSpec
 
@@ -25,5 +22,4 @@ if __name__ == "__main__":
     load = Load(
         "r1", NAME, 1, "full", "python", accelerator.__file__, {}, INPUTS, OUTPUTS, Batching(rows_max=1)
     )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve([load], sys.argv[1]))
+    run([load], sys.argv[1])

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.faults import accelerator
@@ -228,7 +229,7 @@ class Understudy(Server):
         return all(n.state == "ready" for n in nodes) and len({r["node"] for r in well}) == REPLICAS
 
     def machine_of(self, pid: int) -> str:
-        return next(r["node"] for r in self._app()["replicas"] if r["pid"] == pid)
+        return next(str(r["node"]) for r in self._app()["replicas"] if r["pid"] == pid)
 
     def kill_machine(self, machine: str) -> None:
         self._cluster.kill_node(machine)
@@ -236,7 +237,7 @@ class Understudy(Server):
     def restore_machine(self, machine: str) -> None:
         self._cluster.start_node(machine)
 
-    def _app(self) -> dict:
+    def _app(self) -> dict[str, Any]:
         """As the gateway sees it."""
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=5)
         try:
