@@ -11,7 +11,7 @@ DEFINITIONS := pyproject.toml constraints.txt
 # Levels that hold only decisions and small I/O run side by side. The rest own the machine while they
 # run: they start whole clusters, kill them and measure how long the answers take.
 FAST_LEVELS := $(wildcard tests/tidy tests/unit tests/property tests/contract tests/sim tests/fuzz)
-SLOW_LEVELS := $(wildcard tests/integration tests/e2e)
+SLOW_LEVELS := $(wildcard tests/integration tests/security tests/e2e)
 # Only this old release of tritonclient brings the program along; it is linked with CUDA's run time.
 PERF_ANALYZER := build/perf_analyzer/bin/perf_analyzer
 # For one example. An interpreter of its own: workers of everything else don't need it.

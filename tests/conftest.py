@@ -7,6 +7,7 @@ import functools
 import os
 import socket
 import subprocess
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -30,7 +31,12 @@ PURE_PACKAGES = (
     "understudy.settings",
     "understudy.invariants",
 )
-CLUSTER_LEVELS = ("integration", "e2e")
+CLUSTER_LEVELS = ("integration", "security", "e2e")
+
+
+# Where clusters tell commands of this user their tokens: none of the user's own.
+STATE_HOME = tempfile.TemporaryDirectory(prefix="understudy-state-")
+os.environ["XDG_STATE_HOME"] = STATE_HOME.name
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -26,6 +26,7 @@ from benchmarks.faults.accelerator import NAME
 from benchmarks.faults.windows import OBJECTIVE_S
 from benchmarks.models import Payload
 from benchmarks.processes import Contender, MissingError, ask, environment, running
+from understudy.adapters.operator_tokens import known_token
 from understudy.adapters.ports import free_ports
 from understudy.cli.deploy import deploy
 from understudy.local.supervisor import Cluster
@@ -241,7 +242,8 @@ class Understudy(Server):
         """As the gateway sees it."""
         connection = http.client.HTTPConnection(urlsplit(self.url).netloc, timeout=5)
         try:
-            connection.request("GET", "/understudy/status")
+            token = known_token(self.url)
+            connection.request("GET", "/understudy/status", headers={"Authorization": f"Bearer {token}"})
             status = json.loads(connection.getresponse().read())
         finally:
             connection.close()

@@ -122,7 +122,7 @@ def _request(app: str) -> bytes:
     ).encode()
     lines = (
         f"POST /v2/models/{app}/infer HTTP/1.1",
-        "Host: benchmark",
+        "Host: localhost",
         "Content-Type: application/octet-stream",
         f"Inference-Header-Content-Length: {len(head)}",
         f"Content-Length: {len(head) + len(content)}",

@@ -23,6 +23,8 @@ EVENTS: dict[str, str] = {
     "table.incomplete": "A controller's table lacks apps that nobody removed; the gateway serves them on.",
     "table.save_failed": "A route table could not be written to disk; serving goes on.",
     "controller.connected": "A gateway reached a controller.",
+    "token.unusable": "The operator's token can't be kept, or others may have it; nobody has the one in use.",
+    "token.unannounced": "The operator's token can't be put where commands find it by address.",
     "controller.disconnected": "A gateway lost its controller; it serves on from its last good table.",
     "static.discarded": "An app's static answer can't be sent; the gateway goes on without it.",
     "node.suspected": "Heartbeats of a node are missing; gateways route around it.",

@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import numpy as np
 import onnxruntime
@@ -28,6 +28,7 @@ from running_cluster import running
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 
 from understudy import Client
+from understudy.adapters.operator_tokens import known_token
 from understudy.adapters.ports import free_ports
 from understudy.client import InvalidInput
 from understudy.worker.runtimes import make_runtime
@@ -95,7 +96,8 @@ class Workplace:
 
     def replicas(self, app: str) -> list[dict[str, Any]]:
         """Those that are ready, the one that is asked first."""
-        with urlopen(f"{self.http}/understudy/status", timeout=TIMEOUT_S) as answer:
+        token = {"Authorization": f"Bearer {known_token(self._control)}"}
+        with urlopen(Request(f"{self.http}/understudy/status", headers=token), timeout=TIMEOUT_S) as answer:
             apps = {each["name"]: each for each in json.load(answer)["apps"]}
         ready = [r for r in apps[app]["replicas"] if r["state"] == "ready" and r["connected"]]
         return sorted(ready, key=lambda replica: replica["role"] != "primary")

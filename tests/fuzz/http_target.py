@@ -19,11 +19,12 @@ from http_peer import Peer
 from mutations import cut
 
 from understudy.gateway.api import Api
+from understudy.gateway.door import Door
 from understudy.gateway.exchange import Exchange, Head
 from understudy.gateway.half_closed import BEGIN
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.request_id import RequestIds
-from understudy.settings.gateway import GatewayTuning, HttpLimits
+from understudy.settings.gateway import GatewayConfig, GatewayTuning, HttpLimits
 from understudy.wire.frames import Buffer, Frame
 from understudy.wire.messages import Kind
 
@@ -37,7 +38,7 @@ LIMITS = HttpLimits(
     body_bytes_total_max=300_000,
     pipeline_max=4,
 )
-REFUSALS = {400, 408, 413, 431, 501, 503, 505}  # of a connection; the API has others
+REFUSALS = {400, 403, 408, 413, 421, 431, 501, 503, 505}  # of a connection; the API has others
 API_STATUSES = {200, 404, 405, 415, 500, *REFUSALS}
 
 
@@ -81,6 +82,7 @@ class Recorder:
         self.body_bytes_held = 0
         self.retry_after_s = 1
         self.authenticator = None
+        self.door = Door(GatewayConfig(name="g1", hosts=("t",)), None, "token")
         self.cors = None
         self.request_ids = NoIds()
         self.connections: set[HttpConnection] = set()

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from understudy.adapters.links import FrameLink, dial
+from understudy.adapters.operator_tokens import known_token
 from understudy.adapters.ports import free_ports
 from understudy.config import load_cluster
 from understudy.settings.cluster import ClusterConfig
@@ -117,7 +118,11 @@ class RealController:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=HTTP_TIMEOUT_S)
         try:
             content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-            connection.request(method, path, content)
+            token = known_token(f"http://127.0.0.1:{self.port}", Path(self.config.data_dir))
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+            if path.startswith("/v1/artifacts/"):
+                headers["Content-Type"] = "application/octet-stream"
+            connection.request(method, path, content, headers)
             response = connection.getresponse()
             text = response.read()
             return response.status, json.loads(text) if text else None

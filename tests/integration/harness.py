@@ -18,6 +18,7 @@ from typing import Any
 import httptools
 import msgspec
 
+from understudy.adapters.operator_tokens import known_token
 from understudy.adapters.ports import free_ports
 from understudy.local.supervisor import Cluster
 from understudy.wire.errors import UnderstudyError
@@ -92,7 +93,7 @@ async def closed(writer: asyncio.StreamWriter) -> None:
 
 
 def request_bytes(method: str, path: str, body: bytes = b"", headers: str = "") -> bytes:
-    head = f"{method} {path} HTTP/1.1\r\nHost: test\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
     return head.encode() + body
 
 
@@ -200,6 +201,9 @@ class Harness:
     ) -> Answer:
         async with asyncio.timeout(ASK_TIMEOUT_S):
             name = "localhost" if self.tls else None
+            if path.startswith("/understudy/") and not self.credentials:
+                control = self.cluster.control
+                headers += f"Authorization: Bearer {known_token(control.urls[0], control.data_dir)}\r\n"
             reader, writer = await asyncio.open_connection(
                 "127.0.0.1", self.ports[gateway], ssl=self.tls, server_hostname=name
             )

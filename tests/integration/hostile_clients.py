@@ -17,13 +17,13 @@ from typing import Any
 PACE_S = 0.05  # between the bytes of a slow client: they are to be slow, not to keep this machine busy
 CUT_OFF_TIMEOUT_S = 20.0
 LARGE = 8_000_000  # what is announced
-HEAD = b"POST /v2/models/plain/infer HTTP/1.1\r\nHost: t\r\n"
+HEAD = b"POST /v2/models/plain/infer HTTP/1.1\r\nHost: localhost\r\n"
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def slow_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await drip(writer, b"GET /v2 HTTP/1.1\r\nHost: t\r\nX: " + b"x" * 10_000)
+    await drip(writer, b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 10_000)
 
 
 async def slow_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -42,7 +42,7 @@ async def announced(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 
 async def huge_headers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"GET /v2 HTTP/1.1\r\nHost: t\r\nX: " + b"x" * 1_000_000)
+    writer.write(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 1_000_000)
     await reader.read()
 
 
@@ -52,7 +52,7 @@ async def endless_trailer(reader: asyncio.StreamReader, writer: asyncio.StreamWr
 
 
 async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(b"GET /v2 HTTP/1.1\r\nHost: t\r\n\r\n" * 50 + b"\0rubbish\r\n\r\n" * 1000)
+    writer.write(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50 + b"\0rubbish\r\n\r\n" * 1000)
     await reader.read()
 
 
@@ -60,7 +60,7 @@ async def never_reads(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     """Asks for the largest answer there is, thousands of times."""
     writer.transport.pause_reading()  # type: ignore[attr-defined]
     while not writer.transport.is_closing():
-        writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: t\r\n\r\n" * 500)
+        writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 500)
         await asyncio.sleep(PACE_S)
         await writer.drain()
 
@@ -97,7 +97,7 @@ async def churn(port: int) -> None:
     """Connections that end before, during and after a request."""
     for number in range(600):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write((b"", HEAD, b"GET /v2 HTTP/1.1\r\nHost: t\r\n\r\n")[number % 3])
+        writer.write((b"", HEAD, b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n")[number % 3])
         await asyncio.sleep(0.002)
         writer.transport.abort()
 
@@ -122,7 +122,7 @@ async def main(port: int, idle: int) -> None:
 def idle_connection(port: int) -> socket.socket:
     """One that was of use: one that never was is closed sooner."""
     connection = socket.create_connection(("127.0.0.1", port), timeout=5)
-    connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: t\r\n\r\n")
+    connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert connection.recv(4096).startswith(b"HTTP/1.1 200")
     return connection
 

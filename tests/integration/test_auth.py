@@ -125,9 +125,8 @@ def test_strangers_send_no_large_bodies(tmp_path: Path, framing: str) -> None:
 
     async def main() -> None:
         async with gateway(tmp_path, of_cluster=KEYS_ONLY) as running, running.talk() as talk:
-            head = (
-                f"POST /v2/models/abc/infer HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\n{framing}\r\n\r\n"
-            )
+            path = "/v2/models/abc/infer"
+            head = f"POST {path} HTTP/1.1\r\nHost: [::]\r\nExpect: 100-continue\r\n{framing}\r\n\r\n"
             assert (await talk.send(head.encode())).status == 401, "before a byte of the body was sent"
             assert running.process.api.body_bytes_held == 0
 

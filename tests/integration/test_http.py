@@ -172,7 +172,7 @@ def test_a_chunked_body_is_served(client: Client):
     chunks = b"".join(
         b"%x\r\n%b\r\n" % (len(body[i : i + 7]), body[i : i + 7]) for i in range(0, len(body), 7)
     )
-    fields = "Host: t\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n"
+    fields = "Host: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n"
     head = f"POST {INFER} HTTP/1.1\r\n{fields}\r\n".encode()
     assert [a.status for a in client.raw(head + chunks + b"0\r\n\r\n")] == [200]
 
@@ -210,7 +210,7 @@ def test_large_bodies_on_a_connection_with_small_ones(client: Client):
 
 
 def test_a_large_body_that_stalls_is_ended_and_given_back(client: Client):
-    head = f"POST {INFER} HTTP/1.1\r\nHost: t\r\nContent-Length: 900000\r\n\r\n".encode()
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900000\r\n\r\n".encode()
     (answer,) = client.raw(head + b" " * 300_000)
     assert answer.status == 408
     (answer,) = client.raw(head + b" " * 300_000, end=True)
@@ -362,18 +362,24 @@ def test_bad_questions_to_the_repository(client: Client, path: str, body: bytes)
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 20, 400),
         (b"hello\r\n\r\n", 400),
         (b"GET /v2 HTTP/9.9\r\n\r\n", 400),
-        (b"GET /v2 HTTP/1.1\r\nHost: t\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n", 400),
         (
-            b"POST /v2 HTTP/1.1\r\nHost: t\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n",
+            b"POST /v2 HTTP/1.1\r\nHost: [::]\r\nContent-Length: 5\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n",
             400,
         ),
-        (b"POST /v2 HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
-        (b"GET /v2 HTTP/1.1\r\nHost: t\r\n" + b"".join(b"H%d: x\r\n" % i for i in range(60)) + b"\r\n", 431),
-        (b"GET /v2 HTTP/1.1\r\nHost: t\r\nA: " + b"x" * 9000 + b"\r\n\r\n", 431),
-        (b"GET /v2 HTTP/1.1\r\nHost: t\r\nA: " + b"x" * 9000, 431),
-        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: t\r\n\r\n", 431),
-        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: t\r\nContent-Length: 1000001\r\n\r\n", 413),
-        (b"CONNECT other:80 HTTP/1.1\r\nHost: t\r\n\r\n", 404),
+        (b"POST /v2 HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (
+            b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n"
+            + b"".join(b"H%d: x\r\n" % i for i in range(60))
+            + b"\r\n",
+            431,
+        ),
+        (b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nA: " + b"x" * 9000 + b"\r\n\r\n", 431),
+        (b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nA: " + b"x" * 9000, 431),
+        (b"GET /" + b"x" * 9000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 431),
+        (b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000001\r\n\r\n", 413),
+        (b"CONNECT other:80 HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
     ],
 )
 def test_hostile_bytes(client: Client, wire: bytes, status: int):
@@ -383,12 +389,17 @@ def test_hostile_bytes(client: Client, wire: bytes, status: int):
 
 
 def test_large_headers_behind_another_request_are_refused_too(client: Client):
-    wire = request_bytes("GET", "/v2") + b"GET /v2 HTTP/1.1\r\nHost: t\r\nA: " + b"x" * 9000 + b"\r\n\r\n"
+    wire = (
+        request_bytes("GET", "/v2")
+        + b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nA: "
+        + b"x" * 9000
+        + b"\r\n\r\n"
+    )
     assert [a.status for a in client.raw(wire)] == [200, 431]
 
 
 def test_a_chunked_body_without_end_is_cut_off(client: Client):
-    head = f"POST {INFER} HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     assert [a.status for a in client.raw(head + (b"ffff\r\n" + b"x" * 0xFFFF + b"\r\n") * 17)] == [413]
 
 

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
+from understudy.adapters.operator_tokens import known_token
 from understudy.config import read_secret
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
@@ -25,6 +26,7 @@ from understudy.wire.statuses import CLUSTER_HEADER
 
 TIMEOUT_S = 10.0
 UPLOAD_BLOCK_BYTES = 256 * 1024
+OPERATORS_PATH = "/understudy/"  # of gateways
 
 
 class Readable(Protocol):
@@ -75,7 +77,8 @@ class Servers:
     """One kind of server at one or more addresses, tried in order until one can be reached.
 
     `source` says where the addresses come from, for the message when none answers. `cluster`: whose they have
-    to be; a controller of another one does nothing that it is asked.
+    to be; a controller of another one does nothing that it is asked. `data_dir`: that cluster's, where the
+    operator's token is.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Servers:
         timeout_s: float = TIMEOUT_S,
         access: Access = OPEN_ACCESS,
         cluster: str = "",
+        data_dir: Path | None = None,
     ) -> None:
         self.urls = tuple(_checked(url) for url in urls)
         self.what = what
@@ -93,6 +97,7 @@ class Servers:
         self.timeout_s = timeout_s
         self.access = access
         self.cluster = cluster
+        self.data_dir = data_dir
 
     def call(
         self,
@@ -131,7 +136,8 @@ class Servers:
                 failures.append(f"{url} ({_reason(error)})")
                 continue
             try:
-                reply = _exchange(connection, method, urlsplit(url).path + path, content, sent_headers)
+                sent = {**self._token(url, path), **sent_headers}
+                reply = _exchange(connection, method, urlsplit(url).path + path, content, sent)
             except TimeoutError as error:
                 what = f"{url} did not answer {method} {path} within {limit_s:g} s"
                 raise CommandError(Code.TIMEOUT, what) from error
@@ -157,10 +163,17 @@ class Servers:
             f"with {'--gateway' if self.what == 'gateway' else '--url'} or --cluster FILE",
         )
 
+    def _token(self, url: str, path: str) -> Mapping[str, str]:
+        """The operator's, where it is wanted. Looked up each time: the role that makes it may just begin."""
+        if self.what != "controller" and not path.startswith(OPERATORS_PATH):
+            return {}
+        token = known_token(url, self.data_dir)
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
     def each(self) -> list[Servers]:
         """Every one for itself."""
         return [
-            Servers([url], self.what, self.source, self.timeout_s, self.access, self.cluster)
+            Servers([url], self.what, self.source, self.timeout_s, self.access, self.cluster, self.data_dir)
             for url in self.urls
         ]
 
@@ -191,7 +204,10 @@ def failure(reply: ControlReply) -> UnderstudyError:
         code = _CODES.get(reply.status, Code.INTERNAL if reply.status >= 500 else Code.INVALID_ARGUMENT)
     if code is Code.UNAUTHENTICATED:
         return CommandError(
-            code, message, "give --api-key-file FILE, or UNDERSTUDY_API_KEY in the environment"
+            code,
+            message,
+            "a gateway with [auth] wants --api-key-file FILE or UNDERSTUDY_API_KEY; all else the operator's "
+            "token, which is found with --cluster FILE, or given as UNDERSTUDY_TOKEN",
         )
     return UnderstudyError(code, message)
 
@@ -215,7 +231,7 @@ def segment(name: str) -> str:
 
 def cluster_controllers(config: ClusterConfig, *, source: str, timeout_s: float = TIMEOUT_S) -> Servers:
     urls = [f"http://{c.http}" for c in config.controllers]
-    return Servers(urls, "controller", source, timeout_s, cluster=config.name)
+    return Servers(urls, "controller", source, timeout_s, cluster=config.name, data_dir=Path(config.data_dir))
 
 
 def cluster_gateways(
@@ -228,7 +244,8 @@ def cluster_gateways(
 ) -> Servers:
     """Those with `names`, or all of them."""
     chosen = [config.gateway_named(name) for name in names] or config.gateways
-    return Servers([gateway_url(gateway) for gateway in chosen], "gateway", source, timeout_s, access)
+    urls = [gateway_url(gateway) for gateway in chosen]
+    return Servers(urls, "gateway", source, timeout_s, access, data_dir=Path(config.data_dir))
 
 
 def gateway_url(gateway: GatewayConfig) -> str:

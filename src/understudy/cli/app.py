@@ -280,6 +280,15 @@ def check(
 
 
 @app.command(rich_help_panel=OPERATE)
+def token(url: Url = None, cluster: ClusterFile = None, json: Json = False) -> None:
+    """Show the operator's token, for other programs that ask the control API or a gateway's /understudy/."""
+    from understudy.cli.operate import run_token
+
+    output = Output(as_json=json)
+    _attempt(output, lambda: run_token(_controllers(url, cluster), output))
+
+
+@app.command(rich_help_panel=OPERATE)
 def remove(
     name: Annotated[str, typer.Argument(metavar="APP")],
     url: Url = None,

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from understudy.adapters.control import Servers, segment
+from understudy.adapters.operator_tokens import known_token
 from understudy.cli.output import Output
 from understudy.core.questions.records import Question, QuestionAnswered
 from understudy.core.views import from_controller
@@ -14,6 +15,22 @@ from understudy.settings import nearest
 from understudy.wire.errors import Code, CommandError, UnderstudyError
 
 NAMES_MAX = 20  # in a hint
+
+
+def run_token(control: Servers, output: Output) -> None:
+    url = control.urls[0]
+    token = known_token(url, control.data_dir)
+    if not token:
+        raise CommandError(
+            Code.NOT_FOUND,
+            f"no token is known for {url}",
+            "name the cluster with --cluster FILE, as the user who started it: the token is in the file "
+            "operator.token of its data directory",
+        )
+    if output.as_json:
+        output.data({"token": token})
+    else:
+        output.show(token)
 
 
 def run_remove(control: Servers, app: str, output: Output) -> None:

@@ -25,6 +25,7 @@ from msgspec import Meta
 
 from understudy.config import explain
 from understudy.controller.deployments import Deployment
+from understudy.controller.doorkeeper import Doorkeeper
 from understudy.controller.questions import Questions
 from understudy.controller.recovery import informed
 from understudy.controller.requests import AppRequest
@@ -97,7 +98,7 @@ class ArtifactAnswer(msgspec.Struct):
 class ApiServer:
     """uvicorn in our own loop: no signal handlers, no access log."""
 
-    def __init__(self, app: Litestar, listening: socket.socket) -> None:
+    def __init__(self, app: Doorkeeper, listening: socket.socket) -> None:
         self._listening = listening
         self._ended = asyncio.Event()
         self._server = _Server(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+from pathlib import Path
 
 import structlog
 import uvloop
@@ -14,12 +15,15 @@ from understudy.adapters import logs
 from understudy.adapters.claims import Claim, claim
 from understudy.adapters.crash_policy import CrashPolicy
 from understudy.adapters.links import FrameLink, listen
+from understudy.adapters.operator_tokens import announce, operator_token
 from understudy.adapters.sqlite_store import SqliteStore
 from understudy.adapters.store import Store
 from understudy.adapters.task_groups import ungrouped
 from understudy.controller.api import ApiServer, build_api
+from understudy.controller.doorkeeper import Doorkeeper
 from understudy.controller.shell import Controller
 from understudy.core.controller.stored import META, Memory, recall
+from understudy.core.webpages import Names
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.controller import ControllerConfig
 from understudy.wire.errors import ConfigError, UnderstudyError
@@ -69,10 +73,13 @@ async def _serve(
     config: ClusterConfig, me: ControllerConfig, store: Store, http: socket.socket, stopping: asyncio.Event
 ) -> None:
     memory, meta_revision = await _recall(store)
+    token = operator_token(Path(config.data_dir))
+    announce(token, [me.http])
     try:
         async with asyncio.TaskGroup() as tasks:
             controller = Controller(config, me.name, store, memory, meta_revision, tasks)
-            api = ApiServer(build_api(controller, config), http)
+            guarded = Doorkeeper(build_api(controller, config), token, Names([me.http], me.hosts))
+            api = ApiServer(guarded, http)
             frames = await listen(config.listen_address("controller", me.name, me.listen), controller.accept)
             try:
                 tasks.create_task(controller.run())

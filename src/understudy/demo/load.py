@@ -192,9 +192,8 @@ class _Sender:
         self._generator = generator
         self._index = index
         self._load = load
-        head = (
-            f"POST /v2/models/{load.app}/infer HTTP/1.1\r\nHost: demo\r\nContent-Type: application/json\r\n"
-        )
+        path = f"/v2/models/{load.app}/infer"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         self._wires = [f"{head}Content-Length: {len(b)}\r\n\r\n".encode() + b for b in load.bodies]
         self._period_s = 1.0 / load.rate_per_s if load.rate_per_s else 0.0  # 0: closed loop
         self._sent = 0

@@ -18,6 +18,7 @@ from understudy.gateway import answers
 from understudy.gateway.auth import Authenticator
 from understudy.gateway.compression import Decompressor
 from understudy.gateway.cors import Cors
+from understudy.gateway.door import Door
 from understudy.gateway.exchange import Exchange, Head, InferRequest
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.pages import MODEL, NO_TABLE, Pages
@@ -43,6 +44,7 @@ class Api:
         self.draining = False
         self.authenticator: Authenticator | None = None  # None: everybody may do everything
         self.cors = Cors(settings.cors) if settings.cors.origins else None
+        self.door: Door | None = None
         self.request_ids = RequestIds()
         self.connections: set[HttpConnection] = set()
         self.handshakes: set[asyncio.Task[None]] = set()  # of TLS; each becomes a connection
@@ -170,6 +172,8 @@ class Api:
         if method == "OPTIONS":  # before anybody is asked who they are: a browser's preflight doesn't say
             exchange.finish(answers.options_head(self._methods(path)), b"")
             return
+        if self.door is not None:
+            self.door.check_path(path, head.headers)
         if self.authenticator is not None:
             identity = self.authenticator.check_path(head.headers, path, exchange.connection)
             exchange.client = identity.client if identity else ""

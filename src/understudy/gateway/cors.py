@@ -29,11 +29,14 @@ class Cors:
             f"Access-Control-Max-Age: {settings.max_age_s}\r\n"
         ).encode()
 
+    def allows(self, origin: bytes) -> bool:
+        return self._any or origin.lower() in self._origins
+
     def lines(self, method: bytes, headers: dict[bytes, bytes]) -> bytes:
         """For the answer to a request with these `headers`; nothing for one that no page made."""
         origin = headers.get(b"origin")
         vary = b"" if self._any else b"Vary: Origin\r\n"
-        if origin is None or not (self._any or origin.lower() in self._origins):
+        if origin is None or not self.allows(origin):
             return vary
         allowed = b"Access-Control-Allow-Origin: %b\r\n" % (b"*" if self._any else origin)
         is_preflight = method == b"OPTIONS" and b"access-control-request-method" in headers

@@ -20,6 +20,7 @@ from understudy.adapters.filling import fill
 from understudy.core.gateway.rotation import Request
 from understudy.gateway.auth import CREDENTIALS, Authenticator
 from understudy.gateway.cors import Cors
+from understudy.gateway.door import Door
 from understudy.gateway.exchange import Exchange, Head, HeadExchange, target_path
 from understudy.gateway.half_closed import HalfClosed
 from understudy.gateway.request_id import REQUEST_ID, RequestIds
@@ -51,6 +52,7 @@ class Service(Protocol):
     body_bytes_held: int
     retry_after_s: int
     authenticator: Authenticator | None
+    door: Door | None
     cors: Cors | None
     request_ids: RequestIds
     crashes: CrashPolicy
@@ -289,6 +291,8 @@ class HttpConnection(asyncio.Protocol):
         if HOST not in self._headers and version == "1.1":  # RFC 9112, 3.2
             self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, "the Host header is missing"))
             raise _Refused
+        if self.api.door is not None:
+            self._check_at(self.api.door)
         self.phase = "body"
         self.due = monotonic() + self.limits.body_timeout_s
         self._header_bytes = 0
@@ -325,6 +329,13 @@ class HttpConnection(asyncio.Protocol):
         if self._continue_due and not self.queue and self._transport is not None:
             self._continue_due = False
             self._transport.write(CONTINUE)
+
+    def _check_at(self, door: Door) -> None:
+        try:
+            door.check(self._headers)
+        except UnderstudyError as error:
+            self._refuse(error, error.context.pop("status", None))
+            raise _Refused from None
 
     def _authenticate_early(self, authenticator: Authenticator, length: int) -> None:
         """Take no large body from a stranger: it would hold memory that good clients need."""

@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, assert_never
 
@@ -22,12 +23,14 @@ import uvloop
 from understudy.adapters import descriptors, logs
 from understudy.adapters.heap import keep_freed_memory
 from understudy.adapters.links import FrameLink, dial, keep_connected
+from understudy.adapters.operator_tokens import announce, operator_token
 from understudy.adapters.state_file import StateFile
 from understudy.adapters.task_groups import ungrouped
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.lifecycles import REACHABLE
 from understudy.core.gateway.rotation import Replica
 from understudy.gateway.api import Api
+from understudy.gateway.door import Door
 from understudy.gateway.handshakes import TlsListener
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.secured import Secured
@@ -101,6 +104,12 @@ class GatewayProcess:
             config, seat.gateway, name, lambda kind, message: self._note(core.GatewayNote(kind, message))
         )
         self.api.authenticator = self.secured.authenticator
+        me = config.gateway_named(seat.gateway)
+        # Where keys say who is an operator, they alone do.
+        token = "" if self.api.authenticator else operator_token(Path(config.data_dir))
+        self.api.door = Door(me, self.api.cors, token)
+        if token:
+            announce(token, [me.http])
         self._agents: dict[str, tuple[str, asyncio.Task[None], list[FrameLink]]] = {}
         self._dialing: set[str] = set()
         self._unsaved: RouteTable | None = None

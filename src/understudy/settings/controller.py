@@ -46,3 +46,4 @@ class ControllerConfig(Settings, frozen=True):
     name: Name = "c1"
     http: str = "127.0.0.1:8090"
     listen: str = ""
+    hosts: tuple[str, ...] = ()  # other names that it may be asked by, as in the Host header

@@ -174,6 +174,7 @@ class GatewayConfig(Settings, frozen=True):
     grpc: str = ""  # "host:port"; needs understudy[grpc]. Empty: no gRPC
     processes: Annotated[int, Meta(ge=1, le=64)] = 1  # that share the ports
     tls: TlsSettings | None = None
+    hosts: tuple[str, ...] = ()  # other names that it may be asked by, where only this machine reaches it
 
     @property
     def process_names(self) -> list[str]:

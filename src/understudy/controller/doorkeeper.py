@@ -1,0 +1,75 @@
+"""Who is let in to the control API: whoever has the operator's token, and nobody by way of a web page."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+
+import msgspec
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from understudy.core.webpages import HOST, Names, foreign_page
+from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.statuses import STATUSES
+
+OPEN_PATHS = frozenset(("/v1/health",))  # for probes: says nothing that isn't seen from outside
+CONTENT_TYPES = frozenset((b"application/json", b"application/octet-stream"))  # none that a form can send
+BEARER = b"bearer "
+MISDIRECTED = 421
+
+
+class Doorkeeper:
+    """An ASGI app around another one."""
+
+    def __init__(self, app: ASGIApp, token: str, names: Names) -> None:
+        self._app = app
+        self._token = token.encode()
+        self._names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        try:
+            self.check(scope["path"], headers)
+        except UnderstudyError as error:
+            await _refuse(error, send)
+            return
+        await self._app(scope, receive, send)
+
+    def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
+        """Raises UNAUTHENTICATED, FORBIDDEN or INVALID_ARGUMENT."""
+        if not self._names.know(headers.get(HOST, b"")):
+            what = "the Host header is no name of this controller; list it in controllers.hosts if it is"
+            raise UnderstudyError(Code.FORBIDDEN, what, status=MISDIRECTED)
+        if page := foreign_page(headers):
+            raise UnderstudyError(
+                Code.FORBIDDEN, f"{page} asks; the control API isn't for other sites' pages"
+            )
+        if path in OPEN_PATHS:
+            return
+        credentials = headers.get(b"authorization", b"")
+        if credentials[: len(BEARER)].lower() != BEARER:
+            what = (
+                "the control API wants the operator's token, as `Authorization: Bearer ...`; "
+                "`understudy token` shows it"
+            )
+            raise UnderstudyError(Code.UNAUTHENTICATED, what)
+        if not hmac.compare_digest(credentials[len(BEARER) :].strip(), self._token):
+            raise UnderstudyError(Code.UNAUTHENTICATED, "this is not the operator's token of this cluster")
+        kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+        if kind not in CONTENT_TYPES:
+            what = "send application/json, or an artifact as application/octet-stream"
+            raise UnderstudyError(Code.INVALID_ARGUMENT, what, status=415)
+
+
+async def _refuse(error: UnderstudyError, send: Send) -> None:
+    status = error.context.pop("status", None) or STATUSES[error.code].http
+    headers = [(b"content-type", b"application/json")]
+    if error.code is Code.UNAUTHENTICATED:
+        headers.append((b"www-authenticate", b"Bearer"))
+    body = msgspec.json.encode({"error": error.message, "code": error.code.value})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

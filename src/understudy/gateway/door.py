@@ -1,0 +1,51 @@
+"""Who is let in to a gateway: everybody but pages of other sites, and to some paths operators only."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+
+from understudy.core.webpages import HOST, ORIGIN, Names, foreign_page, is_loopback
+from understudy.gateway.auth import AUTHORIZATION, BEARER
+from understudy.gateway.cors import Cors
+from understudy.settings.gateway import GatewayConfig
+from understudy.wire.errors import Code, UnderstudyError
+
+OPERATORS_PATH = "/understudy/"
+MISDIRECTED = 421
+
+
+class Door:
+    """Looks at each head that is parsed; a head that is known byte for byte has passed before.
+
+    `token`: the operator's; empty where keys say who is one. Over TLS a browser has compared the name that it
+    asks for with the certificate, and where other machines reach the gateway its names are theirs to choose.
+    """
+
+    def __init__(self, me: GatewayConfig, cors: Cors | None, token: str = "") -> None:
+        self._cors = cors
+        self._token = token.encode()
+        named = is_loopback(me.http) and me.tls is None
+        self._names = Names([me.http], me.hosts) if named else None
+
+    def check(self, headers: Mapping[bytes, bytes]) -> None:
+        """Raises FORBIDDEN."""
+        if self._names is not None and HOST in headers and not self._names.know(headers[HOST]):
+            what = "the Host header is no name of this gateway; list it in gateways.hosts if it is"
+            raise UnderstudyError(Code.FORBIDDEN, what, status=MISDIRECTED)
+        allowed = self._cors is not None and self._cors.allows(headers.get(ORIGIN, b""))
+        if not allowed and (page := foreign_page(headers)):
+            what = f"{page} asks; list its origin in gateway.cors.origins to let it in"
+            raise UnderstudyError(Code.FORBIDDEN, what)
+
+    def check_path(self, path: str, headers: Mapping[bytes, bytes]) -> None:
+        """Of a decoded path whether it is for operators only. Raises UNAUTHENTICATED."""
+        if not self._token or not path.startswith(OPERATORS_PATH):
+            return
+        credentials = headers.get(AUTHORIZATION, b"")
+        given = credentials[len(BEARER) :].strip() if credentials[: len(BEARER)].lower() == BEARER else b""
+        if not given:
+            what = "this is for operators: send `Authorization: Bearer TOKEN`; `understudy token` shows it"
+            raise UnderstudyError(Code.UNAUTHENTICATED, what)
+        if not hmac.compare_digest(given, self._token):
+            raise UnderstudyError(Code.UNAUTHENTICATED, "this is not the operator's token of this cluster")
