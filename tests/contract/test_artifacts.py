@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
 
 from understudy.adapters import artifacts
-from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts, unpack
+from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.records import ArtifactRef
 
@@ -164,25 +163,3 @@ def test_what_a_former_life_left_half_written_is_swept_away(store: DirectoryStor
     (tmp_path / "local" / ".partial-abc").write_bytes(b"half")
     assert LocalArtifacts(tmp_path / "local", store, 1000).digests() == []
     assert files(tmp_path / "local") == []
-
-
-@pytest.mark.parametrize("filters", [True, False])
-def test_unpacking_starts_afresh_and_stays_inside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filters: bool
-) -> None:
-    if not filters:
-        monkeypatch.delattr("tarfile.data_filter", raising=False)
-    archive, folder = tmp_path / "model.tar", tmp_path / "replica"
-    (tmp_path / "model.py").write_text("x = 1")
-    with tarfile.open(archive, "w") as tar:
-        tar.add(tmp_path / "model.py", "model.py")
-    folder.mkdir()
-    (folder / "leftover").touch()
-    unpack(archive, folder)
-    assert files(folder) == ["model.py"]
-    with tarfile.open(archive, "w") as tar:
-        tar.add(tmp_path / "model.py", "../outside.py")
-    with pytest.raises(UnderstudyError, match="can't be unpacked"):
-        unpack(archive, folder)
-    assert not (tmp_path / "outside.py").exists()
-    assert not folder.exists()

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from small_disks import fill, small_disk
 
-from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts, unpack
+from understudy.adapters.archives import unpack
+from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
 from understudy.adapters.disks import DiskRoom, DiskWatch, is_place_trouble
 from understudy.controller.uploads import Uploads
 from understudy.local.processes import RoleProcess

@@ -10,13 +10,11 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
-import tarfile
 import tempfile
 import time
 from collections.abc import Collection, Iterator
 from io import BufferedReader
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
@@ -292,36 +290,6 @@ class LocalArtifacts:
         self.path(digest).unlink(missing_ok=True)
         self._checked.pop(digest, None)
         self._used_s.pop(digest, None)
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a tar file into `folder`, made anew.
-
-    Raises LOAD_FAILED if it would leave the folder, UNAVAILABLE where the place is at fault: a full disk.
-    """
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        with tarfile.open(archive) as tar:
-            _extract(tar, folder)
-    except (tarfile.TarError, OSError) as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        code = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED
-        raise UnderstudyError(code, f"the artifact can't be unpacked: {error}") from error
-
-
-def _extract(tar: tarfile.TarFile, folder: Path) -> None:
-    if hasattr(tarfile, "data_filter"):
-        tar.extractall(folder, filter="data")
-        return
-    # Pythons before 3.11.4, such as Debian 12's, have no filters: plain files and directories only.
-    for member in tar:
-        steps = PurePosixPath(member.name)
-        if steps.is_absolute() or ".." in steps.parts or not (member.isreg() or member.isdir()):
-            raise tarfile.TarError(f"{member.name!r} is no plain file within the artifact")
-        member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
-        member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
-        tar.extract(member, folder)
 
 
 def _chunks(source: BinaryIO) -> Iterator[bytes]:

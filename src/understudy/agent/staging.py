@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from understudy.adapters.artifacts import LocalArtifacts, unpack
+from understudy.adapters.archives import unpack
+from understudy.adapters.artifacts import LocalArtifacts
 from understudy.core.agent.events import ArtifactDropped, ArtifactStaged, Event
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import ARTIFACT_PART_BYTES, ArtifactPart, ReadArtifact
