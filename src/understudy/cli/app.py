@@ -79,6 +79,7 @@ CaFile = Annotated[
         help="Certificates (PEM) of those who may sign a gateway's.",
     ),
 ]
+Newest = Annotated[int, typer.Option(help="How many of the newest.", min=1, max=1000)]
 ClusterFile = Annotated[
     Path | None, typer.Option("--cluster", metavar="FILE", help="Take the addresses from CLUSTER.toml.")
 ]
@@ -428,6 +429,15 @@ def plan(
     _attempt(output, show)
 
 
+@audit.command("log")
+def audit_log(url: Url = None, cluster: ClusterFile = None, limit: Newest = 50, json: Json = False) -> None:
+    """Show who did what to the cluster, and who was refused, newest last."""
+    from understudy.cli.audit import run_log
+
+    output = Output(as_json=json)
+    _attempt(output, lambda: run_log(_controllers(url, cluster), output, limit))
+
+
 @audit.command("spof")
 def audit_spof(url: Url = None, cluster: ClusterFile = None, json: Json = False) -> None:
     """Find single points of failure, from apps to the artifact store, each with its remedy."""
@@ -447,7 +457,7 @@ def events(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep showing new ones.")] = False,
     name: Annotated[str, typer.Option("--app", help="Only of this app.")] = "",
     node: Annotated[str, typer.Option(help="Only of this node.")] = "",
-    limit: Annotated[int, typer.Option(help="How many of the newest.", min=1, max=1000)] = 50,
+    limit: Newest = 50,
     url: Url = None,
     cluster: ClusterFile = None,
     json: Json = False,

@@ -1,13 +1,16 @@
-"""`understudy audit spof`: single points of failure, each with its remedy."""
+"""`understudy audit`: single points of failure, each with its remedy; and who did what."""
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 
+from understudy.adapters.audit import AuditRecord
 from understudy.adapters.control import Servers
 from understudy.cli.output import Output
 from understudy.cli.questions import TIMEOUT_S
@@ -31,6 +34,25 @@ def run_spof(control: Servers, output: Output) -> bool:
     else:
         output.show(render(audit))
     return not audit.findings
+
+
+def run_log(control: Servers, output: Output, limit: int) -> None:
+    document = control.get("/v1/audit/log", limit=limit)
+    try:
+        records = msgspec.convert(document, list[AuditRecord])
+    except msgspec.ValidationError as error:
+        raise ProtocolError(f"the answer is not an audit log: {error}") from error
+    if output.as_json:
+        output.data(document)
+        return
+    table = Table("at", "who", "from", "what", "answer", box=None, pad_edge=False)
+    for record in records:
+        at = datetime.fromtimestamp(record.at_unix_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
+        answer = f"{record.status} {record.why}".strip()
+        if record.left_out:
+            answer += f" (and {record.left_out} refusals before it)"
+        table.add_row(at, record.who or "?", record.origin, record.action, answer)
+    output.show(table)
 
 
 def render(audit: Audit) -> RenderableType:

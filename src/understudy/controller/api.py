@@ -23,6 +23,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import Meta
 
+from understudy.adapters.audit import AuditLog, AuditRecord
 from understudy.config import explain
 from understudy.controller.deployments import Deployment
 from understudy.controller.doorkeeper import Doorkeeper
@@ -133,7 +134,7 @@ class _Server(uvicorn.Server):
         yield  # they belong to the process
 
 
-def build_api(controller: Controller, config: ClusterConfig) -> Litestar:
+def build_api(controller: Controller, config: ClusterConfig, audit: AuditLog) -> Litestar:
     uploads = Uploads(controller.artifacts, config.controller)
 
     async def refuse_misdirected(request: Request[Any, Any, Any]) -> Response[Any] | None:
@@ -155,6 +156,7 @@ def build_api(controller: Controller, config: ClusterConfig) -> Litestar:
                     *_operator_routes(controller),
                     *_reading_routes(controller),
                     *_asking_routes(controller.questions),
+                    _audit_route(audit),
                 ],
             )
         ],
@@ -293,6 +295,16 @@ def _asking_routes(questions: Questions) -> list[Any]:
         return await questions.audit()
 
     return [ask, spof]
+
+
+def _audit_route(audit: AuditLog) -> Any:
+    @get("/audit/log", summary="Who did what, and who was refused, oldest first")
+    async def records(
+        limit: Annotated[int, QueryParameter(ge=1, le=EVENTS_PER_ANSWER_MAX)] = 100,
+    ) -> list[AuditRecord]:
+        return await asyncio.to_thread(audit.newest, limit)
+
+    return records
 
 
 def _logged(serial: int, event: Event) -> LoggedEvent:

@@ -7,37 +7,54 @@ from collections.abc import Mapping
 
 import msgspec
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Receive, Scope, Send
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
+from understudy.adapters.audit import AuditLog
 from understudy.core.webpages import HOST, Names, foreign_page
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.statuses import STATUSES
 
 OPEN_PATHS = frozenset(("/v1/health",))  # for probes: says nothing that isn't seen from outside
 CONTENT_TYPES = frozenset((b"application/json", b"application/octet-stream"))  # none that a form can send
+READING = frozenset(("GET", "HEAD", "OPTIONS"))
+UNREMARKABLE = frozenset(("/v1/plan/what-if", "/v1/problems"))  # a question; what `up` tells by itself
 BEARER = b"bearer "
 MISDIRECTED = 421
 
 
 class Doorkeeper:
-    """An ASGI app around another one."""
+    """An ASGI app around another one. What it lets do and what it refuses is in `audit`."""
 
-    def __init__(self, app: ASGIApp, token: str, names: Names) -> None:
+    def __init__(self, app: ASGIApp, token: str, names: Names, audit: AuditLog) -> None:
         self._app = app
         self._token = token.encode()
         self._names = names
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
+        path, method = scope["path"], str(scope["method"])
+        host, port = scope["client"] or ("", 0)
+        origin, action = f"{host}:{port}", f"{method} {path}"
         try:
-            self.check(scope["path"], headers)
+            self.check(path, dict(scope["headers"]))
         except UnderstudyError as error:
-            await _refuse(error, send)
+            status = error.context.pop("status", None) or STATUSES[error.code].http
+            self._audit.refused("", origin, action, status, error.message)
+            await _refuse(error, status, send)
             return
-        await self._app(scope, receive, send)
+        if method in READING or path in UNREMARKABLE:
+            await self._app(scope, receive, send)
+            return
+
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._audit.acted("operator", origin, action, message["status"])
+            await send(message)
+
+        await self._app(scope, receive, told)
 
     def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         """Raises UNAUTHENTICATED, FORBIDDEN or INVALID_ARGUMENT."""
@@ -65,8 +82,7 @@ class Doorkeeper:
             raise UnderstudyError(Code.INVALID_ARGUMENT, what, status=415)
 
 
-async def _refuse(error: UnderstudyError, send: Send) -> None:
-    status = error.context.pop("status", None) or STATUSES[error.code].http
+async def _refuse(error: UnderstudyError, status: int, send: Send) -> None:
     headers = [(b"content-type", b"application/json")]
     if error.code is Code.UNAUTHENTICATED:
         headers.append((b"www-authenticate", b"Bearer"))

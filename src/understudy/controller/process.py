@@ -12,6 +12,7 @@ import structlog
 import uvloop
 
 from understudy.adapters import logs
+from understudy.adapters.audit import AuditLog
 from understudy.adapters.claims import Claim, claim
 from understudy.adapters.crash_policy import CrashPolicy
 from understudy.adapters.links import FrameLink, listen
@@ -78,7 +79,10 @@ async def _serve(
     try:
         async with asyncio.TaskGroup() as tasks:
             controller = Controller(config, me.name, store, memory, meta_revision, tasks)
-            guarded = Doorkeeper(build_api(controller, config), token, Names([me.http], me.hosts))
+            audit = AuditLog(config.role_dir("controller", me.name), config.logs)
+            guarded = Doorkeeper(
+                build_api(controller, config, audit), token, Names([me.http], me.hosts), audit
+            )
             api = ApiServer(guarded, http)
             frames = await listen(config.listen_address("controller", me.name, me.listen), controller.accept)
             try:
