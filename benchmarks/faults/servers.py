@@ -65,6 +65,7 @@ open_s_max = 5
 
 [agent]
 crash_loop_window_s = 2
+worker_environment = ["MODELS"]
 
 [controller]
 lease_ms = 1000

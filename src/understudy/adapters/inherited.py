@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import sys
 from io import TextIOWrapper
@@ -17,6 +19,8 @@ def settle_inherited() -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _open_standard_descriptors()
+    with contextlib.suppress(OSError, ValueError):  # requests, keys and models are in our memory
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if isinstance(sys.stdout, TextIOWrapper):  # as standard error does: no character ends a command
         sys.stdout.reconfigure(errors="backslashreplace")
 

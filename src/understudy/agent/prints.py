@@ -11,6 +11,7 @@ import structlog
 
 from understudy.adapters.printing import Printed
 from understudy.settings.places import LogSettings
+from understudy.wire.errors import presentable
 
 READ_INTERVAL_S = 0.25
 TELL_INTERVAL_S = 10.0  # between two notes of what was left out
@@ -105,7 +106,7 @@ class Prints:
         if cut:
             reader.bytes_dropped += len(line)
             return
-        text = line[:bytes_max].decode(errors="backslashreplace").rstrip("\r")
+        text = presentable(line[:bytes_max].decode(errors="backslashreplace").rstrip("\r"))
         if not text.strip():
             return
         reader.last.append(text)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
+from understudy.agent.variables import for_models
 from understudy.agent.zygote import MESSAGE_BYTES_MAX, Answer, Exited, Fork, Forked, ForkFailed
 from understudy.settings.agent import AgentTuning
 
@@ -67,6 +68,7 @@ class Spawner:
         self.generation = 0  # of the zygote; it knows the exit status of its own children only
 
     def start(self) -> None:
+        variables = for_models(os.environ, self._tuning.worker_environment)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
@@ -75,7 +77,7 @@ class Spawner:
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 # Last: glibc moves the variable, and the first one is what a title is found by.
-                env={**os.environ, **{k: v for k, v in HUGE_PAGES.items() if k not in os.environ}},
+                env={**variables, **{k: v for k, v in HUGE_PAGES.items() if k not in variables}},
             )
         self._control = ours
         self.generation += 1

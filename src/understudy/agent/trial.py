@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+from understudy.agent.variables import for_models
 from understudy.wire.errors import Code, UnderstudyError
 
 TRIAL_TIMEOUT_S = 120.0  # to import the runtime, from a disk that hasn't read it yet
@@ -48,6 +49,7 @@ async def _run(command: list[str], timeout_s: float) -> tuple[int, str]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            env=for_models(os.environ, ()),  # packages have code that runs when they are found
         )
     except OSError as error:
         raise UnderstudyError(Code.LOAD_FAILED, f"{command[0]} can't be run: {error.strerror}") from error

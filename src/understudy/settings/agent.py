@@ -31,5 +31,6 @@ class AgentTuning(Settings, frozen=True):
     progressive_skip_ms: NonNegative = 15.0  # load the target at once if it takes only this much longer
     waiting_max: Count = 64  # measurements asked for and not begun
     stage_bytes_max: Count = 64 * 1024**3
+    worker_environment: tuple[str, ...] = ()  # that models see beside the usual variables, such as "AWS_*"
     environments_max: Count = 16  # packages of models, or interpreters, that are kept ready
     events_max: Count = 1000
