@@ -20,6 +20,8 @@ from families import ROWS
 from harness import Harness, infer_body, running
 from secured_gateway import trusting, write_pair
 
+from understudy.adapters.operator_tokens import kept_token
+
 BODY = infer_body(ROWS)
 APP = "plain"
 
@@ -101,6 +103,8 @@ def test_a_successor_that_dies_too_early_changes_nothing(folder: Path):
                 parent = parent_of(harness)
                 control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 control.connect(str(Path(harness.cluster.config.run_dir) / "gateway-g1.sock"))
+                control.send(kept_token(Path(harness.cluster.config.data_dir)).encode())
+                control.settimeout(10)
                 _, numbers, _, _ = await asyncio.to_thread(socket.recv_fds, control, 256, 8)
                 assert len(numbers) == 1
                 for number in numbers:

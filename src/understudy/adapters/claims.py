@@ -76,9 +76,11 @@ def check_owner(data_dir: Path, cluster: str) -> None:
     """
     path = data_dir / OWNER
     with contextlib.suppress(OSError):  # on a disk that is read only, nobody can say
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:
-            file.write(f"{cluster}\n")
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with os.fdopen(number, "w", encoding="utf-8") as file:
+                file.write(f"{cluster}\n")
     try:
         owner = path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -92,8 +94,8 @@ def check_owner(data_dir: Path, cluster: str) -> None:
 
 def _open(folder: Path, file: str) -> int:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return os.open(folder / file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(folder / file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
         with contextlib.suppress(OSError):  # on a disk that is read only, the directory itself is claimed
             return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

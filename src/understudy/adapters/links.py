@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from understudy.adapters.buffers import BUFFERS
 from understudy.adapters.filling import fill
-from understudy.adapters.places import identity_of, meeting_place, same_file
+from understudy.adapters.places import identity_of, is_of_our_user, meeting_place, same_file
 from understudy.wire.errors import Code, ConfigError, ProtocolError, UnderstudyError
 from understudy.wire.frames import FRAME_BYTES_MAX_DEFAULT, Buffer, Frame, FrameDecoder
 from understudy.wire.messages import Cancel, Failure, Kind, Message, decode_message, encode_message
@@ -78,6 +78,9 @@ class FrameLink(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             _watch_peer(sock)
+        elif sock is not None and not is_of_our_user(sock):
+            self.abort(UnderstudyError(Code.FORBIDDEN, "the peer runs as another user"))
+            return
         if self._on_made is not None:
             self._on_made(self)
 

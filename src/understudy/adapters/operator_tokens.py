@@ -35,13 +35,22 @@ def operator_token(data_dir: Path) -> str:
     path = data_dir / FILE_NAME
     fresh = secrets.token_urlsafe(TOKEN_BYTES)
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.path.lexists(path):
             _write(path, fresh, anew=True)
         return _read(path)
     except (OSError, ConfigError) as error:
         log.warning("token.unusable", path=str(path), reason=str(error))
         return fresh
+
+
+def kept_token(data_dir: Path) -> str:
+    """As `operator_token`, if it is one that other roles of the cluster have too; else empty."""
+    made = operator_token(data_dir)
+    with contextlib.suppress(OSError, ConfigError):
+        if _read(data_dir / FILE_NAME) == made:
+            return made
+    return ""
 
 
 def announce(token: str, addresses: Iterable[str]) -> None:

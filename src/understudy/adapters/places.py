@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import struct
 from pathlib import Path
 
 from understudy.wire.errors import ConfigError
 
+_CREDENTIALS = struct.Struct("3i")  # process, user, group
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -25,6 +28,13 @@ def meeting_place(path: Path) -> None:
     if facts.st_mode & OTHERS_WRITE:
         mode = stat.S_IMODE(facts.st_mode)
         raise ConfigError(f"run_dir: {path}: others can write to it (mode {mode:o}); chmod 700 {path}")
+
+
+def is_of_our_user(sock: socket.socket) -> bool:
+    """Whether the process at the other end of a Unix socket runs as we do, or as root."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, user, _ = _CREDENTIALS.unpack(credentials)
+    return user in (0, os.geteuid())
 
 
 def same_file(path: str, identity: tuple[int, int]) -> bool:

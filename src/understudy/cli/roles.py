@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,7 @@ def run_role(role: RoleName, name: str, cluster: Path, parent_pid: int | None) -
 
     It may be older than the cluster file, in the middle of an upgrade: fields it doesn't know stop nobody.
     """
+    os.umask(0o077)  # what we write is for our user alone
     have_init()
     if parent_pid is not None:
         follow_parent(parent_pid)

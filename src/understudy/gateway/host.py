@@ -26,10 +26,18 @@ import structlog
 
 from understudy.adapters import descriptors, logs
 from understudy.adapters.claims import Claim, claim
+from understudy.adapters.operator_tokens import kept_token
 from understudy.adapters.parents import follow_parent, need_handles, run_and_exit
 from understudy.adapters.titles import title
 from understudy.gateway.process import PULSE, Seat, grpc_server, run_process
-from understudy.gateway.takeover import READY, ControlSocket, give_name, hand_over, take_name, take_over
+from understudy.gateway.takeover import (
+    ControlSocket,
+    Takeover,
+    give_name,
+    hand_over,
+    take_name,
+    take_over,
+)
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
 from understudy.wire.errors import ConfigError
@@ -92,7 +100,8 @@ class Host:
     def run(self) -> None:
         if self._gateway.grpc:
             grpc_server()
-        taken = take_over(self._control.path, self._gateway)
+        self._secret = kept_token(Path(self._config.data_dir))
+        taken = take_over(self._control.path, self._gateway, self._secret)
         if taken is None:
             self._claim_name()
         else:
@@ -300,23 +309,18 @@ class Host:
 
     def _hand_over(self, control: socket.socket) -> None:
         successor, _ = control.accept()
-        with contextlib.suppress(OSError):
-            hand_over(successor, self._gateway, [each for child in self._children for each in child.sockets])
-        self._selector.register(successor, selectors.EVENT_READ, lambda: self._answered(successor))
 
-    def _answered(self, successor: socket.socket) -> None:
-        """It is ready, or it died before it was and we go on."""
-        try:
-            ready = successor.recv(16) == READY
-        except OSError:
-            ready = False
-        self._selector.unregister(successor)
-        if ready and not self._stopping:
+        def give() -> None:
+            sockets = [each for child in self._children for each in child.sockets]
+            hand_over(successor, self._gateway, sockets)
+
+        Takeover(self._selector, successor, self._secret, give, lambda: self._yield_to(successor))
+
+    def _yield_to(self, successor: socket.socket) -> None:
+        if not self._stopping:
             self._log.info("gateway.handed_over", http=self._gateway.http)
             self._stop()
-            with contextlib.suppress(OSError):
-                give_name(successor, self._claim)
-        successor.close()
+            give_name(successor, self._claim)
 
 
 def _listening(gateway: GatewayConfig, taken: list[socket.socket]) -> list[socket.socket]:

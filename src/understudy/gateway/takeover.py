@@ -1,20 +1,26 @@
 """How a gateway that is started under the name of a running one gets what that holds: sockets and the name.
 
 successor                            predecessor
-connects to the control socket       sends its listening sockets and their addresses
+connects to the control socket
+says the operator's token            sends its listening sockets and their addresses
 forks children, which accept         goes on accepting
 READY                                gives its claim on the name, then drains
 """
 
 from __future__ import annotations
 
+import hmac
 import os
+import selectors
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
+
 from understudy.adapters.claims import Claim
-from understudy.adapters.places import identity_of, meeting_place, same_file
+from understudy.adapters.places import identity_of, is_of_our_user, meeting_place, same_file
 from understudy.settings.gateway import GatewayConfig
 from understudy.wire.errors import ConfigError
 
@@ -22,6 +28,10 @@ SOCKETS_MAX = 64
 TAKEOVER_TIMEOUT_S = 5.0  # for the running gateway to hand over its sockets
 READY = b"ready"
 CLAIM = b"c"
+NO_SECRET = b"-"
+SECRET_BYTES_MAX = 512
+
+log = structlog.get_logger()
 
 
 class ControlSocket:
@@ -68,12 +78,18 @@ class Taken(NamedTuple):
     grpc: str  # its address
 
 
-def take_over(path: str, gateway: GatewayConfig) -> Taken | None:
-    """What a running gateway of this name hands over; None if there is none. Raises `ConfigError`."""
+def take_over(path: str, gateway: GatewayConfig, secret: str) -> Taken | None:
+    """What a running gateway of this name hands over; None if there is none. Raises `ConfigError`.
+
+    `secret`: what only processes of this cluster know; empty where none can be kept.
+    """
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     control.settimeout(TAKEOVER_TIMEOUT_S)
     try:
         control.connect(path)
+        if not is_of_our_user(control):
+            raise PermissionError("it runs as another user")
+        control.send(secret.encode() or NO_SECRET)
         addresses, numbers, _, _ = socket.recv_fds(control, 512, SOCKETS_MAX)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         control.close()
@@ -89,6 +105,58 @@ def take_over(path: str, gateway: GatewayConfig) -> Taken | None:
             taken.close()
         sockets = []
     return Taken(control, sockets, grpc)
+
+
+class Takeover:
+    """A process that wants to take over, from its first word to its last, in the predecessor.
+
+    `give` hands over the sockets, and `ready` is called when it serves. Both may raise `OSError`: it is gone,
+    and we go on.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        successor: socket.socket,
+        secret: str,
+        give: Callable[[], None],
+        ready: Callable[[], None],
+    ) -> None:
+        self._selector = selector
+        self._successor = successor
+        self._secret = secret.encode()
+        self._give = give
+        self._ready = ready
+        self._await(self._asked)
+
+    def _await(self, said: Callable[[], bool]) -> None:
+        """Have `said` called when there is something to read; it says whether the next word is waited for."""
+        self._selector.register(self._successor, selectors.EVENT_READ, lambda: self._heard(said))
+
+    def _heard(self, said: Callable[[], bool]) -> None:
+        self._selector.unregister(self._successor)
+        try:
+            if said():
+                self._await(self._answered)
+                return
+        except OSError:
+            pass
+        self._successor.close()
+
+    def _asked(self) -> bool:
+        """Whoever has our sockets reads what clients send, keys too."""
+        said = self._successor.recv(SECRET_BYTES_MAX)
+        known = bool(said) and (not self._secret or hmac.compare_digest(said, self._secret))
+        if not known or not is_of_our_user(self._successor):
+            log.warning("gateway.stranger_refused", reason="it doesn't know the operator's token")
+            return False
+        self._give()
+        return True
+
+    def _answered(self) -> bool:
+        if self._successor.recv(16) == READY:
+            self._ready()
+        return False
 
 
 def hand_over(successor: socket.socket, gateway: GatewayConfig, sockets: list[socket.socket]) -> None:

@@ -68,10 +68,10 @@ class RoleProcess:
             self._process.wait(KILL_TIMEOUT_S)
         if self.pid:
             return
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.rotate_log()
         self._group = self._group if self.pids() else 0
-        with self.log_path.open("ab") as log:
+        with open(self.log_path, "ab", opener=_for_us_alone) as log:
             self._process = subprocess.Popen(
                 self._argv,
                 stdin=subprocess.DEVNULL,
@@ -140,8 +140,12 @@ class RoleProcess:
             return ""
 
 
+def _for_us_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def _copy_end(source: Path, target: Path, bytes_max: int) -> None:
-    with source.open("rb") as reader, target.open("wb") as writer:
+    with source.open("rb") as reader, open(target, "wb", opener=_for_us_alone) as writer:
         reader.seek(-bytes_max, os.SEEK_END)
         left_bytes = bytes_max
         while left_bytes > 0 and (data := reader.read(min(COPY_BYTES, left_bytes))):
