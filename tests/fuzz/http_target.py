@@ -99,6 +99,9 @@ class Recorder:
     def connection_closed(self, connection: HttpConnection) -> None:
         self.connections.discard(connection)
 
+    def body_bytes_max(self, target: bytes) -> int:
+        return LIMITS.body_bytes_max
+
     def cancel(self, request: Any) -> None:
         raise AssertionError("no exchange had a request")
 

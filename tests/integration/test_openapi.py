@@ -10,6 +10,8 @@ from pathlib import Path
 from families import write_linear_app
 from harness import running
 
+from understudy.adapters.operator_tokens import known_token
+
 EXAMPLES = 40  # for each operation
 TIMEOUT_S = 120
 # A deadline of a microsecond may pass before anything else is seen to be wrong: 408.
@@ -34,6 +36,8 @@ def test_answers_are_what_the_document_says(tmp_path: Path):
             (tmp_path / "schemathesis.toml").write_text(SETTINGS)
             url = f"http://127.0.0.1:{harness.ports[0]}/openapi.json"
             command = [str(Path(sys.executable).with_name("schemathesis")), "run", url, "--seed", "1"]
+            control = harness.cluster.control
+            command += ["--header", f"Authorization: Bearer {known_token(control.urls[0], control.data_dir)}"]
             command += [
                 "--max-examples",
                 str(EXAMPLES),

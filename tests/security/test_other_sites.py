@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
-from families import write_linear_app
-from harness import Harness, infer_body, running
+from attacked import Attacked, ask
+from harness import infer_body
 
 from understudy.adapters.operator_tokens import FILE_NAME
 
-EXTRA = """
-[gateway.cors]
-origins = ["https://shop.example"]
-"""
 BORROWED = (
     "a.example",
     "localhost.a.example",
@@ -41,51 +33,6 @@ FOREIGN = (
     {"Sec-Fetch-Site": "Cross-Site", "Sec-Fetch-Mode": "no-cors"},
 )
 INFER = "/v2/models/plain/infer"
-
-
-class Attacked(NamedTuple):
-    """A cluster, and what can be known of it from outside."""
-
-    harness: Harness
-    control: int  # port
-    gateway: int
-
-    @property
-    def token(self) -> str:
-        return (Path(self.harness.cluster.config.data_dir) / FILE_NAME).read_text().strip()
-
-
-@pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
-    folder: Path = tmp_path_factory.mktemp("attacked")
-    write_linear_app(folder / "apps" / "plain", "plain", "standard")
-    with asyncio.Runner() as runner:
-        context = running(folder, nodes={"n1": "a"}, extra=EXTRA)
-        harness = runner.run(context.__aenter__())
-        runner.run(harness.full_size("plain"))
-        control = int(harness.cluster.config.controllers[0].http.rpartition(":")[2])
-        yield Attacked(harness, control, harness.ports[0])
-        runner.run(context.__aexit__(None, None, None))
-
-
-def ask(
-    port: int, method: str, path: str, body: bytes = b"", **headers: str
-) -> tuple[int, dict[str, str], Any]:
-    """Headers with "_" for "-"; a Host of its own, if one is given."""
-    connection = HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.putrequest(method, path, skip_host="Host" in headers)
-        for name, value in headers.items():
-            connection.putheader(name.replace("_", "-"), value)
-        if body:
-            connection.putheader("Content-Length", str(len(body)))
-        connection.endheaders(body)
-        response = connection.getresponse()
-        content = response.read()
-        names = {name.lower(): value for name, value in response.getheaders()}
-        return response.status, names, json.loads(content) if content else None
-    finally:
-        connection.close()
 
 
 def operators_requests() -> list[tuple[str, str, bytes]]:
@@ -237,6 +184,6 @@ def test_the_token_is_for_its_owners_eyes_and_found_by_commands(attacked: Attack
 def test_nothing_of_all_this_changed_anything(attacked: Attacked) -> None:
     status, _, shown = ask(attacked.control, "GET", "/v1/status", Authorization=f"Bearer {attacked.token}")
     assert status == 200
-    assert [app["name"] for app in shown["apps"]] == ["plain"]
+    assert [app["name"] for app in shown["apps"]] == ["liar", "plain"]
     assert [node["state"] for node in shown["nodes"]] == ["ready"]
     assert "lies" not in json.dumps(shown)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from understudy.cli.exits import Exit, exit_of
-from understudy.wire.errors import CommandError, UnderstudyError
+from understudy.wire.errors import CommandError, UnderstudyError, presentable
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, RenderableType, RenderHook
 
 PIPED_COLUMNS = 200  # a pipe has no width; tables take what they need up to this
 
@@ -78,4 +78,29 @@ def _console(*, stderr: bool) -> Console:
     from rich.console import Console
 
     console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=PIPED_COLUMNS)
+    if not console.is_terminal:
+        console = Console(stderr=stderr, highlight=False, width=PIPED_COLUMNS)
+    console.push_render_hook(_hook())
+    return console
+
+
+def _hook() -> RenderHook:
+    """Shows what a terminal would obey as escapes, wherever it stands: names, messages and events come from
+    anybody who may deploy, and from models.
+    """
+    from rich.console import ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+    from rich.segment import Segment
+
+    class Harmless:
+        def __init__(self, inner: ConsoleRenderable) -> None:
+            self._inner = inner
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for text, style, control in console.render(self._inner, options):
+                yield Segment(text if control else presentable(text), style, control)
+
+    class Hook(RenderHook):
+        def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+            return [Harmless(each) for each in renderables]
+
+    return Hook()

@@ -35,7 +35,7 @@ LIMIT_LATER = 2**63
 class ArtifactRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$(?!\n)")]
     size_bytes: Count
-    file_name: Annotated[str, Meta(min_length=1, max_length=255, pattern="^[^/\0\n\r]+$(?!\n)")]
+    file_name: Annotated[str, Meta(min_length=1, max_length=255, pattern="^[^/\x00-\x1f\x7f]+$(?!\n)")]
     format: Literal["file", "tar"] = "file"
 
 

@@ -19,11 +19,11 @@ from understudy.gateway.auth import Authenticator
 from understudy.gateway.compression import Decompressor
 from understudy.gateway.cors import Cors
 from understudy.gateway.door import Door
-from understudy.gateway.exchange import Exchange, Head, InferRequest
+from understudy.gateway.exchange import Exchange, Head, InferRequest, target_path
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.pages import MODEL, NO_TABLE, Pages
 from understudy.gateway.request_id import RequestIds
-from understudy.settings.gateway import GatewayTuning
+from understudy.settings.gateway import OTHER_BODY_BYTES_MAX, GatewayTuning
 from understudy.wire.errors import Code, UnderstudyError, quoted
 from understudy.wire.frames import Buffer
 
@@ -77,6 +77,12 @@ class Api:
             path = f"/v2/models/{name}"
             self._infer[f"{path}/infer".encode()] = app
             self._infer[f"{path}/versions/{app.spec.version}/infer".encode()] = app
+
+    def body_bytes_max(self, target: bytes) -> int:
+        """Of a request to `target`. What isn't inference is read here, while everybody else waits."""
+        path = unquote(target_path(target).partition(b"?")[0].decode("latin-1"))
+        limit = self.settings.http.body_bytes_max
+        return limit if self._infer_pattern.fullmatch(path) else min(limit, OTHER_BODY_BYTES_MAX)
 
     def handle(self, exchange: Exchange, head: Head, body: Buffer, now: float) -> None:
         app = self._infer.get(head.url)

@@ -61,6 +61,8 @@ class Service(Protocol):
 
     def connection_closed(self, connection: HttpConnection) -> None: ...
 
+    def body_bytes_max(self, target: bytes) -> int: ...
+
     def handle(self, exchange: Exchange, head: Head, body: Buffer, now: float) -> None: ...
 
     def cancel(self, request: Request) -> None: ...
@@ -102,6 +104,7 @@ class HttpConnection(asyncio.Protocol):
         self._body_bytes = 0
         self._unparsed_bytes = 0  # of a body that the parser left to us
         self._address = ""  # asked for once: it costs a system call
+        self._bytes_max = 0  # of the body
         self._large: memoryview | None = None  # a body of known size; its memory is taken up as it comes
 
     @property
@@ -311,7 +314,8 @@ class HttpConnection(asyncio.Protocol):
             what = f"Transfer-Encoding {quoted(encoding)} is not known here; chunked is"
             self._refuse(UnderstudyError(Code.INVALID_ARGUMENT, what), 501)
             raise _Refused
-        if length > self.limits.body_bytes_max:
+        self._bytes_max = self.api.body_bytes_max(self._url)
+        if length > self._bytes_max:
             self._refuse_body()
         if length >= LARGE_BYTES and not offers_upgrade:
             try:
@@ -358,7 +362,7 @@ class HttpConnection(asyncio.Protocol):
         self._continue_due = False
         self._body_bytes += count
         self.api.body_bytes_held += count
-        if self._body_bytes > self.limits.body_bytes_max:
+        if self._body_bytes > self._bytes_max:
             self._refuse_body()
         if self.api.body_bytes_held > self.limits.body_bytes_total_max:
             self._refuse(UnderstudyError(Code.SHED, "too many request bodies at once"))
@@ -485,8 +489,7 @@ class HttpConnection(asyncio.Protocol):
         self._refuse(UnderstudyError(Code.TOO_LARGE, "headers too large", limit_bytes=limit), status=431)
 
     def _refuse_body(self) -> None:
-        limit = self.limits.body_bytes_max
-        self._refuse(UnderstudyError(Code.TOO_LARGE, "body too large", limit_bytes=limit))
+        self._refuse(UnderstudyError(Code.TOO_LARGE, "body too large", limit_bytes=self._bytes_max))
         raise _Refused
 
     def _pause(self) -> None:

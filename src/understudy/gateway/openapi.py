@@ -13,13 +13,14 @@ from typing import Any, get_args
 import understudy
 from understudy.gateway.answers import JSON_LENGTH
 from understudy.settings import Datatype
-from understudy.settings.gateway import GatewayTuning
+from understudy.settings.gateway import OTHER_BODY_BYTES_MAX, GatewayTuning
 from understudy.wire.statuses import STATUSES
 
 Json = dict[str, Any]
 
-# What a client can meet wherever it asks: malformed, slow, too large, too many.
-ANYWHERE = (400, 408, 413, 431, 503)
+# What a client can meet wherever it asks: malformed, slow, too large, too many, from another site's page, by
+# a name that isn't the gateway's.
+ANYWHERE = (400, 403, 408, 413, 421, 431, 503)
 INFERENCE = (*ANYWHERE, 415, *(statuses.http for statuses in STATUSES.values()))
 JSON_LENGTH_NAME = JSON_LENGTH.decode()
 
@@ -35,7 +36,10 @@ def document(settings: GatewayTuning) -> Json:
             "for binary tensors, classification, model configuration, statistics and repository.",
         },
         "paths": {**_server_paths(), **_model_paths(settings), **_repository_paths(settings)},
-        "components": {"schemas": {**_inference_schemas(), **_description_schemas()}},
+        "components": {
+            "schemas": {**_inference_schemas(), **_description_schemas()},
+            "securitySchemes": {"operator": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
@@ -52,12 +56,16 @@ def _server_paths() -> Json:
             _ref("Ready"),
             not_ready=_ref("NotReady"),
         ),
-        "/understudy/failures": _get(
-            "failures", "The newest requests that failed by our fault", {"type": "object"}
-        ),
-        "/understudy/status": _get("status", "What this gateway sees, for operators", {"type": "object"}),
+        "/understudy/failures": _for_operators("failures", "The newest requests that failed by our fault"),
+        "/understudy/status": _for_operators("status", "What this gateway sees, for operators"),
         "/openapi.json": _get("openapi", "This document", {"type": "object"}),
     }
+
+
+def _for_operators(operation_id: str, summary: str) -> Json:
+    item = _get(operation_id, summary, {"type": "object"}, more=(401,))
+    item["get"]["security"] = [{"operator": []}]
+    return item
 
 
 def _model_paths(settings: GatewayTuning) -> Json:
@@ -90,7 +98,7 @@ def _model_paths(settings: GatewayTuning) -> Json:
 
 
 def _repository_paths(settings: GatewayTuning) -> Json:
-    bytes_max = settings.http.body_bytes_max
+    bytes_max = min(settings.http.body_bytes_max, OTHER_BODY_BYTES_MAX)
     model = [_path("model")]
     return {
         "/v2/repository/index": {

@@ -9,6 +9,8 @@ from msgspec import Meta
 from understudy.settings import Count, Fraction, Name, NonNegative, Positive, Settings
 from understudy.settings.security import TlsSettings
 
+OTHER_BODY_BYTES_MAX = 64 * 1024  # over HTTP, of what isn't inference
+
 
 class HttpLimits(Settings, frozen=True):
     """What a client may ask of a gateway."""

@@ -6,6 +6,7 @@ here: what a transport makes of a code (HTTP status, exit status). Each transpor
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Any
 
@@ -87,9 +88,18 @@ def is_text(text: str) -> bool:
         return False
 
 
+# Terminals obey them, or show what follows in another order: all control characters but those of layout, and
+# what changes the direction of text.
+_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
 def presentable(text: str) -> str:
-    """`text` with what is no character shown as an escape."""
-    return text if is_text(text) else text.encode(errors="backslashreplace").decode()
+    """`text` with what is no character, and what a terminal would obey, shown as an escape."""
+    if not is_text(text):
+        text = text.encode(errors="backslashreplace").decode()
+    if text.isprintable():
+        return text
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def quoted(value: bytes) -> str:

@@ -6,7 +6,6 @@ An exception is somebody else's code too. Its text may raise, have no end, or ho
 from __future__ import annotations
 
 import os
-import re
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +14,13 @@ from types import TracebackType
 import understudy
 from understudy.adapters.disks import is_place_trouble
 from understudy.invariants import InvariantBroken
-from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
+from understudy.wire.errors import Code, InvalidArgument, UnderstudyError, presentable
 from understudy.wire.tensors import Array
 
 NOT_FINITE = "not-finite"  # the `reason` of an output that a caller's data may explain
 ERROR_CHARS_MAX = 500  # of an exception's text in a message
 TRACEBACK_CHARS_MAX = 8192  # the end of it, where the cause is
 TRACEBACK_FRAMES_MAX = 50  # innermost ones, of each exception
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but for line feeds and tabs
 _OURS = str(Path(__file__).resolve().parents[1]) + os.sep
 # ONNX Runtime reports a failed allocation as an ordinary failure with one of these texts.
 _ALLOCATION_FAILED = ("Failed to allocate memory", "bad_alloc", "bad allocation", "out of memory")
@@ -120,11 +118,7 @@ def describe(error: BaseException) -> str:
 def printable(text: str, chars_max: int = ERROR_CHARS_MAX) -> str:
     """`text` as any encoding takes it and no terminal obeys it, cut to `chars_max`."""
     cut = str.__getitem__(text, slice(chars_max)) + "…" if str.__len__(text) > chars_max else text
-    return _CONTROL.sub(_escaped, str.encode(cut, "utf-8", "backslashreplace").decode())
-
-
-def _escaped(found: re.Match[str]) -> str:
-    return f"\\x{ord(found[0]):02x}"
+    return presentable(str.encode(cut, "utf-8", "backslashreplace").decode())
 
 
 def _text(error: BaseException) -> str:

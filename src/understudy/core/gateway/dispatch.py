@@ -17,6 +17,7 @@ from understudy.core.gateway.balancing import another, pick
 from understudy.core.gateway.blame import FAILURES
 from understudy.core.gateway.fallback import Fallback
 from understudy.core.gateway.flights import Flights
+from understudy.core.gateway.hearsay import heard
 from understudy.core.gateway.last_good import LastGood
 from understudy.core.gateway.lifecycles import Seen, seen
 from understudy.core.gateway.pace import SAMPLE_MASK
@@ -125,7 +126,7 @@ class Dispatcher:
         if isinstance(answer, Result):
             self._succeeded(flight, answer, frame.payload, now)
         else:
-            self._failed(flight, answer.error(), now)
+            self._failed(flight, heard(answer), now)
         app = replica.app
         if app.queues.waiting or app.queues.suspects:
             self.waiting_room.release(app, now)
