@@ -162,7 +162,7 @@ def test_what_a_gateway_shows_operators_wants_the_token(attacked: Attacked, path
 def test_the_token_is_for_its_owners_eyes_and_found_by_commands(attacked: Attacked, tmp_path: Path) -> None:
     data_dir = Path(attacked.harness.cluster.config.data_dir)
     announced = Path(os.environ["XDG_STATE_HOME"]) / "understudy" / "tokens"
-    files = [data_dir / FILE_NAME, announced / f"127.0.0.1%3A{attacked.control}"]
+    files = [data_dir / FILE_NAME, announced / f"local:{attacked.control}"]
     for file in files:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(announced.stat().st_mode) == 0o700

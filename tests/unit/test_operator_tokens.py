@@ -68,9 +68,14 @@ def test_a_place_that_cannot_be_written_is_no_reason_not_to_start(tmp_path: Path
 def test_commands_find_it_by_environment_then_cluster_then_address(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    announce("announced", ["127.0.0.1:8090", "[::1]:8090"])
-    assert known_token(URL) == known_token("http://[::1]:8090") == "announced"
-    assert known_token("http://127.0.0.1:8091") == ""
+    announce("announced", ["127.0.0.1:8090", "10.0.0.1:8090"])
+    for host in ("127.0.0.1", "localhost", "[::1]"):
+        assert known_token(f"http://{host}:8090") == "announced"
+    announce("of all interfaces", ["0.0.0.0:8091"])
+    assert known_token("http://localhost:8091/x") == "of all interfaces"
+    assert known_token("http://10.0.0.1:8090") == "announced"
+    assert known_token("http://10.0.0.2:8090") == ""
+    assert known_token("http://127.0.0.1:8092") == ""
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     own = operator_token(tmp_path / "data")
     assert known_token(URL, tmp_path / "data") == own

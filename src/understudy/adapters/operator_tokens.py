@@ -17,11 +17,13 @@ from urllib.parse import quote, urlsplit
 
 import structlog
 
+from understudy.core.webpages import is_loopback
 from understudy.wire.errors import ConfigError
 
 FILE_NAME = "operator.token"
 TOKEN_BYTES = 32
 TOKEN_CHARS_MAX = 200
+EVERY_INTERFACE = ("0.0.0.0", "[::]", "")
 VARIABLE = "UNDERSTUDY_TOKEN"
 
 log = structlog.get_logger()
@@ -59,7 +61,7 @@ def announce(token: str, addresses: Iterable[str]) -> None:
         folder = _places()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for address in addresses:
-            _write(folder / quote(address, safe=""), token, anew=False)
+            _write(folder / _file_of(address), token, anew=False)
     except (OSError, RuntimeError) as error:  # no home, or not ours to write to
         log.warning("token.unannounced", reason=str(error), hint="commands find it by --cluster FILE")
 
@@ -72,7 +74,7 @@ def known_token(url: str, data_dir: Path | None = None) -> str:
         if data_dir is not None and (data_dir / FILE_NAME).exists():
             return _read(data_dir / FILE_NAME)
     with contextlib.suppress(OSError, ConfigError, RuntimeError):
-        return _read(_places() / quote(urlsplit(url).netloc, safe=""))
+        return _read(_places() / _file_of(urlsplit(url).netloc))
     return ""
 
 
@@ -80,6 +82,13 @@ def _places() -> Path:
     state = os.environ.get("XDG_STATE_HOME", "")
     base = Path(state) if state.startswith("/") else Path.home() / ".local" / "state"
     return base / "understudy" / "tokens"
+
+
+def _file_of(address: str) -> str:
+    """Named after "host:port"; all that leads to this machine by itself has one name."""
+    host, _, port = address.rpartition(":")
+    local = is_loopback(f"{host}:") or host in EVERY_INTERFACE
+    return f"local:{port}" if local else quote(address, safe="")
 
 
 def _write(path: Path, token: str, *, anew: bool) -> None:
