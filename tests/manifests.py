@@ -28,6 +28,7 @@ BASE: dict[str, Any] = {
     "objective_ms": 900.0,
     "brownout": True,
     "client_rate": {"requests_per_s": 5.0, "burst": 10},
+    "stand_in_for": ["shop-*"],
     "requests_per_s": 1.0,
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}],
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 2]}],

@@ -10,7 +10,7 @@ from gateway_world import SMALL, FakeRequest, World
 
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.last_good import LastGood
-from understudy.core.gateway.rotation import Source
+from understudy.core.gateway.rotation import App, Source
 from understudy.settings.gateway import GatewayTuning, LastGoodSettings, PoisonSettings
 from understudy.wire.errors import Code
 from understudy.wire.messages import Activated, Result
@@ -51,6 +51,23 @@ def test_another_app_answers_when_nobody_can_load_this_one():
     world.reply("o1")
     assert request.outcome == ("small", "other-app")
     assert world.gateway.dispatcher.inflight == 0
+
+
+def test_another_app_is_passed_over_for_who_may_not_ask_it(monkeypatch: pytest.MonkeyPatch):
+    """A key for one app got the answers of another."""
+    asked: list[str] = []
+
+    def may_ask(_: FakeRequest, app: App) -> bool:
+        asked.append(app.name)
+        return False
+
+    monkeypatch.setattr(FakeRequest, "may_ask", may_ask)
+    world = two_apps("app:other", "static", static=STATIC)
+    strand(world)
+    request = world.request()
+    world.advance(0.01)
+    assert set(asked) == {"other"}
+    assert request.outcome == "static"
 
 
 def test_another_app_is_asked_at_half_time_and_the_first_answer_wins():

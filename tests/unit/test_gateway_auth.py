@@ -19,10 +19,18 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from understudy.gateway.auth import Authenticator, headers_of, identities
+from understudy.gateway.auth import (
+    Authenticator,
+    Identity,
+    headers_of,
+    identities,
+    may_be_answered_by,
+    pattern_of,
+)
 from understudy.gateway.tokens import TokenVerifier
 from understudy.settings.security import JwtGrant, JwtSettings, KeyEntry, KeyFile
 from understudy.wire.errors import Code, ConfigError, UnderstudyError
+from understudy.wire.records import AppVersion
 
 SECRET = "4f1d7c9ab0e24c3e8a55d0f3b7c61e22"
 OTHER = "99aa7c9ab0e24c3e8a55d0f3b7c61eff"
@@ -180,6 +188,24 @@ def test_paths_of_an_app_need_its_permission_and_health_needs_none() -> None:
     with pytest.raises(UnderstudyError, match="may not use"):
         door.auth.check_path(key, "/v2/models/other/ready", HERE)
     assert door.auth.check_path({}, "/v2/health/ready", HERE) is None
+
+
+@pytest.mark.parametrize(
+    ("identity", "stand_in_for", "may"),
+    [
+        (None, (), True),
+        (Identity("key:a", pattern_of(["shop"])), (), False),
+        (Identity("key:a", pattern_of(["shop", "rules"])), (), True),
+        (Identity("key:a", pattern_of(["shop"])), ("shop",), True),
+        (Identity("key:a", pattern_of(["shop"])), ("sh*",), True),
+        (Identity("key:a", pattern_of(["shop"])), ("shops", "*-shop", "SHOP"), False),
+    ],
+)
+def test_another_apps_answer_is_for_who_may_ask_it_or_where_it_agreed(
+    identity: Identity | None, stand_in_for: tuple[str, ...], may: bool
+) -> None:
+    asked = AppVersion("shop", 1, ())
+    assert may_be_answered_by(identity, asked, AppVersion("rules", 1, (), stand_in_for=stand_in_for)) is may
 
 
 def test_a_key_that_is_taken_out_is_refused_at_once() -> None:

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from understudy.config import explain
-from understudy.settings import Count, FallbackLink, Fraction, Name, NonNegative, Positive
+from understudy.settings import AppPattern, Count, FallbackLink, Fraction, Name, NonNegative, Positive
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.manifest import AppManifest, mistakes
 from understudy.settings.runtimes import check_runtime
@@ -78,6 +78,7 @@ class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     objective_ms: Positive | None = None
     brownout: bool = True
     client_rate: ClientRate | None = None
+    stand_in_for: tuple[AppPattern, ...] = ()
     requests_per_s: NonNegative = 0.0
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] | OutputsRequest = ()
@@ -161,6 +162,7 @@ def draft(request: AppRequest, version: int) -> AppVersion:
         objective_ms=request.objective_ms,
         brownout=request.brownout,
         client_rate=request.client_rate,
+        stand_in_for=request.stand_in_for,
         requests_per_s=request.requests_per_s,
         inputs=request.inputs,
         outputs=outputs.tensors,

@@ -89,9 +89,7 @@ class Api:
         try:
             if app is not None and head.method == b"POST":
                 if self.authenticator is not None:
-                    exchange.client = self.authenticator.check(
-                        head.headers, app.name, exchange.connection
-                    ).client
+                    exchange.identity = self.authenticator.check(head.headers, app.name, exchange.connection)
                 self._submit(exchange, app, head.headers, body, now)
             else:
                 self._handle_rest(exchange, head, body, now)
@@ -116,7 +114,8 @@ class Api:
     def _dispatch(self, exchange: Exchange, request: InferRequest, now: float) -> None:
         request.exchange = exchange
         exchange.request = request
-        request.client = exchange.client or exchange.connection.address
+        identity = exchange.identity
+        request.client = exchange.connection.address if identity is None else identity.client
         self.gateway.dispatcher.submit(request, now)
 
     def _submit_plain(
@@ -181,8 +180,7 @@ class Api:
         if self.door is not None:
             self.door.check_path(path, head.headers)
         if self.authenticator is not None:
-            identity = self.authenticator.check_path(head.headers, path, exchange.connection)
-            exchange.client = identity.client if identity else ""
+            exchange.identity = self.authenticator.check_path(head.headers, path, exchange.connection)
         infer = self._infer_pattern.fullmatch(path)
         if infer:
             self._allow(method, "POST")

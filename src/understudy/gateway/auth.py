@@ -22,6 +22,7 @@ import msgspec
 from understudy.gateway.tokens import TokenVerifier
 from understudy.settings.security import KeyFile
 from understudy.wire.errors import Code, ConfigError, UnderstudyError
+from understudy.wire.records import AppVersion
 
 AUTHORIZATION = b"authorization"
 API_KEY = b"x-api-key"
@@ -65,6 +66,16 @@ def identities(keys: KeyFile) -> dict[bytes, Identity]:
             raise ConfigError(f"keys: {entry.name!r} and {found[digest].client!r} have the same key")
         found[digest] = Identity(f"key:{entry.name}", pattern_of(entry.apps), entry.operator)
     return found
+
+
+def may_be_answered_by(identity: Identity | None, asked: AppVersion, other: AppVersion) -> bool:
+    """Whether who asked `asked` may have an answer of `other`: they may ask it too, or it agreed to stand in.
+
+    `identity`: None where everybody may ask everything.
+    """
+    if identity is None or identity.apps.match(other.app):
+        return True
+    return any(fnmatch.fnmatchcase(asked.app, pattern) for pattern in other.stand_in_for)
 
 
 class Authenticator:

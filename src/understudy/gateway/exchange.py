@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from understudy.core.gateway.rotation import Request, Source
+from understudy.core.gateway.rotation import App, Request, Source
 from understudy.gateway import answers
+from understudy.gateway.auth import Identity, may_be_answered_by
 from understudy.gateway.static_answers import as_http
 from understudy.wire.errors import InvalidArgument, UnderstudyError
 from understudy.wire.frames import LARGE_BYTES, Buffer
@@ -44,7 +45,16 @@ def target_path(target: bytes) -> bytes:
 class Exchange:
     """A place in the order of answers on one connection."""
 
-    __slots__ = ("client", "connection", "connection_header", "data", "held_bytes", "id", "large", "request")
+    __slots__ = (
+        "connection",
+        "connection_header",
+        "data",
+        "held_bytes",
+        "id",
+        "identity",
+        "large",
+        "request",
+    )
 
     def __init__(
         self, connection: HttpConnection, connection_header: bytes, held_bytes: int, id: bytes
@@ -56,7 +66,7 @@ class Exchange:
         self.held_bytes = held_bytes
         self.request: Request | None = None
         self.id = id
-        self.client = ""  # who asks, where that has to be shown
+        self.identity: Identity | None = None  # who asks, where that has to be shown
 
     def finish(self, head: bytes, body: Buffer) -> None:
         self.request = None  # they hold each other; a cycle per request would keep the collector busy
@@ -93,6 +103,9 @@ class InferRequest(Request):
     @property
     def id(self) -> str:
         return self.exchange.id.decode()
+
+    def may_ask(self, app: App) -> bool:
+        return may_be_answered_by(self.exchange.identity, self.app.spec, app.spec)
 
     # The dispatcher is in the middle of something when it calls these, so they raise nothing.
 

@@ -23,7 +23,7 @@ import grpc
 from understudy.core.gateway.rotation import App, Request, Source
 from understudy.gateway import grpc_answers as answers
 from understudy.gateway.api import Api
-from understudy.gateway.auth import headers_of
+from understudy.gateway.auth import Identity, headers_of, may_be_answered_by
 from understudy.gateway.grpc_health import HEALTH, HealthService, enable_reflection
 from understudy.gateway.grpc_methods import PlainMethods
 from understudy.gateway.tls import Certificate, ServerContext
@@ -60,15 +60,19 @@ class Caller:
 class GrpcRequest(Request):
     """A request whose end is awaited by its call."""
 
-    __slots__ = ("ended", "id_bytes")
+    __slots__ = ("ended", "id_bytes", "identity")
 
     flags = ENCODING_PROTOBUF
     ended: asyncio.Future[tuple[bytes, answers.Metadata]]  # set by whoever made it
     id_bytes: bytes
+    identity: Identity | None
 
     @property
     def id(self) -> str:
         return self.id_bytes.decode(errors="replace")
+
+    def may_ask(self, app: App) -> bool:
+        return may_be_answered_by(self.identity, self.app.spec, app.spec)
 
     def answered(self, source: Source, result: Result, body: Buffer) -> None:
         try:
@@ -211,10 +215,10 @@ class GrpcServer:
         """Hand a request to the dispatcher. `_finish` must be called when nobody waits for it any more."""
         head = read_infer_head(message)
         api = self._api
-        client, peer = "", Caller(context)
+        identity, peer = None, Caller(context)
         if api.authenticator is not None:
             headers = headers_of(context.invocation_metadata())
-            client = api.authenticator.check(headers, head.model_name, peer).client
+            identity = api.authenticator.check(headers, head.model_name, peer)
         app = self._app(head.model_name, head.model_version)
         if api.body_bytes_held + len(message) > self._settings.http.body_bytes_total_max:
             raise UnderstudyError(Code.SHED, "too many request bodies at once")
@@ -222,7 +226,8 @@ class GrpcServer:
         request = GrpcRequest(app, message, now, now + self._patience_s(app, context.time_remaining()))
         request.ended = self._loop.create_future()
         request.id_bytes = head.id
-        request.client = client or peer.address
+        request.identity = identity
+        request.client = peer.address if identity is None else identity.client
         api.body_bytes_held += len(message)
         try:
             self._gateway.dispatcher.submit(request, now)

@@ -11,10 +11,12 @@ from msgspec import Meta
 
 # `$` alone would let a newline follow.
 _NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$(?!\n)"
+_PATTERN = r"^[A-Za-z0-9._*?-]{1,64}$(?!\n)"
 LINKS = ("smaller-variant", "previous-version", "last-good", "static")
 LINK = r"^(smaller-variant|previous-version|last-good|static|app:[A-Za-z0-9][A-Za-z0-9._-]{0,63})$(?!\n)"
 PATTERNS = {  # what a value that doesn't match is told
     _NAME: "a name is 1 to 64 letters, digits, '.', '_' and '-', the first and last a letter or digit",
+    _PATTERN: "an app's name, in which * and ? stand for other characters",
     LINK: "a link is one of smaller-variant, previous-version, last-good, static and app:NAME",
 }
 Name = Annotated[str, Meta(pattern=_NAME)]
@@ -24,6 +26,7 @@ NonNegative = Annotated[float, Meta(ge=0, le=1e15)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1, le=2**53)]
 Length = Annotated[int, Meta(ge=-1, le=2**31 - 1)]  # of one dimension; -1: any
+AppPattern = Annotated[str, Meta(pattern=_PATTERN)]
 FallbackLink = Annotated[str, Meta(pattern=LINK)]
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",

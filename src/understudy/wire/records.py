@@ -213,6 +213,7 @@ class AppVersion(msgspec.Struct, frozen=True):
     manifests: dict[str, str] = {}  # digest of a manifest's path -> of what it last brought; the newest few
     finite: Finite = Finite.REQUIRED  # of all its outputs
     missing: str = "refused"  # "nan": null and NaN in JSON reach the model as NaN
+    stand_in_for: tuple[str, ...] = ()  # patterns of apps whose clients it answers, whatever they may ask
 
     @property
     def links_beyond_replicas(self) -> tuple[str, ...]:

@@ -68,7 +68,7 @@ class Handover(Request):
     def __init__(
         self, app: App, original: Request, step: Step, floor: Floor, now: float, deadline: float
     ) -> None:
-        super().__init__(app, original.body, now, deadline, original.json_bytes)
+        super().__init__(app, original.body, now, deadline, original.json_bytes, original.client)
         self.flags = original.flags
         self.original = original
         self.step = step
@@ -163,7 +163,8 @@ class Fallback:
         app = self._apps.get(name)
         still_to_ask = sum(link.startswith(OTHER_APP) for link in request.app.chain[step.link :])
         time_s = (self._due(request, "") - now) / still_to_ask
-        if app is None or not app.ready or time_s <= 0 or not request.app.spec.idempotent:
+        possible = app is not None and app.ready and time_s > 0 and request.app.spec.idempotent
+        if app is None or not possible or not request.may_ask(app):
             step.link += 1
             return
         step.handover = Handover(app, request, step, self._floor, now, now + time_s)

@@ -493,6 +493,10 @@ class Request:
         self.isolated = False
         self.done = False
 
+    def may_ask(self, app: App) -> bool:
+        """Whether another app may answer it. The shell knows who asks, and what they may."""
+        return True
+
     @property
     def id(self) -> str:
         """Its name in logs and events."""
