@@ -115,7 +115,7 @@ def test_lines_carry_who_printed_them() -> None:
     ("printed", "texts"),
     [
         ("os.write(1, b'no end')", ["no end"]),
-        ("os.write(1, b'\\xff\\xfe\\x00ok\\r\\n\\n  \\n')", ["\\xff\\xfe\x00ok"]),
+        ("os.write(1, b'\\xff\\xfe\\x00ok\\r\\n\\n  \\n')", ["\\xff\\xfe\\x00ok"]),
         ("print('y' * 3000); print('next')", ["y" * 1000, "next"]),
         ("os.write(1, b'z' * 3000)", ["z" * 1000]),
     ],

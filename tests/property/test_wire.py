@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from understudy.wire.errors import Code, ProtocolError, UnderstudyError
+from understudy.wire.errors import Code, ProtocolError, UnderstudyError, presentable
 from understudy.wire.frames import PREFIX, PREFIX_BYTES, Frame, FrameDecoder, encode_frame
 from understudy.wire.messages import (
     KINDS,
@@ -274,7 +274,7 @@ def test_a_failure_says_the_same_on_the_other_side(message: str, context: dict[s
     error = failure.error()
     assert isinstance(error, UnderstudyError)
     assert error.code is Code.MODEL_FAILED
-    assert error.message == message
+    assert error.message == presentable(message)
     assert error.context.keys() == context.keys()
 
 
