@@ -73,11 +73,12 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
     liar.mkdir()
     (liar / "model.py").write_text(LIAR)
     (liar / "APP.toml").write_text(LIARS_MANIFEST)
-    with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
-        for name in SECRETS:
-            patch.setenv(name, "s3cret")
+    with asyncio.Runner() as runner:
         context = running(folder, nodes={"n1": "a"}, extra=EXTRA)
-        harness = runner.run(context.__aenter__())
+        with pytest.MonkeyPatch.context() as patch:
+            for name in SECRETS:
+                patch.setenv(name, "s3cret")
+            harness = runner.run(context.__aenter__())
         runner.run(harness.full_size("plain", "liar"))
         control = int(harness.cluster.config.controllers[0].http.rpartition(":")[2])
         yield Attacked(harness, control, harness.ports[0])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from understudy.adapters.operator_tokens import FILE_NAME, announce, known_token, operator_token
+from understudy.wire.errors import ConfigError
 
 URL = "http://127.0.0.1:8090"
 
@@ -79,6 +80,9 @@ def test_commands_find_it_by_environment_then_cluster_then_address(
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     own = operator_token(tmp_path / "data")
     assert known_token(URL, tmp_path / "data") == own
+    monkeypatch.setenv("UNDERSTUDY_TOKEN", "two\nlines")
+    with pytest.raises(ConfigError, match="UNDERSTUDY_TOKEN"):
+        known_token(URL)
     monkeypatch.setenv("UNDERSTUDY_TOKEN", "given")
     assert known_token(URL, tmp_path / "data") == "given"
 

@@ -67,8 +67,13 @@ def announce(token: str, addresses: Iterable[str]) -> None:
 
 
 def known_token(url: str, data_dir: Path | None = None) -> str:
-    """For a server at `url`: the environment's, else the cluster's own, else the one announced there."""
+    """For a server at `url`: the environment's, else the cluster's own, else the one announced there.
+
+    Raises `ConfigError` for one of the environment that can't be sent.
+    """
     if given := os.environ.get(VARIABLE, "").strip():
+        if not given.isascii() or not given.isprintable():
+            raise ConfigError(f"{VARIABLE} is not a line of printable ASCII")
         return given
     with contextlib.suppress(OSError, ConfigError, RuntimeError):
         if data_dir is not None and (data_dir / FILE_NAME).exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping
 
 import msgspec
@@ -10,6 +9,7 @@ from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from understudy.adapters.audit import AuditLog
+from understudy.core.operators import check_token
 from understudy.core.webpages import HOST, Names, foreign_page
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.statuses import STATUSES
@@ -18,7 +18,6 @@ OPEN_PATHS = frozenset(("/v1/health",))  # for probes: says nothing that isn't s
 CONTENT_TYPES = frozenset((b"application/json", b"application/octet-stream"))  # none that a form can send
 READING = frozenset(("GET", "HEAD", "OPTIONS"))
 UNREMARKABLE = frozenset(("/v1/plan/what-if", "/v1/problems"))  # a question; what `up` tells by itself
-BEARER = b"bearer "
 MISDIRECTED = 421
 
 
@@ -67,15 +66,7 @@ class Doorkeeper:
             )
         if path in OPEN_PATHS:
             return
-        credentials = headers.get(b"authorization", b"")
-        if credentials[: len(BEARER)].lower() != BEARER:
-            what = (
-                "the control API wants the operator's token, as `Authorization: Bearer ...`; "
-                "`understudy token` shows it"
-            )
-            raise UnderstudyError(Code.UNAUTHENTICATED, what)
-        if not hmac.compare_digest(credentials[len(BEARER) :].strip(), self._token):
-            raise UnderstudyError(Code.UNAUTHENTICATED, "this is not the operator's token of this cluster")
+        check_token(headers, self._token, "the control API")
         kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
         if kind not in CONTENT_TYPES:
             what = "send application/json, or an artifact as application/octet-stream"

@@ -19,15 +19,14 @@ from typing import Protocol
 
 import msgspec
 
+from understudy.core.operators import AUTHORIZATION, BEARER
 from understudy.gateway.tokens import TokenVerifier
 from understudy.settings.security import KeyFile
 from understudy.wire.errors import Code, ConfigError, UnderstudyError
 from understudy.wire.records import AppVersion
 
-AUTHORIZATION = b"authorization"
 API_KEY = b"x-api-key"
 CREDENTIALS = frozenset((AUTHORIZATION, API_KEY))
-BEARER = b"bearer "
 
 OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready"))
 KNOWN_TO_ALL_PATHS = frozenset(("/v2", "/v2/"))  # needs an identity, but no permission

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping
 
+from understudy.core.operators import check_token
 from understudy.core.webpages import HOST, ORIGIN, Names, foreign_page, is_loopback
-from understudy.gateway.auth import AUTHORIZATION, BEARER
 from understudy.gateway.cors import Cors
 from understudy.settings.gateway import GatewayConfig
 from understudy.wire.errors import Code, UnderstudyError
@@ -23,6 +22,7 @@ class Door:
     """
 
     def __init__(self, me: GatewayConfig, cors: Cors | None, token: str = "") -> None:
+        self.refused = 0
         self._cors = cors
         self._token = token.encode()
         named = is_loopback(me.http) and me.tls is None
@@ -30,6 +30,13 @@ class Door:
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
         """Raises FORBIDDEN."""
+        try:
+            self._check(headers)
+        except UnderstudyError:
+            self.refused += 1
+            raise
+
+    def _check(self, headers: Mapping[bytes, bytes]) -> None:
         if self._names is not None and HOST in headers and not self._names.know(headers[HOST]):
             what = "the Host header is no name of this gateway; list it in gateways.hosts if it is"
             raise UnderstudyError(Code.FORBIDDEN, what, status=MISDIRECTED)
@@ -42,10 +49,8 @@ class Door:
         """Of a decoded path whether it is for operators only. Raises UNAUTHENTICATED."""
         if not self._token or not path.startswith(OPERATORS_PATH):
             return
-        credentials = headers.get(AUTHORIZATION, b"")
-        given = credentials[len(BEARER) :].strip() if credentials[: len(BEARER)].lower() == BEARER else b""
-        if not given:
-            what = "this is for operators: send `Authorization: Bearer TOKEN`; `understudy token` shows it"
-            raise UnderstudyError(Code.UNAUTHENTICATED, what)
-        if not hmac.compare_digest(given, self._token):
-            raise UnderstudyError(Code.UNAUTHENTICATED, "this is not the operator's token of this cluster")
+        try:
+            check_token(headers, self._token, "what is for operators")
+        except UnderstudyError:
+            self.refused += 1
+            raise

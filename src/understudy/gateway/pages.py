@@ -115,9 +115,8 @@ class Pages:
             "connections": len(self._api.connections),
             "inflight": gateway.dispatcher.inflight,
             "body_bytes_held": self._api.body_bytes_held,
-            "refused": self._api.authenticator.refused
-            if self._api.authenticator
-            else 0,  # strangers, and the nosy
+            # Strangers, the nosy, pages of other sites, borrowed names
+            "refused": sum(each.refused for each in (self._api.authenticator, self._api.door) if each),
             "contained": self._api.crashes.contained,  # what failed by our own mistakes, and ended alone
             "shedding": gateway.dispatcher.gate.dial,
             "nodes": [
