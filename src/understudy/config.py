@@ -27,7 +27,7 @@ from understudy.settings.gateway import GatewayConfig
 from understudy.settings.manifest import AppManifest, mistakes
 from understudy.settings.security import AuthSettings
 from understudy.wire.documents import shown
-from understudy.wire.errors import ConfigError, is_text
+from understudy.wire.errors import ConfigError, cut, is_text
 
 T = TypeVar("T")
 UNIX_PATH_BYTES_MAX = 107  # unix(7)
@@ -296,7 +296,7 @@ def _leave_out(raw: Any, message: str) -> bool:
 
 
 def _cut(message: str) -> str:
-    return message if len(message) <= MESSAGE_CHARS_MAX else message[:MESSAGE_CHARS_MAX] + "…"
+    return cut(message, MESSAGE_CHARS_MAX)
 
 
 _UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]*)`")

@@ -128,14 +128,14 @@ def write_mischief_app(folder: Path, name: str, orders: Path, criticality: str =
     orders.mkdir(parents=True, exist_ok=True)
     code = MISCHIEF.format(orders=str(orders))
     sources = {variant: f"{code}# {variant}\n" for variant in ("full", "lite")}
-    _write_python_app(folder, name, sources, f'criticality = "{criticality}"\ndeadline_ms = 8000')
+    write_python_app(folder, name, sources, f'criticality = "{criticality}"\ndeadline_ms = 8000')
 
 
 def write_picky_app(folder: Path, name: str, orders: Path, tags: dict[str, str], extra: str = "") -> None:
     """The second python model above. `tags`: variant, best first -> what its orders begin with (or a pid)."""
     orders.mkdir(parents=True, exist_ok=True)
     sources = {variant: PICKY.format(orders=str(orders), tag=tag) for variant, tag in tags.items()}
-    _write_python_app(folder, name, sources, extra)
+    write_python_app(folder, name, sources, extra)
 
 
 def write_sleepy_app(folder: Path, name: str, extra: str = "", **sleep_ms: float) -> None:
@@ -148,10 +148,10 @@ def write_sleepy_app(folder: Path, name: str, extra: str = "", **sleep_ms: float
         for index, (variant, pause_ms) in enumerate(sleep_ms.items())
     }
     extra += "\n[batching]\nrows_max = 1\n"
-    _write_python_app(folder, name, sources, extra, accuracy_step=0.001, datatype="FP32")
+    write_python_app(folder, name, sources, extra, accuracy_step=0.001, datatype="FP32")
 
 
-def _write_python_app(
+def write_python_app(
     folder: Path,
     name: str,
     sources: dict[str, str],

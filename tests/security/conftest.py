@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from attacked import Attacked
-from families import write_linear_app
+from families import write_linear_app, write_python_app
 from harness import running
 
 EXTRA = """
@@ -45,23 +45,9 @@ class Model:
         text = "\\x1b[2J\\x07\\r\\nSet-Cookie: a=b\\u202e"
         raise UnderstudyError(list(Code)[number], text, status=302, allow="ALL", wait_s=10**9)
 """
-LIARS_MANIFEST = """
-name = "liar"
+LIARS_SETTINGS = """
 batching = {mode = "never"}
 probe = {inputs = [{name = "x", datatype = "FP32", shape = [1, 4], data = [-1, 0, 0, 0]}]}
-[[variants]]
-name = "full"
-runtime = "python"
-artifact = "model.py"
-accuracy = 0.9
-[[inputs]]
-name = "x"
-datatype = "FP32"
-shape = [-1, 4]
-[[outputs]]
-name = "y"
-datatype = "FP32"
-shape = [-1, 4]
 """
 
 
@@ -69,10 +55,7 @@ shape = [-1, 4]
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
     folder: Path = tmp_path_factory.mktemp("attacked")
     write_linear_app(folder / "apps" / "plain", "plain", "standard")
-    liar = folder / "apps" / "liar"
-    liar.mkdir()
-    (liar / "model.py").write_text(LIAR)
-    (liar / "APP.toml").write_text(LIARS_MANIFEST)
+    write_python_app(folder / "apps" / "liar", "liar", {"full": LIAR}, LIARS_SETTINGS, datatype="FP32")
     with asyncio.Runner() as runner:
         context = running(folder, nodes={"n1": "a"}, extra=EXTRA)
         with pytest.MonkeyPatch.context() as patch:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from understudy.adapters.audit import FILE_NAME, REFUSALS_BURST, AuditLog
+from understudy.adapters.audit import FILE_NAME, REFUSALS, AuditLog
+from understudy.core.gateway.clients import ClientBuckets
 from understudy.settings.places import LogSettings
 
 ROOMY = LogSettings()
@@ -27,9 +28,9 @@ def test_a_flood_of_refusals_is_counted_and_pushes_no_action_out(tmp_path: Path)
         log.refused("", "127.0.0.1:2", "GET /" + "x" * 10_000, 401, "y" * 10_000)
     kept = log.newest(1000)
     assert kept[0].action == "POST /v1/nodes/n1/drain"
-    assert REFUSALS_BURST <= len(kept) - 1 < 10 * REFUSALS_BURST
+    assert REFUSALS.burst <= len(kept) - 1 < 10 * REFUSALS.burst
     assert all(len(r.action) < 400 and len(r.why) < 400 for r in kept)
-    log._refusals_left = 1.0
+    log._refusals = ClientBuckets(REFUSALS, clients_max=1)  # as after a pause
     log.refused("", "127.0.0.1:2", "GET /", 401, "z")
     (newest,) = log.newest(1)
     assert newest.left_out + sum(r.left_out for r in kept) + len(kept) == 100_001

@@ -64,14 +64,20 @@ class RecordingTransport(asyncio.Transport):
         return self.closed
 
 
-def test_requests_leave_no_cycles_for_the_garbage_collector():
-    """One cycle per request made collections of 80 ms, in which nobody was answered."""
-    world = World()
+def connected(world: World) -> tuple[Api, HttpConnection, RecordingTransport]:
+    """A client of the world's gateway."""
     api = Api(world.gateway, GatewayTuning())
     api.routes_changed()
     connection = HttpConnection(api, HttpLimits())
     transport = RecordingTransport()
     connection.connection_made(transport)
+    return api, connection, transport
+
+
+def test_requests_leave_no_cycles_for_the_garbage_collector():
+    """One cycle per request made collections of 80 ms, in which nobody was answered."""
+    world = World()
+    _, connection, transport = connected(world)
     replica = world.gateway.replicas["r1"]
 
     def exchange(count: int) -> None:
@@ -400,11 +406,7 @@ def test_a_lost_connection_leaves_nothing_for_the_garbage_collector(
     buffers = Buffers()
     monkeypatch.setattr(http, "BUFFERS", buffers)
     world = World()
-    api = Api(world.gateway, GatewayTuning())
-    api.routes_changed()
-    connection = HttpConnection(api, HttpLimits())
-    transport = RecordingTransport()
-    connection.connection_made(transport)
+    api, connection, transport = connected(world)
     connection.data_received(LARGE + LOST[when])
     (block,) = buffers._kept
     assert sys.getrefcount(block) > FREE_REFERENCES

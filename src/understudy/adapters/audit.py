@@ -6,7 +6,6 @@ nothing, so only so many a second are written, and the next one says how many we
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, time
@@ -14,11 +13,14 @@ from time import monotonic, time
 import msgspec
 import structlog
 
+from understudy.adapters.own_files import for_us_alone, make_way
+from understudy.core.gateway.clients import ClientBuckets
 from understudy.settings.places import LogSettings
-from understudy.wire.errors import presentable
+from understudy.wire.errors import cut, presentable
+from understudy.wire.records import ClientRate
 
 FILE_NAME = "audit.log"
-REFUSALS_PER_S, REFUSALS_BURST = 10.0, 100.0
+REFUSALS = ClientRate(requests_per_s=10.0, burst=100)  # of all together
 CHARS_MAX = 300  # of each field
 
 log = structlog.get_logger()
@@ -41,8 +43,7 @@ class AuditLog:
     def __init__(self, folder: Path, settings: LogSettings) -> None:
         self._path = folder / FILE_NAME
         self._settings = settings
-        self._refusals_left = REFUSALS_BURST
-        self._refilled_s = monotonic()
+        self._refusals = ClientBuckets(REFUSALS, clients_max=1)
         self._left_out = 0
         self._failing = False
 
@@ -50,13 +51,9 @@ class AuditLog:
         self._write(AuditRecord(_now_ms(), who, origin, _cut(action), status))
 
     def refused(self, who: str, origin: str, action: str, status: int, why: str) -> None:
-        now = monotonic()
-        refill = (now - self._refilled_s) * REFUSALS_PER_S
-        self._refusals_left, self._refilled_s = min(REFUSALS_BURST, self._refusals_left + refill), now
-        if self._refusals_left < 1.0:
+        if self._refusals.take("", monotonic()):
             self._left_out += 1
             return
-        self._refusals_left -= 1.0
         left_out, self._left_out = self._left_out, 0
         self._write(AuditRecord(_now_ms(), who, origin, _cut(action), status, _cut(why), left_out))
 
@@ -64,8 +61,7 @@ class AuditLog:
         """The last `limit`, oldest first. Lines that are none are passed over."""
         found: list[AuditRecord] = []
         for path in self._paths():
-            lines = _lines_backwards(path)
-            for line in lines:
+            for line in _lines_backwards(path):
                 try:
                     found.append(msgspec.json.decode(line, type=AuditRecord))
                 except msgspec.MsgspecError:
@@ -82,15 +78,9 @@ class AuditLog:
     def _write(self, record: AuditRecord) -> None:
         line = _encode(record) + b"\n"
         try:
-            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            try:
-                if os.fstat(file).st_size + len(line) > self._settings.bytes_max:
-                    self._set_aside()
-                    os.close(file)
-                    file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-                os.write(file, line)
-            finally:
-                os.close(file)
+            self._make_room(len(line))
+            with open(self._path, "ab", opener=for_us_alone) as file:
+                file.write(line)
             self._failing = False
         except OSError as error:
             if not self._failing:
@@ -98,12 +88,13 @@ class AuditLog:
             self._failing = True
             log.warning("audit.record", **msgspec.to_builtins(record))
 
-    def _set_aside(self) -> None:
-        paths = self._paths()
-        for newer, older in zip(paths[-2::-1], paths[:0:-1], strict=True):
-            if newer.exists():
-                newer.replace(older)
-        if len(paths) == 1:
+    def _make_room(self, size_bytes: int) -> None:
+        if not self._path.exists() or self._path.stat().st_size + size_bytes <= self._settings.bytes_max:
+            return
+        aside = make_way(self._path, self._settings.file_count)
+        if aside is not None:
+            self._path.replace(aside)
+        else:
             self._path.unlink()
 
 
@@ -120,4 +111,4 @@ def _now_ms() -> int:
 
 
 def _cut(text: str) -> str:
-    return presentable(text if len(text) <= CHARS_MAX else text[:CHARS_MAX] + "…")
+    return presentable(cut(text, CHARS_MAX))

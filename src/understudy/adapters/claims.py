@@ -13,6 +13,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from understudy.adapters.own_files import for_us_alone
 from understudy.wire.errors import ConfigError
 
 FILE = "lock"
@@ -77,10 +78,8 @@ def check_owner(data_dir: Path, cluster: str) -> None:
     path = data_dir / OWNER
     with contextlib.suppress(OSError):  # on a disk that is read only, nobody can say
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(number, "w", encoding="utf-8") as file:
-                file.write(f"{cluster}\n")
+        with contextlib.suppress(FileExistsError), open(path, "x", opener=for_us_alone) as file:
+            file.write(f"{cluster}\n")
     try:
         owner = path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:

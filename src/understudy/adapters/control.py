@@ -11,6 +11,7 @@ import http.client
 import os
 import ssl
 from collections.abc import Collection, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote, urlencode, urlsplit
@@ -26,7 +27,6 @@ from understudy.wire.statuses import CLUSTER_HEADER
 
 TIMEOUT_S = 10.0
 UPLOAD_BLOCK_BYTES = 256 * 1024
-UNAUTHORIZED = 401
 OPERATORS_PATH = "/understudy/"  # of gateways
 
 
@@ -139,7 +139,7 @@ class Servers:
             try:
                 target, token = urlsplit(url).path + path, self._token(url, path)
                 reply = _exchange(connection, method, target, content, {**token, **sent_headers})
-                if reply.status == UNAUTHORIZED and token and "Authorization" in sent_headers:
+                if reply.status == HTTPStatus.UNAUTHORIZED and token and "Authorization" in sent_headers:
                     # A key for other gateways, such as the environment's; this one has none.
                     connection.close()
                     reply = _exchange(connection, method, target, content, {**sent_headers, **token})

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 
 import structlog
 
+from understudy.adapters.own_files import for_us_alone
 from understudy.core.webpages import is_loopback
 from understudy.wire.errors import ConfigError
 
@@ -29,30 +30,25 @@ VARIABLE = "UNDERSTUDY_TOKEN"
 log = structlog.get_logger()
 
 
-def operator_token(data_dir: Path) -> str:
+def kept_token(data_dir: Path) -> str:
     """That of the cluster whose state is in `data_dir`, made if there is none.
 
-    Where it can't be kept, or isn't ours alone, one that nobody has and that lasts as long as this process.
+    Empty where it can't be kept, or isn't ours alone.
     """
     path = data_dir / FILE_NAME
-    fresh = secrets.token_urlsafe(TOKEN_BYTES)
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.path.lexists(path):
-            _write(path, fresh, anew=True)
+            _write(path, secrets.token_urlsafe(TOKEN_BYTES), anew=True)
         return _read(path)
     except (OSError, ConfigError) as error:
         log.warning("token.unusable", path=str(path), reason=str(error))
-        return fresh
+        return ""
 
 
-def kept_token(data_dir: Path) -> str:
-    """As `operator_token`, if it is one that other roles of the cluster have too; else empty."""
-    made = operator_token(data_dir)
-    with contextlib.suppress(OSError, ConfigError):
-        if _read(data_dir / FILE_NAME) == made:
-            return made
-    return ""
+def operator_token(data_dir: Path) -> str:
+    """As `kept_token`; else one that nobody has and that lasts as long as this process."""
+    return kept_token(data_dir) or secrets.token_urlsafe(TOKEN_BYTES)
 
 
 def announce(token: str, addresses: Iterable[str]) -> None:
@@ -99,9 +95,8 @@ def _file_of(address: str) -> str:
 def _write(path: Path, token: str, *, anew: bool) -> None:
     """Whole or not at all, and never where others could read it."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(file, "w") as writer:
+        with open(part, "x", opener=for_us_alone) as writer:
             writer.write(token + "\n")
         if anew:
             with contextlib.suppress(FileExistsError):  # another role was first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 
 import msgspec
 from litestar.enums import ScopeType
@@ -18,7 +19,6 @@ OPEN_PATHS = frozenset(("/v1/health",))  # for probes: says nothing that isn't s
 CONTENT_TYPES = frozenset((b"application/json", b"application/octet-stream"))  # none that a form can send
 READING = frozenset(("GET", "HEAD", "OPTIONS"))
 UNREMARKABLE = frozenset(("/v1/plan/what-if", "/v1/problems"))  # a question; what `up` tells by itself
-MISDIRECTED = 421
 
 
 class Doorkeeper:
@@ -57,9 +57,7 @@ class Doorkeeper:
 
     def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         """Raises UNAUTHENTICATED, FORBIDDEN or INVALID_ARGUMENT."""
-        if not self._names.know(headers.get(HOST, b"")):
-            what = "the Host header is no name of this controller; list it in controllers.hosts if it is"
-            raise UnderstudyError(Code.FORBIDDEN, what, status=MISDIRECTED)
+        self._names.check(headers.get(HOST, b""), "controller")
         if page := foreign_page(headers):
             raise UnderstudyError(
                 Code.FORBIDDEN, f"{page} asks; the control API isn't for other sites' pages"
@@ -70,7 +68,7 @@ class Doorkeeper:
         kind = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
         if kind not in CONTENT_TYPES:
             what = "send application/json, or an artifact as application/octet-stream"
-            raise UnderstudyError(Code.INVALID_ARGUMENT, what, status=415)
+            raise UnderstudyError(Code.INVALID_ARGUMENT, what, status=HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
 
 
 async def _refuse(error: UnderstudyError, status: int, send: Send) -> None:

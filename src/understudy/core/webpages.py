@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from http import HTTPStatus
 from ipaddress import ip_address
 from urllib.parse import urlsplit
+
+from understudy.wire.errors import Code, UnderstudyError
 
 ORIGIN, HOST, FETCH_SITE = b"origin", b"host", b"sec-fetch-site"
 OWN_SITES = frozenset((b"none", b"same-origin"))  # none: typed in, or from a bookmark
@@ -31,10 +35,22 @@ class Names:
         name = host_of(host)
         if name in self._names or name == b"localhost" or name.endswith(b".localhost"):
             return True
-        with contextlib.suppress(ValueError):
-            ip_address(name.decode("latin-1"))
-            return True
+        return _is_address(name)
+
+    def check(self, host: bytes, role: str) -> None:
+        """Raises FORBIDDEN, with 421, unless the value of a Host header is one of ours."""
+        if not self.know(host):
+            what = f"the Host header is no name of this {role}; list it in {role}s.hosts if it is"
+            raise UnderstudyError(Code.FORBIDDEN, what, status=HTTPStatus.MISDIRECTED_REQUEST)
+
+
+@lru_cache(maxsize=64)  # clients ask by few
+def _is_address(name: bytes) -> bool:
+    try:
+        ip_address(name.decode("latin-1"))
+    except ValueError:
         return False
+    return True
 
 
 def host_of(authority: bytes) -> bytes:

@@ -80,6 +80,8 @@ class Api:
 
     def body_bytes_max(self, target: bytes) -> int:
         """Of a request to `target`. What isn't inference is read here, while everybody else waits."""
+        if target in self._infer:
+            return self.settings.http.body_bytes_max
         path = unquote(target_path(target).partition(b"?")[0].decode("latin-1"))
         limit = self.settings.http.body_bytes_max
         return limit if self._infer_pattern.fullmatch(path) else min(limit, OTHER_BODY_BYTES_MAX)

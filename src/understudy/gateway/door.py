@@ -11,7 +11,6 @@ from understudy.settings.gateway import GatewayConfig
 from understudy.wire.errors import Code, UnderstudyError
 
 OPERATORS_PATH = "/understudy/"
-MISDIRECTED = 421
 
 
 class Door:
@@ -37,9 +36,8 @@ class Door:
             raise
 
     def _check(self, headers: Mapping[bytes, bytes]) -> None:
-        if self._names is not None and HOST in headers and not self._names.know(headers[HOST]):
-            what = "the Host header is no name of this gateway; list it in gateways.hosts if it is"
-            raise UnderstudyError(Code.FORBIDDEN, what, status=MISDIRECTED)
+        if self._names is not None and HOST in headers:
+            self._names.check(headers[HOST], "gateway")
         allowed = self._cors is not None and self._cors.allows(headers.get(ORIGIN, b""))
         if not allowed and (page := foreign_page(headers)):
             what = f"{page} asks; list its origin in gateway.cors.origins to let it in"

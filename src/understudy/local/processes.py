@@ -10,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from understudy.adapters.own_files import for_us_alone, make_way
 from understudy.settings.places import LogSettings
 
 COPY_BYTES = 1024 * 1024
@@ -71,7 +72,7 @@ class RoleProcess:
         self.log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.rotate_log()
         self._group = self._group if self.pids() else 0
-        with open(self.log_path, "ab", opener=_for_us_alone) as log:
+        with open(self.log_path, "ab", opener=for_us_alone) as log:
             self._process = subprocess.Popen(
                 self._argv,
                 stdin=subprocess.DEVNULL,
@@ -121,13 +122,10 @@ class RoleProcess:
             size_bytes = self.log_path.stat().st_size
             if size_bytes <= self._logs.bytes_max:
                 return
-            aside = [self.log_path, *(Path(f"{self.log_path}.{n}") for n in range(1, self._logs.file_count))]
-            for older, newer in zip(aside[:1:-1], aside[-2:0:-1], strict=True):
-                with contextlib.suppress(FileNotFoundError):
-                    newer.replace(older)
+            aside = make_way(self.log_path, self._logs.file_count)
             try:
-                if len(aside) > 1:
-                    _copy_end(self.log_path, aside[1], self._logs.bytes_max)
+                if aside is not None:
+                    _copy_end(self.log_path, aside, self._logs.bytes_max)
             finally:
                 os.truncate(self.log_path, 0)
         except OSError:
@@ -140,12 +138,8 @@ class RoleProcess:
             return ""
 
 
-def _for_us_alone(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def _copy_end(source: Path, target: Path, bytes_max: int) -> None:
-    with source.open("rb") as reader, open(target, "wb", opener=_for_us_alone) as writer:
+    with source.open("rb") as reader, open(target, "wb", opener=for_us_alone) as writer:
         reader.seek(-bytes_max, os.SEEK_END)
         left_bytes = bytes_max
         while left_bytes > 0 and (data := reader.read(min(COPY_BYTES, left_bytes))):

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from understudy.wire.errors import InvalidArgument
+from understudy.wire.errors import InvalidArgument, cut
 
 DEPTH_MAX = 48  # a tensor of the highest rank, and what is around it
 INT_MIN, INT_MAX = -(2**63), 2**64 - 1
@@ -66,4 +66,4 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and not INT_MIN <= value <= INT_MAX:
         return "a number beyond 64 bits"
     text = repr(value)
-    return text if len(text) <= SHOWN_CHARS_MAX else text[:SHOWN_CHARS_MAX] + "…"
+    return cut(text, SHOWN_CHARS_MAX)

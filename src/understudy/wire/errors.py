@@ -102,6 +102,11 @@ def presentable(text: str) -> str:
     return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def cut(text: str, chars_max: int) -> str:
+    """The beginning of `text`, with a mark where the rest is left out."""
+    return text if len(text) <= chars_max else text[:chars_max] + "…"
+
+
 def quoted(value: bytes) -> str:
     """What somebody sent, or its beginning, as a message names it."""
     return repr(value[:40].decode("ascii", "backslashreplace"))

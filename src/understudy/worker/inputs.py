@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from understudy.wire.errors import InvalidArgument
+from understudy.wire.errors import InvalidArgument, cut
 from understudy.wire.frames import Buffer
 from understudy.wire.records import TensorSpec
 from understudy.wire.tensors import (
@@ -108,7 +108,7 @@ def _depth(data: msgspec.Raw) -> int:
 
 
 def shown(text: str) -> str:
-    return repr(text if len(text) <= SHOWN_CHARS_MAX else text[:SHOWN_CHARS_MAX] + "…")
+    return repr(cut(text, SHOWN_CHARS_MAX))
 
 
 class InputRule:

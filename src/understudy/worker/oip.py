@@ -126,7 +126,7 @@ class Bodies:
         self.bytes_max = 2**31  # of one
         self._app = app
         self._version = str(version)
-        self._datatypes = {spec.name: spec.datatype for spec in outputs}
+        self.datatypes = {spec.name: spec.datatype for spec in outputs}
         self._labels = {spec.name: spec.labels for spec in outputs if spec.labels}
         self._numbers = not any(spec.datatype == "BYTES" for spec in outputs)
         self._batched = batched
@@ -165,7 +165,7 @@ class Bodies:
     def _answer_rows(self, outputs: dict[str, Array], requests: Sequence[Request]) -> Iterator[Answer]:
         """As `_answer`, for requests that are alike: an output becomes Python's numbers once for all."""
         columns = [
-            (name, self._datatypes[name], (1, *array.shape[1:]), array.reshape(len(array), -1).tolist())
+            (name, self.datatypes[name], (1, *array.shape[1:]), array.reshape(len(array), -1).tolist())
             for name, array in outputs.items()
         ]
         for row, request in enumerate(requests):
@@ -180,7 +180,7 @@ class Bodies:
         for output in request.outputs:
             name = output.name
             array = outputs[name]
-            datatype = self._datatypes[name]
+            datatype = self.datatypes[name]
             if output.classes:
                 datatype, array = self._classified(output, array)
             tensor = _WrittenTensor(name, datatype, array.shape)
@@ -226,7 +226,7 @@ class Codec:
         self._dynamic = [rule.spec.name for rule in self._rules.values() if rule.dynamic]
         self._text_inputs = sum(spec.datatype == "BYTES" for spec in inputs)
         self._required = [spec.name for spec in inputs if not spec.optional]
-        self._outputs = {spec.name: spec.datatype for spec in outputs}
+        self._outputs = self.bodies.datatypes
         self._all_json = tuple(Output(spec.name) for spec in outputs)
         self._all_binary = tuple(Output(spec.name, binary=True) for spec in outputs)
         self._batched = batched

@@ -34,11 +34,11 @@ class Bodies(oip.Bodies):
         contents: list[Buffer] = []
         # As it was asked, if all of it has a place there: an answer has one form.
         in_contents = request.in_contents and all(
-            output.classes or self._datatypes[output.name] in CONTENTS for output in request.outputs
+            output.classes or self.datatypes[output.name] in CONTENTS for output in request.outputs
         )
         for output in request.outputs:
             array = outputs[output.name]
-            datatype = self._datatypes[output.name]
+            datatype = self.datatypes[output.name]
             if output.classes:
                 datatype, array = self._classified(output, array)
             tensor = response.outputs.add(name=output.name, datatype=datatype, shape=array.shape)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError, cut
 from understudy.wire.messages import Failure
 
 # All that a worker of ours says. Anything else is a failure of its model.
@@ -33,8 +33,8 @@ FACTS_MAX, FACT_CHARS_MAX = 8, 200
 
 def heard(failure: Failure) -> UnderstudyError:
     code = failure.code if failure.code in CODES else Code.MODEL_FAILED
-    error = UnderstudyError(code, _cut(failure.message, MESSAGE_CHARS_MAX), **_facts(failure.context))
-    error.traceback = _cut(failure.traceback, TRACEBACK_CHARS_MAX)
+    error = UnderstudyError(code, cut(failure.message, MESSAGE_CHARS_MAX), **_facts(failure.context))
+    error.traceback = cut(failure.traceback, TRACEBACK_CHARS_MAX)
     return error
 
 
@@ -47,11 +47,7 @@ def _facts(context: dict[str, Any]) -> dict[str, str | int | float | bool]:
         if name in ("status", "allow") or not name.isidentifier() or len(name) > FACT_CHARS_MAX:
             continue
         if isinstance(value, str):
-            facts[name] = _cut(value, FACT_CHARS_MAX)
+            facts[name] = cut(value, FACT_CHARS_MAX)
         elif isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < 2**63):
             facts[name] = value
     return facts
-
-
-def _cut(text: str, chars_max: int) -> str:
-    return text if len(text) <= chars_max else text[:chars_max] + "…"

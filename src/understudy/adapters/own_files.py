@@ -1,0 +1,21 @@
+"""Files that only our user may read, and the older ones of a file that is set aside when it is long."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def for_us_alone(path: str, flags: int) -> int:
+    """The `opener` of `open`."""
+    return os.open(path, flags, 0o600)
+
+
+def make_way(path: Path, file_count: int) -> Path | None:
+    """Where `path` may be set aside: older ones move on, the oldest of `file_count` goes. None: nowhere."""
+    aside = [Path(f"{path}.{number}") for number in range(1, file_count)]
+    for older, newer in zip(aside[:0:-1], aside[-2::-1], strict=True):
+        with contextlib.suppress(FileNotFoundError):
+            newer.replace(older)
+    return aside[0] if aside else None
