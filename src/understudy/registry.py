@@ -53,6 +53,7 @@ EVENTS: dict[str, str] = {
     "settings.ignored": "The cluster file has fields that this version doesn't know; they are left out.",
     "socket.restored": "A socket was removed under a process that listens there; the message says how it is.",
     # worker
+    "sandbox.chosen": "An agent starts: what sandbox models run in, and why in no better one.",
     "worker.started": "A blank worker listens.",
     "worker.stopped": "A worker has drained and ends.",
     "worker.orphaned": "Nobody was connected to a worker for too long; it ends.",

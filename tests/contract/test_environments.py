@@ -21,8 +21,11 @@ from tests.wheels import write_wheel
 import understudy
 import understudy.agent.environments as module
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
+from understudy.adapters.sandbox.trial import of_environments
+from understudy.adapters.sandbox.walls import Tier, Walls
 from understudy.agent.environments import Environments
 from understudy.agent.kept_environments import KeptEnvironments
+from understudy.agent.rooms import Rooms
 from understudy.agent.staging import Staging
 from understudy.cli import wheels
 from understudy.core.agent.events import EnvironmentChanged, Event
@@ -50,15 +53,16 @@ class Node:
         self.told: list[tuple[str, str]] = []
         self.root = place / "environments"
         self.kept = KeptEnvironments(self.root, self._step)
+        rooms = Rooms(place, Walls(hidden=(str(folder),)), of_environments(Tier.NONE))
         staging = Staging(
             self.staged,
-            place / "replicas",
+            rooms,
             lambda _: None,
             self._tell,
             spare=self.kept.drop_oldest,
         )
         tuning = AgentTuning(environments_max=environments_max)
-        self.environments = Environments(self.kept, staging, tuning, self._step, self._tell)
+        self.environments = Environments(self.kept, staging, rooms, tuning, self._step, self._tell)
 
     def __enter__(self) -> Self:
         return self
@@ -227,8 +231,8 @@ def test_a_full_disk_is_the_places_trouble_and_the_build_goes_on_when_it_ends(
     environment = node.packed()
     install = module.install
 
-    async def full(wheels: Path, target: Path) -> None:
-        await install(wheels, target)
+    async def full(wheels: Path, target: Path, walls: Walls) -> None:
+        await install(wheels, target, walls)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "install", full)
@@ -372,7 +376,7 @@ async def unwanted_during_the_first(node: Node, *wanted: Environment) -> list[st
     """What is tried where all of them are wanted until the first is being tried; each fails."""
     tried = []
 
-    async def never_starts(python: str, _: str) -> None:
+    async def never_starts(python: str, *_: object) -> None:
         tried.append(python)
         node.environments.want([])
         raise UnderstudyError(Code.LOAD_FAILED, "it never starts")

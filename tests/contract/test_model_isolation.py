@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from agents_zygote import AgentsZygote
 from worker_process import (
     DEADLINE_S,
     TIMEOUT_US,
@@ -28,7 +28,7 @@ from worker_process import (
     worker_process,
 )
 
-from understudy.agent.zygote import MESSAGE_BYTES_MAX, Answer, Exited, Fork, Forked
+from understudy.agent.zygote import Exited
 from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import Code
 from understudy.wire.messages import (
@@ -659,36 +659,12 @@ def test_no_process_of_a_model_outlives_a_drained_worker(blank: WorkerProcess, t
     assert not any(map(is_running, children))
 
 
-class AgentsZygote:
-    """The real one, as an agent starts it."""
-
-    def __init__(self) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.settimeout(DEADLINE_S)
-        command = [sys.executable, "-m", "understudy.agent.zygote", str(theirs.fileno())]
-        with theirs:
-            self._process = subprocess.Popen(command, pass_fds=(theirs.fileno(),))
-
-    def __enter__(self) -> AgentsZygote:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._control.close()
-        self._process.wait(DEADLINE_S)
-
-    def fork(self, path: Path) -> int:
-        self._control.send(msgspec.msgpack.encode(Fork(path.name, str(path), "", WorkerTuning())))
-        answer = self.answer()
-        assert isinstance(answer, Forked)
-        return answer.pid
-
-    def answer(self) -> Answer:
-        return msgspec.msgpack.decode(self._control.recv(MESSAGE_BYTES_MAX), type=Answer)
-
-
 def test_no_process_of_a_model_outlives_a_killed_worker_and_others_are_left_alone(tmp_path: Path) -> None:
     load = written(tmp_path, STARTING, **FOUR)
-    with AgentsZygote() as zygote, tempfile.TemporaryDirectory(prefix="understudy-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="understudy-") as folder,
+        AgentsZygote(Path(folder)) as zygote,
+    ):
         paths = [Path(folder, name) for name in ("one", "two")]
         pids = [zygote.fork(path) for path in paths]
         with connected(paths[0]) as one, connected(paths[1]) as two:

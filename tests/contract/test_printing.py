@@ -19,7 +19,8 @@ from understudy.settings.places import LogSettings
 PRINTER = """
 import os, sys, time
 from understudy.adapters.printing import capture
-log = capture()
+log = os.dup(2)
+capture()
 for line in sys.stdin:
     exec(line)
     os.write(log, b"done\\n")

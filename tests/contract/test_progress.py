@@ -11,20 +11,27 @@ from pathlib import Path
 from time import monotonic
 
 from understudy.adapters.processes import is_frozen, process_stat
-from understudy.adapters.progress import ProgressWriter, progress_path, read_progress
+from understudy.adapters.progress import ProgressWriter, make_progress_file, progress_path, read_progress
 
 HOLDS = """
 import ctypes, sys, time
-from understudy.adapters.progress import ProgressWriter
-writer = ProgressWriter(sys.argv[1])
+from understudy.adapters.progress import ProgressWriter, make_progress_file
+writer = ProgressWriter()
+writer.write_to(make_progress_file(sys.argv[1]))
 writer.begin(3, time.monotonic(), 20.0)
 ctypes.PyDLL(None).usleep(30_000_000)
 """
 
 
+def writing_to(path: str) -> ProgressWriter:
+    writer = ProgressWriter()
+    writer.write_to(make_progress_file(path))
+    return writer
+
+
 def test_a_batch_can_be_followed_from_outside(tmp_path: Path) -> None:
     path = progress_path(str(tmp_path / "w-1.sock"))
-    writer = ProgressWriter(path)
+    writer = writing_to(path)
     writer.end(proven=True)
     idle = read_progress(path)
     assert idle is not None
@@ -46,7 +53,7 @@ def test_a_batch_can_be_followed_from_outside(tmp_path: Path) -> None:
 
 def test_nothing_that_was_ever_succeeded_is_no_proof(tmp_path: Path) -> None:
     path = str(tmp_path / "w.progress")
-    ProgressWriter(path).end(proven=False)
+    writing_to(path).end(proven=False)
     progress = read_progress(path)
     assert progress is not None
     assert progress.proven_ago_s is None
@@ -56,7 +63,7 @@ def test_a_file_that_is_missing_or_cut_is_no_progress(tmp_path: Path) -> None:
     assert read_progress(str(tmp_path / "none.progress")) is None
     (tmp_path / "cut.progress").write_bytes(b"123")
     assert read_progress(str(tmp_path / "cut.progress")) is None
-    ProgressWriter(str(tmp_path / "no" / "such" / "folder")).begin(1, 0.0, 0.0)
+    writing_to(str(tmp_path / "no" / "such" / "folder")).begin(1, 0.0, 0.0)
 
 
 def test_a_process_that_holds_its_interpreters_lock_is_read_all_the_same(tmp_path: Path) -> None:

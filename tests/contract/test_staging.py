@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
+from understudy.adapters.sandbox.walls import Walls
+from understudy.agent.rooms import Rooms
 from understudy.agent.staging import Staging
 from understudy.core.agent.events import ArtifactStaged, Event
 from understudy.wire.records import ArtifactRef
@@ -36,7 +38,7 @@ def test_an_artifact_is_staged_once_however_many_want_it_and_nothing_of_it_is_ke
 ) -> None:
     said: list[Event] = []
     copies = LocalArtifacts(tmp_path / "copies", store, 100)
-    staging = Staging(copies, tmp_path / "replicas", said.append, lambda *_: None, _nothing)
+    staging = Staging(copies, Rooms(tmp_path, Walls()), said.append, lambda *_: None, _nothing)
     refs = [_stored(store, bytes([number]) * 60) for number in range(5)]
 
     async def provide() -> None:

@@ -46,7 +46,7 @@ from understudy.wire.messages import (
     encode_message,
 )
 from understudy.wire.records import TensorSpec
-from understudy.worker.process import WorkerArgs
+from understudy.worker.__main__ import Alone
 from understudy.worker.serving import PROBES_QUEUED_MAX
 
 SPECS: dict[str, Any] = {
@@ -285,7 +285,7 @@ class Fresh:
 def test_a_fresh_interpreter_serves_and_a_signal_ends_even_a_hanging_load(
     slow: Load, hold: Path, tmp_path: Path
 ) -> None:
-    args = WorkerArgs("w2", str(tmp_path / "w.sock"))
+    args = Alone("w2", str(tmp_path / "w.sock"))
     fresh = Fresh(msgspec.json.encode(args).decode())
     try:
         with connected(tmp_path / "w.sock") as client:
@@ -302,7 +302,7 @@ def test_a_fresh_interpreter_serves_and_a_signal_ends_even_a_hanging_load(
 def test_a_start_that_can_not_succeed_is_said(blank: WorkerProcess) -> None:
     status, errors = Fresh("{}").end()
     assert (status, "missing required field `worker`" in errors) == (2, True)
-    taken = WorkerArgs("w2", str(blank.socket))
+    taken = Alone("w2", str(blank.socket))
     status, errors = Fresh(msgspec.json.encode(taken).decode()).end()
     assert (status, "another process listens here already" in errors) == (2, True)
 

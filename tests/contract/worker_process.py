@@ -33,7 +33,7 @@ from understudy.wire.messages import (
     encode_message,
 )
 from understudy.wire.records import BatchingVerdict
-from understudy.worker.process import WorkerArgs
+from understudy.worker.__main__ import Alone
 
 M = TypeVar("M")
 DEADLINE_S = 20.0
@@ -45,7 +45,7 @@ RUNNING = 1000
 ZYGOTE = """
 import os, sys
 import msgspec, numpy, onnxruntime, uvloop
-from understudy.worker.process import WorkerArgs, run_worker
+from understudy.worker.__main__ import Alone, run_alone
 
 sys.dont_write_bytecode = False  # whatever the tests run with
 for line in sys.stdin:
@@ -56,7 +56,7 @@ for line in sys.stdin:
         continue
     pid = os.fork()
     if pid == 0:
-        run_worker(msgspec.json.decode(rest, type=WorkerArgs))
+        run_alone(msgspec.json.decode(rest, type=Alone))
         os._exit(0)
     print(pid, flush=True)
 """
@@ -189,7 +189,7 @@ class WorkerProcess:
     def __init__(self, zygote: Zygote, folder: Path, tcp_host: str, settings: WorkerTuning) -> None:
         self.socket = folder / "w.sock"
         self._zygote = zygote
-        args = WorkerArgs("w1", str(self.socket), tcp_host, settings)
+        args = Alone("w1", str(self.socket), tcp_host, settings)
         self.pid = zygote.ask("fork " + msgspec.json.encode(args).decode())
         self._status: int | None = None
         self.client = connected(self.socket)

@@ -107,11 +107,13 @@ class AgentNode:
         self.folder = folder
         self.orders = folder / "orders"
         self.orders.mkdir()
+        self.orders.chmod(0o777)  # models are other users
         self._hung_up = asyncio.Event()
         self.log_path = folder / "agent.log"
         cluster = folder / "cluster.toml"
         cluster.write_text(
             f'data_dir = "data"\nrun_dir = "{run_dir}"\nnodes = [{{ name = "n1", memory_mb = 2000 }}]\n'
+            + f"agent.sandbox.writable = [{str(self.orders)!r}]\n"
             + "".join(f"agent.{name} = {value}\n" for name, value in {**QUICK, **tuning}.items())
         )
         self.cluster_path = cluster

@@ -40,7 +40,7 @@ class Model:
 
 PICKY = '''
 """Doubles its input and always answers its probe (zeros). Users it may fail: see the orders."""
-import os, time
+import time
 from pathlib import Path
 import numpy as np
 
@@ -48,12 +48,12 @@ ORDERS = Path({orders!r})
 
 class Model:
     def load(self, path):
-        pass
+        self.replica = Path(path).parent.name
 
     def predict(self, inputs):
         x = inputs["x"]
         told = {{path.name for path in ORDERS.iterdir()}} if x.any() else ()
-        for who in ({tag!r}, str(os.getpid())):
+        for who in ({tag!r}, self.replica):
             if who + "-raise" in told:
                 raise RuntimeError("told to fail")
             if who + "-nan" in told:
@@ -132,7 +132,7 @@ def write_mischief_app(folder: Path, name: str, orders: Path, criticality: str =
 
 
 def write_picky_app(folder: Path, name: str, orders: Path, tags: dict[str, str], extra: str = "") -> None:
-    """The second python model above. `tags`: variant, best first -> what its orders begin with (or a pid)."""
+    """The second python model above. `tags`: variant, best first -> how its orders begin, else a replica."""
     orders.mkdir(parents=True, exist_ok=True)
     sources = {variant: PICKY.format(orders=str(orders), tag=tag) for variant, tag in tags.items()}
     write_python_app(folder, name, sources, extra)

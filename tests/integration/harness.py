@@ -324,6 +324,13 @@ class Harness:
         return "\n".join(parts)
 
 
+def open_folder(path: Path) -> Path:
+    """Where models that are to be told something, and tests, both read and write."""
+    path.mkdir(exist_ok=True)
+    path.chmod(0o777)
+    return path
+
+
 def write_cluster(
     folder: Path,
     gateways: int,
@@ -344,6 +351,7 @@ def write_cluster(
     for name, site in nodes.items():
         text += f'\n[[nodes]]\nname = "{name}"\nsite = "{site}"\nmemory_mb = 600\n'
     text += f"\n[controller]\nlease_ms = {lease_ms}\nstability_window_s = 1\nstart_grace_ms = 1500\n{extra}\n"
+    text += f"\n[agent.sandbox]\nwritable = [{str(open_folder(folder / 'orders'))!r}]\n"
     path = folder / "CLUSTER.toml"
     path.write_text(text)
     return path, ports

@@ -39,7 +39,7 @@ def test_a_replica_that_passes_its_probe_and_fails_users_leaves_the_rotation(tmp
             async with harness.traffic("picky", BODY) as traffic:
                 await harness.until(lambda: len(traffic.answers) > 300, 15, "it is known how fast it is")
                 victim = await harness.replica("picky", role="primary")
-                order = orders / f"{victim['pid']}-{how}"
+                order = orders / f"{victim['id']}-{how}"
                 order.touch()
 
                 async def breaker_is(state: str) -> bool:

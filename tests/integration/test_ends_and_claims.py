@@ -18,7 +18,7 @@ import grpc.aio
 import psutil
 import pytest
 from grpc_calls import METHOD
-from harness import Harness, closed, infer_body, read_answer, request_bytes, running
+from harness import Harness, closed, infer_body, open_folder, read_answer, request_bytes, running
 
 from understudy.adapters.ports import free_ports
 from understudy.local.supervisor import Cluster
@@ -73,7 +73,7 @@ class Slow:
 
     @property
     def ran(self) -> int:
-        path = self.harness.folder / "ran"
+        path = self.harness.folder / "orders" / "ran"
         return path.stat().st_size if path.exists() else 0
 
     async def idle(self) -> None:
@@ -88,7 +88,10 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
     folder: Path = tmp_path_factory.mktemp("slow")
     app = folder / "apps" / "slow"
     app.mkdir(parents=True)
-    (app / "model.py").write_text(SLOW.format(ran=str(folder / "ran")))
+    ran = open_folder(folder / "orders") / "ran"
+    ran.touch()
+    ran.chmod(0o666)
+    (app / "model.py").write_text(SLOW.format(ran=str(ran)))
     (app / "APP.toml").write_text(MANIFEST)
     with asyncio.Runner() as runner:
         context = running(folder, nodes={"n1": "a"}, extra=TUNING, grpc=True)

@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 from grpc_calls import METHOD
-from harness import Answer, Harness, running
+from harness import Answer, Harness, open_folder, running
 
 import manifests
 from understudy.adapters.control import cluster_controllers
@@ -63,7 +63,7 @@ class Scene:
         self.harness = harness
         self.runner = runner
         self.folder = folder
-        self.orders = folder / "fail"
+        self.orders = folder / "orders" / "fail"
 
     def infer(self, rows: int = 1, **more: Any) -> Answer:
         tensor = {"name": "x", "datatype": "FP32", "shape": [rows, 2], "data": [1.0] * 2 * rows}
@@ -85,7 +85,7 @@ class Scene:
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("promises")
     (folder / "apps" / "stoic" / "code").mkdir(parents=True)
-    source = MODEL.format(orders=str(folder / "fail"))
+    source = MODEL.format(orders=str(open_folder(folder / "orders") / "fail"))
     (folder / "apps" / "stoic" / "code" / "model.py").write_text(source)
     (folder / "apps" / "stoic" / "APP.toml").write_text(MANIFEST)
     with asyncio.Runner() as runner:

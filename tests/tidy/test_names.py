@@ -28,6 +28,7 @@ UNITLESS = {
     "calls_max", "streams_max", "stream_pipeline_max", "tokens_max",
     "manifests_max", "removals_max",
     "uploads_max", "events_pending_max", "deployments_max", "profile_attempts_max",
+    "tasks_max",
     "entries_max", "environments_max", "failures_min", "failures_max", "recheck_share", "tolerance",
     "accuracy", "deviations", "factor", "gap", "quantile", "weight",
 }  # fmt: skip

@@ -7,9 +7,11 @@ got. A file appears under its name only when it is complete. Everything here blo
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Collection, Iterator
@@ -212,6 +214,44 @@ class LocalArtifacts:
             path.unlink(missing_ok=True)
             raise
         return path
+
+    def lend(self, digest: str, target: Path, *, to_others: bool) -> None:
+        """Have a copy that was verified appear at `target` too, for other users to read if `to_others`.
+
+        Raises OSError.
+        """
+        path = self.path(digest)
+        with self._unchanged(digest):
+            if to_others:
+                path.chmod(0o644)
+            target.unlink(missing_ok=True)
+            try:
+                os.link(path, target)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM):
+                    raise
+                shutil.copyfile(path, target)  # a file system that has no links
+
+    def take_back(self, digest: str, target: Path) -> None:
+        with self._unchanged(digest), contextlib.suppress(OSError):
+            target.unlink()
+
+    @contextlib.contextmanager
+    def _unchanged(self, digest: str) -> Iterator[None]:
+        """What is done meanwhile alters the file's mark, but not its content."""
+        before = self._mark_of(digest)
+        yield
+        if before is not None and self._checked.get(digest) == before:
+            after = self._mark_of(digest)
+            if after is not None:
+                self._checked[digest] = after
+
+    def _mark_of(self, digest: str) -> tuple[int, ...] | None:
+        try:
+            with self.path(digest).open("rb") as file:
+                return _mark(file)
+        except OSError:
+            return None
 
     def stage(self, ref: ArtifactRef, keep: Collection[str]) -> list[str]:
         """Copy `ref` from the store, verified; the digests evicted to make room.

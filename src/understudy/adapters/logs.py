@@ -58,15 +58,14 @@ def _regular_file(number: int) -> str:
     return ""
 
 
-def configure(role: str, name: str, descriptor: int = -1) -> None:
+def configure(role: str, name: str) -> None:
     """Set up structlog for this process; every line carries the role and the name.
 
-    It goes to `descriptor` if one is given, else to standard error, whatever that is by then.
+    It goes to standard error, whatever that is by then.
     """
     global _file
     _file = _file or _regular_file(2)
-    stream = os.fdopen(descriptor, "w", buffering=1, errors="backslashreplace") if descriptor >= 0 else None
-    on_terminal = (stream or sys.stderr).isatty()
+    on_terminal = sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
     )
@@ -79,7 +78,7 @@ def configure(role: str, name: str, descriptor: int = -1) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Patient(stream))),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Patient(None))),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.clear_contextvars()

@@ -21,9 +21,8 @@ CHUNK_BYTES = 64 * 1024  # read at once; of more than that the newest
 KEPT_BYTES = 256 * 1024  # a file beyond it is emptied once it was read
 
 
-def capture() -> int:
-    """Send what this process prints to memory; a descriptor of what was its standard error, for its log."""
-    log = os.dup(2)
+def capture() -> None:
+    """Send what this process prints to memory, its log too."""
     output = os.memfd_create(NAME)
     fcntl.fcntl(output, fcntl.F_SETFL, os.O_RDWR | os.O_APPEND)  # so that it can be emptied under the writer
     for stream in (sys.stdout, sys.stderr):
@@ -32,7 +31,6 @@ def capture() -> int:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    return log
 
 
 async def keep_small(bytes_max: int) -> None:

@@ -7,10 +7,10 @@ worker keeps a few numbers in a small file that is mapped into its memory: writi
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
-from pathlib import Path
 from time import monotonic
 from typing import NamedTuple
 
@@ -34,33 +34,44 @@ class Progress(NamedTuple):
     proven_ago_s: float | None  # since an inference succeeded
 
 
+def make_progress_file(path: str) -> int:
+    """A descriptor of it, with room for the numbers. Where it can't be had, of one that nobody can read.
+
+    A worker without it is judged by its answers.
+    """
+    with contextlib.suppress(OSError):
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            # Now, while a full disk is an error: later it would be a signal.
+            os.write(file, bytes(_LAYOUT.size))
+        except OSError:
+            os.close(file)
+            raise
+        return file
+    file = os.memfd_create("understudy-progress", os.MFD_CLOEXEC)
+    os.ftruncate(file, _LAYOUT.size)
+    return file
+
+
 class ProgressWriter:
-    """The worker's side. Without a `path`, or where that can't be written, nobody reads it."""
+    """The worker's side. Until it has a file, nobody reads it."""
 
-    __slots__ = ("_page", "_path", "_values")
+    __slots__ = ("_page", "_values")
 
-    def __init__(self, path: str = "") -> None:
+    def __init__(self) -> None:
         self._values: tuple[int, int, int, float, float, float] = (0, 0, 0, 0.0, 0.0, 0.0)
         self._page: mmap.mmap | bytearray = bytearray(_LAYOUT.size)
-        self._path = path
-        if path:
-            self.restore()
 
-    def restore(self) -> None:
-        """Make the file, anew if somebody removed it."""
+    def write_to(self, file: int) -> None:
+        """From now on, to a file of `make_progress_file`, which is closed here."""
         try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        except OSError:  # without the file a worker is judged by its answers
+            page = mmap.mmap(file, _LAYOUT.size)
+        except (OSError, ValueError):  # it was cut meanwhile
             return
-        try:
-            os.write(
-                file, bytes(self._page)
-            )  # now, while a full disk is an error: later it would be a signal
-            self._page = mmap.mmap(file, _LAYOUT.size)
-        except (OSError, ValueError):
-            pass  # the same
         finally:
             os.close(file)
+        page[:] = bytes(self._page)
+        self._page = page
 
     def begin(self, rows: int, now: float, budget_s: float) -> None:
         begun, ended, _, _, _, proven_s = self._values
@@ -79,12 +90,13 @@ class ProgressWriter:
 def read_progress(path: str) -> Progress | None:
     """None if there is nothing to read."""
     try:
-        data = Path(path).read_bytes()
-        for _ in range(_READS_MAX):  # it may have been written meanwhile
-            again = Path(path).read_bytes()
-            if again == data:
-                break
-            data = again
+        with open(path, "rb", buffering=0, opener=_plainly) as file:
+            data = os.pread(file.fileno(), _LAYOUT.size, 0)
+            for _ in range(_READS_MAX):  # it may have been written meanwhile
+                again = os.pread(file.fileno(), _LAYOUT.size, 0)
+                if again == data:
+                    break
+                data = again
         begun, ended, rows, began_s, budget_s, proven_s = _LAYOUT.unpack(data)
     except (OSError, struct.error):
         return None
@@ -96,3 +108,7 @@ def read_progress(path: str) -> Progress | None:
         budget_s,
         now - proven_s if proven_s else None,
     )
+
+
+def _plainly(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

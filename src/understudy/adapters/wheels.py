@@ -26,8 +26,9 @@ def install_wheels(wheels: Path, target: Path) -> None:
     Raises LOAD_FAILED naming the wheel that is damaged or isn't for this interpreter, UNAVAILABLE where the
     place is at fault. What was installed until then stays in `target`.
     """
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+    for path in target.glob("*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    target.mkdir(parents=True, exist_ok=True)
     for wheel in sorted(wheels.glob("*.whl")):
         try:
             _install(wheel, target)

@@ -14,11 +14,15 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from understudy.adapters.disks import is_place_trouble
+from understudy.adapters.sandbox.walls import Walls
 from understudy.adapters.wheels import installed_bytes
 from understudy.agent.kept_environments import PYTHON, KeptEnvironments
+from understudy.agent.rooms import Rooms
 from understudy.agent.staging import Staging
-from understudy.agent.trial import install, try_zygote
+from understudy.agent.trial import install, packages_of, try_zygote
 from understudy.core.agent.events import EnvironmentChanged, Event
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code, UnderstudyError
@@ -43,12 +47,14 @@ class Environments:
         self,
         kept: KeptEnvironments,
         staging: Staging,
+        rooms: Rooms,
         tuning: AgentTuning,
         step: Callable[[Event], None],
         tell: Callable[[str, str], None],
     ) -> None:
         self.kept = kept
         self._staging = staging
+        self._rooms = rooms
         self._tuning = tuning
         self._step = step
         self._tell = tell
@@ -165,13 +171,15 @@ class Environments:
         name = f"environment-{environment.key[:16]}"
         try:
             if environment.wheels is None:
-                await try_zygote(environment.python, "")
+                await try_zygote(environment.python, "", self._walls(packages_of(environment.python, "")))
                 await asyncio.to_thread(_mark, partial, environment.python)
             else:
                 folder = await self._staging.provide(environment.wheels, name)
                 await self._staging.make_room(await asyncio.to_thread(installed_bytes, folder))
-                await install(folder, partial)
-                await try_zygote("", str(partial))
+                await asyncio.to_thread(partial.mkdir, parents=True, exist_ok=True)
+                await install(folder, partial, self._walls((str(folder),), str(partial)))
+                await asyncio.to_thread(self._staging.open_up, partial)
+                await try_zygote("", str(partial), self._walls((str(partial),)))
             await self.kept.place(environment.key)
         except OSError as error:
             code = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED
@@ -179,10 +187,17 @@ class Environments:
         finally:
             self._staging.let_go(name)
             await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
-            await asyncio.to_thread(shutil.rmtree, self._staging.folder(name), ignore_errors=True)
+            await asyncio.to_thread(self._staging.clear, name)
             await self.kept.remove_aside()
         took_s = time.monotonic() - began_s
         self._tell("environment.built", f"{_named(environment)} is ready after {took_s:.1f} s")
+
+    def _walls(self, readable: Collection[str], writable: str = "") -> Walls:
+        """For what looks at packages, or runs them, before they are anybody's environment."""
+        walls = self._rooms.zygote_walls("trial", readable)
+        if writable:  # a file of packages may be large, and their disk is watched
+            walls = msgspec.structs.replace(walls, writable=(*walls.writable, writable), scratch_mb=1 << 20)
+        return walls
 
     async def _make_place(self) -> None:
         """For one more than there are. Raises UNAVAILABLE."""

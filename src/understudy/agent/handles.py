@@ -6,6 +6,7 @@ import contextlib
 import signal
 from dataclasses import dataclass
 
+from understudy.adapters.doors import Doorway
 from understudy.adapters.links import FrameLink, dial
 from understudy.adapters.progress import progress_path
 from understudy.agent import probing
@@ -15,7 +16,7 @@ from understudy.agent.spawners import Parent
 from understudy.core.agent import events as ev
 from understudy.core.agent.pools import OWN
 from understudy.wire.frames import Frame
-from understudy.wire.messages import BatchingEnded, Kind, Stats, WorkerStats, decode_message
+from understudy.wire.messages import BatchingEnded, Kind, decode_message
 
 CONNECT_TIMEOUT_S = 10.0  # from the fork to a worker that answers
 ADOPT_TIMEOUT_S = 0.5
@@ -25,6 +26,7 @@ ADOPT_TIMEOUT_S = 0.5
 class Handle:
     record: Record
     pidfd: int
+    door: Doorway
     parent: Parent = (OWN, 0)  # 0 for one that was adopted
     link: FrameLink | None = None
     status: int | None = None  # as the zygote reported it
@@ -46,13 +48,6 @@ async def connect(handle: Handle, step: Step, timeout_s: float) -> FrameLink:
 
     handle.link = await dial(f"unix:{handle.record.socket}", lambda: FrameLink(told, lost), timeout_s)
     return handle.link
-
-
-async def address_of(handle: Handle, *, tcp: bool) -> str:
-    """Where gateways reach it. Raises `UnderstudyError` if it doesn't say."""
-    if tcp and handle.link is not None:
-        return (await handle.link.call(Stats(), WorkerStats, CONNECT_TIMEOUT_S)).tcp_address
-    return f"unix:{handle.record.socket}"
 
 
 def asked_of(handle: Handle, step: Step) -> probing.Asked:

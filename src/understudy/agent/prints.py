@@ -1,4 +1,8 @@
-"""What models print, as labelled lines of the agent's log: so many a second of each replica, so long each."""
+"""What models print, as labelled lines of the agent's log: so many a second of each replica, so long each.
+
+A worker's own log comes the same way, for it has no other file: its lines are told as they are, longer ones
+too, but they count as all others do. A model can forge them, of its own worker.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,13 @@ import asyncio
 import contextlib
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
 import structlog
 
 from understudy.adapters.printing import Printed
+from understudy.registry import EVENTS
 from understudy.settings.places import LogSettings
 from understudy.wire.errors import presentable
 
@@ -18,6 +25,9 @@ TELL_INTERVAL_S = 10.0  # between two notes of what was left out
 BURST_S = 5.0  # lines of so long may come at once
 LAST_LINES = 3
 LAST_CHARS_MAX = 400
+LOG_LINE_BYTES_MAX = 16 * 1024
+_LOG_LINE = b'{"'
+_LEVELS = ("info", "warning", "error")
 
 
 @dataclass(slots=True, eq=False)
@@ -95,27 +105,36 @@ class Prints:
         for line in lines:
             self._line(reader, line)
         reader.partial += rest
-        if len(reader.partial) > self._settings.print_line_bytes_max:
+        if len(reader.partial) > self._bytes_max(reader.partial):
             self._line(reader, b"")
             reader.cut = True
 
     def _line(self, reader: _Reader, end: bytes) -> None:
         line, cut = reader.partial + end, reader.cut
         reader.partial, reader.cut = b"", False
-        bytes_max = self._settings.print_line_bytes_max
+        bytes_max = self._bytes_max(line)
         if cut:
             reader.bytes_dropped += len(line)
             return
-        text = presentable(line[:bytes_max].decode(errors="backslashreplace").rstrip("\r"))
-        if not text.strip():
+        fields = _log_fields(line, reader.label["replica"])
+        text = "" if fields else presentable(line[:bytes_max].decode(errors="backslashreplace").rstrip("\r"))
+        if text.strip():
+            reader.last.append(text)
+        elif not fields:
             return
-        reader.last.append(text)
         reader.bytes_dropped += max(len(line) - bytes_max, 0)
         if reader.lines_left < 1:
             reader.lines_dropped += 1
             return
         reader.lines_left -= 1
-        self._log.info("model.printed", **reader.label, text=text)
+        if fields:
+            getattr(self._log, fields.pop("level"))(**fields)
+        else:
+            self._log.info("model.printed", **reader.label, text=text)
+
+    def _bytes_max(self, line: bytes) -> int:
+        bytes_max = self._settings.print_line_bytes_max
+        return max(bytes_max, LOG_LINE_BYTES_MAX) if line.startswith(_LOG_LINE) else bytes_max
 
     def _tell_dropped(self, reader: _Reader) -> None:
         now = self._loop.time()
@@ -126,3 +145,15 @@ class Prints:
             "model.print_dropped", **reader.label, lines=reader.lines_dropped, bytes=reader.bytes_dropped
         )
         reader.lines_dropped = reader.bytes_dropped = 0
+
+
+def _log_fields(line: bytes, worker: object) -> dict[str, Any]:
+    """Of a line of the worker's own log; empty for any other."""
+    if not line.startswith(_LOG_LINE):
+        return {}
+    try:
+        fields = msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return {}
+    ours = fields.get("process") == f"worker:{worker}" and fields.get("event") in EVENTS
+    return fields if ours and fields.get("level") in _LEVELS else {}

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import hashlib
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -22,6 +21,7 @@ from understudy.adapters.claims import claim
 from understudy.adapters.crash_policy import CrashPolicy
 from understudy.adapters.parents import need_handles
 from understudy.adapters.places import meeting_place
+from understudy.adapters.sandbox.trial import BestTier
 from understudy.adapters.task_groups import ungrouped
 from understudy.agent.disk import NodeDisk
 from understudy.agent.environments import Environments
@@ -29,6 +29,7 @@ from understudy.agent.kept_environments import KeptEnvironments
 from understudy.agent.limits import MemoryLimits
 from understudy.agent.peers import Peers
 from understudy.agent.remembered import Remembered
+from understudy.agent.rooms import Rooms, common_walls, tier_here
 from understudy.agent.staging import AnswerPart, Staging
 from understudy.agent.workers import Workers
 from understudy.core.agent import events as ev
@@ -44,7 +45,7 @@ STOP_GRACE_S = 1.0  # beyond the drain timeout, before workers are left to SIGKI
 class AgentProcess:
     """Drives one `AgentMachine`: the world in as events, effects out to the world."""
 
-    def __init__(self, config: ClusterConfig, name: str) -> None:
+    def __init__(self, config: ClusterConfig, name: str, sandbox: BestTier) -> None:
         self._config = config
         self._name = name
         self._node = config.node(name)
@@ -65,26 +66,36 @@ class AgentProcess:
             cores=self._node.cores,
             devices=tuple(Device(d.name, d.memory_mb, d.cores) for d in self._node.devices),
             revision=saved.target.revision if saved.target else 0,
+            sandbox=str(sandbox),
         )
         self._peers = Peers(
             config, hello, self.step, lambda: self._memory.saved.target, self._read_artifact, self._prepare
         )
+        self._log.info("sandbox.chosen", tier=sandbox.tier, lacking=sandbox.lacking)
         self._limits = MemoryLimits(cgroup_name(self._state_dir, name))
         store = DirectoryStore(Path(config.artifacts_dir))
         artifacts = LocalArtifacts(
             self._state_dir / "artifacts", store, config.agent.stage_bytes_max, config.disk
         )
+        rooms = Rooms(self._state_dir, common_walls(config, sandbox.tier), sandbox.of_environments)
         kept = KeptEnvironments(self._state_dir / "environments", self.step)
         self._staging = Staging(
             artifacts,
-            self._state_dir / "replicas",
+            rooms,
             self.step,
             self._tell,
             spare=kept.drop_oldest,
         )
-        self._environments = Environments(kept, self._staging, config.agent, self.step, self._tell)
+        self._environments = Environments(kept, self._staging, rooms, config.agent, self.step, self._tell)
         self._workers = Workers(
-            config, self._node, self._limits, self._staging, self._environments, self.step, self._spawn
+            config,
+            self._node,
+            self._limits,
+            self._staging,
+            rooms,
+            self._environments,
+            self.step,
+            self._spawn,
         )
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = asyncio.Event()
@@ -107,6 +118,7 @@ class AgentProcess:
             disk = NodeDisk(self._state_dir, self._config.disk, self._staging, self.step, self._tell)
             self._spawn(disk.run())
             self._spawn(self._workers.prints.run())
+            self._spawn(self._workers.keep_doors())
             self._spawn(self._peers.beat())
             self._spawn(self._peers.keep_listening(lambda what: self._tell("socket.restored", what)))
             self._spawn(self._memory.keep(self._tell))
@@ -150,7 +162,7 @@ class AgentProcess:
             self._memory.write()
         except OSError as error:
             self._log.error("state.unsaved", reason=str(error))
-        shutil.rmtree(self._state_dir / "replicas", ignore_errors=True)
+        self._staging.clear_all()
         _unlink_socket(self._config.agent_address(self._name))
         self._claim.close()
         self._log.info("agent.stopped")
@@ -190,8 +202,8 @@ class AgentProcess:
                 self._staging.want(artifacts, keep)
             case ev.HaveEnvironments(environments):
                 self._environments.want(environments)
-            case ev.KeepZygotes(environments):
-                self._workers.zygotes.keep(environments)
+            case ev.KeepZygotes(pools):
+                self._workers.zygotes.keep(pools)
             case ev.AnswerActivate(token, activated):
                 self._peers.answer(token, activated)
             case ev.AnswerMeasure(token, measured):
@@ -258,9 +270,10 @@ def run_agent(config: ClusterConfig, name: str) -> None:
     need_handles()
     config.node(name)
     meeting_place(Path(config.run_dir))
+    sandbox = tier_here(config, name)
 
     async def main() -> None:
-        await AgentProcess(config, name).run()
+        await AgentProcess(config, name, sandbox).run()
 
     with ungrouped(ConfigError):
         uvloop.run(main())

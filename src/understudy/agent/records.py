@@ -20,7 +20,13 @@ class Record(msgspec.Struct, frozen=True):
     start_ticks: int
     socket: str
     cgroup: str
-    environment: str = ""  # key of what it runs in
+    environment: str = ""  # key of the pool that it was forked for
+    tcp_address: str = ""
+
+    @property
+    def address(self) -> str:
+        """Where gateways reach it."""
+        return self.tcp_address or f"unix:{self.socket}"
 
 
 class Records:

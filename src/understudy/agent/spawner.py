@@ -59,7 +59,7 @@ class Spawner:
         self._on_broken = on_broken  # zygotes end again and again before they have forked anything
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger()
-        self._owed: dict[str, Fork] = {}
+        self._owed: dict[str, tuple[Fork, list[int]]] = {}
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._watchdog: asyncio.TimerHandle | None = None
@@ -82,12 +82,13 @@ class Spawner:
         self._control = ours
         self.generation += 1
         self._loop.add_reader(ours, self._readable)
-        for request in self._owed.values():
-            self._send(request)
+        for request, door in self._owed.values():
+            self._send(request, door)
 
-    def fork(self, request: Fork) -> None:
-        self._owed[request.worker] = request
-        self._send(request)
+    def fork(self, request: Fork, door: list[int]) -> None:
+        """`door`: descriptors that go with it; they are to be kept until it is answered."""
+        self._owed[request.worker] = request, door
+        self._send(request, door)
 
     async def close(self) -> None:
         """End the zygote; workers that are still there live on."""
@@ -98,14 +99,14 @@ class Spawner:
         if self._process is not None:
             await asyncio.to_thread(_end, self._process, STOP_TIMEOUT_S)
 
-    def _send(self, request: Fork) -> None:
+    def _send(self, request: Fork, door: list[int]) -> None:
         if self._control is None:
             return  # asked again when the next zygote is there
         if self._watchdog is None:
             self._watchdog = self._loop.call_later(FORK_TIMEOUT_S, self._overdue)
         # A full or broken socket belongs to a stuck or dead zygote; the watchdog or the reader sees to it.
         with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
-            self._control.send(msgspec.msgpack.encode(request))
+            socket.send_fds(self._control, [msgspec.msgpack.encode(request)], door)
 
     def _readable(self) -> None:
         try:

@@ -1,4 +1,7 @@
-"""One zygote per environment: started when a worker is first asked of it, ended when nobody needs it."""
+"""One zygote per pool of an environment: started when a worker is first asked of it, ended with the need.
+
+That of our own installation serves the pool with the network too, for it runs nobody else's code.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,16 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 
+from understudy.agent.entering import command_behind
 from understudy.agent.environments import Environments
+from understudy.agent.rooms import Rooms
 from understudy.agent.spawner import Spawner
-from understudy.agent.trial import zygote_command
+from understudy.agent.trial import packages_of, zygote_command
 from understudy.agent.zygote import Fork
-from understudy.core.agent.pools import OWN
+from understudy.core.agent.pools import OWN, environment_of
 from understudy.settings.agent import AgentTuning
 
-Parent = tuple[str, int]  # environment and generation of a zygote
+Parent = tuple[str, int]  # key and generation of a zygote
 
 
 class Spawners:
@@ -21,6 +26,7 @@ class Spawners:
         self,
         tuning: AgentTuning,
         environments: Environments,
+        rooms: Rooms,
         on_forked: Callable[[str, int], None],
         on_failed: Callable[[str, str], None],
         on_exited: Callable[[int, int], None],
@@ -28,6 +34,7 @@ class Spawners:
     ) -> None:
         self._tuning = tuning
         self._environments = environments
+        self._rooms = rooms
         self._callbacks = on_forked, on_failed, on_exited
         self._by_key: dict[str, Spawner] = {}
         self._spawn = spawn
@@ -35,19 +42,21 @@ class Spawners:
     def start(self) -> None:
         self._spawner(OWN)
 
-    def fork(self, environment: str, request: Fork) -> None:
-        self._spawner(environment).fork(request)
+    def fork(self, pool: str, request: Fork, door: list[int]) -> None:
+        """`door`: descriptors that go with it; they are to be kept until it is answered."""
+        self._spawner(_zygote_of(pool)).fork(request, door)
 
-    def keep(self, environments: frozenset[str]) -> None:
+    def keep(self, pools: frozenset[str]) -> None:
         """End the zygotes of all others but our own."""
-        self._environments.kept.use(environments)
-        for key in self._by_key.keys() - environments - {OWN}:
+        self._environments.kept.use(frozenset(environment_of(pool)[0] for pool in pools) - {OWN})
+        for key in self._by_key.keys() - pools - {OWN}:
             self._spawn(self._by_key.pop(key).close())
 
-    def parent(self, environment: str) -> Parent:
+    def parent(self, pool: str) -> Parent:
         """Of what is forked now."""
-        spawner = self._by_key.get(environment)
-        return environment, spawner.generation if spawner is not None else 0
+        key = _zygote_of(pool)
+        spawner = self._by_key.get(key)
+        return key, spawner.generation if spawner is not None else 0
 
     def knows(self, parent: Parent) -> bool:
         """Whether that zygote is there, to say how its children end."""
@@ -59,7 +68,7 @@ class Spawners:
 
     def _spawner(self, key: str) -> Spawner:
         if key not in self._by_key:
-            broken = (lambda: self._environments.doubt(key)) if key else None
+            broken = (lambda: self._environments.doubt(environment_of(key)[0])) if key else None
             self._by_key[key] = Spawner(self._command(key), self._tuning, *self._callbacks, broken)
             self._by_key[key].start()
         return self._by_key[key]
@@ -67,5 +76,10 @@ class Spawners:
     def _command(self, key: str) -> Callable[[str], list[str]]:
         if not key:
             return lambda socket: [sys.executable, "-P", "-m", "understudy.agent.zygote", socket]
-        python, folder = self._environments.kept.command(key)
-        return lambda socket: zygote_command(socket, python, folder)
+        python, folder = self._environments.kept.command(environment_of(key)[0])
+        walls = self._rooms.zygote_walls(key, packages_of(python, folder))
+        return lambda socket: command_behind(walls, zygote_command(socket, python, folder))
+
+
+def _zygote_of(pool: str) -> str:
+    return OWN if environment_of(pool)[0] == OWN else pool

@@ -10,6 +10,9 @@ from weakref import WeakValueDictionary
 
 from understudy.adapters.archives import unpack
 from understudy.adapters.artifacts import LocalArtifacts
+from understudy.adapters.disks import is_place_trouble
+from understudy.adapters.own_files import let_others_read
+from understudy.agent.rooms import Rooms
 from understudy.core.agent.events import ArtifactDropped, ArtifactStaged, Event
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.messages import ARTIFACT_PART_BYTES, ArtifactPart, ReadArtifact
@@ -18,6 +21,7 @@ from understudy.wire.records import ArtifactRef
 AnswerPart = Callable[[ArtifactPart | UnderstudyError], None]
 RETRY_S = 1.0  # an artifact that couldn't be had is looked for again after this, then twice as long, …
 RETRY_S_MAX = 60.0
+UNPACKED = "model"  # what is packed, in a replica's folder
 
 
 class Staging:
@@ -30,13 +34,13 @@ class Staging:
     def __init__(
         self,
         artifacts: LocalArtifacts,
-        replicas_dir: Path,
+        rooms: Rooms,
         step: Callable[[Event], None],
         tell: Callable[[str, str], None],
         spare: Callable[[], Awaitable[bool]],
     ) -> None:
         self._artifacts = artifacts
-        self._replicas_dir = replicas_dir
+        self._rooms = rooms
         self._step = step
         self._tell = tell
         self._spare = spare
@@ -46,6 +50,7 @@ class Staging:
         self._staged: set[str] = set()
         self._complained: set[str] = set()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # only of what is staged
+        self._lent: dict[str, tuple[str, Path]] = {}  # replica -> digest, and where it lies for it
         self._held: dict[str, str] = {}  # replica -> digest that it is being loaded from
 
     def find(self) -> list[str]:
@@ -92,10 +97,10 @@ class Staging:
                 retry_s = min(retry_s * 2, RETRY_S_MAX)
 
     async def provide(self, ref: ArtifactRef, replica: str) -> Path:
-        """A verified copy of `ref`, kept until `let_go`; for a packed one a directory of the replica's own.
+        """A verified copy of `ref` in the replica's folder: its file, or a directory if it was packed.
 
-        Raises ARTIFACT_CORRUPT when the store's copy is damaged too, ARTIFACT_MISSING, TOO_LARGE,
-        UNAVAILABLE for a full disk, or LOAD_FAILED.
+        The node's own copy is kept until `let_go`. Raises ARTIFACT_CORRUPT when the store's copy is damaged
+        too, ARTIFACT_MISSING, TOO_LARGE, UNAVAILABLE for a full disk, or LOAD_FAILED.
         """
         self._held[replica] = ref.digest
         try:
@@ -108,12 +113,39 @@ class Staging:
                 )
             await self._stage(ref)
             path = self._artifacts.path(ref.digest)
+        try:
+            return await self._lay_out(ref, path, self._rooms.folder(replica))
+        except OSError as error:
+            code = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED
+            raise UnderstudyError(code, f"{ref.file_name} can't be laid out: {error}") from error
+
+    async def _lay_out(self, ref: ArtifactRef, path: Path, folder: Path) -> Path:
         if ref.format != "tar":
-            return path
-        folder = self.folder(replica)
+            target = folder / (Path(ref.file_name).name or ref.digest)
+            await asyncio.to_thread(
+                self._artifacts.lend, ref.digest, target, to_others=self._rooms.for_other_users
+            )
+            self._lent[folder.name] = (ref.digest, target)
+            return target
         await self.make_room(ref.size_bytes)
-        await asyncio.to_thread(unpack, path, folder)
-        return folder
+        target = folder / UNPACKED
+        await asyncio.to_thread(unpack, path, target)
+        await asyncio.to_thread(self.open_up, target)
+        return target
+
+    def clear_all(self) -> None:
+        self._rooms.clear_all()
+
+    def open_up(self, folder: Path) -> None:
+        """Let workers read what is below, if they are other users. Blocks."""
+        if self._rooms.for_other_users:
+            let_others_read(folder)
+
+    def clear(self, replica: str) -> None:
+        """Nobody uses its folder any more."""
+        if replica in self._lent:
+            self._artifacts.take_back(*self._lent.pop(replica))
+        self._rooms.clear(replica)
 
     async def make_room(self, bytes_more: int = 0) -> None:
         """Let go of what nobody wants, if the disk needs that: copies, then what else there is to `spare`.
@@ -134,10 +166,6 @@ class Staging:
     @property
     def _kept(self) -> frozenset[str]:
         return self._keep.union(self._held.values())
-
-    def folder(self, replica: str) -> Path:
-        """Where a replica's unpacked artifact lies."""
-        return self._replicas_dir / replica
 
     async def read(self, asked: ReadArtifact, answer: AnswerPart) -> None:
         """Part of a copy, for a controller whose store lost the artifact; it checks the whole."""

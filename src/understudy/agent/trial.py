@@ -9,6 +9,8 @@ import re
 import sys
 from pathlib import Path
 
+from understudy.adapters.sandbox.walls import Walls
+from understudy.agent.entering import command_behind
 from understudy.agent.variables import for_models
 from understudy.wire.errors import Code, UnderstudyError
 
@@ -22,18 +24,24 @@ def zygote_command(argument: str, python: str = "", folder: str = "") -> list[st
     return [python or sys.executable, "-P", "-m", module, argument, *([folder] if folder else [])]
 
 
-async def try_zygote(python: str, folder: str) -> None:
+def packages_of(python: str, folder: str) -> list[str]:
+    """Directories that a zygote of this interpreter, or with this folder of packages, has to read."""
+    real = os.path.realpath(python)
+    return [folder] if folder else [str(Path(each).parent.parent) for each in dict.fromkeys([python, real])]
+
+
+async def try_zygote(python: str, folder: str, walls: Walls) -> None:
     """Raises LOAD_FAILED saying why no zygote can be started there, UNAVAILABLE if the node can't tell."""
-    status, said = await _run(zygote_command("try", python, folder), TRIAL_TIMEOUT_S)
+    status, said = await _run(command_behind(walls, zygote_command("try", python, folder)), TRIAL_TIMEOUT_S)
     if status:
         raise UnderstudyError(Code.LOAD_FAILED, _why(said, status, python))
 
 
-async def install(wheels: Path, target: Path) -> None:
+async def install(wheels: Path, target: Path, walls: Walls) -> None:
     """In a process of its own, which ends with this one. Raises as `install_wheels` does."""
     module = "understudy.adapters.wheels"
     command = [sys.executable, "-P", "-m", module, str(os.getpid()), str(wheels), str(target)]
-    status, said = await _run(command, INSTALL_TIMEOUT_S)
+    status, said = await _run(command_behind(walls, command), INSTALL_TIMEOUT_S)
     if status:
         code, _, message = said.strip().rpartition("\n")[2].partition(" ")
         if code in (Code.UNAVAILABLE, Code.LOAD_FAILED):

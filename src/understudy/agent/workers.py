@@ -10,21 +10,24 @@ import asyncio
 import contextlib
 import os
 import re
-import shutil
 import signal
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
+import msgspec
 import structlog
 
+from understudy.adapters.doors import Doorway
+from understudy.adapters.doors import remove as remove_door
+from understudy.adapters.links import SOCKET_CHECK_S
 from understudy.adapters.progress import progress_path
 from understudy.agent import probing
 from understudy.agent.environments import Environments
+from understudy.agent.forking import Forking
 from understudy.agent.handles import (
     ADOPT_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
     Handle,
-    address_of,
     asked_of,
     connect,
     kill,
@@ -34,22 +37,20 @@ from understudy.agent.loads import Loads
 from understudy.agent.prints import Prints
 from understudy.agent.probing import jitter
 from understudy.agent.records import Record, Records, start_ticks_of
-from understudy.agent.spawners import Spawners
+from understudy.agent.rooms import Rooms
 from understudy.agent.staging import Staging
-from understudy.agent.zygote import Fork
 from understudy.core.agent import events as ev
-from understudy.core.agent.pools import OWN
 from understudy.settings.cluster import ClusterConfig, NodeConfig
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.messages import (
     BatchingEnded,
     Drain,
+    Ping,
+    Pong,
     Stats,
     WorkerStats,
 )
 
-CONNECT_RETRY_S = 0.001
-CONNECT_RETRY_S_MAX = 0.02
 KILL_TIMEOUT_S = 1.0
 STATUS_WAIT_S = 0.1  # the zygote says at once why a process ended, unless it hangs
 
@@ -63,6 +64,7 @@ class Workers:
         node: NodeConfig,
         limits: MemoryLimits,
         staging: Staging,
+        rooms: Rooms,
         environments: Environments,
         step: Callable[[ev.Event], None],
         spawn: Callable[[Coroutine[None, None, None]], None],
@@ -83,10 +85,10 @@ class Workers:
         self._by_pid: dict[int, Handle] = {}
         self._none_left = asyncio.Event()
         self._none_left.set()
-        self._forking: dict[str, str] = {}  # worker -> key of its environment
-        self.zygotes = Spawners(
-            config.agent, environments, self._forked, self._ended, self._status_known, spawn
+        forking = Forking(
+            config, node, rooms, environments, self._forked, self._ended, self._status_known, spawn
         )
+        self.fork, self.zygotes = forking.fork, forking.zygotes
 
     async def close(self) -> None:
         """Kill what is left, and wait for the kernel to be done with it."""
@@ -101,54 +103,44 @@ class Workers:
 
     # fork and connect
 
-    def fork(self, worker: str, environment: str) -> None:
-        path = Path(self._config.run_dir) / f"w-{worker}.sock"
-        self._forking[worker] = environment
-        request = Fork(worker, str(path), self._node.worker_host, self._config.worker)
-        self.zygotes.fork(environment, request)
-
-    def _forked(self, worker: str, pid: int) -> None:
-        path = Path(self._config.run_dir) / f"w-{worker}.sock"
-        environment = self._forking.pop(worker, OWN)
+    def _forked(self, worker: str, pid: int, pool: str, door: Doorway) -> None:
         try:
             pidfd = os.pidfd_open(pid)
             start_ticks = start_ticks_of(pid)
         except OSError as error:
             # Not reaped before the zygote hears that it ended, so the number is still its own.
             os.kill(pid, signal.SIGKILL)
+            door.close()
             self._ended(worker, f"it can't be watched: {error}")
             return
         cgroup = self._limits.path(worker)
-        handle = self._watch(Record(worker, pid, start_ticks, str(path), cgroup, environment), pidfd)
-        handle.parent = self.zygotes.parent(environment)
+        record = Record(worker, pid, start_ticks, door.path, cgroup, pool, door.tcp_address)
+        handle = self._watch(record, pidfd, door)
+        handle.parent = self.zygotes.parent(pool)
         self._records.write(handle.record)
         self._spawn(self._connect_blank(handle))
+
+    async def keep_doors(self) -> None:
+        """Have sockets that are gone made again. Until cancelled."""
+        while True:
+            await asyncio.sleep(SOCKET_CHECK_S)
+            for handle in list(self._handles.values()):
+                if told := handle.door.restore():
+                    self._log.warning("socket.restored", replica=handle.record.worker, message=told)
 
     async def _connect_blank(self, handle: Handle) -> None:
         # Moving a process into a cgroup takes the kernel milliseconds.
         await asyncio.to_thread(self._limits.admit, handle.record.cgroup, handle.record.pid)
         if handle.gone:
             self._limits.remove(handle.record.cgroup)
-        delay_s = CONNECT_RETRY_S
-        deadline_s = self._loop.time() + CONNECT_TIMEOUT_S
-        while not handle.gone:
-            try:
-                await connect(handle, self._step, CONNECT_TIMEOUT_S)
-            except UnderstudyError:
-                if self._loop.time() > deadline_s:
-                    kill(handle)
-                    return
-                await asyncio.sleep(delay_s)  # it is not listening yet
-                delay_s = min(delay_s * 2, CONNECT_RETRY_S_MAX)
-            else:
-                self.prints.follow(handle.record.worker, handle.record.pid)
-                try:
-                    address = await address_of(handle, tcp=bool(self._node.worker_host))
-                except UnderstudyError:
-                    kill(handle)
-                else:
-                    self._step(ev.WorkerBlank(handle.record.worker, handle.record.pid, address))
-                return
+        try:  # its door is open before it is there itself: it is when it answers
+            link = await connect(handle, self._step, CONNECT_TIMEOUT_S)
+            await link.call(Ping(), Pong, CONNECT_TIMEOUT_S)
+        except UnderstudyError:
+            kill(handle)
+            return
+        self.prints.follow(handle.record.worker, handle.record.pid)
+        self._step(ev.WorkerBlank(handle.record.worker, handle.record.pid, handle.record.address))
 
     # orders
 
@@ -187,8 +179,8 @@ class Workers:
 
     # exits
 
-    def _watch(self, record: Record, pidfd: int) -> Handle:
-        handle = Handle(record, pidfd)
+    def _watch(self, record: Record, pidfd: int, door: Doorway) -> Handle:
+        handle = Handle(record, pidfd, door)
         self._handles[record.worker] = handle
         self._none_left.clear()
         self._by_pid[record.pid] = handle
@@ -227,7 +219,6 @@ class Workers:
         self._ended(worker, reason, out_of_memory=out_of_memory)
 
     def _ended(self, worker: str, reason: str, *, out_of_memory: bool = False) -> None:
-        self._forking.pop(worker, None)  # unless it was forked
         self._step(ev.WorkerExited(worker, reason, out_of_memory, jitter()))
 
     def _bury(self, handle: Handle) -> None:
@@ -241,15 +232,15 @@ class Workers:
             self._none_left.set()
         if handle.link is not None:
             handle.link.abort()
+        handle.door.close()
         self._clear_away(record)
 
     def _clear_away(self, record: Record) -> None:
         self._limits.end_all(record.cgroup)
         self._limits.remove(record.cgroup)
-        Path(record.socket).unlink(missing_ok=True)
-        Path(progress_path(record.socket)).unlink(missing_ok=True)
+        remove_door(record.socket)
         self._records.remove(record)
-        shutil.rmtree(self._staging.folder(record.worker), ignore_errors=True)
+        self._staging.clear(record.worker)
 
     # adoption
 
@@ -277,7 +268,7 @@ class Workers:
             os.close(pidfd)
             self._clear_away(record)
             return
-        handle = self._watch(record, pidfd)
+        handle = self._watch(record, pidfd, Doorway.found(record.socket))
         try:
             link = await connect(handle, self._step, ADOPT_TIMEOUT_S)
             stats = await link.call(Stats(), WorkerStats, ADOPT_TIMEOUT_S)
@@ -285,10 +276,16 @@ class Workers:
             self._log.warning("worker.not_adopted", worker=record.worker, pid=record.pid, reason=str(error))
             kill(handle)
             return
-        address = stats.tcp_address or f"unix:{record.socket}"
         self.prints.follow(record.worker, record.pid)
         self.prints.label(record.worker, stats.app, stats.version, stats.variant)
-        self._step(ev.WorkerFound(record.worker, address, stats, record.environment))
+        self._step(
+            ev.WorkerFound(
+                record.worker,
+                record.address,
+                msgspec.structs.replace(stats, pid=record.pid),
+                record.environment,
+            )
+        )
         if stats.batching_ended:
             self._step(ev.BatchingEndedAt(record.worker, stats.batching_ended))
 

@@ -5,6 +5,9 @@ both. It runs one thread, holds no model, and knows nothing of what its children
 it alone learns their exit status; it reaps them one by one, through a handle to each. What a worker's model
 started becomes the zygote's child when the worker is gone, and is ended then.
 
+A worker with walls of its own around it takes some milliseconds to be put behind them, in which the zygote
+goes on. Each request brings the descriptors of the worker's door.
+
     agent -> zygote   Fork                  zygote -> agent   Forked, ForkFailed, Exited
 """
 
@@ -18,18 +21,26 @@ import selectors
 import signal
 import socket
 import sys
+import time
+from dataclasses import dataclass
 
 import msgspec
 
 from understudy.adapters.descendants import adopt_orphans, end_children
+from understudy.adapters.doors import DESCRIPTORS_MAX
 from understudy.adapters.inherited import settle_inherited
 from understudy.adapters.parents import run_and_exit
 from understudy.adapters.printing import capture
+from understudy.adapters.sandbox.namespaces import INSIDE, be_parent
+from understudy.adapters.sandbox.restricted import restrict
+from understudy.adapters.sandbox.walls import Tier, Walls
 from understudy.adapters.titles import keep_room, title
 from understudy.settings.runtimes import RUNTIMES
 from understudy.settings.worker import WorkerTuning
 
 MESSAGE_BYTES_MAX = 65_536
+END_TIMEOUT_S = 1.0
+POLL_S = 0.01
 TRIAL = "try"  # instead of a socket: see whether it could start
 # Before a fork there must be one thread, and a worker's inference uses as many as it was told.
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -44,9 +55,9 @@ PRELOADED = (
 
 class Fork(msgspec.Struct, frozen=True, tag=True):
     worker: str
-    socket: str
-    tcp_host: str
     settings: WorkerTuning
+    tcp_address: str = ""  # of its door
+    walls: Walls = Walls()
 
 
 class Forked(msgspec.Struct, frozen=True, tag=True):
@@ -69,6 +80,17 @@ class Exited(msgspec.Struct, frozen=True, tag=True):
 Answer = Forked | ForkFailed | Exited
 
 
+@dataclass(slots=True, eq=False)
+class _Birth:
+    """A worker on its way behind its walls, as `namespaces.be_parent` tells of it."""
+
+    request: Fork
+    ours: socket.socket
+    worker: int = 0
+    init: int = 0
+    inside: bool = False
+
+
 class Zygote:
     """Serves one agent over `control`; ends when the agent does. Its workers live on."""
 
@@ -76,56 +98,133 @@ class Zygote:
         self._control = control
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ)
-        self._children: dict[int, int] = {}  # pidfd -> pid
+        self._children: dict[int, int] = {}  # pidfd -> pid: workers, and processes that help one to be born
+        self._workers: dict[int, int] = {}  # pids that the agent knows -> that of process 1 beside it, or 0
+        self._ending: set[int] = set()  # of those processes 1, whose kernel ends what else there is
+        self._births: set[_Birth] = set()
+        self._asked = True  # by an agent that is there
 
     def serve(self) -> None:
-        while True:
-            ready = [key for key, _ in self._selector.select()]
-            ended = [key.fd for key in ready if key.fileobj is not self._control]
-            for pidfd in ended:
-                self._reap(pidfd)
-            if ended:
-                end_children(spared=self._children.values())
-            if len(ended) == len(ready):
-                continue
-            request = self._control.recv(MESSAGE_BYTES_MAX)
-            if not request:
-                return
-            self._fork(msgspec.msgpack.decode(request, type=Fork))
+        while self._serve_once(None):
+            pass
+        # Nobody asks any more: leave nothing of workers that have ended, or were never told of.
+        deadline_s = time.monotonic() + END_TIMEOUT_S
+        self._selector.unregister(self._control)
+        self._asked = False
+        while self._serve_once(0) or ((self._ending or self._births) and time.monotonic() < deadline_s):
+            self._serve_once(POLL_S)
 
-    def _fork(self, request: Fork) -> None:
-        try:
-            pid = os.fork()
-        except OSError as error:
-            self._answer(ForkFailed(request.worker, f"fork: {error.strerror}"))
+    def _serve_once(self, timeout_s: float | None) -> bool:
+        """Whether there was something, and not the end."""
+        ready = [key for key, _ in self._selector.select(timeout_s)]
+        ended = [key.fd for key in ready if key.fd in self._children]
+        for key in ready:
+            if isinstance(key.data, _Birth):
+                self._hear(key.data)
+        for pidfd in ended:
+            self._reap(pidfd)
+        if ended:
+            end_children(spared=self._children.values())
+        if self._control not in (key.fileobj for key in ready):
+            return bool(ready)
+        request, door, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES_MAX, DESCRIPTORS_MAX)
+        if request:
+            self._fork(msgspec.msgpack.decode(request, type=Fork), door)
+            for descriptor in door:
+                os.close(descriptor)
+        return bool(request)
+
+    def _fork(self, request: Fork, door: list[int]) -> None:
+        walled = request.walls.tier is Tier.NAMESPACES
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                pid = os.fork()
+            except OSError as error:
+                ours.close()
+                self._answer(ForkFailed(request.worker, f"fork: {error.strerror}"))
+                return
+            if pid == 0:
+                ours.close()
+                self._leave()
+                if walled:
+                    be_parent(request.walls, lambda: self._be_worker(request, door), theirs)
+                theirs.close()
+                run_and_exit(lambda: self._be_worker(request, door))
+        self._watch(pid)
+        if walled:
+            birth = _Birth(request, ours)
+            self._births.add(birth)
+            self._selector.register(ours, selectors.EVENT_READ, birth)
+        else:
+            ours.close()
+            self._workers[pid] = 0
+            self._answer(Forked(request.worker, pid))
+
+    def _hear(self, birth: _Birth) -> None:
+        """What the parent or the worker itself says, or that they ended before they said all."""
+        told = birth.ours.recv(MESSAGE_BYTES_MAX)
+        problem = ""
+        if told.startswith(b"pids "):
+            birth.worker, birth.init = map(int, told.split()[1:])
+        elif told == INSIDE:
+            birth.inside = True
+        else:
+            problem = told.decode() or "it ended on its way"
+        if not problem and not (birth.worker and birth.inside):
             return
-        if pid == 0:
-            run_and_exit(lambda: self._be_worker(request))
+        if problem:
+            for pid in (birth.worker, birth.init):
+                if pid:
+                    os.kill(pid, signal.SIGKILL)  # by then they are nobody else's, for the parent waits
+            self._answer(ForkFailed(birth.request.worker, f"its walls: {problem}"))
+        else:
+            self._watch(birth.init)
+            self._watch(birth.worker)
+            self._workers[birth.worker] = birth.init
+            self._answer(Forked(birth.request.worker, birth.worker))
+            if not self._asked:
+                os.kill(birth.worker, signal.SIGKILL)
+        self._births.discard(birth)
+        self._selector.unregister(birth.ours)
+        birth.ours.close()  # what the parent waits for
+
+    def _watch(self, pid: int) -> None:
         pidfd = os.pidfd_open(pid)
         self._children[pidfd] = pid
         self._selector.register(pidfd, selectors.EVENT_READ)
-        self._answer(Forked(request.worker, pid))
 
-    def _be_worker(self, request: Fork) -> None:
-        # Closed one by one, as objects: none may close a number later that means something else by then.
+    def _leave(self) -> None:
+        """In a child. One by one, as objects: none may close a number later that means something else."""
         self._selector.close()
         self._control.close()
+        for birth in self._births:
+            birth.ours.close()
         for pidfd in self._children:
             os.close(pidfd)
+
+    def _be_worker(self, request: Fork, door: list[int]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         title("worker (blank)")
         from understudy.worker.process import WorkerArgs, run_worker
 
-        log = capture()
-        run_worker(WorkerArgs(request.worker, request.socket, request.tcp_host, request.settings, log))
+        if request.walls.tier is Tier.LANDLOCK:
+            restrict(request.walls)
+        capture()
+        run_worker(WorkerArgs(request.worker, tuple(door), request.tcp_address, request.settings))
 
     def _reap(self, pidfd: int) -> None:
         pid = self._children.pop(pidfd)
         self._selector.unregister(pidfd)
         os.close(pidfd)
         _, status = os.waitpid(pid, 0)
-        self._answer(Exited(pid, os.waitstatus_to_exitcode(status)))
+        self._ending.discard(pid)
+        if pid in self._workers:
+            if init := self._workers.pop(pid):
+                self._ending.add(init)
+                os.kill(init, signal.SIGKILL)
+            self._answer(Exited(pid, os.waitstatus_to_exitcode(status)))
 
     def _answer(self, answer: Answer) -> None:
         # An agent that is gone is noticed by the next `recv`.

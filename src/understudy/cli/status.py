@@ -155,7 +155,7 @@ def _protection(protection: str | None) -> Text:
 
 def _nodes(nodes: list[NodeView]) -> Table:
     numbers = ("Memory MB", "Replicas")
-    made = table(("Node", "Site"), ("State", *numbers), right=numbers)
+    made = table(("Node", "Site"), ("State", *numbers, "Sandbox"), right=numbers)
     for node in nodes:
         used, whole = _number(node.memory_used_mb, 0), _number(node.memory_mb, 0)
         made.add_row(
@@ -164,8 +164,14 @@ def _nodes(nodes: list[NodeView]) -> Table:
             Text(node.state, style=STYLES.get(node.state, "yellow")),
             f"{used} / {whole}" if node.memory_mb else "-",
             str(node.replicas),
+            _sandbox(node),
         )
     return made
+
+
+def _sandbox(node: NodeView) -> Text:
+    tier, _, _ = node.sandbox.partition(";")
+    return Text(tier or "-", style="bold red" if tier == "none" else "")
 
 
 def _age(seconds: float | None) -> str:

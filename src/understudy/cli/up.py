@@ -21,6 +21,7 @@ from understudy.cli.output import Output
 from understudy.cli.packing import Package, pack
 from understudy.cli.problems import KnownProblems
 from understudy.core.lifecycle import DeploymentPhase
+from understudy.core.views import from_controller
 from understudy.local.supervisor import Cluster
 from understudy.wire.errors import Code, UnderstudyError
 
@@ -111,7 +112,7 @@ async def _bring_up(cluster: Cluster, output: Output, problems: KnownProblems) -
     if output.as_json:
         output.data(_document(cluster, deployments, problems))
     else:
-        _show(cluster, deployments, example, output)
+        _show(cluster, deployments, example, await asyncio.to_thread(_sandboxes, cluster), output)
 
 
 def packed(apps: Iterable[str], opened: contextlib.ExitStack, problems: KnownProblems) -> list[Package]:
@@ -200,7 +201,13 @@ def _document(
     }
 
 
-def _show(cluster: Cluster, deployments: list[deploy.DeploymentState], example: str, output: Output) -> None:
+def _show(
+    cluster: Cluster,
+    deployments: list[deploy.DeploymentState],
+    example: str,
+    sandboxes: dict[str, list[str]],
+    output: Output,
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -210,6 +217,9 @@ def _show(cluster: Cluster, deployments: list[deploy.DeploymentState], example: 
         table.add_row(f"  gateway {gateway.name}", gateway_url(gateway))
     for controller in config.controllers:
         table.add_row(f"  controller {controller.name}", f"http://{controller.http}")
+    for sandbox, nodes in sandboxes.items():
+        where = "" if len(sandboxes) == 1 else f" on {', '.join(nodes)}"
+        table.add_row(f"  models' sandbox{where}", sandbox)
     table.add_row("  logs", str(cluster.logs_dir))
     output.show(Text.assemble((config.name, "bold"), f" is up: {len(config.nodes)} nodes"), table)
     for deployment in deployments:
@@ -219,6 +229,16 @@ def _show(cluster: Cluster, deployments: list[deploy.DeploymentState], example: 
         output.show(Text("Try:"))
         output.stdout.print(f"  {example}", markup=False, soft_wrap=True)
     output.show(Text("Ctrl-C stops everything."))
+
+
+def _sandboxes(cluster: Cluster) -> dict[str, list[str]]:
+    """Nodes by what surrounds their models. Those that no controller knows are left out."""
+    found: dict[str, list[str]] = {}
+    with contextlib.suppress(UnderstudyError):
+        for node in from_controller(cluster.polled_control.get("/v1/status"), "").nodes:
+            if node.sandbox:
+                found.setdefault(node.sandbox, []).append(node.name)
+    return found
 
 
 def _example(cluster: Cluster, apps: list[str]) -> str:

@@ -79,6 +79,7 @@ class AppRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     brownout: bool = True
     client_rate: ClientRate | None = None
     stand_in_for: tuple[AppPattern, ...] = ()
+    network: bool = False
     requests_per_s: NonNegative = 0.0
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] | OutputsRequest = ()
@@ -146,6 +147,7 @@ def draft(request: AppRequest, version: int) -> AppVersion:
             memory_limit_mb=v.memory_limit_mb,
             environment=v.environment,
             load_timeout_s=v.load_timeout_s,
+            network=request.network,
         )
         for v in request.variants
     ]

@@ -97,6 +97,7 @@ class NodeStatus(msgspec.Struct):
     memory_used_mb: float
     replicas: int
     blank_workers: int
+    sandbox: str  # of its models: its tier, and after "; " what it lacks there; empty: not known
 
 
 class GatewayStatus(msgspec.Struct):
@@ -322,6 +323,7 @@ def _node(node: Node) -> NodeStatus:
         memory_used_mb=observed.memory_used_mb if observed else 0.0,
         replicas=len(observed.replicas) if observed else 0,
         blank_workers=observed.blank_workers if observed else 0,
+        sandbox=node.sandbox,
     )
 
 

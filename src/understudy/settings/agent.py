@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from understudy.settings import Count, Fraction, NonNegative, Positive, Settings
+
+
+class SandboxSettings(Settings, frozen=True):
+    """What surrounds models. A `tier` other than "best" must hold: else the agent doesn't start."""
+
+    tier: Literal["best", "namespaces", "landlock", "none"] = "best"  # best: what the place allows
+    readable: tuple[str, ...] = ()  # paths that models may read beside their own, such as datasets
+    writable: tuple[str, ...] = ()  # and write to
+    scratch_mb: Count = 512  # of files that a model may write, all of which are gone with its worker
+    tasks_max: Count = 1024  # processes and threads of a worker
 
 
 class AgentTuning(Settings, frozen=True):
@@ -32,5 +44,6 @@ class AgentTuning(Settings, frozen=True):
     waiting_max: Count = 64  # measurements asked for and not begun
     stage_bytes_max: Count = 64 * 1024**3
     worker_environment: tuple[str, ...] = ()  # that models see beside the usual variables, such as "AWS_*"
+    sandbox: SandboxSettings = SandboxSettings()
     environments_max: Count = 16  # packages of models, or interpreters, that are kept ready
     events_max: Count = 1000

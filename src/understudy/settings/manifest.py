@@ -102,6 +102,7 @@ class AppManifest(Settings, frozen=True):
     brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
     client_rate: ClientRateSettings | None = None
     stand_in_for: tuple[AppPattern, ...] = ()  # apps whose clients it answers, whatever else they may ask
+    network: bool = False  # whether its models may use the network
     requests_per_s: NonNegative = 0.0  # expected of all clients; 0: not stated, so it takes no compute
     inputs: Annotated[tuple[TensorSettings, ...], Meta(max_length=1024)] = ()
     outputs: Outputs | OutputsSettings = ()  # [[outputs]], or [outputs] for all of them

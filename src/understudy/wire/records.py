@@ -125,6 +125,7 @@ class Variant(msgspec.Struct, frozen=True):
     environment: Environment | None = None  # None: Understudy's own installation
     load_timeout_s: float | None = None  # None: the cluster's
     verdict: BatchingVerdict | None = None  # None: never found out, so its requests run one at a time
+    network: bool = False  # whether its code may use it
 
     @property
     def environment_key(self) -> str:

@@ -20,11 +20,15 @@ from understudy.worker.model_thread import SIGNALS
 
 
 class Forks:
-    """`addresses`: where this process listens; sockets with such a name of their own are the worker's."""
+    """`addresses`: where this process listens; sockets with such a name of their own are the worker's.
 
-    def __init__(self, leave_signals: Callable[[], None]) -> None:
+    So is the nameless `line`.
+    """
+
+    def __init__(self, leave_signals: Callable[[], None], line: socket.socket) -> None:
         self.addresses: list[Any] = []
         self._leave_signals = leave_signals
+        self._line = line
         self._forking = threading.local()
         self._pid = os.getpid()
         self._thread = threading.get_ident()
@@ -49,6 +53,7 @@ class Forks:
         self._leave_signals()
         if threading.get_ident() == self._thread:  # the kernel counts the end of the thread that forked
             self._libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        self._line.close()
         for entry in os.listdir("/proc/self/fd"):
             self._close_if_ours(int(entry))
 

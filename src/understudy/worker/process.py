@@ -8,7 +8,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
-from pathlib import Path
 from threading import Thread
 
 import msgspec
@@ -17,10 +16,9 @@ import uvloop
 
 from understudy.adapters.crash_policy import EXIT_BROKEN, CrashPolicy
 from understudy.adapters.descendants import adopt_orphans, end_children
-from understudy.adapters.links import listen
+from understudy.adapters.doors import Acceptor, Entrance
 from understudy.adapters.logs import configure
 from understudy.adapters.printing import keep_small
-from understudy.adapters.progress import ProgressWriter, progress_path
 from understudy.adapters.task_groups import ungrouped
 from understudy.settings.worker import WorkerTuning
 from understudy.wire.errors import ConfigError
@@ -37,16 +35,12 @@ log = structlog.get_logger()
 
 
 class WorkerArgs(msgspec.Struct, frozen=True):
-    """`worker`: a name for logs. `socket`: path to listen at. `tcp_host`: listen on a free port there too.
-
-    `log`: a descriptor; -1 stands for standard error.
-    """
+    """`worker`: a name for logs. `door`: descriptors as `Entrance` takes them."""
 
     worker: str
-    socket: str
-    tcp_host: str = ""
+    door: tuple[int, ...]
+    tcp_address: str = ""  # of the door
     settings: WorkerTuning = WorkerTuning()
-    log: int = -1
 
 
 class _Process:
@@ -56,7 +50,8 @@ class _Process:
         self.error: BaseException | None = None
         self._args = args
         self._model_thread = ModelThread()
-        self._forks = Forks(self._model_thread.leave_to_child)
+        self._entrance = Entrance(args.door)
+        self._forks = Forks(self._model_thread.leave_to_child, self._entrance.line)
 
     def run(self) -> None:
         adopt_orphans()
@@ -85,24 +80,18 @@ class _Process:
         args = self._args
         async with asyncio.TaskGroup() as tasks:
             worker = Worker(args.settings, tasks, self._model_thread)
-            worker.progress = ProgressWriter(progress_path(args.socket))
+            worker.progress.write_to(self._entrance.progress)
+            worker.tcp_address = args.tcp_address
             self._model_thread.on_signal(partial(worker.drain, DRAIN_TIMEOUT_S))
             output = tasks.create_task(keep_small(args.settings.output_bytes_max))
-            servers = [await listen(f"unix:{args.socket}", worker.make_link)]
-            if args.tcp_host:
-                server = await listen(f"tcp:{args.tcp_host}:0", worker.make_link)
-                host, port = server.sockets[0].getsockname()[:2]
-                worker.tcp_address = f"tcp:{host}:{port}"
-                servers.append(server)
-            keeping = tasks.create_task(servers[0].keep(partial(_restored, worker)))
-            self._forks.addresses += [server.sockets[0].getsockname() for server in servers]
-            log.info("worker.started", socket=args.socket, tcp_address=worker.tcp_address)
+            acceptors = [Acceptor(listener, worker.make_link, tasks) for listener in self._entrance.listeners]
+            self._note_listeners(acceptors)
+            loop.add_reader(self._entrance.line, self._renew, worker, acceptors, tasks)
+            log.info("worker.started", tcp_address=worker.tcp_address)
             await worker.stopped.wait()
-            keeping.cancel()
-            for server in servers:
-                server.close()
-            Path(args.socket).unlink(missing_ok=True)
-            Path(progress_path(args.socket)).unlink(missing_ok=True)
+            loop.remove_reader(self._entrance.line)
+            for acceptor in acceptors:
+                acceptor.close()
             await _close_links(worker)
             worker.stop_loading()
             output.cancel()
@@ -110,24 +99,35 @@ class _Process:
                 await _unload(worker.model, self._model_thread)
         log.info("worker.stopped")
 
+    def _note_listeners(self, acceptors: list[Acceptor]) -> None:
+        self._forks.addresses = [acceptor.listener.getsockname() for acceptor in acceptors]
+
+    def _renew(self, worker: Worker, acceptors: list[Acceptor], tasks: asyncio.TaskGroup) -> None:
+        """Somebody removed the socket, and with it what lay beside it: go on at the one that came instead."""
+        try:
+            renewed = self._entrance.renewed()
+        except EOFError:  # the agent that made them is gone
+            asyncio.get_running_loop().remove_reader(self._entrance.line)
+            return
+        if renewed is not None:
+            listener, progress = renewed
+            former, acceptors[0] = acceptors[0], Acceptor(listener, worker.make_link, tasks)
+            former.close()  # links live on
+            worker.progress.write_to(progress)
+            self._note_listeners(acceptors)
+
 
 def run_worker(args: WorkerArgs) -> None:
     """Serve until drained, signalled or orphaned; then return. To be called by the main thread.
 
     An inference or a load that didn't end in time ends the process instead, with the same status: the caller
-    should end it with `os._exit(0)`. Raises `ConfigError` if the addresses can't be listened at.
+    should end it with `os._exit(0)`.
     """
-    configure("worker", args.worker, args.log)
+    configure("worker", args.worker)
     process = _Process(args)
     process.run()
     if process.error is not None:
         raise process.error
-
-
-def _restored(worker: Worker, what: str) -> None:
-    """Somebody removed the socket, and with it what lay beside it."""
-    log.warning("socket.restored", message=what)
-    worker.progress.restore()
 
 
 async def _unload(model: Model, thread: ModelThread) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from understudy.core.agent.pools import OWN, pool_of
 from understudy.core.agent.replicas import Replica
 from understudy.wire.messages import Target
 from understudy.wire.records import AppVersion, Environment, Variant
@@ -43,7 +44,7 @@ def wanted(apps: Iterable[AppVersion]) -> tuple[Environment, ...]:
 
 
 def urgent(target: Target | None) -> frozenset[str]:
-    """Keys of what contingencies of this node would have to start in at once."""
+    """Pools that contingencies of this node would need at once, but for the one that is always there."""
     if target is None:
         return frozenset()
     named = {(c.app, c.version, name) for c in target.contingencies for name in (c.first, c.variant)}
@@ -51,8 +52,9 @@ def urgent(target: Target | None) -> frozenset[str]:
 
 
 def in_use(replicas: Iterable[Replica]) -> frozenset[str]:
+    """The same of what there is."""
     return _keys(replica.wanted.variant for replica in replicas if replica.wanted is not None)
 
 
 def _keys(variants: Iterable[Variant]) -> frozenset[str]:
-    return frozenset(variant.environment_key for variant in variants) - {""}
+    return frozenset(map(pool_of, variants)) - {OWN}

@@ -75,7 +75,7 @@ class WorkerFound:
     worker: str
     address: str
     stats: WorkerStats
-    environment: str = ""  # key of what it runs in
+    environment: str = ""  # key of its pool
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class ForkWorker:
     """Answered by `WorkerBlank` or `WorkerExited`."""
 
     worker: str
-    environment: str = ""  # key; empty for Understudy's own installation
+    environment: str = ""  # key of its pool; empty for Understudy's own installation without network
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,9 +268,9 @@ class HaveEnvironments:
 
 @dataclass(frozen=True, slots=True)
 class KeepZygotes:
-    """Those of all other environments may end; workers that they forked live on."""
+    """Those of all other pools may end; workers that they forked live on."""
 
-    environments: frozenset[str]
+    pools: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from understudy.core.agent import events as ev
 from understudy.core.agent.environments import RETRY_S, Environments
 from understudy.core.agent.outbox import Outbox
-from understudy.core.agent.pools import Pools
+from understudy.core.agent.pools import Pools, pool_of
 from understudy.core.agent.replicas import Replica, limit_mb, load_timeout_s
 from understudy.core.agent.restarts import Blame, Cause, blame
 from understudy.core.agent.roster import Roster
@@ -63,7 +63,7 @@ class Loading:
     def load(self, replica: Replica, unbatched: Unbatched, now: float) -> None:
         """Give it a blank worker, if there is one."""
         wish = replica.wanted
-        blank = self._pool.take(wish.variant.environment_key) if wish is not None else None
+        blank = self._pool.take(pool_of(wish.variant)) if wish is not None else None
         if wish is None or blank is None:
             return
         replica.id = replica.worker = blank.worker

@@ -24,7 +24,7 @@ from understudy.core.agent.measures import Measures
 from understudy.core.agent.orders import Orders
 from understudy.core.agent.outbox import Outbox
 from understudy.core.agent.place import Place
-from understudy.core.agent.pools import Pools
+from understudy.core.agent.pools import OWN, Pools, environment_of, pool_of
 from understudy.core.agent.replicas import Replica
 from understudy.core.agent.restarts import CrashHistory
 from understudy.core.agent.roster import Roster
@@ -59,7 +59,7 @@ class AgentMachine:
         self._roster = Roster(f"{node}-{incarnation:x}", memory_mb, tuning, self._history, self._out)
         self._pool = Pools(tuning, self._history.delay_s)
         self._environments = environments.Environments()
-        self._zygotes: frozenset[str] = frozenset()  # of environments, as asked for last
+        self._zygotes: frozenset[str] = frozenset()  # of pools, as asked for last
         self._watch = Watch(self._roster, self._pool, tuning, self._out)
         self._loading = Loading(self._roster, self._pool, self._environments, tuning, self._out)
         self._measures = Measures(node, tuning.waiting_max, self._roster, self._environments, self._out)
@@ -234,13 +234,15 @@ class AgentMachine:
 
     def _fork(self) -> None:
         waiting = Counter(
-            r.wanted.variant.environment_key
-            for r in self._roster
-            if r.state == ReplicaPhase.STARTING and r.wanted
+            pool_of(r.wanted.variant) for r in self._roster if r.state == ReplicaPhase.STARTING and r.wanted
         )
         # What isn't urgent leaves the processor to a load that began just now.
         spare = not any(r.loads_alone(self._now) for r in self._roster)
-        urgent = environments.urgent(self._orders.target) & self._environments.ready
+        urgent = frozenset(
+            pool
+            for pool in environments.urgent(self._orders.target)
+            if environment_of(pool)[0] in self._environments.ready | {OWN}
+        )
         self._out.add(*self._pool.refill(waiting, urgent, self._now, self._roster.new_id, spare=spare))
         needed = urgent | environments.in_use(self._roster)
         for worker in self._pool.end_idle(needed):

@@ -1,4 +1,4 @@
-"""Blank workers by the environment that they run in: one pool for each."""
+"""Blank workers by the environment that they run in and what they may use: one pool for each."""
 
 from __future__ import annotations
 
@@ -8,8 +8,20 @@ from collections.abc import Callable, Mapping
 from understudy.core.agent.blanks import Blank, BlankPool
 from understudy.core.agent.events import CheckBlank, ForkWorker
 from understudy.settings.agent import AgentTuning
+from understudy.wire.records import Variant
 
 OWN = ""  # key of Understudy's own installation
+_NETWORK = "+network"
+
+
+def pool_of(variant: Variant) -> str:
+    """Key of the blank workers that can take it: of the environment, and whether they have the network."""
+    return variant.environment_key + (_NETWORK if variant.network else "")
+
+
+def environment_of(pool: str) -> tuple[str, bool]:
+    """(key of the environment, whether its workers have the network)."""
+    return pool.removesuffix(_NETWORK), pool.endswith(_NETWORK)
 
 
 class Pools:

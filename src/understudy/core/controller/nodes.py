@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from understudy.core.controller.stored import StoredNode
 from understudy.core.lifecycle import NODE, NodePhase, advance, permits
 from understudy.settings.controller import ControllerTuning
+from understudy.wire.errors import cut
 from understudy.wire.messages import Heartbeat, Hello, NodeState
 from understudy.wire.records import NodeInfo
 
@@ -22,6 +23,9 @@ ANSWERING = (NodePhase.READY, NodePhase.RETURNING, NodePhase.DRAINED)
 # May hold replicas: nothing is moved on a mere suspicion.
 PLANNABLE = (NodePhase.UNKNOWN, NodePhase.READY, NodePhase.SUSPECT)
 DEATHS_MAX = 16  # remembered of one node; 2 ** 16 stability windows are longer than any limit on them
+
+
+SANDBOX_CHARS_MAX = 1000
 
 
 @dataclass(slots=True)
@@ -35,6 +39,7 @@ class Node:
     stable_at_s: float = 0.0  # while returning
     observed: NodeState | None = None  # its newest report over the present connection
     observed_s: float = 0.0  # when that came
+    sandbox: str = ""  # as its agent says
 
     @property
     def plannable(self) -> bool:
@@ -92,7 +97,7 @@ class Nodes:
         node = self.by_name.get(hello.name)
         if node is None:
             node = self.by_name[hello.name] = Node(info, NodePhase.UNKNOWN, now)
-        node.info = info
+        node.info, node.sandbox = info, cut(hello.sandbox, SANDBOX_CHARS_MAX)
         node.connected = True
         node.observed = None
         return self._heard(node, now)

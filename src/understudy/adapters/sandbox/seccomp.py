@@ -1,0 +1,134 @@
+"""System calls that no model needs: refused for good, so that what is behind them can't be attacked.
+
+Own code instead of libseccomp, which isn't everywhere: a list of numbers and four rules. A refusal is EPERM,
+an error like any other to whoever asked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+
+from understudy.adapters.sandbox import kernel
+
+# (x86_64, aarch64); None: it isn't there. From the kernel's arch/x86/entry/syscalls and unistd.h.
+_REFUSED: dict[str, tuple[int | None, int | None]] = {
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
+    "pidfd_getfd": (438, 438),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
+    "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431),
+    "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442), "open_tree_attr": (467, 467),
+    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "fanotify_init": (300, 262),
+    "unshare": (272, 97), "setns": (308, 268),
+    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
+    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
+    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
+    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142),
+    "swapon": (167, 224), "swapoff": (168, 225), "acct": (163, 89), "quotactl": (179, 60),
+    "quotactl_fd": (443, 443), "syslog": (103, 116), "nfsservctl": (180, 42), "lookup_dcookie": (212, 18),
+    "settimeofday": (164, 170), "clock_settime": (227, 112), "adjtimex": (159, 171),
+    "clock_adjtime": (305, 266), "sethostname": (170, 161), "setdomainname": (171, 162),
+    "iopl": (172, None), "ioperm": (173, None), "uselib": (134, None), "modify_ldt": (154, None),
+    "vhangup": (153, 58),
+}  # fmt: skip
+_CLONE, _CLONE3 = (56, 220), 435
+_SOCKET = (41, 198)
+_IOCTL = (16, 29)
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # typing into somebody's terminal
+_NEW_ANYTHING = (
+    kernel.NEW_NS | kernel.NEW_CGROUP | kernel.NEW_UTS | kernel.NEW_IPC
+    | kernel.NEW_USER | kernel.NEW_PID | kernel.NEW_NET
+)  # fmt: skip
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+_X32 = 0x40000000  # calls of another ABI have numbers beyond it
+
+LOCAL = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)  # of a network of its own
+INTERNET = (socket.AF_INET, socket.AF_INET6)
+
+_LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
+_ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+_NUMBER, _ARCHITECTURE, _FIRST, _SECOND = (
+    0,
+    4,
+    16,
+    24,
+)  # offsets in struct seccomp_data; the low half of a word
+_SET_MODE_FILTER, _ALL_THREADS = 1, 1
+
+
+class _Filter(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
+
+
+def refuse_calls(families: tuple[int, ...]) -> None:
+    """Let this process and its children open sockets of these `families` only, and call nothing of the above.
+
+    Raises `OSError` where that can't be had. `PR_SET_NO_NEW_PRIVS` must have been set.
+    """
+    code = program(families)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    installed = _Filter(len(code) // 8, ctypes.addressof(buffer))
+    kernel.call(
+        kernel.number_of("seccomp"), _SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(installed), what="seccomp"
+    )
+
+
+def program(families: tuple[int, ...]) -> bytes:
+    """The filter, as instructions of the kernel's classic BPF."""
+    if kernel.MACHINE not in _ARCHITECTURES:
+        raise OSError(f"system calls aren't known on {kernel.MACHINE}")
+    column, architecture = _ARCHITECTURES[kernel.MACHINE]
+    refused = _ERROR | errno.EPERM
+    steps = [
+        _step(_LOAD, _ARCHITECTURE),
+        _step(_EQUAL, architecture, 1, 0),
+        _step(_RETURN, _KILL),
+        _step(_LOAD, _NUMBER),
+        *_if(_AT_LEAST, _X32, [_step(_RETURN, refused)]),
+        *_if(_EQUAL, _CLONE3, [_step(_RETURN, _ERROR | errno.ENOSYS)]),  # its flags can't be looked at
+        *_if(
+            _EQUAL,
+            _CLONE[column],
+            [
+                _step(_LOAD, _FIRST),
+                *_if(_ANY_BIT, _NEW_ANYTHING, [_step(_RETURN, refused)]),
+                _step(_RETURN, _ALLOW),
+            ],
+        ),
+        *_if(
+            _EQUAL,
+            _SOCKET[column],
+            [
+                _step(_LOAD, _FIRST),
+                *(step for family in families for step in _if(_EQUAL, family, [_step(_RETURN, _ALLOW)])),
+                _step(_RETURN, _ERROR | errno.EACCES),
+            ],
+        ),
+        *_if(
+            _EQUAL,
+            _IOCTL[column],
+            [
+                _step(_LOAD, _SECOND),
+                *_if(_EQUAL, _TIOCSTI, [_step(_RETURN, refused)]),
+                *_if(_EQUAL, _TIOCLINUX, [_step(_RETURN, refused)]),
+                _step(_RETURN, _ALLOW),
+            ],
+        ),
+    ]
+    for numbers in _REFUSED.values():
+        number = numbers[column]
+        if number is not None:
+            steps += _if(_EQUAL, number, [_step(_RETURN, refused)])
+    steps.append(_step(_RETURN, _ALLOW))
+    return b"".join(steps)
+
+
+def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("HBBI", code, if_true, if_false, value)
+
+
+def _if(test: int, value: int, then: list[bytes]) -> list[bytes]:
+    return [_step(test, value, 0, len(then)), *then]
