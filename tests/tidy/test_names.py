@@ -22,7 +22,7 @@ UNITLESS = {
     "cores", "connections_max", "headers_max", "pipeline_max",
     "inflight_max", "inflight_min", "inflight_total_max",
     "waiting_max", "lag_inflight_min", "clients_max", "burst", "budget_min",
-    "attempts_max", "poison_kills", "consecutive_failures", "calls_min", "heartbeats_missed",
+    "attempts_max", "poison_kills", "deaths_max", "consecutive_failures", "calls_min", "heartbeats_missed",
     "readmit_heartbeats", "events_max", "threads", "processes", "blank_workers", "probe_failures_restart",
     "crash_loop_count", "file_count", "versions_max", "replicas",
     "calls_max", "streams_max", "stream_pipeline_max", "tokens_max",

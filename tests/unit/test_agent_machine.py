@@ -195,6 +195,28 @@ def test_a_crash_loop_quarantines_the_variant_until_the_controller_lifts_it() ->
     assert world.states() == {"full": "ready"}
 
 
+def test_crashes_that_a_request_is_guilty_of_do_not_add_up_to_a_loop() -> None:
+    world = running()
+    for _ in range(3 * world.tuning.crash_loop_count):
+        worker = world.only().id
+        world.step(crashed(worker))
+        world.step(ev.CrashesExcused((worker, "somebody's")))
+        assert world.only().state == "ready", "and it is started at once"
+    assert world.machine.state.quarantined == ()
+
+
+def test_a_pause_that_only_a_guilty_request_was_the_reason_of_ends_with_its_verdict() -> None:
+    world = running()
+    workers = []
+    for _ in range(world.tuning.crash_loop_count):
+        world.advance(1.0)
+        workers.append(world.only().id)
+        world.step(crashed(workers[-1]))
+    assert world.only().state == "quarantined"
+    world.step(ev.CrashesExcused(tuple(workers[-2:])))
+    assert world.states() == {"full": "ready"}
+
+
 def test_a_variant_quarantined_elsewhere_is_not_started() -> None:
     world = World().start()
     world.target(wanted(), quarantined=(("digits", 1, "full"),))

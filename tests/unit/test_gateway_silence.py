@@ -134,17 +134,76 @@ def test_long_work_that_is_tried_alone_does_not_keep_others_waiting():
     assert len(world.links["r2"].infers()) == len(requests)
 
 
-def test_of_several_suspects_on_a_dying_worker_the_one_that_ran_longest_is_blamed():
+def test_of_several_suspects_on_a_dying_worker_none_is_condemned():
     world = World(deadline_ms=60_000)
     world.report("n3", world.replica("r3", "small", Role.STANDBY))
     requests = [world.request(timeout_s=60.0) for _ in range(2)]
     world.lose_worker("r1")
     advance(world, 0.4, "r2", "r3")
     world.lose_worker("r2")
-    advance(world, 0.4, "r3")
-    assert requests[0].outcome is Code.POISON
+    advance(world, 0.1, "r3")
+    (alone,) = world.links["r3"].infers()
+    world.reply("r3", alone)
     world.reply("r3")
-    assert requests[1].outcome == ("small", "failover")
+    assert [request.outcome for request in requests] == [("small", "failover")] * 2
+
+
+def test_whoever_is_beside_poison_is_not_taken_for_it():
+    """One bomb comes after the other, and each takes the worker down that the same request is on."""
+    world = World(standby=False, deadline_ms=60_000)
+    innocent = world.request(timeout_s=60.0)
+    for number in (1, 2, 3):
+        bomb = world.request(timeout_s=60.0)
+        advance(world, 0.3, f"r{number}")  # longer than it is tried alone
+        assert {f.request for f in world.gateway.replicas[f"r{number}"].outstanding.values()} > {innocent}
+        world.lose_worker(f"r{number}")
+        world.gateway.dispatcher.cancel(bomb)
+        world.report(f"n{number % 3 + 1}", world.replica(f"r{number + 1}", "big"))
+    assert (len(innocent.beside), innocent.kills) == (3, ())
+    advance(world, 0.1, "r4")
+    world.reply("r4")
+    assert innocent.outcome == ("big", "")
+    assert not world.gateway.dispatcher.poison.remembered
+
+
+def test_what_always_dies_in_company_is_given_up_and_not_remembered():
+    world = World(standby=False, deadline_ms=60_000)
+    request = world.request(timeout_s=60.0)
+    for number in (1, 2, 3, 4):
+        other = world.request(timeout_s=60.0)
+        advance(world, 0.3, f"r{number}")
+        world.lose_worker(f"r{number}")
+        world.gateway.dispatcher.cancel(other)
+        world.report(f"n{number % 3 + 1}", world.replica(f"r{number + 1}", "big"))
+    assert request.outcome is Code.POISON
+    assert not world.gateway.dispatcher.poison.remembered
+
+
+def test_nothing_else_is_sent_to_a_replica_that_tries_a_suspect_for_as_long_as_that_may_take():
+    world = World(standby=False, deadline_ms=60_000)
+    suspects = [world.request(timeout_s=60.0) for _ in range(2)]
+    world.lose_worker("r1")
+    world.report("n2", world.replica("r2", "big"))
+    others = [world.request(timeout_s=60.0) for _ in range(3)]
+    assert [f.request for f in world.gateway.replicas["r2"].outstanding.values()] == suspects[:1]
+    world.reply("r2")
+    assert [f.request for f in world.gateway.replicas["r2"].outstanding.values()] == suspects[1:]
+    advance(world, 0.3, "r2")
+    assert [f.request for f in world.gateway.replicas["r2"].outstanding.values()] == [suspects[1], *others]
+
+
+def test_a_busy_replica_is_emptied_for_a_suspect_unless_too_many_wait():
+    world = World(standby=False, deadline_ms=60_000)
+    world.report("n2", world.replica("r2", "big"))
+    first, second = (world.request(timeout_s=60.0) for _ in range(2))
+    world.lose_worker(first.flights[0].replica.id)
+    (left,) = {flight.replica for flight in second.flights}
+    assert not first.flights, "it waits for the other one to be empty"
+    waiting = [world.request(timeout_s=60.0) for _ in range(2)]
+    world.reply(left.id)
+    assert [flight.request for flight in left.outstanding.values()] == [first]
+    world.reply(left.id)
+    assert [flight.request for flight in left.outstanding.values()] == waiting
 
 
 def test_a_replica_that_proved_nothing_for_long_gets_half_of_the_patience():

@@ -21,6 +21,7 @@ from understudy.wire.messages import (
     Activate,
     Activated,
     ArtifactPart,
+    Excuse,
     Heartbeat,
     Hello,
     Measure,
@@ -163,6 +164,8 @@ class Peers:
                 self._log.info("peer.connected", role=hello.role, peer=hello.name)
             case Activate() as activate:
                 self._step(ev.ActivateAsked(activate, self._token(link, frame.stream)))
+            case Excuse(workers):
+                self._step(ev.CrashesExcused(workers))
             case Target() as target:
                 self._log.info("target.received", revision=target.revision, replicas=len(target.replicas))
                 self._step(ev.TargetReceived(target))

@@ -42,6 +42,7 @@ from understudy.wire.messages import (
     Activate,
     Activated,
     AppStats,
+    Excuse,
     GatewayStats,
     Heartbeat,
     Hello,
@@ -239,6 +240,9 @@ class GatewayProcess:
                 case core.SendActivate(node, contingency, revision):
                     for link in self._agents[node][2] if node in self._agents else []:
                         link.send(Activate(contingency, revision))
+                case core.SendExcuse(node, workers):
+                    for link in self._agents[node][2] if node in self._agents else []:
+                        link.send(Excuse(workers))
                 case core.PingWorker(replica):
                     if isinstance(replica.link, FrameLink):
                         replica.link.send(Ping())

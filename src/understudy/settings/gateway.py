@@ -72,7 +72,8 @@ class RetrySettings(Settings, frozen=True):
     budget_fraction: Fraction = 0.2  # of the requests of the last 10 s
     budget_min: Count = 3
     attempts_max: Count = 4
-    poison_kills: Count = 2  # workers that a request may take down before it is refused
+    poison_kills: Count = 2  # workers that a request may take down, alone on them, before it is refused
+    deaths_max: Count = 4  # workers that may die with it, alone or not, before it isn't tried again
     trial_ms: Positive = 250.0  # a suspect is tried alone for so long, before the next one is
     poison_verdict_ms: Positive = 25.0  # wait for news of the node before a request is blamed
 

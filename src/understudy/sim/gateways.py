@@ -16,6 +16,7 @@ from understudy.wire.frames import Buffer, Frame, FrameDecoder
 from understudy.wire.messages import (
     Activate,
     Activated,
+    Excuse,
     Failure,
     Heartbeat,
     Hello,
@@ -180,6 +181,10 @@ class SimGateway:
                     end = self._agents.get(node)
                     if end is not None:
                         end.send(Activate(contingency, revision))
+                case core.SendExcuse(node, workers):
+                    end = self._agents.get(node)
+                    if end is not None:
+                        end.send(Excuse(workers))
                 case core.PingWorker(replica):
                     if replica.link is not None:
                         replica.link.write(encode_message(Ping()))

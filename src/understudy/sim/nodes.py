@@ -15,7 +15,16 @@ from understudy.sim.network import RECONNECT_S, End
 from understudy.sim.probing import Probing
 from understudy.sim.workers import SimWorker
 from understudy.wire.errors import Code
-from understudy.wire.messages import Activate, Heartbeat, Hello, Loaded, NodeState, Target, WorkerStats
+from understudy.wire.messages import (
+    Activate,
+    Excuse,
+    Heartbeat,
+    Hello,
+    Loaded,
+    NodeState,
+    Target,
+    WorkerStats,
+)
 
 if TYPE_CHECKING:
     from understudy.sim.world import World
@@ -273,6 +282,8 @@ class Agent:
                 self._tokens += 1
                 self._askers[self._tokens] = end
                 self.step(ev.ActivateAsked(message, self._tokens))
+            case Excuse(workers):
+                self.step(ev.CrashesExcused(workers))
             case Target():
                 self.world.checks.order(self.node.name, self.machine.state.target_revision, message.revision)
                 self.step(ev.TargetReceived(message))

@@ -5,7 +5,7 @@ Who speaks to whom (the right-hand side listens):
     gateway -> worker       Infer, Cancel                          Result, Failure
     agent   -> worker       Load, Probe, Ping, Stats, Drain        Loaded, Probed, Pong, WorkerStats, Drained
     agent   -> worker       Rehearse, BatchingEnded                Rehearsed, BatchingEnded
-    gateway -> agent        Hello, Activate                        Hello, NodeState, Heartbeat, Activated
+    gateway -> agent        Hello, Activate, Excuse                Hello, NodeState, Heartbeat, Activated
     agent   -> controller   Hello, NodeState, Heartbeat, Report    Hello, Target, Measure, ReadArtifact
                             Measured, ArtifactPart, Prepared       Prepare
     gateway -> controller   Hello, Report, GatewayStats            Hello, RouteTable
@@ -71,6 +71,7 @@ class Kind(IntEnum):
     HEARTBEAT = 31
     ACTIVATE = 32
     ACTIVATED = 33
+    EXCUSE = 39
     TARGET = 34
     MEASURE = 35
     MEASURED = 36
@@ -305,6 +306,12 @@ class Activated(msgspec.Struct):
     reason: str = ""
 
 
+class Excuse(msgspec.Struct):
+    """A request was found guilty of the end of these workers. No reply."""
+
+    workers: tuple[str, ...]
+
+
 class TargetReplica(msgspec.Struct, frozen=True):
     app: str
     version: int
@@ -402,7 +409,7 @@ class GatewayStats(msgspec.Struct):
 Message = (
     Infer | Result | Failure | Cancel | Ping | Pong | Hello | Load | Loaded | Probe | Probed | Stats
     | WorkerStats | Drain | Drained | BatchingEnded | Rehearse | Rehearsed | NodeState | Heartbeat | Activate
-    | Activated | Target | Measure | Measured | ReadArtifact | ArtifactPart | RouteTable | Report
+    | Excuse | Activated | Target | Measure | Measured | ReadArtifact | ArtifactPart | RouteTable | Report
     | GatewayStats | Prepare | Prepared
 )  # fmt: skip
 
@@ -429,6 +436,7 @@ TYPES: dict[Kind, type] = {
     Kind.HEARTBEAT: Heartbeat,
     Kind.ACTIVATE: Activate,
     Kind.ACTIVATED: Activated,
+    Kind.EXCUSE: Excuse,
     Kind.TARGET: Target,
     Kind.MEASURE: Measure,
     Kind.MEASURED: Measured,

@@ -48,6 +48,13 @@ class TargetReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class CrashesExcused:
+    """A gateway found a request guilty of the end of these workers."""
+
+    workers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ActivateAsked:
     activate: Activate
     token: int
@@ -185,9 +192,10 @@ class StopAsked:
 
 
 Event = (
-    Started | TargetReceived | ActivateAsked | MeasureAsked | WorkerBlank | WorkerFound | WorkerExited
-    | LoadDone | LoadFailed | ProbePassed | ProbeUnanswered | ProbeFailed | LinkLost | ArtifactStaged
-    | BatchingEndedAt | ArtifactDropped | EnvironmentChanged | PlaceChanged | Tick | StopAsked
+    Started | TargetReceived | ActivateAsked | CrashesExcused | MeasureAsked | WorkerBlank | WorkerFound
+    | WorkerExited | LoadDone | LoadFailed | ProbePassed | ProbeUnanswered | ProbeFailed | LinkLost
+    | ArtifactStaged | BatchingEndedAt | ArtifactDropped | EnvironmentChanged | PlaceChanged | Tick
+    | StopAsked
 )  # fmt: skip
 
 

@@ -116,6 +116,8 @@ class AgentMachine:
                 self._out.add(*self._unbatched.seen(carrier, reason, self._roster))
             case ev.ActivateAsked():
                 self._activate(event)
+            case ev.CrashesExcused(workers):
+                self._roster.excuse(workers, self._now)
             case ev.TargetReceived(target):
                 self._take_target(target)
             case ev.MeasureAsked():

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code
@@ -49,6 +51,12 @@ class Cause:
     traceback: str = ""  # of the model's own code
 
 
+class _Crash(NamedTuple):
+    at: float
+    whose: Blame
+    worker: str
+
+
 @dataclass(slots=True)
 class Loop:
     """A variant that crashes again and again here."""
@@ -65,7 +73,7 @@ class CrashHistory:
     def __init__(self, tuning: AgentTuning) -> None:
         self._tuning = tuning
         self._window_s = tuning.crash_loop_window_s
-        self._crashes: dict[VariantKey, deque[tuple[float, Blame]]] = {}
+        self._crashes: dict[VariantKey, deque[_Crash]] = {}
         self._loops: dict[VariantKey, Loop] = {}
 
     @property
@@ -86,26 +94,47 @@ class CrashHistory:
         waiting = (loop.retry_at_s for loop in self._loops.values() if loop.retry_at_s > now)
         return min(waiting, default=math.inf)
 
-    def note(self, key: VariantKey, now: float, jitter: float, whose: Blame = Blame.VARIANT) -> float | None:
+    def note(
+        self, key: VariantKey, now: float, jitter: float, whose: Blame = Blame.VARIANT, worker: str = ""
+    ) -> float | None:
         """Count a crash. Seconds to wait before the next start; None: the variant is paused.
 
         `jitter` is a random number in [-1, 1].
         """
         remembered = max(self._tuning.crash_loop_count, CRASHES_REMEMBERED_MIN)
         crashes = self._crashes.setdefault(key, deque(maxlen=remembered))
-        crashes.append((now, whose))
-        while crashes[0][0] < now - self._window_s:
+        crashes.append(_Crash(now, whose, worker))
+        while crashes[0].at < now - self._window_s:
             crashes.popleft()
         if whose is Blame.VARIANT:
             loop = self._loops.get(key)
             if loop is not None and -math.inf < loop.loaded_s < now - self._pause_s(loop):
                 del self._loops[key]  # it was well for longer than it had to wait: this is another story
                 loop = None
-            own = sum(by is Blame.VARIANT for _, by in crashes)
+            own = sum(crash.whose is Blame.VARIANT for crash in crashes)
             if loop is not None or own >= self._tuning.crash_loop_count:
                 self._pause(key, now)
                 return None
         return self.delay_s(len(crashes), jitter)
+
+    def excuse(self, workers: Collection[str]) -> frozenset[VariantKey]:
+        """Forget the crashes of these workers, and a first pause that they alone were the reason of.
+
+        The variants whose crashes they were.
+        """
+        touched = set()
+        for key, crashes in self._crashes.items():
+            left = [crash for crash in crashes if crash.worker not in workers]
+            if len(left) == len(crashes):
+                continue
+            touched.add(key)
+            crashes.clear()
+            crashes.extend(left)
+            loop = self._loops.get(key)
+            own = sum(crash.whose is Blame.VARIANT for crash in left)
+            if loop is not None and loop.pauses == 1 and own < self._tuning.crash_loop_count:
+                del self._loops[key]
+        return frozenset(touched)
 
     def _pause(self, key: VariantKey, now: float) -> None:
         loop = self._loops.setdefault(key, Loop())

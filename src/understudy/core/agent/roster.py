@@ -75,6 +75,13 @@ class Roster:
             if not still_needed(replica, result.kept):
                 self.release(replica, now)
 
+    def excuse(self, workers: Collection[str], now: float) -> None:
+        """Their ends were a request's fault, so nobody waits for them."""
+        touched = self._history.excuse(workers)
+        for replica in self._replicas:
+            if replica.state == ReplicaPhase.BACKOFF and replica.key in touched:
+                replica.retry_at_s = now
+
     def lift(self, quarantined: Collection[VariantKey], now: float) -> None:
         """The quarantine of all others was lifted, or its pause is over. What is still wanted starts anew."""
         for replica in [r for r in self._replicas if r.state == ReplicaPhase.QUARANTINED]:
@@ -133,6 +140,7 @@ class Roster:
 
     def crash(self, replica: Replica, how: str, cause: Cause, now: float) -> None:
         """The replica lost its worker: plan its next start, or pause its variant."""
+        worker = replica.worker
         replica.advance(how)
         replica.worker, replica.pid, replica.address = "", 0, ""
         if replica.state == ReplicaPhase.STOPPED:
@@ -146,7 +154,7 @@ class Roster:
         replica.restarts += 1
         replica.detail = cause.reason
         before = self._history.paused(now)
-        delay_s = self._history.note(replica.key, now, cause.jitter, cause.whose)
+        delay_s = self._history.note(replica.key, now, cause.jitter, cause.whose, worker)
         if delay_s is not None:
             replica.retry_at_s = now + delay_s
         elif replica.key not in before:

@@ -211,13 +211,12 @@ class Dispatcher:
     def link_lost(self, replica: Replica, now: float) -> None:
         """Its connection broke. Every request in flight on it moves, inside its own deadline.
 
-        Any of them may be what killed the worker, so they are retried one at a time: the next worker to
-        die then has one culprit, whichever suspect it has had the longest. The caller has taken the replica
-        out of the rotation already.
+        Any of them may be what killed the worker, so they are retried one at a time, and alone as far as that
+        holds up nobody for long. Guilty is only what was alone, more than once. The caller has taken the
+        replica out of the rotation already.
         """
         flights = list(replica.outstanding.values())
         replica.outstanding.clear()
-        culprit = next((f.request for f in flights if f.request.isolated and not f.request.done), None)
         blamed = replica.state is not Seen.DRAINING and self._died_of_it(replica)
         replica.breaker.abandoned(replica.breaker.probe)
         for flight in flights:
@@ -226,9 +225,10 @@ class Dispatcher:
                 continue
             request.flights.remove(flight)
             request.tried += (replica.id,)
-            if blamed and (request is culprit or not request.kills):
-                # Not when a hedge of it was merely beside a suspect that was being tried alone.
+            if blamed and len(flights) == 1:
                 request.kills += (replica,)
+            elif blamed:
+                request.beside += (replica,)
             self.flights.leave_isolation(request)
             if request.flights:
                 continue
@@ -237,9 +237,13 @@ class Dispatcher:
                 self.flights.give_up(request, UnderstudyError(Code.LINK_LOST, what))
             elif len(request.kills) >= self._settings.retry.poison_kills:
                 self.poison.accuse(request, now)
+            elif len(request.kills) + len(request.beside) >= self._settings.retry.deaths_max:
+                what = "every worker that had this request died, with others: it isn't tried again"
+                self.flights.give_up(request, UnderstudyError(Code.POISON, what))
             else:
                 request.app.traffic.stats.retried += 1
-                (request.app.queues.suspects if request.kills else request.app.queues.waiting).append(request)
+                suspected = request.kills or request.beside
+                (request.app.queues.suspects if suspected else request.app.queues.waiting).append(request)
         self.waiting_room.release(replica.app, now)
 
     def cancel(self, request: Request) -> None:

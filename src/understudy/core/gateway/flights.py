@@ -67,8 +67,12 @@ class Flights:
 
     def leave_isolation(self, request: Request) -> None:
         request.isolated = False
-        if request.app.queues.isolated is request:
-            request.app.queues.isolated = None
+        queues = request.app.queues
+        if queues.isolated is request:
+            queues.isolated = None
+            if queues.held is not None:
+                queues.held.busy.until = 0.0
+                queues.held = None
 
     def settle(self, request: Request, by: Replica | None, now: float) -> None:
         if blame.settle(request, by, self._random):

@@ -105,6 +105,13 @@ class SendActivate(msgspec.Struct, frozen=True):
     revision: int
 
 
+class SendExcuse(msgspec.Struct, frozen=True):
+    """The ends of these workers of a node were a request's fault."""
+
+    node: str
+    workers: tuple[str, ...]
+
+
 class PingWorker(msgspec.Struct, frozen=True):
     replica: Replica
 
@@ -121,7 +128,16 @@ class GatewayNote(msgspec.Struct, frozen=True):
     data: dict[str, Any] = {}
 
 
-GatewayEffect = SaveTable | FollowNodes | ConnectWorker | DropWorker | SendActivate | PingWorker | GatewayNote
+GatewayEffect = (
+    SaveTable
+    | FollowNodes
+    | ConnectWorker
+    | DropWorker
+    | SendActivate
+    | SendExcuse
+    | PingWorker
+    | GatewayNote
+)
 
 
 class Gateway:
@@ -545,6 +561,9 @@ class Gateway:
             )
 
     def _note_poison(self, request: Request) -> None:
+        ended = (*request.beside, *request.kills)
+        for node in {replica.node for replica in ended}:
+            self._effects.append(SendExcuse(node, tuple(r.id for r in ended if r.node == node)))
         message = f"took down workers on {', '.join(replica.node for replica in request.kills)}"
         self._effects.append(
             GatewayNote("request.poisoned", message, request.app.name, request_id=request.id)

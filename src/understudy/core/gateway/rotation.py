@@ -99,6 +99,10 @@ class Busy:
             self.pause_s = min(self.pause_s * 2, BUSY_PAUSE_S_MAX)
         self.until = now + self.pause_s
 
+    def hold(self, until: float) -> None:
+        """Keep others away meanwhile: a request is to be tried alone."""
+        self.until = max(self.until, until)
+
 
 class Replica(Source):
     """One worker process as a gateway sees it."""
@@ -252,7 +256,7 @@ class PlannedPlaces:
 class Queues:
     """Requests of one app that something is due for."""
 
-    __slots__ = ("isolated", "slow", "suspects", "waiting", "watch")
+    __slots__ = ("held", "held_at", "isolated", "slow", "suspects", "waiting", "watch")
 
     def __init__(self) -> None:
         self.waiting: deque[Request] = deque()  # no replica is ready, or all are full
@@ -260,6 +264,8 @@ class Queues:
         self.slow: list[Request] = []  # past their hedge time; looked at until done or due
         self.suspects: deque[Request] = deque()  # were in flight on a worker that died
         self.isolated: Request | None = None  # the one suspect that is being retried
+        self.held: Replica | None = None  # kept, or being emptied, for that one alone
+        self.held_at = 0.0
 
 
 class App:
@@ -464,8 +470,8 @@ class Request:
     flags = 0  # of the frame that carries it to a worker: which encoding `body` has
 
     __slots__ = (
-        "app", "arrived", "attempts", "body", "client", "deadline", "done", "faults", "flights", "hedged",
-        "isolated", "json_bytes", "kills", "tried",
+        "app", "arrived", "attempts", "beside", "body", "client", "deadline", "done", "faults", "flights",
+        "hedged", "isolated", "json_bytes", "kills", "tried",
     )  # fmt: skip
 
     def __init__(
@@ -487,7 +493,8 @@ class Request:
         self.flights: list[Flight] = []
         self.tried: tuple[str, ...] = ()  # replica ids that had it and gave no answer
         self.faults: tuple[ReplicaFault, ...] = ()  # of replicas; none once it is settled whose they were
-        self.kills: tuple[Replica, ...] = ()  # that died with it
+        self.kills: tuple[Replica, ...] = ()  # that died while they had nothing else
+        self.beside: tuple[Replica, ...] = ()  # that died with it and others
         self.attempts = 0
         self.hedged = False
         self.isolated = False

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from understudy.core.gateway.balancing import another, pick
+from understudy.core.gateway.balancing import pick
 from understudy.core.gateway.flights import Flights
-from understudy.core.gateway.rotation import App, Request, load_of
+from understudy.core.gateway.rotation import App, Replica, Request, load_of
 from understudy.settings.gateway import GatewayTuning
 from understudy.wire.errors import Code, UnderstudyError
 
@@ -31,19 +31,8 @@ class WaitingRoom:
 
     def release(self, app: App, now: float) -> None:
         """Send what waits, as far as there is room: first one suspect, then the others in order."""
-        trial_s = self._settings.retry.trial_ms / 1000
-        while app.queues.suspects and (
-            app.queues.isolated is None or app.queues.isolated.in_flight_s(now) > trial_s
-        ):
-            request = app.queues.suspects[0]
-            other = another(request, now)
-            if other is None:
-                break
-            app.queues.suspects.popleft()
-            if not request.done:
-                request.isolated = True
-                app.queues.isolated = request
-                self._flights.send(request, other, now)
+        if app.queues.suspects:
+            self._try_suspects(app, now)
         while app.queues.waiting:
             replica = pick(app, now)
             if replica is None:
@@ -51,6 +40,52 @@ class WaitingRoom:
             request = app.queues.waiting.popleft()
             if not request.done:
                 self._flights.send(request, replica, now)
+
+    def _try_suspects(self, app: App, now: float) -> None:
+        """One at a time, alone on its replica: an idle one, or one that gets nothing else until it is idle.
+
+        What waits meanwhile is not to be shed for it: with half of the waiting room full, after the time of a
+        trial, or while the former one goes on, a suspect is tried beside others.
+        """
+        queues = app.queues
+        trial_s = self._settings.retry.trial_ms / 1000
+        while queues.suspects and (queues.isolated is None or queues.isolated.in_flight_s(now) > trial_s):
+            request = queues.suspects[0]
+            if request.done:
+                queues.suspects.popleft()
+                continue
+            replica = self._for_trial(request, now)
+            if replica is None:
+                return
+            crowded = len(queues.waiting) >= self._settings.admission.waiting_max // 2
+            if replica.outstanding and queues.isolated is None and not crowded:
+                if queues.held is not replica:
+                    self._hold(app, replica, now + trial_s, now)
+                if now < queues.held_at + trial_s:
+                    return
+            queues.suspects.popleft()
+            self._hold(app, None if replica.outstanding else replica, now + trial_s, now)
+            request.isolated = True
+            queues.isolated = request
+            self._flights.send(request, replica, now)
+
+    def _for_trial(self, request: Request, now: float) -> Replica | None:
+        """The one that is kept for it; else an idle one; else the best, to be emptied."""
+        fit = [r for r in request.app.ranked if r.id not in request.tried]
+        held = request.app.queues.held
+        if held is not None and held in fit:
+            return held
+        fit = [r for r in fit if r.has_room(now)]
+        return next((r for r in fit if not r.outstanding), fit[0] if fit else None)
+
+    def _hold(self, app: App, replica: Replica | None, until: float, now: float) -> None:
+        """Keep others away from `replica`, and no longer from the one before."""
+        queues = app.queues
+        if queues.held is not None and queues.held is not replica:
+            queues.held.busy.until = 0.0
+        queues.held, queues.held_at = replica, now
+        if replica is not None:
+            replica.busy.hold(until)
 
     def panic(self, app: App, now: float) -> None:
         """Nothing healthy is left and nobody can load anything: try whatever still has a connection."""
