@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -31,24 +32,36 @@ class MemoryUse(NamedTuple):
 def measure(cluster: Cluster, replicas: Iterable[ReplicaFacts]) -> MemoryUse:
     """Every process of every node. Takes a few milliseconds for each."""
     roles = {replica.pid: replica.role for replica in replicas}
+    ours = _processes_of("self")
+    # What is beside a worker behind its walls is there for it.
+    beside = {_processes_of(pid): role for pid, role in roles.items()}
+    beside.pop(ours, None)
     sums = dict.fromkeys(MemoryUse._fields, 0.0)
     for (role, _), process in cluster.roles.items():
         if role != "agent":
             continue
         for pid in process.pids():
             try:
-                kind = _kind(pid, process.pid, roles)
+                kind = _kind(pid, process.pid, roles.get(pid) or beside.get(_processes_of(pid)))
                 sums[kind] += pss_mb(pid)
             except OSError:
                 continue  # it ended meanwhile
     return MemoryUse(**sums)
 
 
-def _kind(pid: int, agent: int, roles: dict[int, str]) -> str:
-    if pid in roles:
-        return "primaries" if roles[pid] == Role.PRIMARY else "standbys"
+def _kind(pid: int, agent: int, role: str | None) -> str:
+    if role is not None:
+        return "primaries" if role == Role.PRIMARY else "standbys"
     # An agent starts its zygote, a zygote forks the workers.
     return "agents_and_zygotes" if agent in (pid, _parent(pid)) else "blank_workers"
+
+
+def _processes_of(pid: int | str) -> str:
+    """The namespace of processes that it is in; empty if it has ended."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""
 
 
 def _parent(pid: int) -> int:
