@@ -59,3 +59,21 @@ def test_the_deployments_of_this_cluster_are_there(attacked: Attacked) -> None:
     assert (folder / "audit.log").stat().st_mode & 0o777 == 0o600
     deployed = [r for r in records(attacked) if r["action"] == "POST /v1/apps"]
     assert len(deployed) >= 2
+
+
+def test_a_gateway_records_whom_it_refused(attacked: Attacked) -> None:
+    path = Path(attacked.harness.cluster.config.data_dir) / "gateway" / "g1" / "audit.log"
+    deadline = time.monotonic() + 30
+    number = 0
+    while True:
+        number += 1
+        assert ask(attacked.gateway, "GET", f"/understudy/number-{number}")[0] == 401
+        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        mine = [r for r in found if r["action"] == f"GET /understudy/number-{number}"]
+        if mine:
+            break
+        assert time.monotonic() < deadline
+    assert (mine[0]["status"], mine[0]["origin"]) == (401, "127.0.0.1")
+    assert path.stat().st_mode & 0o777 == 0o600
+    origin = {"Origin": "https://evil.example"}
+    assert ask(attacked.gateway, "GET", "/v2", **origin)[0] == 403

@@ -15,7 +15,7 @@ from understudy.adapters.links import FrameLink, Listener, keep_connected, liste
 from understudy.agent.staging import AnswerPart
 from understudy.core.agent import events as ev
 from understudy.settings.cluster import ClusterConfig
-from understudy.wire.errors import UnderstudyError
+from understudy.wire.errors import ProtocolError, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (
     Activate,
@@ -37,8 +37,12 @@ from understudy.wire.messages import (
     decode_message,
 )
 from understudy.wire.records import Environment, Event
+from understudy.wire.senders import check_sender
 
 Preparing = Callable[[Environment, Callable[[UnderstudyError | None], None]], None]
+
+
+GATEWAY = "gateway"  # the only role that dials an agent
 
 
 class Peers:
@@ -157,7 +161,14 @@ class Peers:
     # links
 
     def _received(self, link: FrameLink, frame: Frame) -> None:
-        match decode_message(frame):
+        message = decode_message(frame)
+        if link in self._controllers:  # it was dialled
+            check_sender("controller", "agent", message)
+        else:
+            if isinstance(message, Hello) and message.role == GATEWAY:
+                link.peer = GATEWAY
+            check_sender(link.peer or "", "agent", message)
+        match message:
             case Hello() as hello:
                 if link not in self._controllers:  # a controller was greeted when it was dialled
                     self._greet(link)
@@ -174,7 +185,7 @@ class Peers:
             case Prepare(environment):
                 answer = partial(self._prepared, link, frame.stream)
                 self._prepare(environment, answer)
-            case ReadArtifact() as asked if link in self._controllers:
+            case ReadArtifact() as asked:
                 self._read(asked, partial(_answer, link, frame.stream))
             case Ping():
                 link.send(Pong(), frame.stream)
@@ -194,7 +205,9 @@ class Peers:
         if self._state is not None:
             link.send(self._state)
 
-    def _lost(self, link: FrameLink, _error: Exception | None) -> None:
+    def _lost(self, link: FrameLink, error: Exception | None) -> None:
+        if isinstance(error, ProtocolError):
+            self._log.warning("peer.refused", reason=str(error))
         self._links.discard(link)
         self._controllers.discard(link)
 

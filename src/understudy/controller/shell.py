@@ -48,10 +48,13 @@ from understudy.wire.messages import (
     decode_message,
 )
 from understudy.wire.records import Event, RouteTable
+from understudy.wire.senders import check_sender
 
 Peer = tuple[str, str]  # (role, name)
 
 log = structlog.get_logger()
+
+INCARNATION_MAX = 1 << 62
 
 
 class Controller:
@@ -73,6 +76,7 @@ class Controller:
         self._solver = Solver()
         self._incarnation = time.time_ns() // 1_000_000
         self._links: dict[Peer, FrameLink] = {}
+        self._incarnations: dict[Peer, int] = {}
         self._unsent = Unsent()
         self._outbox = asyncio.Event()
         self.store = store
@@ -224,6 +228,7 @@ class Controller:
         if link.peer is None:
             raise ProtocolError("the first message has to be a Hello")
         role, name = link.peer
+        check_sender(role, "controller", message)
         match message:
             case Heartbeat() if role == "agent" and message.node == name:
                 self.step(ev.HeartbeatHeard(message))
@@ -237,8 +242,8 @@ class Controller:
             case GatewayStats() if role == "gateway":
                 self.traffic.reported(name, message)
             case Report():
-                for event in message.events:
-                    self.bookkeeper.note(event)
+                for event in message.events:  # each speaks for itself
+                    self.bookkeeper.note(msgspec.structs.replace(event, source=f"{role}:{name}"))
             case _:
                 pass  # of a newer version, or a late reply to a call that was given up
 
@@ -248,8 +253,10 @@ class Controller:
         if link.peer not in (None, peer):
             raise ProtocolError("a peer can't become another one")
         former = self._links.get(peer)
+        if former is not None and former is not link and hello.incarnation < self._incarnations[peer]:
+            raise ProtocolError(f"a newer {hello.role} of the name {hello.name!r} is connected")
         link.peer = peer
-        self._links[peer] = link
+        self._links[peer], self._incarnations[peer] = link, hello.incarnation
         if former is not None and former is not link:
             former.close()  # the peer restarted, and we see its new connection first
         table = self.machine.table
@@ -278,7 +285,7 @@ class Controller:
             return
         if self._links.get(peer) is not link:
             return  # replaced by a newer connection
-        del self._links[peer]
+        del self._links[peer], self._incarnations[peer]
         role, name = peer
         log.info("peer.disconnected", role=role, name=name, reason=str(error or "closed"))
         if role == "agent":
@@ -293,6 +300,8 @@ def _check_hello(hello: Hello) -> None:
         raise ProtocolError(f"a controller doesn't talk to the role {hello.role!r}")
     if hello.protocol != PROTOCOL:
         log.warning("protocol.mixed", role=hello.role, name=hello.name, protocol=hello.protocol)
+    if not 0 <= hello.incarnation < INCARNATION_MAX:
+        raise ProtocolError(f"{hello.incarnation} can't be an incarnation")
     if not math.isfinite(hello.memory_mb):
         raise ProtocolError("memory_mb has to be a number")
     try:

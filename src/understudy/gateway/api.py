@@ -11,6 +11,7 @@ from functools import partial
 from time import monotonic
 from urllib.parse import unquote
 
+from understudy.adapters.audit import AuditLog
 from understudy.adapters.crash_policy import CrashPolicy
 from understudy.core.gateway.machine import Gateway
 from understudy.core.gateway.rotation import App, Request
@@ -26,7 +27,11 @@ from understudy.gateway.request_id import RequestIds
 from understudy.settings.gateway import OTHER_BODY_BYTES_MAX, GatewayTuning
 from understudy.wire.errors import Code, UnderstudyError, quoted
 from understudy.wire.frames import Buffer
+from understudy.wire.statuses import STATUSES
 
+ABOUT_WHO = frozenset(
+    {Code.UNAUTHENTICATED, Code.FORBIDDEN}
+)  # refused for who asks, or for where that comes from
 CONTENT_ENCODING = b"content-encoding"
 JSON_LENGTH = answers.JSON_LENGTH.lower()
 LENGTH_DIGITS_MAX = 10
@@ -45,6 +50,7 @@ class Api:
         self.authenticator: Authenticator | None = None  # None: everybody may do everything
         self.cors = Cors(settings.cors) if settings.cors.origins else None
         self.door: Door | None = None
+        self.audit: AuditLog | None = None
         self.request_ids = RequestIds()
         self.connections: set[HttpConnection] = set()
         self.handshakes: set[asyncio.Task[None]] = set()  # of TLS; each becomes a connection
@@ -96,7 +102,16 @@ class Api:
             else:
                 self._handle_rest(exchange, head, body, now)
         except UnderstudyError as error:
+            self.note_refusal(error, head.method, head.url, exchange.connection.address)
             exchange.fail(error, error.context.pop("status", None))
+
+    def note_refusal(self, error: UnderstudyError, method: bytes, url: bytes, origin: str) -> None:
+        """If it was refused for who asks, or from where: a record of it."""
+        if self.audit is None or error.code not in ABOUT_WHO:
+            return
+        status = error.context.get("status", STATUSES[error.code].http)
+        action = f"{method.decode('latin-1')} {url.decode('latin-1')}"
+        self.audit.refused("", origin, action, status, error.message)
 
     def _submit(
         self, exchange: Exchange, app: App, headers: dict[bytes, bytes], body: Buffer, now: float

@@ -218,7 +218,11 @@ class GrpcServer:
         identity, peer = None, Caller(context)
         if api.authenticator is not None:
             headers = headers_of(context.invocation_metadata())
-            identity = api.authenticator.check(headers, head.model_name, peer)
+            try:
+                identity = api.authenticator.check(headers, head.model_name, peer)
+            except UnderstudyError as error:
+                api.note_refusal(error, b"gRPC ModelInfer", head.model_name.encode(), peer.address)
+                raise
         app = self._app(head.model_name, head.model_version)
         if api.body_bytes_held + len(message) > self._settings.http.body_bytes_total_max:
             raise UnderstudyError(Code.SHED, "too many request bodies at once")
@@ -263,6 +267,7 @@ class GrpcServer:
                     self._api.authenticator.check_path(headers, path(message), Caller(context))
                 return answer(message)
             except UnderstudyError as error:
+                self._api.note_refusal(error, b"gRPC", path(message).encode(), Caller(context).address)
                 await self._abort(context, error)
 
         return handle

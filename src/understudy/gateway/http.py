@@ -65,6 +65,8 @@ class Service(Protocol):
 
     def handle(self, exchange: Exchange, head: Head, body: Buffer, now: float) -> None: ...
 
+    def note_refusal(self, error: UnderstudyError, method: bytes, url: bytes, origin: str) -> None: ...
+
     def cancel(self, request: Request) -> None: ...
 
 
@@ -338,6 +340,7 @@ class HttpConnection(asyncio.Protocol):
         try:
             door.check(self._headers)
         except UnderstudyError as error:
+            self._note_refusal(error)
             self._refuse(error, error.context.pop("status", None))
             raise _Refused from None
 
@@ -347,8 +350,12 @@ class HttpConnection(asyncio.Protocol):
             try:
                 authenticator.identify(self._headers, self)
             except UnderstudyError as error:
+                self._note_refusal(error)
                 self._refuse(error)
                 raise _Refused from None
+
+    def _note_refusal(self, error: UnderstudyError) -> None:
+        self.api.note_refusal(error, self._parser.get_method(), self._url, self.address)
 
     def on_body(self, data: bytes) -> None:
         if self._large is not None:

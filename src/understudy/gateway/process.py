@@ -21,6 +21,7 @@ import structlog
 import uvloop
 
 from understudy.adapters import descriptors, logs
+from understudy.adapters.audit import AuditLog
 from understudy.adapters.heap import keep_freed_memory
 from understudy.adapters.links import FrameLink, dial, keep_connected
 from understudy.adapters.operator_tokens import announce, operator_token
@@ -36,7 +37,7 @@ from understudy.gateway.http import HttpConnection
 from understudy.gateway.secured import Secured
 from understudy.invariants import InvariantBroken
 from understudy.settings.cluster import ClusterConfig
-from understudy.wire.errors import ConfigError, UnderstudyError
+from understudy.wire.errors import ConfigError, ProtocolError, UnderstudyError
 from understudy.wire.frames import Frame
 from understudy.wire.messages import (
     Activate,
@@ -46,13 +47,13 @@ from understudy.wire.messages import (
     GatewayStats,
     Heartbeat,
     Hello,
-    Kind,
     NodeState,
     Ping,
     Report,
     decode_message,
 )
 from understudy.wire.records import Event, NodeInfo, RouteTable
+from understudy.wire.senders import check_sender
 
 if TYPE_CHECKING:
     from understudy.gateway.grpc import GrpcServer
@@ -109,6 +110,7 @@ class GatewayProcess:
         # Where keys say who is an operator, they alone do.
         token = "" if self.api.authenticator else operator_token(Path(config.data_dir))
         self.api.door = Door(me, self.api.cors, token)
+        self.api.audit = AuditLog(config.role_dir("gateway", name), config.logs)
         if token:
             announce(token, [me.http])
         self._agents: dict[str, tuple[str, asyncio.Task[None], list[FrameLink]]] = {}
@@ -319,6 +321,9 @@ class GatewayProcess:
     async def _follow_agent(self, node: str, address: str, links: list[FrameLink]) -> None:
         def on_frame(link: FrameLink, frame: Frame) -> None:
             message = decode_message(frame)
+            check_sender("agent", "gateway", message)
+            if isinstance(message, Heartbeat | NodeState) and message.node != node:
+                raise ProtocolError(f"node {node!r} speaks for {message.node!r}")
             if isinstance(message, Heartbeat):
                 self.step(core.HeartbeatReceived(message))
             elif isinstance(message, NodeState):
@@ -347,9 +352,9 @@ class GatewayProcess:
 
     async def _follow_controller(self, address: str) -> None:
         def on_frame(link: FrameLink, frame: Frame) -> None:
-            if frame.kind == Kind.ROUTES:
-                message = decode_message(frame)
-                assert isinstance(message, RouteTable)
+            message = decode_message(frame)
+            check_sender("controller", "gateway", message)
+            if isinstance(message, RouteTable):
                 self.step(core.RoutesReceived(message))
                 if self.gateway.table.apps != message.apps:
                     link.send(self.gateway.table)  # it lacks something that nobody removed
