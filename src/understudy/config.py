@@ -22,6 +22,7 @@ import msgspec
 
 from understudy.failures import mistake_in
 from understudy.settings import LINK, LINKS, PATTERNS, nearest
+from understudy.settings.agent import AgentTuning
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
 from understudy.settings.manifest import AppManifest, mistakes
@@ -72,6 +73,7 @@ def load_cluster(path: Path, unknown: list[str] | None = None) -> ClusterConfig:
             if config.run_dir
             else _default_run_dir(data_dir, max(len(os.fsencode(name)) for name in roles))
         ),
+        agent=_with_paths(config.agent, folder),
         apps=tuple(str(folder / app) for app in config.apps),
         gateways=tuple(_with_tls_in(folder, gateway) for gateway in config.gateways),
         auth=_with_files_in(folder, config.auth),
@@ -125,6 +127,16 @@ def read_secret(reference: str, bytes_max: int = 4 * 1024 * 1024) -> bytes:
     if len(content) > bytes_max:
         raise ConfigError(f"{reference}: too large", limit_bytes=bytes_max)
     return content
+
+
+def _with_paths(agent: AgentTuning, folder: Path) -> AgentTuning:
+    """Paths for models are those of the cluster file, as all others."""
+    sandbox = msgspec.structs.replace(
+        agent.sandbox,
+        readable=tuple(str(folder / path) for path in agent.sandbox.readable),
+        writable=tuple(str(folder / path) for path in agent.sandbox.writable),
+    )
+    return msgspec.structs.replace(agent, sandbox=sandbox)
 
 
 def _default_run_dir(data_dir: Path, name_bytes: int) -> str:

@@ -25,6 +25,7 @@ from understudy.gateway.half_closed import BEGIN
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.request_id import RequestIds
 from understudy.settings.gateway import GatewayConfig, GatewayTuning, HttpLimits
+from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer, Frame
 from understudy.wire.messages import Kind
 
@@ -98,6 +99,9 @@ class Recorder:
 
     def connection_closed(self, connection: HttpConnection) -> None:
         self.connections.discard(connection)
+
+    def note_refusal(self, error: UnderstudyError, method: bytes, url: bytes, origin: str) -> None:
+        pass
 
     def body_bytes_max(self, target: bytes) -> int:
         return LIMITS.body_bytes_max

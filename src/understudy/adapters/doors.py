@@ -40,6 +40,7 @@ class Doorway:
     def open(cls, path: str, tcp_host: str = "") -> Doorway:
         """Raises `ConfigError`, also if a live process listens there."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)  # a worker that doesn't read holds nobody up
         door = cls(path, line=ours, descriptors=[theirs.detach()])
         try:
             door._listen()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Collection
+import stat
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -99,8 +100,8 @@ def common_walls(config: ClusterConfig, tier: Tier) -> Walls:
     return Walls(
         tier=tier,
         hidden=tuple(dict.fromkeys(str(Path(path).resolve()) for path in hidden)),
-        readable=tuple(map(os.path.abspath, settings.readable)),
-        writable=tuple(map(os.path.abspath, settings.writable)),
+        readable=settings.readable,
+        writable=settings.writable,
         scratch_mb=settings.scratch_mb,
         tasks_max=settings.tasks_max,
     )
@@ -124,4 +125,20 @@ def tier_here(config: ClusterConfig, node: str) -> BestTier:
             f"agent.sandbox.tier = {wanted!r} doesn't hold here ({'; '.join(found.lacking)}); "
             'with "best" models run behind what does'
         )
-    return found
+    return msgspec.structs.replace(found, lacking=(*found.lacking, *_shut(config, found.tier)))
+
+
+def _shut(config: ClusterConfig, tier: Tier) -> Iterator[str]:
+    """What models were to read or write and can't."""
+    settings = config.agent.sandbox
+    others = tier is Tier.NAMESPACES and os.geteuid() == 0
+    for field, paths, bit in (("readable", settings.readable, 0o4), ("writable", settings.writable, 0o2)):
+        for path in paths:
+            try:
+                mode = os.stat(path).st_mode
+            except OSError as error:
+                yield f"agent.sandbox.{field}: {path}: {error.strerror}"
+                continue
+            bits = bit | (0o1 if stat.S_ISDIR(mode) else 0)
+            if others and mode & bits != bits:
+                yield f"agent.sandbox.{field}: {path} is closed to other users, as which models run here"
