@@ -150,3 +150,34 @@ def test_last_words_are_kept() -> None:
             return prints.end("w1")
 
     assert asyncio.run(follow()) == "98 / 99 / terminate called"
+
+
+FORGED = (
+    b'{"process":"worker:w","event":"worker.started","level":"info","self":1,"exc_info":true,"stack_info":1}',
+    b'{"process":"worker:w","event":["x"],"level":"info"}',
+    b'{"process":"worker:w","event":{},"level":{}}',
+    b'{"process":"worker:w","event":"worker.started","level":"critical"}',
+    b'{"process":"worker:w","event":"worker.started","level":"info","a b":1,"x":{"y":[1]}}',
+    b'{"process":"controller:c1","event":"node.lost","level":"error"}',
+    b'{"process":"worker:w","event":"worker.started","level":"info","x":"\\u001b[2J"}',
+    b'{"a":' + b"[" * 4000,
+    b'{"' + b"\xff" * 100,
+)
+
+
+@pytest.mark.parametrize("line", FORGED, ids=range(len(FORGED)))
+def test_a_forged_line_of_the_log_is_told_of_its_worker_and_ends_nothing(line: bytes) -> None:
+    with printing() as printer:
+
+        async def read() -> None:
+            prints = Prints(LogSettings())
+            prints.follow("w", printer.process.pid)
+            printer.tell(f"os.write(1, {line + chr(10).encode()!r})")
+            with structlog.testing.capture_logs() as logs:
+                prints.read_all()
+            assert all(each["log_level"] in ("info", "warning", "error") for each in logs)
+            assert all(each.get("process", "worker:w") == "worker:w" for each in logs)
+            assert "\x1b" not in repr(logs).replace("\\x1b", "")
+            prints.end("w")
+
+        asyncio.run(read())

@@ -276,7 +276,6 @@ def print_much(megabytes):
 
 def work(_):
     """What honest models do."""
-    import multiprocessing
     import tempfile
     import threading
 
@@ -285,15 +284,45 @@ def work(_):
     thread.join()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "cache").write_text("kept")
+        shutil.copy2(__file__, Path(folder, "copy"))
     subprocess.run([sys.executable, "-c", "print(1)"], check=True, stdout=subprocess.DEVNULL)
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        assert pool.map(abs, [-1, -2]) == [1, 2]
-    lock = multiprocessing.get_context("fork").Lock()
-    with lock:
-        pass
     assert shutil.which("sh")
     assert abc.ABC
     return "done"
+
+
+def pool(_):
+    import multiprocessing
+
+    with multiprocessing.get_context("fork").Pool(2) as workers:
+        return workers.map(abs, [-1, -2])
+
+
+def change_mode(path):
+    os.chmod(path, 0o777)
+    os.utime(path, (1, 1))
+
+
+def limit_another(pid):
+    resource.prlimit(int(pid), resource.RLIMIT_NOFILE, (12, 12))
+
+
+def slow_another(pid):
+    os.setpriority(os.PRIO_PROCESS, int(pid), 19)
+
+
+def share_memory(_):
+    called(LIBC.shmget(0, 1 << 20, 0o1600))
+
+
+def send_by_pair(path):
+    one, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    one.sendto(b"harm", path)
+
+
+def file_in_shared_memory(name):
+    with open("/dev/shm/" + name, "rb") as file:
+        return file.read(100)
 
 
 class Model:

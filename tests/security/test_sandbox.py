@@ -138,11 +138,16 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
         abstract = opened.enter_context(socket.socket(socket.AF_UNIX))
         meeting.bind(str(state / "agent.sock"))
         abstract.bind(f"\0understudy-{os.getpid()}")
+        datagrams = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        datagrams.bind(str(state / "datagrams.sock"))
+        shared = Path(f"/dev/shm/understudy-{os.getpid()}")
+        shared.write_text(SECRET)
+        opened.callback(shared.unlink)
         port = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
         meeting.listen()
         abstract.listen()
         if os.geteuid() == 0 and not place.root:
-            for path in (state, *state.rglob("*")):
+            for path in (shared, state, *state.rglob("*")):
                 os.chown(path, SOMEBODY, SOMEBODY)
         pid, victim = map(zygote.fork, paths)
         client, others = (opened.enter_context(place.connected(path)) for path in paths)
@@ -195,6 +200,11 @@ MUST_FAIL = [
     ("dial", "{port}"),
     ("become", "1"),
     ("become", "1000"),
+    ("limit_another", "{zygote}"),
+    ("limit_another", "{victim}"),
+    ("slow_another", "{victim}"),
+    ("send_by_pair", "{state}/datagrams.sock"),
+    ("file_in_shared_memory", "understudy-{pid}"),
     ("mount", ""),
     ("unmount", "/proc"),
     ("new_user", ""),
@@ -249,6 +259,27 @@ def test_honest_work_goes_on(scene: Scene) -> None:
     assert scene.attack("work") == "got done"
 
 
+def test_pools_work_where_shared_memory_is_its_own(scene: Scene) -> None:
+    came = scene.attack("pool")
+    assert (
+        came == "got [1, 2]" if scene.place.tier is Tier.NAMESPACES else came.startswith("failed Permission")
+    )
+
+
+def test_what_is_the_machines_keeps_its_modes_and_times(scene: Scene) -> None:
+    for path in (scene.folder / "state" / "operator.token", scene.folder / "state" / "replicas"):
+        before = path.stat()
+        scene.attack("change_mode", str(path))
+        assert (path.stat().st_mode, path.stat().st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+def test_nothing_of_it_is_shared_with_processes_that_are_not_its_own(scene: Scene) -> None:
+    before = Path("/proc/sysvipc/shm").read_text()
+    came = scene.attack("share_memory")
+    assert came.startswith("failed") or scene.place.tier is Tier.NAMESPACES
+    assert Path("/proc/sysvipc/shm").read_text() == before
+
+
 def test_it_has_no_rights_and_gains_none(scene: Scene) -> None:
     came = scene.attack("rights").replace("'", '"').removeprefix("got ")
     rights = json.loads(came)
@@ -276,7 +307,7 @@ def test_descriptors_are_bounded_and_the_worker_answers_afterwards(scene: Scene)
 
 
 def test_of_the_clusters_descriptors_it_has_its_own_only(scene: Scene) -> None:
-    came = scene.attack("inherited").replace(str(scene.folder / "w1.progress"), "its progress")
+    came = scene.attack("inherited")
     assert str(scene.folder) not in came, came
     assert " (deleted)" not in came, "the log of who runs the tests"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 
@@ -28,3 +30,11 @@ def let_others_read(folder: Path) -> None:
         mode = path.lstat().st_mode
         if not stat.S_ISLNK(mode):
             path.chmod(mode | 0o444 | (0o111 if mode & 0o100 else 0))
+
+
+def remove_tree(path: Path) -> None:
+    """As far as that is possible, however deep it is: a model may have made it. Blocks."""
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+    except RecursionError:
+        subprocess.run(["rm", "-rf", "--", str(path)], check=False, stderr=subprocess.DEVNULL)

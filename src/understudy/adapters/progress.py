@@ -8,6 +8,7 @@ worker keeps a few numbers in a small file that is mapped into its memory: writi
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import struct
@@ -53,6 +54,23 @@ def make_progress_file(path: str) -> int:
     return file
 
 
+def _mapped(file: int) -> memoryview:
+    """The file as memory, for as long as the process lives. Raises OSError.
+
+    Not by `mmap`: that keeps a descriptor of it, by which a model could make it any size.
+    """
+    if os.fstat(file).st_size < _LAYOUT.size:
+        raise OSError("it is too short")
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    flags = mmap.PROT_READ | mmap.PROT_WRITE
+    address = libc.mmap(None, _LAYOUT.size, flags, mmap.MAP_SHARED, file, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        raise OSError(ctypes.get_errno(), "mmap")
+    return memoryview((ctypes.c_char * _LAYOUT.size).from_address(address)).cast("B")
+
+
 class ProgressWriter:
     """The worker's side. Until it has a file, nobody reads it."""
 
@@ -60,13 +78,13 @@ class ProgressWriter:
 
     def __init__(self) -> None:
         self._values: tuple[int, int, int, float, float, float] = (0, 0, 0, 0.0, 0.0, 0.0)
-        self._page: mmap.mmap | bytearray = bytearray(_LAYOUT.size)
+        self._page: memoryview | bytearray = bytearray(_LAYOUT.size)
 
     def write_to(self, file: int) -> None:
         """From now on, to a file of `make_progress_file`, which is closed here."""
         try:
-            page = mmap.mmap(file, _LAYOUT.size)
-        except (OSError, ValueError):  # it was cut meanwhile
+            page = _mapped(file)
+        except OSError:  # it was cut meanwhile
             return
         finally:
             os.close(file)

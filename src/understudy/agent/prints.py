@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 import structlog
@@ -28,6 +27,8 @@ LAST_CHARS_MAX = 400
 LOG_LINE_BYTES_MAX = 16 * 1024
 _LOG_LINE = b'{"'
 _LEVELS = ("info", "warning", "error")
+_RESERVED = frozenset({"self", "timestamp", "exc_info", "stack_info", "stack"})
+_decode = msgspec.json.Decoder(dict[str, str | int | float | bool | None]).decode
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +129,7 @@ class Prints:
             return
         reader.lines_left -= 1
         if fields:
-            getattr(self._log, fields.pop("level"))(**fields)
+            getattr(self._log, str(fields.pop("level")))(**fields)
         else:
             self._log.info("model.printed", **reader.label, text=text)
 
@@ -147,13 +148,19 @@ class Prints:
         reader.lines_dropped = reader.bytes_dropped = 0
 
 
-def _log_fields(line: bytes, worker: object) -> dict[str, Any]:
-    """Of a line of the worker's own log; empty for any other."""
+def _log_fields(line: bytes, worker: object) -> dict[str, str | int | float | bool | None]:
+    """Of a line of the worker's own log, which its model may have written; empty for any other."""
     if not line.startswith(_LOG_LINE):
         return {}
     try:
-        fields = msgspec.json.decode(line, type=dict[str, Any])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        fields = _decode(line)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return {}
     ours = fields.get("process") == f"worker:{worker}" and fields.get("event") in EVENTS
-    return fields if ours and fields.get("level") in _LEVELS else {}
+    if not ours or fields.get("level") not in _LEVELS:
+        return {}
+    return {
+        name: presentable(value) if isinstance(value, str) else value
+        for name, value in fields.items()
+        if name.isidentifier() and name not in _RESERVED
+    }

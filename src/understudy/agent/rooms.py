@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
 
+from understudy.adapters.own_files import remove_tree
 from understudy.adapters.sandbox import trial
 from understudy.adapters.sandbox.trial import BestTier
 from understudy.adapters.sandbox.walls import Tier, Walls
@@ -83,11 +83,11 @@ class Rooms:
         self._places.pop(replica, None)
         for root in (self._folders, self._scratch):
             for path in root.glob(f"*/{replica}"):  # of a worker that was found, the place isn't known
-                shutil.rmtree(path, ignore_errors=True)
+                remove_tree(path)
 
     def clear_all(self) -> None:
         for folder in (self._folders, self._scratch):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
 
 
 def _place(pool: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
+from understudy.adapters.processes import process_stat
 from understudy.agent.variables import for_models
 from understudy.agent.zygote import MESSAGE_BYTES_MAX, Answer, Exited, Fork, Forked, ForkFailed
 from understudy.settings.agent import AgentTuning
@@ -50,12 +51,15 @@ class Spawner:
         on_failed: Callable[[str, str], None],
         on_exited: Callable[[int, int], None],
         on_broken: Callable[[], None] | None = None,
+        *,
+        trusted: bool = True,
     ) -> None:
         self._command = command
         self._tuning = tuning
         self._on_forked = on_forked
         self._on_failed = on_failed
         self._on_exited = on_exited
+        self._trusted = trusted  # else it runs code of models, and nothing that it says is relied on
         self._on_broken = on_broken  # zygotes end again and again before they have forked anything
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger()
@@ -76,6 +80,9 @@ class Spawner:
                 self._command(str(theirs.fileno())),
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
+                # What workers print is read elsewhere, and this is the agent's log.
+                stdout=None if self._trusted else subprocess.DEVNULL,
+                stderr=None if self._trusted else subprocess.DEVNULL,
                 # Last: glibc moves the variable, and the first one is what a title is found by.
                 env={**variables, **{k: v for k, v in HUGE_PAGES.items() if k not in variables}},
             )
@@ -104,8 +111,9 @@ class Spawner:
             return  # asked again when the next zygote is there
         if self._watchdog is None:
             self._watchdog = self._loop.call_later(FORK_TIMEOUT_S, self._overdue)
-        # A full or broken socket belongs to a stuck or dead zygote; the watchdog or the reader sees to it.
-        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+        # A full or broken socket belongs to a stuck or dead zygote, or too many descriptors are on their way:
+        # the watchdog or the reader sees to it.
+        with contextlib.suppress(OSError):
             socket.send_fds(self._control, [msgspec.msgpack.encode(request)], door)
 
     def _readable(self) -> None:
@@ -118,7 +126,17 @@ class Spawner:
         if not message:
             self._lost("it ended")
             return
-        match _decode(message):
+        try:
+            answer = _decode(message)
+        except msgspec.MsgspecError as error:
+            self._lost(f"it says what it can't: {error}")
+            return
+        if not isinstance(answer, Exited) and answer.worker not in self._owed:
+            return
+        match answer:
+            case Forked(worker, pid) if not self._is_child(pid):
+                self._settle(worker)
+                self._on_failed(worker, "its zygote says that it is a process which it didn't fork")
             case Forked(worker, pid):
                 self._settle(worker)
                 self._failures = 0
@@ -128,6 +146,17 @@ class Spawner:
                 self._on_failed(worker, reason)
             case Exited(pid, status):
                 self._on_exited(pid, status)
+
+    def _is_child(self, pid: int) -> bool:
+        """Of the zygote, or ended since: then nobody else can have its number before it is reaped."""
+        if self._trusted or self._process is None:
+            return True
+        for _ in range(2):  # or of one that it forked to stand up the worker's walls
+            stat = process_stat(pid)
+            if stat is None or stat.parent == self._process.pid:
+                return stat is not None
+            pid = stat.parent
+        return False
 
     def _settle(self, worker: str) -> None:
         self._owed.pop(worker, None)

@@ -69,7 +69,9 @@ class Spawners:
     def _spawner(self, key: str) -> Spawner:
         if key not in self._by_key:
             broken = (lambda: self._environments.doubt(environment_of(key)[0])) if key else None
-            self._by_key[key] = Spawner(self._command(key), self._tuning, *self._callbacks, broken)
+            self._by_key[key] = Spawner(
+                self._command(key), self._tuning, *self._callbacks, broken, trusted=key == OWN
+            )
             self._by_key[key].start()
         return self._by_key[key]
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from understudy.wire.errors import Code, UnderstudyError
 
 TRIAL_TIMEOUT_S = 120.0  # to import the runtime, from a disk that hasn't read it yet
 INSTALL_TIMEOUT_S = 1200.0
+SAID_BYTES_MAX = 16 * 1024
 
 
 def zygote_command(argument: str, python: str = "", folder: str = "") -> list[str]:
@@ -58,19 +60,29 @@ async def _run(command: list[str], timeout_s: float) -> tuple[int, str]:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             env=for_models(os.environ, ()),  # packages have code that runs when they are found
+            start_new_session=True,
         )
     except OSError as error:
         raise UnderstudyError(Code.LOAD_FAILED, f"{command[0]} can't be run: {error.strerror}") from error
     try:
         async with asyncio.timeout(timeout_s):
-            _, said = await process.communicate()
+            said = await _end_of(process.stderr)
+            await process.wait()
     except TimeoutError:
         raise UnderstudyError(Code.UNAVAILABLE, f"it took more than {timeout_s:g} s") from None
     finally:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
     return process.returncode or 0, said.decode(errors="replace")
+
+
+async def _end_of(stream: asyncio.StreamReader | None) -> bytes:
+    """The last of what is printed, of however much."""
+    said = b""
+    while stream is not None and (part := await stream.read(SAID_BYTES_MAX)):
+        said = (said + part)[-SAID_BYTES_MAX:]
+    return said
 
 
 def _why(said: str, status: int, python: str) -> str:

@@ -107,9 +107,10 @@ class Workers:
         try:
             pidfd = os.pidfd_open(pid)
             start_ticks = start_ticks_of(pid)
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             # Not reaped before the zygote hears that it ended, so the number is still its own.
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
             door.close()
             self._ended(worker, f"it can't be watched: {error}")
             return
@@ -300,4 +301,7 @@ def _why(status: int | None) -> str:
         return "it ended"
     if status >= 0:
         return f"exit status {status}"
-    return f"killed by {signal.Signals(-status).name}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal has no name
+        return f"killed by signal {-status}"

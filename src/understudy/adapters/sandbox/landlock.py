@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -29,6 +30,13 @@ def version() -> int:
     )
 
 
+def keep_to_own_abstract_sockets() -> None:
+    """And to signals within; nothing else. Does nothing where that can't be had."""
+    with contextlib.suppress(OSError):
+        if version() >= SIGNALS_SINCE:
+            _enforce(_ruleset(struct.pack("QQQ", 0, 0, _SCOPES)))
+
+
 def restrict(rules: Iterable[tuple[str, int]], *, network: bool) -> None:
     """Allow this process and its children what the `rules` (path, rights below it) say, and nothing else.
 
@@ -39,17 +47,28 @@ def restrict(rules: Iterable[tuple[str, int]], *, network: bool) -> None:
     handled_network = _NETWORK if abi >= 4 and not network else 0
     scopes = _SCOPES if abi >= SIGNALS_SINCE else 0
     size_bytes = 24 if abi >= SIGNALS_SINCE else 16 if abi >= 4 else 8
-    attributes = struct.pack("QQQ", rights, handled_network, scopes)[:size_bytes]
-    ruleset = kernel.call(
-        kernel.LANDLOCK_CREATE_RULESET,
-        attributes,
-        ctypes.c_size_t(size_bytes),
-        ctypes.c_uint32(0),
-        what="landlock_create_ruleset",
-    )
+    ruleset = _ruleset(struct.pack("QQQ", rights, handled_network, scopes)[:size_bytes])
     try:
         for path, allowed in rules:
             _add(ruleset, path, allowed & rights)
+    except OSError:
+        os.close(ruleset)
+        raise
+    _enforce(ruleset)
+
+
+def _ruleset(attributes: bytes) -> int:
+    return kernel.call(
+        kernel.LANDLOCK_CREATE_RULESET,
+        attributes,
+        ctypes.c_size_t(len(attributes)),
+        ctypes.c_uint32(0),
+        what="landlock_create_ruleset",
+    )
+
+
+def _enforce(ruleset: int) -> None:
+    try:
         kernel.call(
             kernel.LANDLOCK_RESTRICT_SELF,
             ctypes.c_int(ruleset),

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from understudy.adapters.parents import run_and_exit
-from understudy.adapters.sandbox import kernel, limits, seccomp
+from understudy.adapters.sandbox import kernel, landlock, limits, seccomp
 from understudy.adapters.sandbox.walls import (
     DEVICES,
     OWN_TEMPORARY,
@@ -100,6 +100,8 @@ def _be_worker(walls: Walls, run: Callable[[], None], teller: socket.socket) -> 
         if identity is not None:
             _become(identity)
         limits.give_up_privileges()
+        if walls.network:
+            landlock.keep_to_own_abstract_sockets()
         seccomp.refuse_calls(seccomp.LOCAL)
         settle(OWN_TEMPORARY)
         os.umask(0o077)

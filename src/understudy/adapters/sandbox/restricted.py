@@ -11,7 +11,6 @@ import os
 from understudy.adapters.sandbox import kernel, landlock, limits, seccomp
 from understudy.adapters.sandbox.walls import DEVICES, Walls, accelerators, covers, readable_places, settle
 
-_SHARED_MEMORY = landlock.READ_FILE | landlock.WRITE_FILE | landlock.MAKE_REGULAR | landlock.REMOVE_FILE
 _DEVICE = landlock.OF_FILES
 
 
@@ -24,13 +23,12 @@ def restrict(walls: Walls) -> None:
     rules += [(f"/dev/{name}", _DEVICE) for name in DEVICES]
     rules += [(path, _DEVICE | landlock.READ_DIR) for path in accelerators()]
     rules += [(path, ~0) for path in (walls.scratch, *walls.writable)]
-    rules.append(("/dev/shm", _SHARED_MEMORY | landlock.TRUNCATE))
     settle(walls.scratch)
     limits.limit(walls)
     kernel.drop_bounding_set()
     limits.give_up_privileges()
     landlock.restrict(rules, network=walls.network)
-    seccomp.refuse_calls(seccomp.INTERNET if walls.network else ())
+    seccomp.refuse_calls(seccomp.INTERNET if walls.network else (), shares_machine=True)
 
 
 def _without(paths: list[str], hidden: tuple[str, ...]) -> list[str]:

@@ -34,6 +34,32 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "iopl": (172, None), "ioperm": (173, None), "uselib": (134, None), "modify_ldt": (154, None),
     "vhangup": (153, 58),
 }  # fmt: skip
+# Landlock has no say in these. They do nothing where it is all there is, and say that they did: what copies
+# files sets their modes and times too, and shouldn't fail by it.
+_PRETENDED: dict[str, tuple[int | None, int | None]] = {
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54),
+    "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "removexattr": (197, 14),
+    "lremovexattr": (198, 15), "fremovexattr": (199, 16), "setxattrat": (463, 463),
+    "removexattrat": (466, 466),
+}  # fmt: skip
+# What is shared by all processes of the machine.
+_SHARED: dict[str, tuple[int | None, int | None]] = {
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193),
+    "semtimedop": (220, 192), "semctl": (66, 191), "msgget": (68, 186), "msgsnd": (69, 189),
+    "msgrcv": (70, 188),
+    "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    "migrate_pages": (256, 238), "move_pages": (279, 239),
+}  # fmt: skip
+# Limits and priorities, of this process alone: (x86_64, aarch64, argument that says whose, from 0).
+_OWN_ONLY = (
+    (302, 261, 0),  # prlimit64
+    (203, 122, 0), (144, 119, 0), (142, 118, 0), (314, 274, 0),  # sched_set: affinity, scheduler, param, attr
+    (141, 140, 1), (251, 30, 1),  # setpriority, ioprio_set
+)  # fmt: skip
+_SOCKETPAIR = (53, 199)
+_DATAGRAMS, _TYPE_MASK = 2, 0xF
 _CLONE, _CLONE3 = (56, 220), 435
 _SOCKET = (41, 198)
 _IOCTL = (16, 29)
@@ -48,7 +74,7 @@ _X32 = 0x40000000  # calls of another ABI have numbers beyond it
 LOCAL = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)  # of a network of its own
 INTERNET = (socket.AF_INET, socket.AF_INET6)
 
-_LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06
+_LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x54, 0x06
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 _NUMBER, _ARCHITECTURE, _FIRST, _SECOND = (
     0,
@@ -63,12 +89,13 @@ class _Filter(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
-def refuse_calls(families: tuple[int, ...]) -> None:
+def refuse_calls(families: tuple[int, ...], *, shares_machine: bool = False) -> None:
     """Let this process and its children open sockets of these `families` only, and call nothing of the above.
 
-    Raises `OSError` where that can't be had. `PR_SET_NO_NEW_PRIVS` must have been set.
+    `shares_machine`: it has no namespaces of its own. Raises `OSError` where that can't be had.
+    `PR_SET_NO_NEW_PRIVS` must have been set.
     """
-    code = program(families)
+    code = program(families, shares_machine=shares_machine)
     buffer = ctypes.create_string_buffer(code, len(code))
     installed = _Filter(len(code) // 8, ctypes.addressof(buffer))
     kernel.call(
@@ -76,7 +103,7 @@ def refuse_calls(families: tuple[int, ...]) -> None:
     )
 
 
-def program(families: tuple[int, ...]) -> bytes:
+def program(families: tuple[int, ...], *, shares_machine: bool = False) -> bytes:
     """The filter, as instructions of the kernel's classic BPF."""
     if kernel.MACHINE not in _ARCHITECTURES:
         raise OSError(f"system calls aren't known on {kernel.MACHINE}")
@@ -118,12 +145,38 @@ def program(families: tuple[int, ...]) -> bytes:
             ],
         ),
     ]
-    for numbers in _REFUSED.values():
-        number = numbers[column]
-        if number is not None:
-            steps += _if(_EQUAL, number, [_step(_RETURN, refused)])
+    outcomes = [(_REFUSED, refused)]
+    if shares_machine:
+        outcomes += [(_SHARED, refused), (_PRETENDED, _ERROR)]
+        steps += _of_a_shared_machine(column)
+    for calls, outcome in outcomes:
+        for numbers in calls.values():
+            number = numbers[column]
+            if number is not None:
+                steps += _if(_EQUAL, number, [_step(_RETURN, outcome)])
     steps.append(_step(_RETURN, _ALLOW))
     return b"".join(steps)
+
+
+def _of_a_shared_machine(column: int) -> list[bytes]:
+    steps = _if(
+        _EQUAL,
+        _SOCKETPAIR[column],  # a pair of datagram sockets could be sent to anybody's
+        [
+            _step(_LOAD, _SECOND),
+            _step(_AND, _TYPE_MASK),
+            *_if(_EQUAL, _DATAGRAMS, [_step(_RETURN, _ERROR | errno.EACCES)]),
+            _step(_RETURN, _ALLOW),
+        ],
+    )
+    for *numbers, argument in _OWN_ONLY:
+        whose = [
+            _step(_LOAD, _FIRST + 8 * argument),
+            *_if(_EQUAL, 0, [_step(_RETURN, _ALLOW)]),
+            _step(_RETURN, _ERROR | errno.EPERM),
+        ]
+        steps += _if(_EQUAL, numbers[column], whose)
+    return steps
 
 
 def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
