@@ -62,7 +62,7 @@ FALLEN = msgspec.structs.replace(
 GONE = msgspec.structs.replace(
     APP, name="wine", state="down", serving=None, reason="its replicas are not ready"
 )
-NODE = NodeStatus("n1", "east", "ready", "", True, 512.0, 130.2, 2, 2, "landlock; no namespaces")
+NODE = NodeStatus("n1", "east", "ready", "", True, 512.0, 130.2, 2, 2, "landlock (no namespaces: refused)")
 DEAD = NodeStatus("n2", "east", "dead", "its lease was lost", False, 512.0, 0.0, 0, 0, "")
 CLUSTER = ClusterStatus(
     cluster="shop",

@@ -111,7 +111,7 @@ def tier_here(config: ClusterConfig, node: str) -> BestTier:
     """To be asked while this process has one thread. Raises `ConfigError` if another tier must hold."""
     wanted = config.agent.sandbox.tier
     if wanted == NONE:
-        return BestTier(Tier.NONE, ("none: agent.sandbox.tier asks for none",))
+        return BestTier(Tier.NONE, ("agent.sandbox.tier asks for it",))
     rooms = Rooms(config.role_dir("agent", node), common_walls(config, Tier.NAMESPACES))
     name = "trial"
     try:

@@ -207,10 +207,12 @@ class Zygote:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         title("worker (blank)")
+        from understudy.worker.hints import stand_behind
         from understudy.worker.process import WorkerArgs, run_worker
 
         if request.walls.tier is Tier.LANDLOCK:
             restrict(request.walls)
+        stand_behind(request.walls)
         capture()
         run_worker(WorkerArgs(request.worker, tuple(door), request.tcp_address, request.settings))
 

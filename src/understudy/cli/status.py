@@ -170,7 +170,7 @@ def _nodes(nodes: list[NodeView]) -> Table:
 
 
 def _sandbox(node: NodeView) -> Text:
-    tier, _, _ = node.sandbox.partition(";")
+    tier, _, _ = node.sandbox.partition(" ")
     return Text(tier or "-", style="bold red" if tier == "none" else "")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import msgspec
 from understudy.adapters.control import cluster_gateways, gateway_access, gateway_url, segment
 from understudy.adapters.logs import be_patient
 from understudy.adapters.parents import have_init
+from understudy.adapters.sandbox.walls import Tier
 from understudy.adapters.task_groups import ungrouped
 from understudy.cli import deploy
 from understudy.cli.output import Output
@@ -27,6 +29,7 @@ from understudy.wire.errors import Code, UnderstudyError
 
 START_TIMEOUT_S = 30.0  # of a controller, before it is told that it takes long
 SUBMIT_RETRY_S = 2.0
+NODES_TIMEOUT_S = 3.0  # of nodes, to be told of
 EXAMPLE_VALUES_MAX = 64  # larger requests make no readable curl line
 # A manifest is tried again after these: nothing is wrong with it.
 LATER = frozenset({Code.UNAVAILABLE, Code.TIMEOUT, Code.LINK_LOST, Code.BUSY, Code.STORE_UNAVAILABLE})
@@ -219,9 +222,11 @@ def _show(
         table.add_row(f"  controller {controller.name}", f"http://{controller.http}")
     for sandbox, nodes in sandboxes.items():
         where = "" if len(sandboxes) == 1 else f" on {', '.join(nodes)}"
-        table.add_row(f"  models' sandbox{where}", sandbox)
+        meaning = ": they see their own files, and no network" if sandbox == Tier.NAMESPACES else ""
+        table.add_row(f"  models' sandbox{where}", f"{sandbox}{meaning}")
     table.add_row("  logs", str(cluster.logs_dir))
-    output.show(Text.assemble((config.name, "bold"), f" is up: {len(config.nodes)} nodes"), table)
+    size = f"{len(config.nodes)} node{'s' if len(config.nodes) > 1 else ''}"
+    output.show(Text.assemble((config.name, "bold"), f" is up: {size}"), table)
     for deployment in deployments:
         output.show(Text(f"  {deploy.sentence(deployment)}"))
         deploy.warn(deployment, output)
@@ -232,13 +237,18 @@ def _show(
 
 
 def _sandboxes(cluster: Cluster) -> dict[str, list[str]]:
-    """Nodes by what surrounds their models. Those that no controller knows are left out."""
-    found: dict[str, list[str]] = {}
-    with contextlib.suppress(UnderstudyError):
-        for node in from_controller(cluster.polled_control.get("/v1/status"), "").nodes:
-            if node.sandbox:
-                found.setdefault(node.sandbox, []).append(node.name)
-    return found
+    """Nodes by what surrounds their models; those that don't come are left out."""
+    deadline_s = time.monotonic() + NODES_TIMEOUT_S
+    while True:
+        found: dict[str, list[str]] = {}
+        with contextlib.suppress(UnderstudyError):
+            for node in from_controller(cluster.polled_control.get("/v1/status"), "").nodes:
+                if node.sandbox:
+                    found.setdefault(node.sandbox, []).append(node.name)
+        known = sum(map(len, found.values()))
+        if known == len(cluster.config.nodes) or time.monotonic() > deadline_s:
+            return found
+        time.sleep(0.05)
 
 
 def _example(cluster: Cluster, apps: list[str]) -> str:

@@ -97,7 +97,7 @@ class NodeStatus(msgspec.Struct):
     memory_used_mb: float
     replicas: int
     blank_workers: int
-    sandbox: str  # of its models: its tier, and after "; " what it lacks there; empty: not known
+    sandbox: str  # of its models: its tier, and in parentheses what it lacks there; empty: not known
 
 
 class GatewayStatus(msgspec.Struct):

@@ -77,7 +77,7 @@ class NodeView(msgspec.Struct):
     memory_mb: float | None = None
     memory_used_mb: float | None = None
     reason: str = ""  # of the state, where it isn't ready
-    sandbox: str = ""  # tier, and after "; " what it lacks there
+    sandbox: str = ""  # tier, and in parentheses what it lacks there
 
 
 class GatewayLine(msgspec.Struct):

@@ -119,6 +119,9 @@ class AppManifest(Settings, frozen=True):
         return outputs if isinstance(outputs, OutputsSettings) else OutputsSettings(tensors=outputs)
 
 
+REQUEST_FIELDS = frozenset({"id", "inputs", "outputs", "parameters"})
+
+
 def mistakes(
     manifest: AppManifest,
     static_bytes_max: int = 64 * 1024,
@@ -184,6 +187,8 @@ def _check_environment(field: str, variant: VariantManifest) -> None:
 def _check_probe(probe: dict[str, Any], bytes_max: int) -> None:
     """Only that it is a request: the replica that measures the app reads the rest, and answers it."""
     check_document("probe", probe, bytes_max)
+    for name in probe.keys() - REQUEST_FIELDS:
+        raise InvalidArgument(f"probe.{name}: unknown field; what follows [probe] in the file belongs to it")
     inputs = probe.get("inputs")
     if not isinstance(inputs, list) or not inputs:
         raise InvalidArgument("probe.inputs: a list with at least one tensor is needed")

@@ -138,7 +138,7 @@ class Hello(msgspec.Struct):
     cores: float = 0.0
     devices: tuple[Device, ...] = ()
     revision: int = 0  # newest route table or target that it holds
-    sandbox: str = ""  # of a node's models: its tier, and after "; " what it lacks here
+    sandbox: str = ""  # of a node's models: its tier, and in parentheses what it lacks here
 
 
 class Load(msgspec.Struct):

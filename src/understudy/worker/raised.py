@@ -16,6 +16,7 @@ from understudy.adapters.disks import is_place_trouble
 from understudy.invariants import InvariantBroken
 from understudy.wire.errors import Code, InvalidArgument, UnderstudyError, presentable
 from understudy.wire.tensors import Array
+from understudy.worker.hints import hint
 
 NOT_FINITE = "not-finite"  # the `reason` of an output that a caller's data may explain
 ERROR_CHARS_MAX = 500  # of an exception's text in a message
@@ -143,7 +144,7 @@ def _restated(error: BaseException) -> UnderstudyError:
 
 
 def _traced(code: Code, begin: str, error: BaseException, source: str) -> UnderstudyError:
-    told = UnderstudyError(code, f"{begin}{describe(error)}{_place(_trace_of(error), source)}")
+    told = UnderstudyError(code, f"{begin}{describe(error)}{_place(_trace_of(error), source)}{hint(error)}")
     if source:
         told.traceback = _traceback(error)
     return told

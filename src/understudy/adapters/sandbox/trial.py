@@ -29,7 +29,7 @@ class BestTier(msgspec.Struct, frozen=True):
     of_environments: Tier = Tier.NONE  # what surrounds packages of models, and workers that have them
 
     def __str__(self) -> str:
-        return "; ".join([self.tier, *self.lacking])
+        return f"{self.tier} ({'; '.join(self.lacking)})" if self.lacking else str(self.tier)
 
 
 def best(walls: Walls, only: Tier | None = None) -> BestTier:
@@ -41,7 +41,7 @@ def best(walls: Walls, only: Tier | None = None) -> BestTier:
         problem = stand(msgspec.structs.replace(walls, tier=tier))
         if not problem:
             return BestTier(tier, tuple(lacking) + _lacking(tier), of_environments(tier))
-        lacking.append(f"{tier}: {problem}")
+        lacking.append(f"no {tier}: {problem}")
     return BestTier(Tier.NONE, tuple(lacking))
 
 

@@ -43,9 +43,10 @@ class Walls(msgspec.Struct, frozen=True):
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/sys/devices/system")
 LOOKED_UP = (
     "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "timezone", "mime.types",
-    "magic", "fonts", "OpenCL", "ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki",
+    "hosts", "host.conf", "nsswitch.conf", "magic", "fonts", "OpenCL",
+    "ssl/certs", "ssl/openssl.cnf", "ca-certificates", "pki",
 )  # fmt: skip
-FOR_NETWORK = ("hosts", "host.conf", "nsswitch.conf", "resolv.conf", "services", "protocols", "gai.conf")
+FOR_NETWORK = ("resolv.conf", "services", "protocols", "gai.conf")
 DEVICES = ("null", "zero", "full", "random", "urandom")
 ACCELERATORS = ("nvidia*", "dri", "kfd")
 
@@ -72,6 +73,7 @@ def covers(path: str, other: str) -> bool:
 def settle(place: str) -> None:
     """Send to `place` what would go to a home directory, or to one for temporary files."""
     os.environ["HOME"] = os.environ["TMPDIR"] = place
+    os.environ["USER"] = os.environ["LOGNAME"] = "model"  # a user without an entry anywhere
     for name in ("TEMP", "TMP", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
         os.environ.pop(name, None)
     tempfile.tempdir = None  # it may have been looked up before
