@@ -24,7 +24,7 @@ CASES ?= 10000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow test-pythons wheels-arm64 fuzz compare-onnx sim sim-planted longwork check perf-analyzer pytorch docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-demo clean
+.PHONY: help setup demo test test-fast test-slow test-pythons wheels-arm64 fuzz compare-onnx sim sim-planted longwork check perf-analyzer pytorch docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-tenants bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -98,6 +98,9 @@ bench-evaluation: $(VENV)/.stamp-bench  ## play failures against plans and simpl
 bench-recovery: $(VENV)/.stamp-bench  ## kill every node of clusters with real models of 5 to 338 MB: about 8 minutes
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m docs.generate
+
+bench-tenants: $(VENV)/.stamp-bench  ## a hostile tenant beside a good one: about 6 minutes
+	$(BIN)/python -m benchmarks.tenants
 
 bench-demo: demo  ## run the demo and keep its report, from which the README's figures are drawn
 	cp build/demo/report.json benchmarks/results/demo.json

@@ -1,9 +1,9 @@
 """A hostile tenant beside a good one: `python -m benchmarks.tenants [SECONDS [SEED]]`.
 
-One cluster on this machine. The good app is asked at a fixed rate, first undisturbed, then while the hostile one's
-clients and model do, in a seeded order, what harms: requests that crash, spin, fork, fill the scratch directory and
-print; floods of connections, slow clients, large and bad bodies, manifests that are wrong or huge. Prints what the
-good app's clients saw in both, and the memory of every role before and after.
+One cluster on this machine. The good app is asked at a fixed rate, first undisturbed, then while the hostile
+one's clients and model do, in a seeded order, what harms: requests that crash, spin, fork, fill the scratch
+directory and print; floods of connections, slow clients, large and bad bodies, manifests that are wrong.
+Prints what the good app's clients saw in both, and the memory of every role before and after.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import multiprocessing
+import os
 import random
 import signal
 import socket
@@ -18,11 +20,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 from benchmarks.models import write_models, write_payloads
 from understudy.adapters.memory import pss_mb
@@ -31,6 +34,8 @@ from understudy.adapters.ports import free_ports
 CALM_S = 20.0
 PERIOD_S = 0.02  # of the good app's requests
 REST_S = 10.0  # for memory to come back
+ATTACKERS = 3  # at once
+ROLES = ("agent", "gateway", "controller")
 START_TIMEOUT_S = 60.0
 CLUSTER = """
 name = "tenants"
@@ -110,9 +115,8 @@ class Model:
 class Hostile:
     """What a tenant does that means harm. Every act ends by itself, and its own failures are its own."""
 
-    def __init__(self, gateway: int, control: int, command: list[str], folder: Path, seed: int) -> None:
+    def __init__(self, gateway: int, command: list[str], folder: Path, seed: int) -> None:
         self._gateway = gateway
-        self._control = control
         self._command = command
         self._folder = folder
         self._random = random.Random(seed)
@@ -129,7 +133,7 @@ class Hostile:
             "bad manifest": self._deploy,
         }  # fmt: skip
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: Any) -> None:
         while not stop.is_set():
             name = self._random.choice(list(self.acts))
             with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
@@ -150,7 +154,10 @@ class Hostile:
         with contextlib.ExitStack() as opened:
             for _ in range(200):
                 link = opened.enter_context(socket.create_connection(("127.0.0.1", self._gateway), 2))
-                link.sendall(b"POST /v2/models/hostile/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{}")
+                link.sendall(
+                    b"POST /v2/models/hostile/infer HTTP/1.1\r\n"
+                    b"Host: localhost\r\nContent-Length: 9\r\n\r\n{}"
+                )
 
     def _slow(self) -> None:
         with socket.create_connection(("127.0.0.1", self._gateway), 2) as link:
@@ -160,11 +167,18 @@ class Hostile:
 
     def _deploy(self) -> None:
         text = self._random.choice(
-            [HOSTILE.replace("0.9", "1e400"), HOSTILE + "probe = {}\n" * 2, "name = " + "[" * 10_000, "\0" * 1000]
+            [
+                HOSTILE.replace("0.9", "1e400"),
+                HOSTILE + "probe = {}\n" * 2,
+                "name = " + "[" * 10_000,
+                "\0" * 1000,
+            ]
         )
         path = self._folder / "bad.toml"
         path.write_text(text)
-        subprocess.run([*self._command, "deploy", str(path)], capture_output=True, timeout=30, check=False)
+        cluster = str(self._folder / "c.toml")
+        command = [*self._command, "deploy", str(path), "--cluster", cluster]
+        subprocess.run(command, capture_output=True, timeout=30, check=False)
 
 
 MODELS = ("aborts", "spins", "forks", "fills its scratch", "prints", "takes memory")
@@ -212,16 +226,25 @@ def cluster(command: list[str], file: Path) -> Iterator[subprocess.Popen[bytes]]
         process.wait(START_TIMEOUT_S)
 
 
-def memory_mb(folder: Path) -> dict[str, float]:
-    """Of each role's process that runs in `folder`."""
+def memory_mb(cluster: int) -> dict[str, float]:
+    """Of each role, which `up` has as its children."""
     found: dict[str, float] = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (path / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            if any(str(folder) in word for word in words) and "understudy" in words:
-                role = words[words.index("understudy") + 1 :][:2]
-                found[" ".join(role)] = round(pss_mb(path.name), 1)
+    for path in Path(f"/proc/{cluster}/task").glob("*/children"):
+        for pid in path.read_text().split():
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+                name = next((word for word in words if word in ROLES), words[0])
+                name = f"{name} {words[words.index(name) + 1]}" if name in ROLES else name[:40]
+                found[name] = round(pss_mb(int(pid)), 1)
     return found
+
+
+def attack(gateway: int, command: list[str], folder: Path, seed: int, stop: Any, told: Any) -> None:
+    """In a process of its own, and politely: real attackers have machines of their own."""
+    os.nice(10)
+    hostile = Hostile(gateway, command, folder, seed)
+    hostile.run(stop)
+    told.put(hostile.done)
 
 
 def main(seconds: float, seed: int) -> int:
@@ -234,35 +257,36 @@ def main(seconds: float, seed: int) -> int:
         gateway, control = free_ports(2)
         (folder / "c.toml").write_text(CLUSTER.format(folder=folder, gateway=gateway, control=control))
         command = [sys.executable, "-m", "understudy"]
-        stack.enter_context(cluster(command, folder / "c.toml"))
+        context = multiprocessing.get_context("spawn")
+        process = stack.enter_context(cluster(command, folder / "c.toml"))
         body = payload.file.read_bytes()
         _until_answered(gateway, body, payload.headers)
         calm = Good(gateway, body, payload.headers)
         calm.run(CALM_S)
-        before = memory_mb(folder)
-        stop = threading.Event()
+        before = memory_mb(process.pid)
+        stop, told = context.Event(), context.SimpleQueue()
         attackers = [
-            Hostile(gateway, control, [*command, "--cluster", str(folder / "c.toml")][:3], folder, seed + n)
-            for n in range(3)
+            context.Process(target=attack, args=(gateway, command, folder, seed + number, stop, told))
+            for number in range(ATTACKERS)
         ]
-        threads = [threading.Thread(target=each.run, args=(stop,)) for each in attackers]
-        for thread in threads:
-            thread.start()
+        for attacker in attackers:
+            attacker.start()
         disturbed = Good(gateway, body, payload.headers)
         disturbed.run(seconds)
         stop.set()
-        for thread in threads:
-            thread.join()
+        acts: Counter[str] = Counter()
+        for attacker in attackers:
+            acts.update(told.get())
+            attacker.join()
         time.sleep(REST_S)
-        after = memory_mb(folder)
-        acts = {name: sum(each.done.get(name, 0) for each in attackers) for name in attackers[0].acts}
+        after = memory_mb(process.pid)
     for title, seen in (("undisturbed", calm), ("disturbed", disturbed)):
         sys.stdout.write(
             f"{title}: {len(seen.latencies_ms)} requests, {len(seen.failed)} failed, "
             f"p50 {statistics.median(seen.latencies_ms):.1f}, p99 {seen.percentile(0.99):.1f}, "
             f"max {max(seen.latencies_ms):.0f} ms\n"
         )
-    sys.stdout.write(f"acts: {acts}\nmemory before, MB: {before}\nmemory after, MB: {after}\n")
+    sys.stdout.write(f"acts: {dict(acts)}\nmemory before, MB: {before}\nmemory after, MB: {after}\n")
     for failure in disturbed.failed[:5]:
         sys.stdout.write(f"failed: {failure}\n")
     return bool(calm.failed or disturbed.failed)
@@ -283,5 +307,5 @@ def _until_answered(gateway: int, body: bytes, headers: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    sys.exit(main(float((arguments + ["300"])[0]), int((arguments + ["0", "1"])[1])))
+    given = dict(enumerate(sys.argv[1:]))
+    sys.exit(main(float(given.get(0, "300")), int(given.get(1, "1"))))
