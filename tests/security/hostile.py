@@ -203,11 +203,6 @@ def dial(port):
     socket.create_connection(("127.0.0.1", int(port)), 1).close()
 
 
-def datagram(port):
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
-        link.sendto(b"harm", ("127.0.0.1", int(port)))
-
-
 def listen(_):
     """On a port that others of the machine would reach."""
     with socket.socket() as link:
@@ -263,10 +258,6 @@ def rights(_):
 
 def raise_limit(_):
     resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 20, 1 << 20))
-
-
-def secrets(text):
-    return sorted(name for name, value in os.environ.items() if text in value)
 
 
 def print_much(megabytes):

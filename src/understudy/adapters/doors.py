@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from understudy.adapters.places import identity_of, meeting_place, same_file
+from understudy.adapters.places import identity_of, same_file, vacant
 from understudy.adapters.progress import make_progress_file, progress_path
 from understudy.wire.errors import ConfigError
 
@@ -63,14 +63,7 @@ class Doorway:
         return cls(path, _identity=identity)
 
     def _listen(self) -> None:
-        path = Path(self.path)
-        meeting_place(path.parent)
-        if path.is_socket():
-            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-                probe.settimeout(0.2)
-                probe.connect(self.path)
-                raise ConfigError(f"unix:{self.path}: another process listens here already")
-            path.unlink(missing_ok=True)
+        vacant(self.path)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self.path)
             listener.listen(BACKLOG)
@@ -82,8 +75,7 @@ class Doorway:
         with socket.socket(family) as listener:
             listener.bind(address)
             listener.listen(BACKLOG)
-            host, port = listener.getsockname()[:2]
-            self.tcp_address = f"tcp:{host}:{port}"
+            self.tcp_address = tcp_address_of(listener)
             self.descriptors.append(os.dup(listener.fileno()))
 
     def handed_over(self) -> None:
@@ -92,17 +84,17 @@ class Doorway:
         self.descriptors = []
 
     def restore(self) -> str:
-        """What happened to the socket if it was gone; empty: it is there."""
+        """What happened to the socket if it was gone; empty: it is there, or that was said before."""
         if same_file(self.path, self._identity):
             return ""
-        if self.line is None:
-            lost, self._identity = self._identity != (0, 0), (0, 0)
-            return f"{self.path} was removed by somebody, and can't be made again" if lost else ""
         try:
+            if self.line is None:
+                raise OSError("its worker was found, not started")
             self._listen()
             socket.send_fds(self.line, [_ANEW], self.descriptors)
         except (OSError, ConfigError) as error:
-            return f"{self.path} is gone and can't be made again: {error}"
+            known, self._identity = self._identity == (0, 0), (0, 0)
+            return "" if known else f"{self.path} is gone and can't be made again: {error}"
         finally:
             self.handed_over()
         return f"{self.path} was removed by somebody; it is there again"
@@ -114,6 +106,11 @@ class Doorway:
             self.line.close()
             self.line = None
         remove(self.path)
+
+
+def tcp_address_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"tcp:{host}:{port}"
 
 
 def remove(path: str) -> None:

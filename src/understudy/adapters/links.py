@@ -7,18 +7,16 @@ Does not live here: what messages mean. Receivers are called synchronously on th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import socket
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
 from understudy.adapters.buffers import BUFFERS
 from understudy.adapters.filling import fill
-from understudy.adapters.places import identity_of, is_of_our_user, meeting_place, same_file
+from understudy.adapters.places import identity_of, is_of_our_user, same_file, vacant
 from understudy.wire.errors import Code, ConfigError, ProtocolError, UnderstudyError
 from understudy.wire.frames import FRAME_BYTES_MAX_DEFAULT, Buffer, Frame, FrameDecoder
 from understudy.wire.messages import Cancel, Failure, Kind, Message, decode_message, encode_message
@@ -291,14 +289,7 @@ class Listener:
             if self._kind == "tcp":
                 self._server = await loop.create_server(self._make, self._host, self._port)
                 return
-            path = Path(self._host)
-            meeting_place(path.parent)
-            if path.is_socket():
-                with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-                    probe.settimeout(0.2)
-                    probe.connect(self._host)
-                    raise ConfigError(f"{self.address}: another process listens here already")
-                path.unlink(missing_ok=True)
+            vacant(self._host)
             self._server = await loop.create_unix_server(self._make, self._host)
             self._identity = identity_of(self._host)
         except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -11,6 +12,7 @@ from pathlib import Path
 from understudy.wire.errors import ConfigError
 
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
+PROBE_TIMEOUT_S = 0.2
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -28,6 +30,21 @@ def meeting_place(path: Path) -> None:
     if facts.st_mode & OTHERS_WRITE:
         mode = stat.S_IMODE(facts.st_mode)
         raise ConfigError(f"run_dir: {path}: others can write to it (mode {mode:o}); chmod 700 {path}")
+
+
+def vacant(address: str) -> None:
+    """Make room for a socket at a path: what a dead process left there goes, and its directory is made.
+
+    Raises `ConfigError` if a live process listens there, and what `meeting_place` does.
+    """
+    path = Path(address)
+    meeting_place(path.parent)
+    if path.is_socket():
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.settimeout(PROBE_TIMEOUT_S)
+            probe.connect(address)
+            raise ConfigError(f"unix:{address}: another process listens here already")
+        path.unlink(missing_ok=True)
 
 
 def is_of_our_user(sock: socket.socket) -> bool:

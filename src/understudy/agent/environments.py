@@ -178,7 +178,7 @@ class Environments:
                 await self._staging.make_room(await asyncio.to_thread(installed_bytes, folder))
                 await asyncio.to_thread(partial.mkdir, parents=True, exist_ok=True)
                 await install(folder, partial, self._walls((str(folder),), str(partial)))
-                await asyncio.to_thread(self._staging.open_up, partial)
+                await asyncio.to_thread(self._rooms.open_up, partial)
                 await try_zygote("", str(partial), self._walls((str(partial),)))
             await self.kept.place(environment.key)
         except OSError as error:

@@ -57,7 +57,7 @@ class Forking:
             asyncio.get_running_loop().call_soon(self._on_failed, worker, reason)
             return
         self._owed[worker] = _Owed(pool, door)
-        request = Fork(worker, self._config.worker, door.tcp_address, walls)
+        request = Fork(worker, self._config.worker, walls)
         self.zygotes.fork(pool, request, door.descriptors)
 
     def _forked(self, worker: str, pid: int) -> None:

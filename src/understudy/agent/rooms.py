@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from understudy.adapters.own_files import remove_tree
+from understudy.adapters.own_files import let_others_read, remove_tree
 from understudy.adapters.sandbox import trial
 from understudy.adapters.sandbox.trial import BestTier
 from understudy.adapters.sandbox.walls import Tier, Walls
@@ -38,17 +38,15 @@ class Rooms:
         self._scratch = state_dir / "scratch"
         self._root = state_dir / "root"
         self._walls = msgspec.structs.replace(walls, root=str(self._root.resolve()))
-        self._places: dict[
-            str, str
-        ] = {}  # replica -> directory of its environment in `_folders` and `_scratch`
+        self._places: dict[str, str] = {}  # replica -> its pool's directory in `_folders` and `_scratch`
 
     def walls(self, worker: str, pool: str = OWN) -> Walls:
         """For a worker that is to be forked; its directories are made. Raises OSError."""
         environment, network = environment_of(pool)
         tier = self.tier if environment == OWN else self._environment_tier
-        self._places[worker] = _place(pool)
+        place = self._places[worker] = _place(pool)
         self._root.mkdir(parents=True, exist_ok=True)
-        return self._made(self._place(worker) + "/" + worker, tier, network=network)
+        return self._made(f"{place}/{worker}", tier, network=network)
 
     def zygote_walls(self, pool: str, readable: Collection[str]) -> Walls:
         """For the zygote of an environment, or what tries or makes one: it may read its packages too."""
@@ -70,14 +68,16 @@ class Rooms:
             network=network,
         )
 
-    def _place(self, replica: str) -> str:
-        return self._places.get(replica, _place(OWN))
-
     def folder(self, replica: str) -> Path:
         """Made if it isn't there."""
-        folder = self._folders / self._place(replica) / replica
+        folder = self._folders / self._places.get(replica, _place(OWN)) / replica
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def open_up(self, folder: Path) -> None:
+        """Let workers read what is below, if they are other users. Blocks."""
+        if self.for_other_users:
+            let_others_read(folder)
 
     def clear(self, replica: str) -> None:
         self._places.pop(replica, None)

@@ -11,7 +11,6 @@ from weakref import WeakValueDictionary
 from understudy.adapters.archives import unpack
 from understudy.adapters.artifacts import LocalArtifacts
 from understudy.adapters.disks import is_place_trouble
-from understudy.adapters.own_files import let_others_read
 from understudy.agent.rooms import Rooms
 from understudy.core.agent.events import ArtifactDropped, ArtifactStaged, Event
 from understudy.wire.errors import Code, UnderstudyError
@@ -130,16 +129,11 @@ class Staging:
         await self.make_room(ref.size_bytes)
         target = folder / UNPACKED
         await asyncio.to_thread(unpack, path, target)
-        await asyncio.to_thread(self.open_up, target)
+        await asyncio.to_thread(self._rooms.open_up, target)
         return target
 
     def clear_all(self) -> None:
         self._rooms.clear_all()
-
-    def open_up(self, folder: Path) -> None:
-        """Let workers read what is below, if they are other users. Blocks."""
-        if self._rooms.for_other_users:
-            let_others_read(folder)
 
     def clear(self, replica: str) -> None:
         """Nobody uses its folder any more."""

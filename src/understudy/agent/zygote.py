@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -31,7 +32,7 @@ from understudy.adapters.doors import DESCRIPTORS_MAX
 from understudy.adapters.inherited import settle_inherited
 from understudy.adapters.parents import run_and_exit
 from understudy.adapters.printing import capture
-from understudy.adapters.sandbox.namespaces import INSIDE, be_parent
+from understudy.adapters.sandbox import namespaces
 from understudy.adapters.sandbox.restricted import restrict
 from understudy.adapters.sandbox.walls import Tier, Walls
 from understudy.adapters.titles import keep_room, title
@@ -56,7 +57,6 @@ PRELOADED = (
 class Fork(msgspec.Struct, frozen=True, tag=True):
     worker: str
     settings: WorkerTuning
-    tcp_address: str = ""  # of its door
     walls: Walls = Walls()
 
 
@@ -135,31 +135,43 @@ class Zygote:
         return bool(request)
 
     def _fork(self, request: Fork, door: list[int]) -> None:
-        walled = request.walls.tier is Tier.NAMESPACES
+        try:
+            if request.walls.tier is Tier.NAMESPACES:
+                self._beget(request, door)
+                return
+            pid = self._child(lambda: self._be_worker(request, door))
+        except OSError as error:
+            self._answer(ForkFailed(request.worker, f"fork: {error.strerror}"))
+            return
+        self._workers[pid] = 0
+        self._answer(Forked(request.worker, pid))
+
+    def _beget(self, request: Fork, door: list[int]) -> None:
+        """By a process that stands up the walls. Raises OSError."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+        def be_parent() -> None:
+            ours.close()
+            namespaces.be_parent(request.walls, lambda: self._be_worker(request, door), theirs)
+
         with theirs:
             try:
-                pid = os.fork()
-            except OSError as error:
+                self._child(be_parent)
+            except OSError:
                 ours.close()
-                self._answer(ForkFailed(request.worker, f"fork: {error.strerror}"))
-                return
-            if pid == 0:
-                ours.close()
-                self._leave()
-                if walled:
-                    be_parent(request.walls, lambda: self._be_worker(request, door), theirs)
-                theirs.close()
-                run_and_exit(lambda: self._be_worker(request, door))
+                raise
+        birth = _Birth(request, ours)
+        self._births.add(birth)
+        self._selector.register(ours, selectors.EVENT_READ, birth)
+
+    def _child(self, run: Callable[[], None]) -> int:
+        """A process that runs `run`, and is watched. Raises OSError."""
+        pid = os.fork()
+        if pid == 0:
+            self._leave()
+            run_and_exit(run)
         self._watch(pid)
-        if walled:
-            birth = _Birth(request, ours)
-            self._births.add(birth)
-            self._selector.register(ours, selectors.EVENT_READ, birth)
-        else:
-            ours.close()
-            self._workers[pid] = 0
-            self._answer(Forked(request.worker, pid))
+        return pid
 
     def _hear(self, birth: _Birth) -> None:
         """What the parent or the worker itself says, or that they ended before they said all."""
@@ -167,7 +179,7 @@ class Zygote:
         problem = ""
         if told.startswith(b"pids "):
             birth.worker, birth.init = map(int, told.split()[1:])
-        elif told == INSIDE:
+        elif told == namespaces.INSIDE:
             birth.inside = True
         else:
             problem = told.decode() or "it ended on its way"
@@ -214,7 +226,7 @@ class Zygote:
             restrict(request.walls)
         stand_behind(request.walls)
         capture()
-        run_worker(WorkerArgs(request.worker, tuple(door), request.tcp_address, request.settings))
+        run_worker(WorkerArgs(request.worker, tuple(door), request.settings))
 
     def _reap(self, pidfd: int) -> None:
         pid = self._children.pop(pidfd)

@@ -230,16 +230,14 @@ class Controller:
         role, name = link.peer
         check_sender(role, "controller", message)
         match message:
-            case Heartbeat() if role == "agent" and message.node == name:
+            case Heartbeat() if message.node == name:
                 self.step(ev.HeartbeatHeard(message))
-            case NodeState() if role == "agent" and message.node == name:
+            case NodeState() if message.node == name:
                 self.step(ev.StateReported(message))
                 self._profiler.notice()
-            case RouteTable() if role == "gateway":
+            case RouteTable() | Target():
                 self.step(ev.HeldTold(role, name, message))
-            case Target() if role == "agent":
-                self.step(ev.HeldTold(role, name, message))
-            case GatewayStats() if role == "gateway":
+            case GatewayStats():
                 self.traffic.reported(name, message)
             case Report():
                 for event in message.events:  # each speaks for itself

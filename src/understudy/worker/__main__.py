@@ -30,7 +30,7 @@ def run_alone(alone: Alone) -> None:
     if door.line is not None:  # nobody is there to make a socket anew
         door.line.close()
     try:
-        run_worker(WorkerArgs(alone.worker, theirs, door.tcp_address, alone.settings))
+        run_worker(WorkerArgs(alone.worker, theirs, alone.settings))
     finally:
         door.close()
 

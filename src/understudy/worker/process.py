@@ -16,7 +16,7 @@ import uvloop
 
 from understudy.adapters.crash_policy import EXIT_BROKEN, CrashPolicy
 from understudy.adapters.descendants import adopt_orphans, end_children
-from understudy.adapters.doors import Acceptor, Entrance
+from understudy.adapters.doors import Acceptor, Entrance, tcp_address_of
 from understudy.adapters.logs import configure
 from understudy.adapters.printing import keep_small
 from understudy.adapters.task_groups import ungrouped
@@ -39,7 +39,6 @@ class WorkerArgs(msgspec.Struct, frozen=True):
 
     worker: str
     door: tuple[int, ...]
-    tcp_address: str = ""  # of the door
     settings: WorkerTuning = WorkerTuning()
 
 
@@ -81,7 +80,8 @@ class _Process:
         async with asyncio.TaskGroup() as tasks:
             worker = Worker(args.settings, tasks, self._model_thread)
             worker.progress.write_to(self._entrance.progress)
-            worker.tcp_address = args.tcp_address
+            for listener in self._entrance.listeners[1:]:
+                worker.tcp_address = tcp_address_of(listener)
             self._model_thread.on_signal(partial(worker.drain, DRAIN_TIMEOUT_S))
             output = tasks.create_task(keep_small(args.settings.output_bytes_max))
             acceptors = [Acceptor(listener, worker.make_link, tasks) for listener in self._entrance.listeners]

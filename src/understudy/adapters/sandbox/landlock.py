@@ -11,15 +11,17 @@ from collections.abc import Iterable
 from understudy.adapters.sandbox import kernel
 
 # include/uapi/linux/landlock.h
-EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE = (1 << bit for bit in range(6))
-MAKE_REGULAR, TRUNCATE = 1 << 8, 1 << 14
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = (1 << bit for bit in range(4))
+TRUNCATE, IOCTL_DEVICE = 1 << 14, 1 << 15
 _RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # ABI -> how many rights of files it knows
 _NETWORK = 3  # bind and connect, TCP
 _SCOPES = 3  # abstract sockets, signals
 _VERSION = 1
 _PATH_BENEATH = 1
 READ = EXECUTE | READ_FILE | READ_DIR
-OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | 1 << 15  # what is no directory can have no other
+OF_FILES = (
+    EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE
+)  # what is no directory can have no other
 SIGNALS_SINCE = 6  # ABI
 
 

@@ -30,9 +30,9 @@ from understudy.adapters.sandbox.walls import (
     OWN_TEMPORARY,
     Walls,
     accelerators,
-    covers,
     readable_places,
     settle,
+    within,
 )
 from understudy.adapters.titles import title
 
@@ -140,12 +140,12 @@ def _build(walls: Walls) -> None:
         size = f"size={walls.scratch_mb}m,nr_inodes={INODES_MAX},mode=1777"
         kernel.mount("tmpfs", root + place, "tmpfs", _PLAIN, size)
     places = readable_places(walls)
-    own = [path for path in places if any(covers(each, path) for each in walls.hidden)]
+    own = [path for path in places if within(path, walls.hidden)]
     bound: list[str] = []
     for path in places:  # some may lie in places for temporary files
-        if path not in own and not any(covers(other, path) for other in bound) and _show(root, path):
+        if path not in own and not within(path, bound) and _show(root, path):
             bound.append(path)
-    covered = [path for path in walls.hidden if any(covers(other, path) for other in bound)]
+    covered = [path for path in walls.hidden if within(path, bound)]
     for path in filter(os.path.isdir, covered):
         kernel.mount("tmpfs", root + path, "tmpfs", _PLAIN, f"size={ROOT_BYTES},mode=755")
     for path in (*own, walls.folder):

@@ -9,7 +9,15 @@ from __future__ import annotations
 import os
 
 from understudy.adapters.sandbox import kernel, landlock, limits, seccomp
-from understudy.adapters.sandbox.walls import DEVICES, Walls, accelerators, covers, readable_places, settle
+from understudy.adapters.sandbox.walls import (
+    DEVICES,
+    Walls,
+    accelerators,
+    covers,
+    readable_places,
+    settle,
+    within,
+)
 
 _DEVICE = landlock.OF_FILES
 
@@ -17,7 +25,7 @@ _DEVICE = landlock.OF_FILES
 def restrict(walls: Walls) -> None:
     """This process, and what it starts. Raises `OSError`."""
     places = readable_places(walls)
-    own = [path for path in places if any(covers(each, path) for each in walls.hidden)]
+    own = [path for path in places if within(path, walls.hidden)]
     rules = [(path, landlock.READ) for path in (*_without(places, walls.hidden), *own)]
     rules += [("/proc", landlock.READ), (walls.folder, landlock.READ)]
     rules += [(f"/dev/{name}", _DEVICE) for name in DEVICES]
@@ -35,7 +43,7 @@ def _without(paths: list[str], hidden: tuple[str, ...]) -> list[str]:
     """What was allowed can't be taken back below: so of a path that holds something hidden, the rest."""
     found: list[str] = []
     for path in paths:
-        if any(covers(each, path) for each in hidden):
+        if within(path, hidden):
             continue
         if any(covers(path, each) for each in hidden) and not os.path.islink(path):
             found += _without([os.path.join(path, name) for name in sorted(os.listdir(path))], hidden)

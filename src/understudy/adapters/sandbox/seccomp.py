@@ -76,12 +76,8 @@ INTERNET = (socket.AF_INET, socket.AF_INET6)
 
 _LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x54, 0x06
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
-_NUMBER, _ARCHITECTURE, _FIRST, _SECOND = (
-    0,
-    4,
-    16,
-    24,
-)  # offsets in struct seccomp_data; the low half of a word
+# Offsets in struct seccomp_data; of arguments the low half.
+_NUMBER, _ARCHITECTURE, _FIRST, _SECOND = 0, 4, 16, 24
 _SET_MODE_FILTER, _ALL_THREADS = 1, 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 
@@ -60,6 +61,11 @@ def readable_places(walls: Walls) -> list[str]:
     # Where a link leads has to be there too. What holds a place of their own would cover it.
     both = dict.fromkeys([*found, *map(os.path.realpath, found)])
     return [path for path in both if not any(covers(path, own) for own in (OWN_TEMPORARY, "/dev", "/proc"))]
+
+
+def within(path: str, places: Iterable[str]) -> bool:
+    """Whether it is one of them, or below one."""
+    return any(covers(place, path) for place in places)
 
 
 def accelerators() -> list[str]:

@@ -70,9 +70,7 @@ class Flights:
         queues = request.app.queues
         if queues.isolated is request:
             queues.isolated = None
-            if queues.held is not None:
-                queues.held.busy.until = 0.0
-                queues.held = None
+            queues.let_go()
 
     def settle(self, request: Request, by: Replica | None, now: float) -> None:
         if blame.settle(request, by, self._random):

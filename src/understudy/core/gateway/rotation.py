@@ -267,6 +267,18 @@ class Queues:
         self.held: Replica | None = None  # kept, or being emptied, for that one alone
         self.held_at = 0.0
 
+    def hold(self, replica: Replica, now: float, until: float) -> None:
+        """Keep others away from `replica`, and no longer from the one before."""
+        if self.held is not replica:
+            self.let_go()
+        self.held, self.held_at = replica, now
+        replica.busy.hold(until)
+
+    def let_go(self) -> None:
+        if self.held is not None:
+            self.held.busy.until = 0.0
+            self.held = None
+
 
 class App:
     """One app as a gateway sees it, with everything that is counted and bounded per app."""

@@ -60,11 +60,14 @@ class WaitingRoom:
             crowded = len(queues.waiting) >= self._settings.admission.waiting_max // 2
             if replica.outstanding and queues.isolated is None and not crowded:
                 if queues.held is not replica:
-                    self._hold(app, replica, now + trial_s, now)
+                    queues.hold(replica, now, now + trial_s)
                 if now < queues.held_at + trial_s:
                     return
             queues.suspects.popleft()
-            self._hold(app, None if replica.outstanding else replica, now + trial_s, now)
+            if replica.outstanding:
+                queues.let_go()
+            else:
+                queues.hold(replica, now, now + trial_s)
             request.isolated = True
             queues.isolated = request
             self._flights.send(request, replica, now)
@@ -77,15 +80,6 @@ class WaitingRoom:
             return held
         fit = [r for r in fit if r.has_room(now)]
         return next((r for r in fit if not r.outstanding), fit[0] if fit else None)
-
-    def _hold(self, app: App, replica: Replica | None, until: float, now: float) -> None:
-        """Keep others away from `replica`, and no longer from the one before."""
-        queues = app.queues
-        if queues.held is not None and queues.held is not replica:
-            queues.held.busy.until = 0.0
-        queues.held, queues.held_at = replica, now
-        if replica is not None:
-            replica.busy.hold(until)
 
     def panic(self, app: App, now: float) -> None:
         """Nothing healthy is left and nobody can load anything: try whatever still has a connection."""
