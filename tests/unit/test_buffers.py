@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from understudy.adapters.buffers import KEPT_BYTES_MAX, Buffers
+from understudy.adapters.buffers import KEPT_BYTES_MAX, Buffers, Gathered
 
 
 def place(view: memoryview) -> int:
@@ -71,3 +71,14 @@ def test_nothing_that_is_held_ever_changes_and_what_is_kept_is_bounded():
 def test_no_memory_is_an_error_of_its_own():
     with pytest.raises(MemoryError):
         Buffers().take(1 << 60)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, 131_071, 131_072, 1_000_000])
+@pytest.mark.parametrize("piece", [1000, 65_536])
+def test_pieces_become_a_whole(size: int, piece: int) -> None:
+    whole = random.Random(size).randbytes(size)
+    gathered = Gathered()
+    for at in range(0, size, piece):
+        gathered.add(whole[at : at + piece])
+    assert gathered.size == size
+    assert gathered.whole() == whole

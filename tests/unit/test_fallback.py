@@ -10,7 +10,7 @@ from gateway_world import SMALL, FakeRequest, World
 
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.last_good import LastGood
-from understudy.core.gateway.rotation import App, Source
+from understudy.core.gateway.rotation import DIGESTED_BYTES_MAX, App, Source
 from understudy.settings.gateway import GatewayTuning, LastGoodSettings, PoisonSettings
 from understudy.wire.errors import Code
 from understudy.wire.messages import Activated, Result
@@ -172,6 +172,14 @@ def test_last_good_answers_are_bounded_and_forgotten():
     assert (len(kept), kept.bytes_held) == (1, 90)
     kept.keep(ask(world, b"b"), Source("big", 1), Result(), b"x" * 101, now=5.0)
     assert (len(kept), kept.bytes_held) == (1, 90)
+
+
+def test_what_takes_long_to_digest_isnt_kept():
+    kept, world = keeper()
+    for body in (bytes(DIGESTED_BYTES_MAX), bytes(DIGESTED_BYTES_MAX + 1)):
+        kept.keep(ask(world, body), Source("big", 1), Result(), b"answer", now=0.0)
+        assert (kept.find(ask(world, body), 1.0) is not None) == (len(body) == DIGESTED_BYTES_MAX)
+    assert len(kept) == 1
 
 
 def test_only_full_answers_are_kept_and_only_for_apps_that_opted_in():

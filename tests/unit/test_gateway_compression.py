@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import math
 import threading
 import tracemalloc
 import zlib
+from collections.abc import Callable
+from time import monotonic
+from typing import TypeAlias
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from understudy.gateway import compression
-from understudy.gateway.compression import INLINE_BYTES_MAX, Decompressor, decompress
+from understudy.gateway.compression import INLINE_BYTES_MAX, Decompressor, Wish, decompress
 from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.frames import Buffer
 
 LIMIT = 1_000_000
 PLAIN = b"0123456789" * 1000
@@ -72,49 +79,124 @@ def test_what_is_wrong_is_said(encoding: bytes, body: bytes, message: str) -> No
     assert caught.value.context.get("status") == (415 if "not known" in message else None)
 
 
-def test_large_bodies_are_made_plain_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads: dict[int, str] = {}
+SIZE = INLINE_BYTES_MAX + 1
+End: TypeAlias = Buffer | UnderstudyError
 
-    def watched(encoding: bytes, body: bytes, bytes_max: int) -> bytes:
-        plain = decompress(encoding, body, bytes_max)
-        threads[len(plain)] = threading.current_thread().name
-        return plain
+
+def wish(sender: str = "a", *, due: float = math.inf, gone: Callable[[], bool] = lambda: False) -> Wish:
+    return Wish(sender, due, gone)
+
+
+class Ends:
+    """Collects what becomes of bodies, by the name that each was started with."""
+
+    def __init__(self, count: int) -> None:
+        self.order: list[str] = []
+        self.of: dict[str, End] = {}
+        self._count = count
+        self._all = asyncio.Event()
+
+    def wait_for(self, name: str) -> Callable[[End], None]:
+        def done(end: End) -> None:
+            self.order.append(name)
+            self.of[name] = end
+            if len(self.order) == self._count:
+                self._all.set()
+
+        return done
+
+    async def all(self) -> None:
+        await self._all.wait()
+
+
+def test_large_bodies_are_made_plain_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the loop goes on between two pieces."""
+    threads: list[str] = []
+    step = compression._step
+
+    def watched(job: compression._Job) -> End | None:
+        threads.append(threading.current_thread().name)
+        return step(job)
 
     async def test() -> None:
-        monkeypatch.setattr(compression, "decompress", watched)
-        decompressor = Decompressor(LIMIT)
-        for size in (1000, INLINE_BYTES_MAX + 1):
-            done: asyncio.Future[bytes | UnderstudyError] = asyncio.get_running_loop().create_future()
-            decompressor.start(b"gzip", gzip.compress(bytes(size)), done.set_result)
-            assert await done == bytes(size)
+        monkeypatch.setattr(compression, "_step", watched)
+        decompressor, ends = Decompressor(100 * SIZE), Ends(2)
+        for name, size in (("small", 1000), ("large", 100 * SIZE)):
+            decompressor.start(b"gzip", gzip.compress(bytes(size)), wish(), ends.wait_for(name))
+        await ends.all()
+        assert ends.of == {"small": bytes(1000), "large": bytes(100 * SIZE)}
 
     asyncio.run(test())
-    assert threads[1000] == "MainThread"
-    assert threads[INLINE_BYTES_MAX + 1].startswith("decompression")
+    assert len(threads) > 100
+    assert set(threads) == {"decompression"}
+
+
+def test_senders_take_turns() -> None:
+    """Who sends a small body doesn't wait for somebody's many large ones, nor for his first."""
+
+    async def test() -> None:
+        decompressor, ends = Decompressor(100 * SIZE), Ends(5)
+        large, small = gzip.compress(bytes(100 * SIZE)), gzip.compress(bytes(SIZE))
+        for number in range(4):
+            decompressor.start(b"gzip", large, wish("much"), ends.wait_for(f"much {number}"))
+        decompressor.start(b"gzip", small, wish("little"), ends.wait_for("little"))
+        await ends.all()
+        assert ends.order == ["little", "much 0", "much 1", "much 2", "much 3"]
+
+    asyncio.run(test())
 
 
 def test_only_so_many_large_bodies_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compression, "WAITING_MAX", 2)
+    """Who has most waiting is refused for who has less."""
+    monkeypatch.setattr(compression, "WAITING_MAX", 3)
+    held = threading.Event()
+    step = compression._step
+    monkeypatch.setattr(compression, "_step", lambda job: step(job) if held.wait(10) else None)
 
-    async def test() -> list[bytes | UnderstudyError]:
-        decompressor = Decompressor(LIMIT)
-        ends: list[bytes | UnderstudyError] = []
-        all_done = asyncio.Event()
+    async def test() -> None:
+        decompressor, ends = Decompressor(SIZE), Ends(7)
+        body = gzip.compress(bytes(SIZE))
+        for name in ("a1", "a2", "a3", "a4", "b1", "b2"):
+            decompressor.start(b"gzip", body, wish(name[0]), ends.wait_for(name))
+        decompressor.start(b"br", body, wish("c"), ends.wait_for("unknown"))
+        assert ends.order == ["a4", "a3", "b2", "unknown"]
+        held.set()
+        await ends.all()
+        for name in ("a1", "a2", "b1"):
+            assert ends.of.pop(name) == bytes(SIZE)
+        errors = [error for error in ends.of.values() if isinstance(error, UnderstudyError)]
+        assert [error.code for error in errors] == [*[Code.SHED] * 3, Code.INVALID_ARGUMENT]
 
-        def done(end: bytes | UnderstudyError) -> None:
-            ends.append(end)
-            if len(ends) == 4:
-                all_done.set()
+    asyncio.run(test())
 
-        body = gzip.compress(bytes(INLINE_BYTES_MAX + 1))
-        for _ in range(3):
-            decompressor.start(b"gzip", body, done)
-        decompressor.start(b"br", body, done)
-        await all_done.wait()
-        return ends
 
-    refused, unknown, *plain = asyncio.run(test())
-    assert isinstance(refused, UnderstudyError)
-    assert refused.code is Code.SHED
-    assert isinstance(unknown, UnderstudyError)
-    assert plain == [bytes(INLINE_BYTES_MAX + 1)] * 2
+def test_nothing_is_made_plain_for_nobody() -> None:
+    """Whose client is gone, or has waited in vain: not a piece of it."""
+
+    async def test() -> None:
+        decompressor, ends = Decompressor(SIZE), Ends(2)
+        body = gzip.compress(bytes(SIZE))
+        decompressor.start(b"gzip", body, wish(due=monotonic()), ends.wait_for("late"))
+        decompressor.start(b"gzip", body, wish(gone=lambda: True), ends.wait_for("gone"))
+        await ends.all()
+        for end in ends.of.values():
+            assert isinstance(end, UnderstudyError)
+            assert end.code is Code.TIMEOUT
+
+    asyncio.run(test())
+
+
+@given(
+    plain=st.binary(max_size=2000),
+    times=st.integers(1, 2000),
+    members=st.integers(1, 3),
+    level=st.integers(0, 9),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_body_is_as_it_was(plain: bytes, times: int, members: int, level: int) -> None:
+    whole = plain * times
+    assert decompress(b"gzip", gzip.compress(whole, level) * members, 20_000_000) == whole * members
+    assert decompress(b"deflate", zlib.compress(whole, level), len(whole)) == whole
+    if whole:
+        with pytest.raises(UnderstudyError, match="too large"):
+            decompress(b"deflate", zlib.compress(whole, level), len(whole) - 1)

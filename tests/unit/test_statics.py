@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from understudy.core.gateway.statics import Statics, usable
-from understudy.gateway.static_answers import as_http
+from understudy.gateway.static_answers import READ_BYTES_MAX, as_http
 from understudy.wire.errors import InvalidArgument
 from understudy.wire.records import AppVersion, ArtifactRef, RouteTable, TensorSpec, Variant
 from understudy.wire.statics import check_static, read_static
@@ -152,6 +152,17 @@ def test_binary_forms_are_given_where_they_are_asked_for() -> None:
     assert np.frombuffer(rest, np.float32).tolist() == [0.25, 4, 1, 2]
     body, json_bytes = as_http(SPEC, read_static(DECLARED), b"raw bytes of the only input", 0)
     assert len(body) - json_bytes == 26
+
+
+def test_what_takes_long_to_read_isnt_read() -> None:
+    """Other clients would wait for it; it is answered all the same."""
+    asked = b'{"inputs":[' + b"1," * (READ_BYTES_MAX // 2) + b'1],"outputs":[{"name":"label"}]}'
+    body, json_bytes = as_http(SPEC, read_static(DECLARED), asked, -1)
+    assert json_bytes == -1
+    assert [output["name"] for output in json.loads(body)["outputs"]] == ["y", "label"]
+    binary = b'{"inputs":[],"outputs":[{"name":"label"}]}'
+    body, _ = as_http(SPEC, read_static(DECLARED), binary + bytes(READ_BYTES_MAX), len(binary))
+    assert [output["name"] for output in json.loads(body)["outputs"]] == ["label"]
 
 
 def test_best_classes_are_those_of_a_replica() -> None:

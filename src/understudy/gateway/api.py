@@ -17,7 +17,7 @@ from understudy.core.gateway.machine import Gateway
 from understudy.core.gateway.rotation import App, Request
 from understudy.gateway import answers
 from understudy.gateway.auth import Authenticator
-from understudy.gateway.compression import Decompressor
+from understudy.gateway.compression import Decompressor, Wish
 from understudy.gateway.cors import Cors
 from understudy.gateway.door import Door
 from understudy.gateway.exchange import Exchange, Head, InferRequest, target_path
@@ -122,57 +122,42 @@ class Api:
         length = headers.get(JSON_LENGTH)
         json_bytes = -1 if length is None else self._json_bytes(length)
         encoding = headers.get(CONTENT_ENCODING, b"identity")
-        if encoding.lower() != b"identity":
-            done = partial(self._submit_plain, exchange, app, json_bytes, now, deadline)
-            self._decompressor.start(encoding, body, done)
-            return
-        self._dispatch(exchange, InferRequest(app, body, now, deadline, json_bytes), now)
-
-    def _dispatch(self, exchange: Exchange, request: InferRequest, now: float) -> None:
+        request = InferRequest(app, body, now, deadline, json_bytes)
         request.exchange = exchange
-        exchange.request = request
         identity = exchange.identity
         request.client = exchange.connection.address if identity is None else identity.client
-        self.gateway.dispatcher.submit(request, now)
+        if encoding.lower() == b"identity":
+            exchange.request = request
+            self.gateway.dispatcher.submit(request, now)
+            return
+        error = self.gateway.dispatcher.gate.over_rate(request, now)
+        if error is not None:
+            raise error
+        wish = Wish((app.name, request.client), deadline, lambda: exchange.connection.gone)
+        self._decompressor.start(encoding, body, wish, partial(self._submit_plain, request))
 
-    def _submit_plain(
-        self,
-        exchange: Exchange,
-        app: App,
-        json_bytes: int,
-        arrived: float,
-        deadline: float,
-        plain: Buffer | UnderstudyError,
-    ) -> None:
+    def _submit_plain(self, request: InferRequest, plain: Buffer | UnderstudyError) -> None:
         """Go on with a request whose body was compressed."""
+        exchange = request.exchange
         if exchange not in exchange.connection.queue:
             return  # the client is gone
         try:
-            self._go_on(exchange, app, json_bytes, arrived, deadline, plain)
+            self._go_on(exchange, request, plain)
         except Exception as error:
             self.crashes.contain("request", error)
             exchange.connection.abort()
 
-    def _go_on(
-        self,
-        exchange: Exchange,
-        app: App,
-        json_bytes: int,
-        arrived: float,
-        deadline: float,
-        plain: Buffer | UnderstudyError,
-    ) -> None:
-        now = monotonic()
+    def _go_on(self, exchange: Exchange, request: InferRequest, plain: Buffer | UnderstudyError) -> None:
         if isinstance(plain, UnderstudyError):
             exchange.fail(plain, plain.context.pop("status", None))
-        elif now >= deadline:
-            exchange.fail(UnderstudyError(Code.TIMEOUT, "decompression took longer than the deadline"))
         elif self.body_bytes_held + len(plain) > self.settings.http.body_bytes_total_max:
             exchange.fail(UnderstudyError(Code.SHED, "too many request bodies at once"))
         else:
             self.body_bytes_held += len(plain)
             exchange.held_bytes += len(plain)
-            self._dispatch(exchange, InferRequest(app, plain, arrived, deadline, json_bytes), now)
+            request.body = plain
+            exchange.request = request
+            self.gateway.dispatcher.admit(request, monotonic())
 
     def _json_bytes(self, value: bytes) -> int:
         if not value.isdigit() or len(value) > LENGTH_DIGITS_MAX:

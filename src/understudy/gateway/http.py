@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 from collections import deque
 from time import monotonic
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import httptools
 
-from understudy.adapters.buffers import BUFFERS
+from understudy.adapters.buffers import BUFFERS, Gathered
 from understudy.adapters.crash_policy import CrashPolicy
 from understudy.adapters.filling import fill
 from understudy.core.gateway.rotation import Request
@@ -102,7 +102,7 @@ class HttpConnection(asyncio.Protocol):
         self._header_bytes = 0
         self._tail = b""  # of the former read, if a mark may have begun there
         self._continue_due = False  # the client waits for it, and for answers before it
-        self._parts: list[bytes] = []
+        self._gathered: Gathered | None = None  # of a body that comes in pieces
         self._body_bytes = 0
         self._unparsed_bytes = 0  # of a body that the parser left to us
         self._address = ""  # asked for once: it costs a system call
@@ -116,6 +116,10 @@ class HttpConnection(asyncio.Protocol):
             peer = self._transport.get_extra_info("peername")
             self._address = str(peer[0]) if peer else ""
         return self._address
+
+    @property
+    def gone(self) -> bool:
+        return self._transport is None
 
     # asyncio.Protocol
 
@@ -323,8 +327,7 @@ class HttpConnection(asyncio.Protocol):
             try:
                 self._large = BUFFERS.take(length)
             except MemoryError as error:
-                self._refuse(UnderstudyError(Code.SHED, "no memory for the body", reason=str(error)))
-                raise _Refused from error
+                self._refuse_memory(error)
         expect = self._headers.get(b"expect")
         if expect is not None and expect.lower() == b"100-continue":
             self._continue_due = version == "1.1"
@@ -361,7 +364,11 @@ class HttpConnection(asyncio.Protocol):
         if self._large is not None:
             self._large[self._body_bytes : self._body_bytes + len(data)] = data
         else:
-            self._parts.append(data)
+            self._gathered = self._gathered or Gathered()
+            try:
+                self._gathered.add(data)
+            except MemoryError as error:
+                self._refuse_memory(error)
         self._received(len(data))
 
     def _received(self, count: int) -> None:
@@ -407,9 +414,9 @@ class HttpConnection(asyncio.Protocol):
         if self._large is not None:
             body, self._large = self._large, None
         else:
-            body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            body = self._gathered.whole() if self._gathered is not None else b""
         self.phase = "idle"
-        self._parts = []
+        self._gathered = None
         self._continue_due = False
         self._complete(header, self._head(len(body)), body)
         if self.closing:
@@ -483,7 +490,7 @@ class HttpConnection(asyncio.Protocol):
         if self.phase == "body":
             self.api.body_bytes_held -= self._body_bytes
         self.phase = "idle"
-        self._parts = []
+        self._gathered = None
         self._large = None
         self.due = monotonic() + self.limits.header_timeout_s
         header = CLOSE + (self.api.cors.lines(b"", self._headers) if self.api.cors is not None else b"")
@@ -494,6 +501,10 @@ class HttpConnection(asyncio.Protocol):
     def _refuse_header_bytes(self) -> None:
         limit = self.limits.header_bytes_max
         self._refuse(UnderstudyError(Code.TOO_LARGE, "headers too large", limit_bytes=limit), status=431)
+
+    def _refuse_memory(self, error: MemoryError) -> NoReturn:
+        self._refuse(UnderstudyError(Code.SHED, "no memory for the body", reason=str(error)))
+        raise _Refused from error
 
     def _refuse_body(self) -> None:
         self._refuse(UnderstudyError(Code.TOO_LARGE, "body too large", limit_bytes=self._bytes_max))

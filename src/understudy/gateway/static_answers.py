@@ -2,7 +2,7 @@
 
 As a replica would, it gives the outputs that are asked for, their best classes where those are, and the
 request's id. The values and shapes are the declared ones, however many rows the request has. Off the fast
-path: it is written when nothing else answers.
+path: it is written when nothing else answers. A request that takes long to read gets all outputs, as values.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from understudy.wire.errors import InvalidArgument
 from understudy.wire.frames import Buffer
 from understudy.wire.records import AppVersion
 from understudy.wire.statics import Static, StaticTensor
+
+READ_BYTES_MAX = 4 * 1024 * 1024  # of a request; to pass over so many takes milliseconds
 
 
 class _Output(msgspec.Struct):
@@ -49,6 +51,8 @@ def as_http(spec: AppVersion, static: Static, body: Buffer, json_bytes: int) -> 
     """The answer to the request in `body`, and how much of it is JSON (-1: all). Raises `InvalidArgument`."""
     if json_bytes == 0:  # all of the body is the only input, and so goes the answer
         asked = _Body(parameters={"binary_data_output": True})
+    elif (json_bytes if json_bytes > 0 else len(body)) > READ_BYTES_MAX:
+        asked = _Body()
     else:
         try:
             asked = _decode(memoryview(body)[:json_bytes] if json_bytes > 0 else body)

@@ -67,15 +67,15 @@ class Dispatcher:
     # A request comes in
 
     def submit(self, request: Request, now: float) -> None:
+        error = self.gate.over_rate(request, now)
+        if error is None:
+            self.admit(request, now)
+        else:
+            self.flights.turn_away(request, error)
+
+    def admit(self, request: Request, now: float) -> None:
+        """Whose rate has been looked at."""
         app = request.app
-        app.traffic.stats.requests += 1
-        app.conducts.clients.heard(request.client, now)
-        if app.clients is not None:
-            error = self.gate.over_rate(app.clients, request.client, now)
-            if error is not None:
-                app.traffic.stats.limited += 1
-                self.flights.turn_away(request, error)
-                return
         replica = None
         allowance = app.allowance
         if (
@@ -91,9 +91,8 @@ class Dispatcher:
         app.inflight += 1
         self.flights.inflight += 1
         if self.poison.remembered and self.poison.holds(request):
-            return self.flights.give_up(
-                request, UnderstudyError(Code.POISON, "this request took down its workers")
-            )
+            error = UnderstudyError(Code.POISON, "this request took down its workers")
+            return self.flights.give_up(request, error)
         replica = replica or pick(app, now)
         if replica is None:
             self.waiting_room.park(request, now)

@@ -2,7 +2,8 @@
 
 Kept are answers of the full-size variant only, by a digest of the body as it came, so an input that is
 written differently is a different input. Bounded by entries, bytes and age; what was asked for longest ago
-goes first. Another version of the app has another signature, perhaps, so it starts with nothing.
+goes first. Nothing is kept for a body so large that others would wait for its digest. Another version of the
+app has another signature, perhaps, so it starts with nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class LastGood:
         if len(body) > settings.bytes_max:
             return
         key = request.digest()
+        if not key:
+            return
         self._drop(key)
         self._answers[key] = KeptAnswer(
             Source(source.variant, source.version, REASON), result, bytes(body), now

@@ -2,7 +2,7 @@
 
 A body that was found guilty is refused at once when it comes again, for as long as it is remembered. It is
 known by its digest together with app and version: a new version may well survive it. Nothing is hashed
-while nothing is remembered.
+while nothing is remembered, and nothing that is so large that others would wait for it: that is tried anew.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ class Poison:
 
     def _remember(self, request: Request, now: float) -> None:
         digest = request.digest()
+        if not digest:
+            return
         self.remembered.pop(digest, None)  # the newest is last
         self.remembered[digest] = now + self._settings.memory_s
         while len(self.remembered) > self._settings.entries_max:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from understudy.core.gateway.clients import ClientBuckets
 from understudy.settings.gateway import AdmissionSettings
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Criticality
@@ -122,11 +121,17 @@ class Gate:
         free = [replica for replica in app.stand_ins() if replica.has_room(now)]
         return min(free, key=lambda replica: len(replica.outstanding), default=None)
 
-    def over_rate(self, clients: ClientBuckets, client: str, now: float) -> UnderstudyError | None:
-        """What to tell a client that asks too often."""
-        wait_s = clients.take(client, now)
+    def over_rate(self, request: Request, now: float) -> UnderstudyError | None:
+        """Count it; what to tell a client that asks too often."""
+        app, client = request.app, request.client
+        app.traffic.stats.requests += 1
+        app.conducts.clients.heard(client, now)
+        if app.clients is None:
+            return None
+        wait_s = app.clients.take(client, now)
         if not wait_s:
             return None
-        who, rate = client or "this client", clients.rate
+        app.traffic.stats.limited += 1
+        who, rate = client or "this client", app.clients.rate
         why = f"{who} asks for more than {rate.requests_per_s:g} requests/s (burst {rate.burst})"
         return UnderstudyError(Code.RATE_LIMITED, f"{why}; come back later", wait_s=round(wait_s, 3))

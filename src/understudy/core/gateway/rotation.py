@@ -36,6 +36,7 @@ OUTSTANDING_MAX = 128  # requests that one gateway keeps at one replica; the res
 BUSY_PAUSE_S = 0.005  # a replica that said BUSY is left alone for this long, doubling while it says so
 BUSY_PAUSE_S_MAX = 0.04
 BUSY_FORGOTTEN_S = 1.0  # without BUSY, until the pause is short again
+DIGESTED_BYTES_MAX = 4 * 1024 * 1024  # of a body that is looked for; to read that much takes milliseconds
 DIGEST_BYTES = 16
 
 
@@ -526,7 +527,9 @@ class Request:
         return now - self.flights[0].sent_at if self.flights else 0.0
 
     def digest(self) -> bytes:
-        """The same for the same bytes in the same encoding to the same version. It reads all of the body."""
+        """The same for the same bytes in the same encoding to the same version; empty for a larger body."""
+        if len(self.body) > DIGESTED_BYTES_MAX:
+            return b""
         spec = self.app.spec
         digest = hashlib.blake2b(
             f"{spec.app}/{spec.version}/{self.flags}/{self.json_bytes}/".encode(), digest_size=DIGEST_BYTES
