@@ -84,6 +84,9 @@ class Peer(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         pass
 
+    def get_write_buffer_size(self) -> int:
+        return self.unread
+
     def pause_reading(self) -> None:
         self._reading = False
 

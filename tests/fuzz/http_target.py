@@ -24,6 +24,7 @@ from understudy.gateway.exchange import Exchange, Head
 from understudy.gateway.half_closed import BEGIN
 from understudy.gateway.http import HttpConnection
 from understudy.gateway.request_id import RequestIds
+from understudy.gateway.shares import ByteShares, Connections
 from understudy.settings.gateway import GatewayConfig, GatewayTuning, HttpLimits
 from understudy.wire.errors import UnderstudyError
 from understudy.wire.frames import Buffer, Frame
@@ -80,25 +81,22 @@ class Recorder:
     def __init__(self, known_heads: dict[bytes, Head]) -> None:
         self.draining = False
         self.known_heads = known_heads
-        self.body_bytes_held = 0
+        self.bytes_held = 0
         self.retry_after_s = 1
         self.authenticator = None
         self.door = Door(GatewayConfig(name="g1", hosts=("t",)), None, "token")
         self.cors = None
         self.request_ids = NoIds()
-        self.connections: set[HttpConnection] = set()
+        self.connections = Connections(10)
+        self.shares = ByteShares(1 << 40, 0, list)
 
     def begin(self, chance: Random) -> None:
         self.chance = chance
         self.seen: list[tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...], bytes]] = []
         self.pending: list[tuple[int, Exchange]] = []
 
-    def connection_opened(self, connection: HttpConnection) -> bool:
-        self.connections.add(connection)
-        return True
-
-    def connection_closed(self, connection: HttpConnection) -> None:
-        self.connections.discard(connection)
+    def over_share(self, client: str, app: str = "") -> None:
+        pass
 
     def note_refusal(self, error: UnderstudyError, method: bytes, url: bytes, origin: str) -> None:
         pass
@@ -185,7 +183,7 @@ class HttpTarget:
         self.steps.run()
         service.pending.clear()
         assert not service.connections
-        assert service.body_bytes_held == 0, service.body_bytes_held
+        assert service.bytes_held == 0, service.bytes_held
         return peer
 
     def _check_api(self, pieces: list[bytes], requests: int) -> None:
@@ -200,7 +198,7 @@ class HttpTarget:
             assert status in API_STATUSES, status
         peer.lose()
         assert not self.real.api.connections
-        assert self.real.api.body_bytes_held == 0
+        assert self.real.api.bytes_held == 0
         assert not self.real.api.crashes.contained
         self.real.rest()
 

@@ -128,7 +128,7 @@ def test_strangers_send_no_large_bodies(tmp_path: Path, framing: str) -> None:
             path = "/v2/models/abc/infer"
             head = f"POST {path} HTTP/1.1\r\nHost: [::]\r\nExpect: 100-continue\r\n{framing}\r\n\r\n"
             assert (await talk.send(head.encode())).status == 401, "before a byte of the body was sent"
-            assert running.process.api.body_bytes_held == 0
+            assert running.process.api.bytes_held == 0
 
     run(main())
 

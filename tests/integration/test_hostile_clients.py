@@ -115,7 +115,7 @@ def test_idle_slow_and_hostile_clients_do_no_harm_to_others(folder: Path):
 
             async def as_before() -> bool:
                 seen = await harness.gateway()
-                return bool(seen["connections"] <= at_first and not seen["body_bytes_held"])
+                return bool(seen["connections"] <= at_first and not seen["bytes_held"])
 
             await harness.until(as_before, 10, "all connections and bodies are gone")
             left_mb = memory_mb(gateway) - base_mb

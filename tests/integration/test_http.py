@@ -215,7 +215,7 @@ def test_a_large_body_that_stalls_is_ended_and_given_back(client: Client):
     assert answer.status == 408
     (answer,) = client.raw(head + b" " * 300_000, end=True)
     assert answer.status == 400
-    assert client.ask("GET", "/understudy/status").json["body_bytes_held"] == 0
+    assert client.ask("GET", "/understudy/status").json["bytes_held"] == 0
 
 
 def test_a_deadline_from_the_client_is_kept(client: Client):
@@ -446,7 +446,7 @@ def test_counts_return_to_base_after_abuse(client: Client):
 
     async def settled() -> bool:
         after = await status()
-        keys = ("inflight", "body_bytes_held")
+        keys = ("inflight", "bytes_held")
         return after["connections"] <= before["connections"] and all(after[k] == 0 for k in keys)
 
     client.run(client.harness.until(settled, 10, "counts are back to base"))

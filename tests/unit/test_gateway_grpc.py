@@ -96,7 +96,7 @@ def play(part: Callable[[Scene], Coroutine[Any, Any, None]], **settings: Any) ->
     async def whole() -> None:
         async with scene(**settings) as the_scene:
             await part(the_scene)
-            assert the_scene.api.body_bytes_held == 0
+            assert the_scene.api.bytes_held == 0
             assert the_scene.world.gateway.dispatcher.inflight == 0
 
     asyncio.run(whole())

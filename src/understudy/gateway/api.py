@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
 from functools import partial
 from time import monotonic
 from urllib.parse import unquote
@@ -21,9 +22,9 @@ from understudy.gateway.compression import Decompressor, Wish
 from understudy.gateway.cors import Cors
 from understudy.gateway.door import Door
 from understudy.gateway.exchange import Exchange, Head, InferRequest, target_path
-from understudy.gateway.http import HttpConnection
 from understudy.gateway.pages import MODEL, NO_TABLE, Pages
 from understudy.gateway.request_id import RequestIds
+from understudy.gateway.shares import ByteShares, Connections, Holding
 from understudy.settings.gateway import OTHER_BODY_BYTES_MAX, GatewayTuning
 from understudy.wire.errors import Code, UnderstudyError, quoted
 from understudy.wire.frames import Buffer
@@ -52,27 +53,32 @@ class Api:
         self.door: Door | None = None
         self.audit: AuditLog | None = None
         self.request_ids = RequestIds()
-        self.connections: set[HttpConnection] = set()
-        self.handshakes: set[asyncio.Task[None]] = set()  # of TLS; each becomes a connection
-        self.connections_max = settings.http.connections_max
-        self.body_bytes_held = 0
+        self.connections = Connections(settings.http.connections_max)
+        self.handshakes: set[asyncio.Task[None]] = set()  # of TLS
+        self.bytes_held = 0  # of bodies and of answers that aren't read
+        self.calls: set[Request] = set()  # over gRPC
+        limits = settings.http
+        self.shares = ByteShares(limits.body_bytes_total_max, limits.body_bytes_max, self._holdings)
         self.known_heads: dict[bytes, Head] = {}
         self._infer: dict[bytes, App] = {}
         self._decompressor = Decompressor(settings.http.body_bytes_max)
         self._pages = Pages(self)
         self._infer_pattern = re.compile(MODEL + "/infer")
 
-    # connections
-
-    def connection_opened(self, connection: HttpConnection) -> bool:
-        self.connections.add(connection)
-        return len(self.connections) <= self.connections_max
-
-    def connection_closed(self, connection: HttpConnection) -> None:
-        self.connections.discard(connection)
+    # what clients hold
 
     def cancel(self, request: Request) -> None:
         self.gateway.dispatcher.cancel(request)
+
+    def over_share(self, client: str, app: str = "") -> UnderstudyError | None:
+        """What to tell a client that holds more than it may, since its last bytes were counted."""
+        return self.shares.refusal(self.bytes_held, client, app)
+
+    def _holdings(self) -> Iterator[Holding]:
+        for connection in self.connections:
+            yield from connection.holdings()
+        for call in self.calls:
+            yield Holding(call.client, call.app.spec.app, len(call.body))
 
     # requests
 
@@ -126,6 +132,10 @@ class Api:
         request.exchange = exchange
         identity = exchange.identity
         request.client = exchange.connection.address if identity is None else identity.client
+        if self.bytes_held > self.shares.crowded:
+            error = self.over_share(exchange.connection.address, app.spec.app)
+            if error is not None:
+                raise error
         if encoding.lower() == b"identity":
             exchange.request = request
             self.gateway.dispatcher.submit(request, now)
@@ -150,11 +160,13 @@ class Api:
     def _go_on(self, exchange: Exchange, request: InferRequest, plain: Buffer | UnderstudyError) -> None:
         if isinstance(plain, UnderstudyError):
             exchange.fail(plain, plain.context.pop("status", None))
-        elif self.body_bytes_held + len(plain) > self.settings.http.body_bytes_total_max:
-            exchange.fail(UnderstudyError(Code.SHED, "too many request bodies at once"))
+            return
+        self.bytes_held += len(plain)
+        exchange.held_bytes += len(plain)
+        error = self.over_share(exchange.connection.address, request.app.spec.app)
+        if error is not None:
+            exchange.fail(error)
         else:
-            self.body_bytes_held += len(plain)
-            exchange.held_bytes += len(plain)
             request.body = plain
             exchange.request = request
             self.gateway.dispatcher.admit(request, monotonic())

@@ -77,6 +77,11 @@ class Exchange:
             self.large = body
         self.connection.exchange_done(self)
 
+    @property
+    def answer_bytes(self) -> int:
+        """Of an answer that isn't written yet."""
+        return len(self.data or b"") + len(self.large)
+
     def fail(self, error: UnderstudyError, status: int | None = None) -> None:
         head, body = answers.error_answer(error, self.connection.api.retry_after_s, status=status)
         self.finish(head, body)

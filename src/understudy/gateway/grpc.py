@@ -116,7 +116,7 @@ class GrpcServer:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._server = grpc.aio.server(
-            options=_options(settings, api.connections_max), maximum_concurrent_rpcs=settings.grpc.calls_max
+            options=_options(settings, api.connections.limit), maximum_concurrent_rpcs=settings.grpc.calls_max
         )
         handlers: dict[str, Any] = {
             "ModelInfer": grpc.unary_unary_rpc_method_handler(self._model_infer),
@@ -224,16 +224,19 @@ class GrpcServer:
                 api.note_refusal(error, b"gRPC ModelInfer", head.model_name.encode(), peer.address)
                 raise
         app = self._app(head.model_name, head.model_version)
-        if api.body_bytes_held + len(message) > self._settings.http.body_bytes_total_max:
-            raise UnderstudyError(Code.SHED, "too many request bodies at once")
         now = monotonic()
         request = GrpcRequest(app, message, now, now + self._patience_s(app, context.time_remaining()))
         request.ended = self._loop.create_future()
         request.id_bytes = head.id
         request.identity = identity
         request.client = peer.address if identity is None else identity.client
-        api.body_bytes_held += len(message)
+        api.bytes_held += len(message)
+        api.calls.add(request)
         try:
+            refusal = api.over_share(request.client, app.spec.app)
+            if refusal is not None:
+                request.done = True
+                raise refusal
             self._gateway.dispatcher.submit(request, now)
         except BaseException:
             self._finish(request)
@@ -242,7 +245,8 @@ class GrpcServer:
 
     def _finish(self, request: GrpcRequest) -> None:
         """The call is over, by an answer or because the client is gone."""
-        self._api.body_bytes_held -= len(request.body)
+        self._api.bytes_held -= len(request.body)
+        self._api.calls.discard(request)
         if request.ended.done() and not request.ended.cancelled():
             request.ended.exception()  # asyncio minds a failure that nobody looks at
         if not request.done:

@@ -51,31 +51,37 @@ class TlsListener:
         handshakes = self._api.handshakes
         for _ in range(ACCEPTED_MAX):
             try:
-                client, _ = self._listener.accept()
+                client, address = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError:
                 self._loop.remove_reader(self._listener.fileno())
                 self._loop.call_later(PAUSE_S, self._listen)
                 return
-            if len(self._api.connections) + len(handshakes) >= self._api.connections_max:
+            connection = HttpConnection(self._api, self._limits, str(address[0]))
+            if not self._api.connections.add(connection):
+                self._api.connections.discard(connection)
                 client.close()  # before a handshake nothing can be said to it
                 continue
             client.setblocking(False)
-            task = self._tasks.create_task(self._shake_hands(client))
+            task = connection.handshake = self._tasks.create_task(self._shake_hands(client, connection))
             handshakes.add(task)
             task.add_done_callback(handshakes.discard)
 
-    async def _shake_hands(self, client: socket.socket) -> None:
+    async def _shake_hands(self, client: socket.socket, connection: HttpConnection) -> None:
         try:
             await self._loop.connect_accepted_socket(
-                lambda: HttpConnection(self._api, self._limits),
+                lambda: connection,
                 client,
                 ssl=self._context,
                 ssl_handshake_timeout=self._limits.header_timeout_s,
             )
         except OSError:
-            return  # it speaks no TLS, isn't trusted, was too slow or is gone
+            pass  # it speaks no TLS, isn't trusted, was too slow or is gone
         except Exception as error:  # the group of tasks would end with it, and every connection
             self._api.crashes.contain("handshake", error)
             client.close()
+        finally:
+            connection.handshake = None
+            if connection.gone:
+                self._api.connections.discard(connection)

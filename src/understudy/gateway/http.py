@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Iterator
 from time import monotonic
 from typing import NoReturn, Protocol
 
@@ -24,6 +25,7 @@ from understudy.gateway.door import Door
 from understudy.gateway.exchange import Exchange, Head, HeadExchange, target_path
 from understudy.gateway.half_closed import HalfClosed
 from understudy.gateway.request_id import REQUEST_ID, RequestIds
+from understudy.gateway.shares import ByteShares, Connections, Holding
 from understudy.settings.gateway import HttpLimits
 from understudy.wire.errors import Code, UnderstudyError, quoted
 from understudy.wire.frames import LARGE_BYTES, Buffer
@@ -48,8 +50,10 @@ class Service(Protocol):
     """What a connection needs of what it serves: `api.Api`."""
 
     draining: bool
+    connections: Connections
     known_heads: dict[bytes, Head]
-    body_bytes_held: int
+    bytes_held: int
+    shares: ByteShares
     retry_after_s: int
     authenticator: Authenticator | None
     door: Door | None
@@ -57,13 +61,11 @@ class Service(Protocol):
     request_ids: RequestIds
     crashes: CrashPolicy
 
-    def connection_opened(self, connection: HttpConnection) -> bool: ...
-
-    def connection_closed(self, connection: HttpConnection) -> None: ...
-
     def body_bytes_max(self, target: bytes) -> int: ...
 
     def handle(self, exchange: Exchange, head: Head, body: Buffer, now: float) -> None: ...
+
+    def over_share(self, client: str, app: str = "") -> UnderstudyError | None: ...
 
     def note_refusal(self, error: UnderstudyError, method: bytes, url: bytes, origin: str) -> None: ...
 
@@ -77,7 +79,8 @@ class _Refused(Exception):
 class HttpConnection(asyncio.Protocol):
     """One connection. httptools calls the `on_…` methods from within `data_received`."""
 
-    def __init__(self, api: Service, limits: HttpLimits) -> None:
+    def __init__(self, api: Service, limits: HttpLimits, address: str = "") -> None:
+        """`address` is the client's, where it is known already."""
         self.api = api
         self.limits = limits
         self.queue: deque[Exchange] = deque()
@@ -93,6 +96,9 @@ class HttpConnection(asyncio.Protocol):
         self._unread = b""  # requests that came with others and wait until those are answered
         self._cut_off = False  # in the middle of what it was sending
         self._half_closed: HalfClosed | None = None
+        self.handshake: asyncio.Task[None] | None = None  # before it has a transport
+        self._unsent_bytes = 0  # of answers, when that was last looked at
+        self._address = address  # else asked for once: it costs a system call
         self._reset()
 
     def _reset(self) -> None:
@@ -105,7 +111,6 @@ class HttpConnection(asyncio.Protocol):
         self._gathered: Gathered | None = None  # of a body that comes in pieces
         self._body_bytes = 0
         self._unparsed_bytes = 0  # of a body that the parser left to us
-        self._address = ""  # asked for once: it costs a system call
         self._bytes_max = 0  # of the body
         self._large: memoryview | None = None  # a body of known size; its memory is taken up as it comes
 
@@ -130,7 +135,7 @@ class HttpConnection(asyncio.Protocol):
             # An answer leaves when it is written, not at the end of the loop's turn with all the others.
             # (uvloop would take an empty TLS buffer for a full one.)
             self._transport.set_write_buffer_limits(0)  # type: ignore[union-attr]
-        if not self.api.connection_opened(self):
+        if not self.api.connections.add(self):
             error = UnderstudyError(Code.SHED, "too many connections")
             self._refuse(error)
 
@@ -209,16 +214,19 @@ class HttpConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_due = None
+        self.api.bytes_held -= self._unsent_bytes
+        self._unsent_bytes = 0
         if len(self.queue) < self.limits.pipeline_max:
             self._resume()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closing = True
-        self.api.body_bytes_held -= self._body_bytes if self.phase == "body" else 0
+        self.api.bytes_held -= self._unsent_bytes + (self._body_bytes if self.phase == "body" else 0)
+        self._unsent_bytes = 0
         self.phase = "idle"
         self._transport = None
         for exchange in self.queue:
-            self.api.body_bytes_held -= exchange.held_bytes
+            self.api.bytes_held -= exchange.held_bytes
             exchange.held_bytes = 0
             if exchange.request is not None:
                 self.api.cancel(exchange.request)
@@ -228,7 +236,7 @@ class HttpConnection(asyncio.Protocol):
         self._reset()  # a body that is half there is not to wait for the garbage collector,
         self._unread = b""
         del self._parser  # and the parser and this hold each other
-        self.api.connection_closed(self)
+        self.api.connections.discard(self)
 
     # heads that came before
 
@@ -244,9 +252,9 @@ class HttpConnection(asyncio.Protocol):
             if head is None:
                 break
             end = body_at + head.body_bytes
-            if end > len(data) or api.body_bytes_held + head.body_bytes > self.limits.body_bytes_total_max:
+            if end > len(data) or api.bytes_held + head.body_bytes > api.shares.crowded:
                 break
-            api.body_bytes_held += head.body_bytes
+            api.bytes_held += head.body_bytes
             self._complete(b"", head, data[body_at:end])
             at = end
         return at
@@ -375,12 +383,14 @@ class HttpConnection(asyncio.Protocol):
         """Of a body."""
         self._continue_due = False
         self._body_bytes += count
-        self.api.body_bytes_held += count
+        self.api.bytes_held += count
         if self._body_bytes > self._bytes_max:
             self._refuse_body()
-        if self.api.body_bytes_held > self.limits.body_bytes_total_max:
-            self._refuse(UnderstudyError(Code.SHED, "too many request bodies at once"))
-            raise _Refused
+        if self.api.bytes_held > self.api.shares.crowded:
+            error = self.api.over_share(self.address)
+            if error is not None:
+                self._refuse(error)
+                raise _Refused
 
     def _read_large(self) -> None:
         """Have the rest of a large body read into its place, past the parser and without a copy."""
@@ -451,23 +461,61 @@ class HttpConnection(asyncio.Protocol):
 
     def exchange_done(self, exchange: Exchange) -> None:
         """Write the answers that are next in order."""
-        self.api.body_bytes_held -= exchange.held_bytes
+        self.api.bytes_held -= exchange.held_bytes
         exchange.held_bytes = 0
         queue, transport = self.queue, self._transport
         if transport is None:
             return
+        if queue and queue[0].data is None:  # it waits for those before it
+            exchange.held_bytes = exchange.answer_bytes
+            self._hold(exchange.held_bytes)
+            return
         while queue and queue[0].data is not None:
             next_one = queue.popleft()
+            self.api.bytes_held -= next_one.held_bytes
             data: bytes = next_one.data  # type: ignore[assignment]
             transport.write(data if self._half_closed is None else self._half_closed.rest(data))
             if next_one.large:
                 transport.write(next_one.large)
+        if self.write_due is not None:  # the client reads slowly
+            unsent = transport.get_write_buffer_size()
+            more, self._unsent_bytes = unsent - self._unsent_bytes, unsent
+            self._hold(more)
         if self.closing:
             self._close_if_done()
         elif self._paused and self.write_due is None and len(queue) < self.limits.pipeline_max:
             self._resume()
         elif self._continue_due:
             self._continue()
+
+    def _hold(self, more: int) -> None:
+        """Answers that its client doesn't read yet. One that may not have them held is let go."""
+        self.api.bytes_held += more
+        if self.api.bytes_held > self.api.shares.crowded and self.api.over_share(self.address) is not None:
+            self.abort()
+
+    def holdings(self) -> Iterator[Holding]:
+        """What is held for it now."""
+        body = self._body_bytes if self.phase == "body" else 0
+        yield Holding(self.address, "", self._unsent_bytes + body)
+        for exchange in self.queue:
+            request = exchange.request
+            yield Holding(self.address, "" if request is None else request.app.spec.app, exchange.held_bytes)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing was asked that isn't answered, or is being asked."""
+        return self.phase == "idle" and not self.queue
+
+    def give_way(self) -> bool:
+        """End for another's sake, unless somebody works for it."""
+        if self.queue:
+            return False
+        if self._transport is not None:
+            self._transport.abort()
+        elif self.handshake is not None:
+            self.handshake.cancel()
+        return True
 
     def _close_if_done(self) -> None:
         transport = self._transport
@@ -488,7 +536,7 @@ class HttpConnection(asyncio.Protocol):
         self._cut_off = self.phase != "idle"
         self._continue_due = False
         if self.phase == "body":
-            self.api.body_bytes_held -= self._body_bytes
+            self.api.bytes_held -= self._body_bytes
         self.phase = "idle"
         self._gathered = None
         self._large = None

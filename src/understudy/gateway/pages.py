@@ -114,7 +114,7 @@ class Pages:
             "draining": self._api.draining,
             "connections": len(self._api.connections),
             "inflight": gateway.dispatcher.inflight,
-            "body_bytes_held": self._api.body_bytes_held,
+            "bytes_held": self._api.bytes_held,
             # Strangers, the nosy, pages of other sites, borrowed names
             "refused": sum(each.refused for each in (self._api.authenticator, self._api.door) if each),
             "contained": self._api.crashes.contained,  # what failed by our own mistakes, and ended alone

@@ -95,7 +95,7 @@ class GatewayProcess:
         self.log = structlog.get_logger()
         self.gateway = core.Gateway(self.settings, random.random, monotonic())
         self.api = Api(self.gateway, self.settings)
-        self.api.connections_max = descriptors.clients_max(
+        self.api.connections.limit = descriptors.clients_max(
             self.settings.http.connections_max, ports=2 if seat.grpc else 1
         )
         self.table_file = StateFile(config.role_dir("gateway", name) / "routes.bin", RouteTable)
