@@ -41,6 +41,7 @@ class FakeLink:
     def __init__(self) -> None:
         self.sent: list[Frame] = []
         self.last_heard_s = 0.0
+        self.full = False
         self._decoder = FrameDecoder()
 
     def write(self, data: bytes, payload: Buffer = b"") -> None:

@@ -48,6 +48,7 @@ class Server:
         self.queue_max = 256
         self.fails: Code | None = None  # answer this, at once
         self.last_heard_s = world.now
+        self.full = False
         self.received = 0
         self._decoder = FrameDecoder()
         self._queue: deque[tuple[float, int]] = deque()  # deadline, stream

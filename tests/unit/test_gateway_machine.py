@@ -145,6 +145,23 @@ def test_busy_is_not_a_failure_and_waits_for_room():
     assert len(world.links["r1"].infers()) == 2
 
 
+def test_a_replica_whose_link_is_full_gets_no_more_and_is_not_lost():
+    world = World(standby=False)
+    world.report("n2", world.replica("r3", "big"))
+    world.links["r1"].full = True
+    for _ in range(4):
+        world.request()
+    assert (len(world.links["r1"].infers()), len(world.links["r3"].infers())) == (0, 4)
+    world.links["r3"].full = True
+    waiting = world.request()
+    assert len(world.links["r3"].infers()) == 4
+    world.links["r3"].full = False
+    world.reply("r3")
+    assert len(world.links["r3"].infers()) == 5
+    world.reply("r3")
+    assert waiting.outcome == ("big", "")
+
+
 def test_a_failing_model_is_tried_elsewhere_and_leaves_the_rotation():
     world = World()
     for _ in range(3):

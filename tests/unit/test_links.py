@@ -307,6 +307,25 @@ def test_a_peer_that_stops_reading_is_disconnected() -> None:
     run(test)
 
 
+def test_a_link_is_full_until_its_peer_has_read() -> None:
+    async def test() -> None:
+        peer = Peer(full_bytes=1_000_000)
+        async with raw_peer(peer) as (link, theirs):
+            while not link.full:
+                assert link._transport.get_write_buffer_size() <= 1_000_000  # type: ignore[union-attr]
+                link.send(Infer(1), 1, b"x" * 100_000)
+                await asyncio.sleep(0)
+            assert not link.closed
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(TIMEOUT_S):
+                while link.full:
+                    await loop.sock_recv(theirs, 1 << 20)
+            assert not link.congested
+            assert not peer.lost
+
+    run(test)
+
+
 def test_congestion_ends_when_the_peer_reads_again() -> None:
     async def test() -> None:
         peer = Peer()

@@ -37,7 +37,8 @@ class FrameLink(asyncio.Protocol):
     """One connection. Writes of one loop turn leave together, in system calls of some frames each.
 
     `on_frame` gets every frame that is not the reply to a `call`. A peer that breaks the protocol, or
-    stops reading until `buffer_bytes_max` are unsent, is disconnected; `on_lost` says why.
+    stops reading until `buffer_bytes_max` are unsent, is disconnected; `on_lost` says why. With more than
+    `full_bytes` unsent the link is `full`: who has a choice sends nothing more.
     """
 
     def __init__(
@@ -47,17 +48,20 @@ class FrameLink(asyncio.Protocol):
         *,
         frame_bytes_max: int = FRAME_BYTES_MAX_DEFAULT,
         buffer_bytes_max: int = BUFFER_BYTES_MAX_DEFAULT,
+        full_bytes: int = BUFFER_BYTES_MAX_DEFAULT,
         on_made: Callable[[FrameLink], None] | None = None,
     ) -> None:
         self.peer: Any = None  # whatever the owner wants to know the link by
         self.closed = False
         self.congested = False  # the peer reads slower than we write
+        self.full = False
         self.last_heard_s = 0.0  # monotonic time of the newest bytes from the peer
         self._on_frame = on_frame
         self._on_lost = on_lost
         self._on_made = on_made
         self._decoder = FrameDecoder(frame_bytes_max, allocate=BUFFERS.take)
         self._buffer_bytes_max = buffer_bytes_max
+        self._full_bytes = full_bytes
         self._transport: asyncio.Transport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._out: list[bytes] = []
@@ -115,7 +119,7 @@ class FrameLink(asyncio.Protocol):
         self.congested = True
 
     def resume_writing(self) -> None:
-        self.congested = False
+        self.congested = self.full = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -170,7 +174,9 @@ class FrameLink(asyncio.Protocol):
     def _check_backlog(self) -> None:
         if not self.congested or self._transport is None:
             return
-        if self._transport.get_write_buffer_size() > self._buffer_bytes_max:
+        unsent_bytes = self._transport.get_write_buffer_size()
+        self.full = unsent_bytes > self._full_bytes
+        if unsent_bytes > self._buffer_bytes_max:
             self.abort(UnderstudyError(Code.LINK_LOST, "the peer stopped reading"))
 
     def send(self, message: Message, stream: int = 0, payload: bytes = b"") -> None:

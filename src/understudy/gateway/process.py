@@ -284,9 +284,15 @@ class GatewayProcess:
                 self.step(core.WorkerLost(replica.id))
 
         def make() -> FrameLink:
-            limit = self.settings.link_buffer_bytes_max
-            frame_limit = self.config.worker.frame_bytes_max
-            return FrameLink(on_frame, on_lost, frame_bytes_max=frame_limit, buffer_bytes_max=limit)
+            full_bytes = self.settings.link_buffer_bytes_max
+            frame_bytes_max = self.config.worker.frame_bytes_max
+            return FrameLink(
+                on_frame,
+                on_lost,
+                frame_bytes_max=frame_bytes_max,
+                buffer_bytes_max=2 * (full_bytes + frame_bytes_max),  # a busy worker isn't a lost one
+                full_bytes=full_bytes,
+            )
 
         pause_s = CONNECT_RETRY_S
         try:

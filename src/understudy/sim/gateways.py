@@ -75,6 +75,7 @@ class WorkerLink:
     def __init__(self, gateway: SimGateway, replica: Replica, end: End) -> None:
         self.end = end
         self.last_heard_s = gateway.process.now
+        self.full = False
         self.failures = 0.0  # in a row, of requests that another replica answered
         self.failed_s = 0.0  # when it did so last
         self._gateway, self._replica = gateway, replica

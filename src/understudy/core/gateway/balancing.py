@@ -43,7 +43,7 @@ def another(request: Request, now: float) -> Replica | None:
 def _ramped(app: App, now: float) -> Replica | None:
     """The ramping replica that this request goes to; None: to one of `app.best`."""
     ramping, best = app.ramping, app.best
-    queued = min((len(r.outstanding) for r in best if r.busy.until <= now), default=OUTSTANDING_MAX)
+    queued = min((len(r.outstanding) for r in best if r.has_room(now)), default=OUTSTANDING_MAX)
     late = all(r.owes_since(now) + app.patience.hedge_delay_s < now for r in best)
     chosen = None
     for replica in ramping:

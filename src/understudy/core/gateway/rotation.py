@@ -44,6 +44,7 @@ class Link(Protocol):
     """What a decision needs of a connection to a worker."""
 
     last_heard_s: float
+    full: bool  # so much is unsent that whatever can go elsewhere should
 
     def write(self, data: bytes, payload: Buffer = b"") -> None: ...
 
@@ -223,7 +224,9 @@ class Replica(Source):
         return next(iter(self.outstanding.values())).sent_at if self.outstanding else now
 
     def has_room(self, now: float) -> bool:
-        return len(self.outstanding) < OUTSTANDING_MAX and self.busy.until <= now
+        link = self.link
+        full = link is not None and link.full
+        return len(self.outstanding) < OUTSTANDING_MAX and self.busy.until <= now and not full
 
     def said_busy(self, now: float) -> None:
         """Nobody's fault, but what was sent to it is sent again, so not too often."""
