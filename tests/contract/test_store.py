@@ -86,6 +86,17 @@ def test_a_deleted_key_starts_anew(run: Run) -> None:
     run(test)
 
 
+def test_an_app_that_floods_the_log_pushes_out_its_own_events(run: Run) -> None:
+    async def test(store: Store) -> None:
+        await store.append_events([event(0, app="quiet", node="n1"), event(1, app="", node="n1")])
+        for start in range(2, 100, 7):
+            await store.append_events([event(n, app="loud", node="n1") for n in range(start, start + 7)])
+        left = [stored.event.at_unix_ms for stored in await store.events(0, 100)]
+        assert left == [0, 1, *range(92, 100)]
+
+    run(test)
+
+
 def test_events_are_bounded_filtered_and_paged(run: Run) -> None:
     async def test(store: Store) -> None:
         assert await store.events(None, 5) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from understudy.adapters.store import Entry, StoredEvent, conflict
+from understudy.core.recent import subject, surplus
 from understudy.wire.errors import Code, ConfigError, UnderstudyError
 from understudy.wire.records import Event
 
@@ -44,6 +46,7 @@ class SqliteStore:
         self._path = path
         self._events_max = events_max
         self._connection: sqlite3.Connection | None = None
+        self._counts: Counter[tuple[str, str]] = Counter()  # of events, by subject; empty: to be counted
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
 
     @classmethod
@@ -131,14 +134,19 @@ class SqliteStore:
     async def append_events(self, events: Sequence[Event]) -> None:
         def work(connection: sqlite3.Connection) -> None:
             with _transaction(connection):
+                counts = self._counts or _count(connection)
                 connection.executemany(
                     "INSERT INTO events (app, node, body) VALUES (?, ?, ?)",
                     [(event.app, event.node, _encode(event)) for event in events],
                 )
-                connection.execute(
-                    "DELETE FROM events WHERE serial <= (SELECT max(serial) FROM events) - ?",
-                    (self._events_max,),
+                counts = counts + Counter(map(subject, events))
+                gone = surplus(counts, self._events_max)
+                connection.executemany(
+                    "DELETE FROM events WHERE serial IN (SELECT serial FROM events WHERE app = ?"
+                    " AND (app != '' OR node = ?) ORDER BY serial LIMIT ?)",
+                    [(*who, count) for who, count in gone.items()],
                 )
+            self._counts = counts - Counter(gone)
 
         await self._do(work)
 
@@ -223,6 +231,13 @@ def _damaged(path: Path, how: str) -> ConfigError:
         f"{path}: the store is damaged ({how}); move it away, or put a backup in its place: what is served "
         "goes on, and what the store lacks is taken over from gateways and agents"
     )
+
+
+def _count(connection: sqlite3.Connection) -> Counter[tuple[str, str]]:
+    rows = connection.execute(
+        "SELECT app, CASE app WHEN '' THEN node ELSE '' END AS of, count(*) FROM events GROUP BY app, of"
+    )
+    return Counter({(app, node): count for app, node, count in rows})
 
 
 def _event(body: object) -> Event:

@@ -10,10 +10,11 @@ and its revision as a condition: decide by commit, never by read.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from understudy.core.recent import subject, surplus
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event
 
@@ -49,7 +50,7 @@ class Store(Protocol):
         ...
 
     async def append_events(self, events: Sequence[Event]) -> None:
-        """Add to the log; beyond `events_max` the oldest go."""
+        """Add to the log; beyond `events_max` the oldest go of the app that has most (see `core.recent`)."""
         ...
 
     async def events(
@@ -67,7 +68,8 @@ class MemoryStore:
     def __init__(self, events_max: int) -> None:
         self._entries: dict[str, Entry] = {}
         self._revision = 0
-        self._events: deque[StoredEvent] = deque(maxlen=events_max)
+        self._events: list[StoredEvent] = []
+        self._events_max = events_max
         self._serial = 0
 
     async def get(self, key: str) -> Entry | None:
@@ -94,6 +96,10 @@ class MemoryStore:
         for event in events:
             self._serial += 1
             self._events.append(StoredEvent(self._serial, event))
+        counts = Counter(subject(stored.event) for stored in self._events)
+        for who, count in surplus(counts, self._events_max).items():
+            gone = [stored for stored in self._events if subject(stored.event) == who][:count]
+            self._events = [stored for stored in self._events if stored not in gone]
 
     async def events(
         self, after: int | None, limit: int, *, app: str = "", node: str = ""

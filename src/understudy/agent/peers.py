@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 
@@ -14,6 +13,7 @@ import structlog
 from understudy.adapters.links import FrameLink, Listener, keep_connected, listen
 from understudy.agent.staging import AnswerPart
 from understudy.core.agent import events as ev
+from understudy.core.recent import RecentEvents
 from understudy.settings.cluster import ClusterConfig
 from understudy.wire.errors import ProtocolError, UnderstudyError
 from understudy.wire.frames import Frame
@@ -68,7 +68,7 @@ class Peers:
         self._controllers: set[FrameLink] = set()
         self._server: Listener | None = None
         self._state: NodeState | None = None
-        self._unsent: deque[Event] = deque(maxlen=config.agent.events_max)
+        self._unsent = RecentEvents(config.agent.events_max)
         self._tokens = itertools.count(1)
         self._askers: dict[int, tuple[FrameLink, int]] = {}
         self._publishing = False
@@ -93,8 +93,7 @@ class Peers:
             if held is not None and held.revision > 0:
                 link.send(held)  # it may know less
             if self._unsent:
-                link.send(Report(tuple(self._unsent)))
-                self._unsent.clear()
+                link.send(Report(tuple(self._unsent.take())))
             await link.peer.wait()
 
         def lost(link: FrameLink, _error: Exception | None) -> None:
@@ -144,7 +143,7 @@ class Peers:
     def report(self, event: Event) -> None:
         """To the event log; kept, bounded, while no controller listens."""
         if not self._controllers:
-            self._unsent.append(event)
+            self._unsent.add(event)
         for link in self._controllers:
             link.send(Report((event,)))
 

@@ -1,14 +1,13 @@
 """Writing to the store behind the controller's back: in order, merged, retried, bounded.
 
 The controller never waits for the store to go on. While the store is away, records wait here (one per key)
-and events up to `events_pending_max`, the oldest of which go first; then everything is written at once.
+and events up to `events_pending_max`; then everything is written at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
@@ -17,6 +16,7 @@ import structlog
 from understudy.adapters.store import Store
 from understudy.controller.status import StoreStatus
 from understudy.core.controller.stored import META, encode
+from understudy.core.recent import RecentEvents
 from understudy.settings.controller import ControllerTuning
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Event
@@ -36,7 +36,8 @@ class Bookkeeper:
         self._meta_revision = meta_revision
         self._timeout_s = tuning.store_timeout_s
         self._records: dict[str, bytes | None] = {}  # None: to be deleted
-        self._events: deque[Event] = deque(maxlen=tuning.events_pending_max)
+        self._events = RecentEvents(tuning.events_pending_max)
+        self._events_max = tuning.events_pending_max
         self._leaving: list[Event] = []  # being written
         self._work = asyncio.Event()
         self._tried = asyncio.Condition()
@@ -49,7 +50,7 @@ class Bookkeeper:
         self._work.set()
 
     def note(self, event: Event) -> None:
-        self._events.append(event)
+        self._events.add(event)
         self._work.set()
 
     @property
@@ -122,12 +123,12 @@ class Bookkeeper:
 
     async def _write_events(self) -> None:
         while self._events:
-            self._leaving = [self._events.popleft() for _ in range(min(len(self._events), EVENTS_PER_WRITE))]
+            self._leaving = self._events.take(EVENTS_PER_WRITE)
             try:
                 with self._watched():
                     await self._store.append_events(self._leaving)
             except BaseException:
-                self._events = deque(self.unwritten_events, maxlen=self._events.maxlen)
+                self._events = RecentEvents(self._events_max, self.unwritten_events)
                 raise
             finally:
                 self._leaving = []

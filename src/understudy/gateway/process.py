@@ -10,7 +10,6 @@ import random
 import signal
 import socket
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -30,6 +29,7 @@ from understudy.adapters.task_groups import ungrouped
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.lifecycles import REACHABLE
 from understudy.core.gateway.rotation import Replica
+from understudy.core.recent import RecentEvents
 from understudy.gateway.api import Api
 from understudy.gateway.door import Door
 from understudy.gateway.handshakes import TlsListener
@@ -100,7 +100,7 @@ class GatewayProcess:
         )
         self.table_file = StateFile(config.role_dir("gateway", name) / "routes.bin", RouteTable)
         self.incarnation = time.time_ns()
-        self.events: deque[Event] = deque(maxlen=self.settings.events_max)
+        self.events = RecentEvents(self.settings.events_max)
         self.controllers: set[FrameLink] = set()
         self.secured = Secured(
             config, seat.gateway, name, lambda kind, message: self._note(core.GatewayNote(kind, message))
@@ -259,14 +259,12 @@ class GatewayProcess:
         data = {"request_id": note.request_id, **note.data} if note.request_id else note.data
         event = Event(note.kind, at, source, note.message, note.app, note.node, note.replica, data)
         self.log.info(note.kind, message=note.message, app=note.app, node=note.node, **data)
-        self.events.append(event)
+        self.events.add(event)
         self._send_events()
 
     def _send_events(self) -> None:
         if self.controllers and self.events:
-            report = Report(tuple(self.events))
-            self.events.clear()
-            next(iter(self.controllers)).send(report)
+            next(iter(self.controllers)).send(Report(tuple(self.events.take())))
 
     # links to workers
 
