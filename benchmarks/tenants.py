@@ -3,7 +3,8 @@
 One cluster on this machine. The good app is asked at a fixed rate, first undisturbed, then while the hostile
 one's clients and model do, in a seeded order, what harms: requests that crash, spin, fork, fill the scratch
 directory and print; floods of connections, slow clients, large and bad bodies, manifests that are wrong.
-Prints what the good app's clients saw in both, and the memory of every role before and after.
+Prints what the good app's clients saw in both, and the memory of every role before and after. Fails where a
+request of the good app did, its p99 is beyond three times the undisturbed and 20 ms more, or memory stays.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ CALM_S = 20.0
 PERIOD_S = 0.02  # of the good app's requests
 REST_S = 10.0  # for memory to come back
 ATTACKERS = 3  # at once
+P99_TIMES, P99_MORE_MS = 3.0, 20.0  # of the undisturbed; the larger of both bounds holds
+MEMORY_MORE_MB = 10.0  # that a role may have afterwards
 ROLES = ("agent", "gateway", "controller")
 START_TIMEOUT_S = 60.0
 CLUSTER = """
@@ -121,6 +124,7 @@ class Hostile:
         self._folder = folder
         self._random = random.Random(seed)
         self.done: dict[str, int] = {}
+        bomb = gzip.compress(b" " * 60_000_000)
         self.acts: dict[str, Callable[[], None]] = {
             **{f"model {name}": self._ask(number) for number, name in enumerate(MODELS, 1)},
             "flood": self._flood,
@@ -128,7 +132,7 @@ class Hostile:
             "deep body": lambda: self._post(b'{"inputs":' + b"[" * 4_000_000 + b"]" * 4_000_000 + b"}"),
             "wide body": lambda: self._post(b'{"inputs":[{"name":"x","shape":[1,1],"datatype":"FP32","data":['
                                             + b"[]," * 8_000_000 + b"[]]}]}"),
-            "zipped bomb": lambda: self._post(gzip.compress(b" " * 60_000_000), {"Content-Encoding": "gzip"}),
+            "zipped bomb": lambda: self._post(bomb, {"Content-Encoding": "gzip"}),
             "garbage": lambda: self._post(self._random.randbytes(100_000)),
             "bad manifest": self._deploy,
         }  # fmt: skip
@@ -289,7 +293,17 @@ def main(seconds: float, seed: int) -> int:
     sys.stdout.write(f"acts: {dict(acts)}\nmemory before, MB: {before}\nmemory after, MB: {after}\n")
     for failure in disturbed.failed[:5]:
         sys.stdout.write(f"failed: {failure}\n")
-    return bool(calm.failed or disturbed.failed)
+    problems = [f"{len(disturbed.failed)} requests failed"] if disturbed.failed else []
+    p99_ms = calm.percentile(0.99)
+    bound_ms = max(P99_TIMES * p99_ms, p99_ms + P99_MORE_MS)
+    if disturbed.percentile(0.99) > bound_ms:
+        problems.append(f"p99 {disturbed.percentile(0.99):.1f} ms, and {bound_ms:.1f} is the bound")
+    for role, was_mb in before.items():
+        if after.get(role, float("inf")) > was_mb + MEMORY_MORE_MB:
+            problems.append(f"{role} had {was_mb} MB, and has {after.get(role, 'ended')}")
+    for problem in problems:
+        sys.stdout.write(f"not met: {problem}\n")
+    return bool(calm.failed or problems)
 
 
 def _until_answered(gateway: int, body: bytes, headers: dict[str, str]) -> None:

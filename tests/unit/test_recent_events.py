@@ -45,7 +45,10 @@ def test_at_most_so_many_are_kept_and_each_has_its_share(said: list[str], limit:
     assert sorted(kept, key=lambda each: each.at_unix_ms) == kept
 
 
-@given(st.dictionaries(st.tuples(st.sampled_from("abcd"), st.just("")), st.integers(1, 50)), st.integers(0, 60))
+subjects = st.tuples(st.sampled_from("abcd"), st.just(""))
+
+
+@given(st.dictionaries(subjects, st.integers(1, 50)), st.integers(0, 60))
 def test_what_is_too_much_is_taken_from_who_has_most(counts: dict[tuple[str, str], int], limit: int) -> None:
     gone = surplus(counts, limit)
     left = {who: count - gone.get(who, 0) for who, count in counts.items()}

@@ -225,8 +225,10 @@ def _show(
         meaning = ": they see their own files, and no network" if sandbox == Tier.NAMESPACES else ""
         table.add_row(f"  models' sandbox{where}", f"{sandbox}{meaning}")
     table.add_row("  logs", str(cluster.logs_dir))
-    size = f"{len(config.nodes)} node{'s' if len(config.nodes) > 1 else ''}"
-    output.show(Text.assemble((config.name, "bold"), f" is up: {size}"), table)
+    came, count = sum(map(len, sandboxes.values())), len(config.nodes)
+    size = f"{count} node{'s' if count > 1 else ''}"
+    is_up = f" is up: {size}" if came == count else f" is up, but only {came} of its {size} came so far"
+    output.show(Text.assemble((config.name, "bold"), is_up), table)
     for deployment in deployments:
         output.show(Text(f"  {deploy.sentence(deployment)}"))
         deploy.warn(deployment, output)
