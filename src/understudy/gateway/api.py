@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from time import monotonic
+from typing import Protocol
 from urllib.parse import unquote
 
 from understudy.adapters.audit import AuditLog
@@ -39,6 +40,14 @@ LENGTH_DIGITS_MAX = 10
 NUMBER = re.compile(rb"[0-9]{1,15}(\.[0-9]{1,15})?")  # what `float` takes is more: 1_000, nan
 
 
+class HeldCall(Protocol):
+    """A request over gRPC, for which `held_bytes` are held."""
+
+    app: App
+    client: str
+    held_bytes: int
+
+
 class Api:
     """Serves every connection of one gateway process."""
 
@@ -56,7 +65,7 @@ class Api:
         self.connections = Connections(settings.http.connections_max)
         self.handshakes: set[asyncio.Task[None]] = set()  # of TLS
         self.bytes_held = 0  # of bodies and of answers that aren't read
-        self.calls: set[Request] = set()  # over gRPC
+        self.calls: set[HeldCall] = set()  # over gRPC
         limits = settings.http
         self.shares = ByteShares(limits.body_bytes_total_max, limits.body_bytes_max, self._holdings)
         self.known_heads: dict[bytes, Head] = {}
@@ -78,7 +87,7 @@ class Api:
         for connection in self.connections:
             yield from connection.holdings()
         for call in self.calls:
-            yield Holding(call.client, call.app.spec.app, len(call.body))
+            yield Holding(call.client, call.app.spec.app, call.held_bytes)
 
     # requests
 

@@ -41,6 +41,7 @@ from understudy.wire.statics import Static
 DEADLINE_MARGIN_S = 0.005
 DEADLINE_MARGIN_FRACTION = 0.1  # at most
 SETTLE_S = 0.5  # for every process of a gateway to take no new connections
+ANSWER_BYTES_COUNTED = 16 * 1024  # of one answer; smaller ones aren't worth it
 AGE_JITTER = 1.1  # by which the library lets a connection outlive its age
 
 
@@ -60,12 +61,13 @@ class Caller:
 class GrpcRequest(Request):
     """A request whose end is awaited by its call."""
 
-    __slots__ = ("ended", "id_bytes", "identity")
+    __slots__ = ("ended", "held_bytes", "id_bytes", "identity")
 
     flags = ENCODING_PROTOBUF
     ended: asyncio.Future[tuple[bytes, answers.Metadata]]  # set by whoever made it
     id_bytes: bytes
     identity: Identity | None
+    held_bytes: int  # of its body, and then of its answer
 
     @property
     def id(self) -> str:
@@ -171,6 +173,9 @@ class GrpcServer:
                 answer, metadata = await request.ended
             finally:
                 self._finish(request)
+            if len(answer) >= ANSWER_BYTES_COUNTED:
+                context.add_done_callback(lambda _: self._let_go(request))
+                self._hold(request, len(answer))
         except UnderstudyError as error:
             await self._abort(context, error)
         except (Exception, InvariantBroken) as error:
@@ -189,9 +194,15 @@ class GrpcServer:
             while (request := await begun.get()) is not None:
                 response = request if isinstance(request, bytes) else await _stream_response(request)
                 if isinstance(request, GrpcRequest):
-                    unfinished.discard(request)
                     self._finish(request)
+                    try:
+                        self._hold(request, len(response))
+                    except UnderstudyError as error:
+                        response = answers.stream_error(error, request.id_bytes)
                 await context.write(response)
+                if isinstance(request, GrpcRequest):
+                    unfinished.discard(request)
+                    self._let_go(request)
                 room.release()
 
         try:
@@ -230,13 +241,8 @@ class GrpcServer:
         request.id_bytes = head.id
         request.identity = identity
         request.client = peer.address if identity is None else identity.client
-        api.bytes_held += len(message)
-        api.calls.add(request)
+        self._hold(request, len(message))
         try:
-            refusal = api.over_share(request.client, app.spec.app)
-            if refusal is not None:
-                request.done = True
-                raise refusal
             self._gateway.dispatcher.submit(request, now)
         except BaseException:
             self._finish(request)
@@ -245,12 +251,27 @@ class GrpcServer:
 
     def _finish(self, request: GrpcRequest) -> None:
         """The call is over, by an answer or because the client is gone."""
-        self._api.bytes_held -= len(request.body)
-        self._api.calls.discard(request)
+        self._let_go(request)
         if request.ended.done() and not request.ended.cancelled():
             request.ended.exception()  # asyncio minds a failure that nobody looks at
         if not request.done:
             self._gateway.dispatcher.cancel(request)
+
+    def _hold(self, request: GrpcRequest, size: int) -> None:
+        """Raises SHED if its client may not have so much held."""
+        api = self._api
+        request.held_bytes = size
+        api.bytes_held += size
+        api.calls.add(request)
+        refusal = api.over_share(request.client, request.app.spec.app)
+        if refusal is not None:
+            self._let_go(request)
+            raise refusal
+
+    def _let_go(self, request: GrpcRequest) -> None:
+        self._api.bytes_held -= request.held_bytes
+        request.held_bytes = 0
+        self._api.calls.discard(request)
 
     def _patience_s(self, app: App, remaining_s: float | None) -> float:
         """The client's own deadline; without one, the app's."""
