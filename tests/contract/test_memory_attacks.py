@@ -14,7 +14,7 @@ from onnx import TensorProto
 from worker_process import WorkerProcess, Zygote, connected, loading, request, tensor, worker_process
 
 from onnx_graphs import node, save, value
-from understudy.agent.limits import MemoryLimits
+from understudy.agent.limits import Groups
 from understudy.core.agent.replicas import limit_mb, request_memory_mb
 from understudy.settings.agent import AgentTuning
 from understudy.settings.worker import WorkerTuning
@@ -50,7 +50,7 @@ def limited(
         load = loading("onnx", path)
         load.request_memory_mb = request_memory_mb(variant, tuning)
         load.memory_per_byte, load.output_per_byte = found.memory_per_byte, found.output_per_byte
-        MemoryLimits.limit(object.__new__(MemoryLimits), "", worker.pid, limit_mb(variant, tuning, 0))
+        Groups("", 1, controllers=()).limit((), worker.pid, limit_mb(variant, tuning, 0))
         worker.load(load)
         yield datatype, worker
 

@@ -14,14 +14,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from understudy.adapters.artifacts import DirectoryStore
 from understudy.adapters.links import FrameLink, dial, listen
-from understudy.agent.limits import MemoryLimits
+from understudy.agent.limits import Groups
 from understudy.agent.process import cgroup_name
 from understudy.config import load_cluster
 from understudy.settings.cluster import ClusterConfig
@@ -88,6 +87,9 @@ class Model:
     def predict(self, inputs):
         if (ORDERS / "hoard-{name}").exists():
             self.hoard = [np.ones((1024, 1024)) for _ in range(64)]
+        if (ORDERS / "litter-{name}").exists():
+            for number in range(100_000):
+                os.close(os.open(os.environ["TMPDIR"] + f"/{{number}}", os.O_CREAT | os.O_WRONLY))
         if (ORDERS / "slow-{name}").exists():
             time.sleep(0.1)
         while (ORDERS / "hang-{name}").exists():
@@ -103,7 +105,7 @@ class Model:
 class AgentNode:
     """The agent process, the controller and the gateway that it talks to, and what they have heard."""
 
-    def __init__(self, folder: Path, run_dir: str, tuning: dict[str, float]) -> None:
+    def __init__(self, folder: Path, run_dir: str, tuning: dict[str, float | str]) -> None:
         self.folder = folder
         self.orders = folder / "orders"
         self.orders.mkdir()
@@ -114,11 +116,11 @@ class AgentNode:
         cluster.write_text(
             f'data_dir = "data"\nrun_dir = "{run_dir}"\nnodes = [{{ name = "n1", memory_mb = 2000 }}]\n'
             + f"agent.sandbox.writable = [{str(self.orders)!r}]\n"
-            + "".join(f"agent.{name} = {value}\n" for name, value in {**QUICK, **tuning}.items())
+            + "".join(f"agent.{name} = {value!r}\n" for name, value in {**QUICK, **tuning}.items())
         )
         self.cluster_path = cluster
         self.config: ClusterConfig = load_cluster(cluster)
-        self.limits = MemoryLimits(cgroup_name(self.config.role_dir("agent", "n1"), "n1"))
+        self.groups = Groups(cgroup_name(self.config.role_dir("agent", "n1"), "n1"), 1024)
         self.store = DirectoryStore(Path(self.config.artifacts_dir))
         self.state: NodeState | None = None  # as the gateway heard it
         self.states: list[NodeState] = []
@@ -354,15 +356,11 @@ class AgentNode:
             self._server.close()
 
     def _clear_cgroups(self) -> None:
-        """The kernel needs a moment to be done with the killed."""
-        deadline_s = time.monotonic() + DEADLINE_S
-        while not self.limits.close():
-            assert time.monotonic() < deadline_s, f"{self.limits.directory} can't be removed"
-            time.sleep(0.01)
+        assert self.groups.sweep(), "groups can't be removed"
 
 
 @contextlib.asynccontextmanager
-async def agent_node(folder: Path, **tuning: float) -> AsyncIterator[AgentNode]:
+async def agent_node(folder: Path, **tuning: float | str) -> AsyncIterator[AgentNode]:
     """A started agent with controller and gateway connected. Prints the agent's log if the test fails."""
     run_dir = tempfile.mkdtemp(prefix="us-", dir="/tmp")
     node = AgentNode(folder, run_dir, tuning)

@@ -16,6 +16,7 @@ from agent_node import AgentNode, agent_node, profile, wanted
 
 from understudy.adapters.state_file import StateFile
 from understudy.agent.remembered import Stored
+from understudy.settings.agent import SandboxSettings
 from understudy.wire.errors import Code, UnderstudyError
 from understudy.wire.records import Contingency, Role
 
@@ -23,7 +24,7 @@ FULL = [0.2, 0.4, 0.6, 0.8]  # the probe, doubled
 Scenario = Callable[[AgentNode], Awaitable[None]]
 
 
-def scenario(**tuning: float) -> Callable[[Scenario], Callable[[Path], None]]:
+def scenario(**tuning: float | str) -> Callable[[Scenario], Callable[[Path], None]]:
     """Make a test of a coroutine that gets a started node."""
 
     def decorate(play: Scenario) -> Callable[[Path], None]:
@@ -159,7 +160,7 @@ async def test_a_node_that_was_killed_at_once_comes_back_clean(node: AgentNode) 
     await node.connect()
     await node.ready("full", unlike=before.pid)
     assert not Path(before.address.removeprefix("unix:")).exists()
-    assert not node.limits.directory or not Path(node.limits.path(before.id)).exists()
+    await node.until(lambda: not any(map(os.path.exists, node.groups.of(before.id))))
     assert await answers(node) == FULL
 
 
@@ -190,10 +191,37 @@ async def test_a_worker_over_its_memory_limit_dies_alone(node: AgentNode) -> Non
         await node.infer(before)
     order.unlink()
     await node.ready("full", unlike=before.pid)
-    if node.limits.directory is not None:
+    if "memory" in node.groups.held:
         await node.until(lambda: node.told("worker.out_of_memory"))
     assert (await node.ready("other")).pid == bystander.pid
     assert await answers(node) == FULL
+
+
+@scenario()
+async def test_a_worker_is_in_groups_of_its_own(node: AgentNode) -> None:
+    await doubling(node)
+    worker = await node.ready("full")
+    for path in map(Path, node.groups.of(worker.id)):
+        assert (path / "cgroup.procs").read_text().split() == [str(worker.pid)]
+        if (path / "pids.max").exists():
+            assert (path / "pids.max").read_text().strip() == str(SandboxSettings().tasks_max)
+
+
+@scenario(**{"sandbox.tier": "landlock", "hang_ms_min": 60_000})
+async def test_what_a_model_wrote_is_cleared_away_while_the_agent_goes_on(node: AgentNode) -> None:
+    await doubling(node)
+    before = await node.ready("full")
+    order = node.orders / "litter-full"
+    order.touch()
+    await node.infer(before)
+    order.unlink()
+    (litter,) = node.config.role_dir("agent", "n1").glob(f"scratch/*/{before.id}")
+    os.kill(before.pid, signal.SIGKILL)
+    await node.ready("full", unlike=before.pid)
+    assert os.listdir(litter), "what is heard of the agent was said before all was gone"
+    beats = len(node.beats)
+    await node.until(lambda: not litter.exists(), timeout_s=60.0)
+    assert len(node.beats) > beats
 
 
 @scenario(crash_loop_count=3, backoff_ms=10)
@@ -392,4 +420,4 @@ async def test_stopping_leaves_nothing_behind(node: AgentNode) -> None:
     assert list((node_dir / "workers").iterdir()) == []
     assert not (node_dir / "replicas").exists()
     assert list(Path(node.config.run_dir).glob("[wa]*.sock")) == []
-    assert not node.limits.directory or not node.limits.directory.exists()
+    assert not any(map(os.path.exists, node.groups.of(worker.id)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -33,8 +32,13 @@ def let_others_read(folder: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """As far as that is possible, however deep it is: a model may have made it. Blocks."""
+    """As far as that is possible, however deep and large it is: a model may have made it. Blocks.
+
+    By another process: a million names would take our memory, and our interpreter's lock.
+    """
     try:
-        shutil.rmtree(path, ignore_errors=True)
-    except RecursionError:
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError:
         subprocess.run(["rm", "-rf", "--", str(path)], check=False, stderr=subprocess.DEVNULL)

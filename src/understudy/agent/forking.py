@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from understudy.adapters.doors import Doorway
+from understudy.agent.clearing import Clearing
 from understudy.agent.environments import Environments
 from understudy.agent.rooms import Rooms
 from understudy.agent.spawners import Spawners
@@ -31,6 +33,7 @@ class Forking:
         config: ClusterConfig,
         node: NodeConfig,
         rooms: Rooms,
+        clearing: Clearing,
         environments: Environments,
         on_forked: OnForked,
         on_failed: Callable[[str, str], None],
@@ -40,6 +43,7 @@ class Forking:
         self._config = config
         self._node = node
         self._rooms = rooms
+        self._clearing = clearing
         self._on_forked = on_forked
         self._on_failed = on_failed
         self._owed: dict[str, _Owed] = {}
@@ -67,5 +71,5 @@ class Forking:
 
     def _refused(self, worker: str, reason: str) -> None:
         self._owed.pop(worker).door.close()
-        self._rooms.clear(worker)
+        self._clearing.do(partial(self._rooms.clear, worker))
         self._on_failed(worker, reason)

@@ -7,7 +7,7 @@ from typing import Any
 
 from understudy.adapters.links import FrameLink
 from understudy.agent.handles import ADOPT_TIMEOUT_S, Handle, connect, kill
-from understudy.agent.limits import MemoryLimits
+from understudy.agent.limits import Groups
 from understudy.agent.prints import Prints
 from understudy.agent.probing import Step, jitter
 from understudy.agent.staging import Staging
@@ -24,11 +24,11 @@ MEASURE_LATENCY_RUNS = 20
 
 class Loads:
     def __init__(
-        self, config: ClusterConfig, limits: MemoryLimits, staging: Staging, prints: Prints, step: Step
+        self, config: ClusterConfig, groups: Groups, staging: Staging, prints: Prints, step: Step
     ) -> None:
         self._config = config
         self._tuning = config.agent
-        self._limits = limits
+        self._groups = groups
         self._staging = staging
         self._prints = prints
         self._step = step
@@ -38,7 +38,7 @@ class Loads:
         worker, app, variant = effect.worker, effect.app, effect.variant
         self._prints.label(worker, app.app, app.version, variant.name)
         try:
-            self._limits.limit(handle.record.cgroup, handle.record.pid, effect.limit_mb)
+            self._groups.limit(handle.record.groups, handle.record.pid, effect.limit_mb)
             path = await self._staging.provide(variant.artifact, worker)
             link = handle.link or await connect(handle, self._step, ADOPT_TIMEOUT_S)
             message = Load(

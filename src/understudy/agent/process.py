@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import assert_never
 
+import msgspec
 import structlog
 import uvloop
 
@@ -26,7 +27,7 @@ from understudy.adapters.task_groups import ungrouped
 from understudy.agent.disk import NodeDisk
 from understudy.agent.environments import Environments
 from understudy.agent.kept_environments import KeptEnvironments
-from understudy.agent.limits import MemoryLimits
+from understudy.agent.limits import Groups
 from understudy.agent.peers import Peers
 from understudy.agent.remembered import Remembered
 from understudy.agent.rooms import Rooms, common_walls, tier_here
@@ -56,6 +57,8 @@ class AgentProcess:
         self._memory = Remembered(self._state_dir / "state")
         saved, incarnation = self._memory.saved, self._memory.incarnation
         self._machine = AgentMachine(name, self._node.memory_mb, incarnation, config.agent, saved)
+        self._groups = Groups(cgroup_name(self._state_dir, name), config.agent.sandbox.tasks_max)
+        sandbox = msgspec.structs.replace(sandbox, lacking=(*sandbox.lacking, *self._groups.lacking))
         hello = Hello(
             role="agent",
             name=name,
@@ -72,7 +75,6 @@ class AgentProcess:
             config, hello, self.step, lambda: self._memory.saved.target, self._read_artifact, self._prepare
         )
         self._log.info("sandbox.chosen", tier=sandbox.tier, lacking=sandbox.lacking)
-        self._limits = MemoryLimits(cgroup_name(self._state_dir, name))
         store = DirectoryStore(Path(config.artifacts_dir))
         artifacts = LocalArtifacts(
             self._state_dir / "artifacts", store, config.agent.stage_bytes_max, config.disk
@@ -90,7 +92,7 @@ class AgentProcess:
         self._workers = Workers(
             config,
             self._node,
-            self._limits,
+            self._groups,
             self._staging,
             rooms,
             self._environments,
@@ -127,7 +129,7 @@ class AgentProcess:
             self._log.info(
                 "agent.started",
                 incarnation=self._memory.incarnation,
-                limits=self._limits.kind,
+                limits=self._groups.held,
                 pid=os.getpid(),
             )
             await self._stopping.wait()
@@ -162,7 +164,7 @@ class AgentProcess:
             self._memory.write()
         except OSError as error:
             self._log.error("state.unsaved", reason=str(error))
-        self._staging.clear_all()
+        await asyncio.to_thread(self._staging.clear_all)
         _unlink_socket(self._config.agent_address(self._name))
         self._claim.close()
         self._log.info("agent.stopped")

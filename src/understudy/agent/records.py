@@ -19,14 +19,19 @@ class Record(msgspec.Struct, frozen=True):
     pid: int
     start_ticks: int
     socket: str
-    cgroup: str
+    cgroup: str  # that bounds its memory, where each controller has groups of its own
     environment: str = ""  # key of the pool that it was forked for
     tcp_address: str = ""
+    cgroups_more: tuple[str, ...] = ()
 
     @property
     def address(self) -> str:
         """Where gateways reach it."""
         return self.tcp_address or f"unix:{self.socket}"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.cgroup, *self.cgroups_more)))
 
 
 class Records:

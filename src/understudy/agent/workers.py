@@ -12,16 +12,17 @@ import os
 import re
 import signal
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from understudy.adapters.doors import Doorway
-from understudy.adapters.doors import remove as remove_door
 from understudy.adapters.links import SOCKET_CHECK_S
 from understudy.adapters.progress import progress_path
 from understudy.agent import probing
+from understudy.agent.clearing import Clearing
 from understudy.agent.environments import Environments
 from understudy.agent.forking import Forking
 from understudy.agent.handles import (
@@ -32,7 +33,7 @@ from understudy.agent.handles import (
     connect,
     kill,
 )
-from understudy.agent.limits import MemoryLimits
+from understudy.agent.limits import Groups
 from understudy.agent.loads import Loads
 from understudy.agent.prints import Prints
 from understudy.agent.probing import jitter
@@ -62,7 +63,7 @@ class Workers:
         self,
         config: ClusterConfig,
         node: NodeConfig,
-        limits: MemoryLimits,
+        groups: Groups,
         staging: Staging,
         rooms: Rooms,
         environments: Environments,
@@ -72,21 +73,29 @@ class Workers:
         self._config = config
         self._node = node
         self._tuning = config.agent
-        self._limits = limits
-        self._staging = staging
+        self._groups = groups
         self.prints = Prints(config.logs)
         self._step = step
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger()
-        self._loads = Loads(config, limits, staging, self.prints, step)
+        self._loads = Loads(config, groups, staging, self.prints, step)
         self._records = Records(config.role_dir("agent", node.name) / "workers")
         self._handles: dict[str, Handle] = {}
         self._by_pid: dict[int, Handle] = {}
         self._none_left = asyncio.Event()
         self._none_left.set()
+        self._clearing = Clearing(groups, staging, self._records)
         forking = Forking(
-            config, node, rooms, environments, self._forked, self._ended, self._status_known, spawn
+            config,
+            node,
+            rooms,
+            self._clearing,
+            environments,
+            self._forked,
+            self._ended,
+            self._status_known,
+            spawn,
         )
         self.fork, self.zygotes = forking.fork, forking.zygotes
 
@@ -98,8 +107,9 @@ class Workers:
             async with asyncio.timeout(KILL_TIMEOUT_S):
                 await self._none_left.wait()
         await self.zygotes.close()
-        if not self._limits.close():
-            self._log.warning("cgroup.left_behind", path=str(self._limits.directory))
+        await self._clearing.finish()
+        if not await asyncio.to_thread(self._groups.sweep):
+            self._log.warning("cgroup.left_behind")
 
     # fork and connect
 
@@ -114,8 +124,17 @@ class Workers:
             door.close()
             self._ended(worker, f"it can't be watched: {error}")
             return
-        cgroup = self._limits.path(worker)
-        record = Record(worker, pid, start_ticks, door.path, cgroup, pool, door.tcp_address)
+        group = self._groups.of(worker)
+        record = Record(
+            worker,
+            pid,
+            start_ticks,
+            door.path,
+            cgroup=group[0] if group else "",
+            cgroups_more=group[1:],
+            environment=pool,
+            tcp_address=door.tcp_address,
+        )
         handle = self._watch(record, pidfd, door)
         handle.parent = self.zygotes.parent(pool)
         self._records.write(handle.record)
@@ -131,9 +150,9 @@ class Workers:
 
     async def _connect_blank(self, handle: Handle) -> None:
         # Moving a process into a cgroup takes the kernel milliseconds.
-        await asyncio.to_thread(self._limits.admit, handle.record.cgroup, handle.record.pid)
+        await asyncio.to_thread(self._groups.admit, handle.record.groups, handle.record.pid)
         if handle.gone:
-            self._limits.remove(handle.record.cgroup)
+            self._clearing.do(partial(self._groups.end, handle.record.groups))
         try:  # its door is open before it is there itself: it is when it answers
             link = await connect(handle, self._step, CONNECT_TIMEOUT_S)
             await link.call(Ping(), Pong, CONNECT_TIMEOUT_S)
@@ -210,8 +229,8 @@ class Workers:
         if handle.rehearsing:
             handle.unburied = True  # what was measured before is told first
             return
-        out_of_memory = self._limits.exceeded(handle.record.cgroup)
-        limit_mb = self._limits.limit_mb(handle.record.cgroup)
+        out_of_memory = self._groups.exceeded(handle.record.groups)
+        limit_mb = self._groups.limit_mb(handle.record.groups)
         printed = self.prints.end(worker)
         self._bury(handle)
         reason = _too_large(limit_mb) if out_of_memory else _why(handle.status)
@@ -234,14 +253,7 @@ class Workers:
         if handle.link is not None:
             handle.link.abort()
         handle.door.close()
-        self._clear_away(record)
-
-    def _clear_away(self, record: Record) -> None:
-        self._limits.end_all(record.cgroup)
-        self._limits.remove(record.cgroup)
-        remove_door(record.socket)
-        self._records.remove(record)
-        self._staging.clear(record.worker)
+        self._clearing.clear(record)
 
     # adoption
 
@@ -257,17 +269,18 @@ class Workers:
         for path in Path(self._config.run_dir).glob("w-*"):
             if ours.fullmatch(path.name) and str(path) not in known:
                 path.unlink(missing_ok=True)
-        self._limits.sweep()
+        spared = [path for record in records for path in record.groups]
+        await asyncio.to_thread(self._groups.sweep, spared)
 
     async def _adopt(self, record: Record) -> None:
         try:
             pidfd = os.pidfd_open(record.pid)
         except (OSError, OverflowError):  # gone, or no process's number
-            self._clear_away(record)
+            self._clearing.clear(record)
             return
         if start_ticks_of(record.pid) != record.start_ticks:
             os.close(pidfd)
-            self._clear_away(record)
+            self._clearing.clear(record)
             return
         handle = self._watch(record, pidfd, Doorway.found(record.socket))
         try:

@@ -222,7 +222,8 @@ def _show(
         table.add_row(f"  controller {controller.name}", f"http://{controller.http}")
     for sandbox, nodes in sandboxes.items():
         where = "" if len(sandboxes) == 1 else f" on {', '.join(nodes)}"
-        meaning = ": they see their own files, and no network" if sandbox == Tier.NAMESPACES else ""
+        tier = sandbox.partition(" ")[0]
+        meaning = ": they see their own files, and no network" if tier == Tier.NAMESPACES else ""
         table.add_row(f"  models' sandbox{where}", f"{sandbox}{meaning}")
     table.add_row("  logs", str(cluster.logs_dir))
     came, count = sum(map(len, sandboxes.values())), len(config.nodes)
