@@ -19,14 +19,15 @@ from small_disks import small_disk
 from tests.wheels import write_wheel
 
 import understudy
-import understudy.agent.environments as module
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
 from understudy.adapters.sandbox.trial import of_environments
 from understudy.adapters.sandbox.walls import Tier, Walls
 from understudy.agent.environments import Environments
 from understudy.agent.kept_environments import KeptEnvironments
+from understudy.agent.limits import Groups
 from understudy.agent.rooms import Rooms
 from understudy.agent.staging import Staging
+from understudy.agent.trial import Trials
 from understudy.cli import wheels
 from understudy.core.agent.events import EnvironmentChanged, Event
 from understudy.settings.agent import AgentTuning
@@ -62,7 +63,8 @@ class Node:
             spare=self.kept.drop_oldest,
         )
         tuning = AgentTuning(environments_max=environments_max)
-        self.environments = Environments(self.kept, staging, rooms, tuning, self._step, self._tell)
+        groups = Groups(f"understudy-test-{os.getpid()}", 100)
+        self.environments = Environments(self.kept, staging, rooms, groups, tuning, self._step, self._tell)
 
     def __enter__(self) -> Self:
         return self
@@ -229,17 +231,17 @@ def test_a_full_disk_is_the_places_trouble_and_the_build_goes_on_when_it_ends(
 ) -> None:
     write_wheel(node.folder / "wheels", "frobnicate")
     environment = node.packed()
-    install = module.install
+    install = Trials.install
 
-    async def full(wheels: Path, target: Path, walls: Walls) -> None:
-        await install(wheels, target, walls)
+    async def full(trials: Trials, wheels: Path, target: Path) -> None:
+        await install(trials, wheels, target)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "install", full)
+    monkeypatch.setattr(Trials, "install", full)
     with refused(node, environment) as (message, code):
         assert "No space left" in message
         assert code == Code.UNAVAILABLE
-    monkeypatch.setattr(module, "install", install)
+    monkeypatch.setattr(Trials, "install", install)
     node.prepare(environment)
     assert node.said[-1] == EnvironmentChanged(environment.key, "")
 
@@ -376,13 +378,13 @@ async def unwanted_during_the_first(node: Node, *wanted: Environment) -> list[st
     """What is tried where all of them are wanted until the first is being tried; each fails."""
     tried = []
 
-    async def never_starts(python: str, *_: object) -> None:
+    async def never_starts(_: Trials, python: str, __: str) -> None:
         tried.append(python)
         node.environments.want([])
         raise UnderstudyError(Code.LOAD_FAILED, "it never starts")
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module, "try_zygote", never_starts)
+        patched.setattr(Trials, "start_zygote", never_starts)
         node.environments.want(wanted)
         running = asyncio.create_task(node.environments.run())
         for _ in range(100):  # more than building all of them takes

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from understudy.adapters.disks import is_place_trouble
-from understudy.adapters.parents import follow_parent
 from understudy.wire.errors import Code, UnderstudyError
 
 BLOCK_BYTES = 4096  # files take whole ones of a disk
@@ -94,11 +93,10 @@ def _told(error: BaseException) -> str:
 
 
 def main() -> None:
-    """`python -m understudy.adapters.wheels PARENT_PID WHEELS TARGET`; on failure the code and message."""
-    follow_parent(int(sys.argv[1]))
+    """`python -m understudy.adapters.wheels WHEELS TARGET`; on failure the code and message."""
     os.nice(NICENESS)
     try:
-        install_wheels(Path(sys.argv[2]), Path(sys.argv[3]))
+        install_wheels(Path(sys.argv[1]), Path(sys.argv[2]))
     except UnderstudyError as error:
         sys.exit(f"{error.code} " + error.message.replace("\n", " "))
 

@@ -14,15 +14,13 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from understudy.adapters.disks import is_place_trouble
-from understudy.adapters.sandbox.walls import Walls
 from understudy.adapters.wheels import installed_bytes
 from understudy.agent.kept_environments import PYTHON, KeptEnvironments
+from understudy.agent.limits import Groups
 from understudy.agent.rooms import Rooms
 from understudy.agent.staging import Staging
-from understudy.agent.trial import install, packages_of, try_zygote
+from understudy.agent.trial import Trials
 from understudy.core.agent.events import EnvironmentChanged, Event
 from understudy.settings.agent import AgentTuning
 from understudy.wire.errors import Code, UnderstudyError
@@ -48,6 +46,7 @@ class Environments:
         kept: KeptEnvironments,
         staging: Staging,
         rooms: Rooms,
+        groups: Groups,
         tuning: AgentTuning,
         step: Callable[[Event], None],
         tell: Callable[[str, str], None],
@@ -55,6 +54,7 @@ class Environments:
         self.kept = kept
         self._staging = staging
         self._rooms = rooms
+        self._trials = Trials(rooms, groups, tuning.sandbox.packages_memory_mb)
         self._tuning = tuning
         self._step = step
         self._tell = tell
@@ -171,15 +171,15 @@ class Environments:
         name = f"environment-{environment.key[:16]}"
         try:
             if environment.wheels is None:
-                await try_zygote(environment.python, "", self._walls(packages_of(environment.python, "")))
+                await self._trials.start_zygote(environment.python, "")
                 await asyncio.to_thread(_mark, partial, environment.python)
             else:
                 folder = await self._staging.provide(environment.wheels, name)
                 await self._staging.make_room(await asyncio.to_thread(installed_bytes, folder))
                 await asyncio.to_thread(partial.mkdir, parents=True, exist_ok=True)
-                await install(folder, partial, self._walls((str(folder),), str(partial)))
+                await self._trials.install(folder, partial)
                 await asyncio.to_thread(self._rooms.open_up, partial)
-                await try_zygote("", str(partial), self._walls((str(partial),)))
+                await self._trials.start_zygote("", str(partial))
             await self.kept.place(environment.key)
         except OSError as error:
             code = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED
@@ -191,13 +191,6 @@ class Environments:
             await self.kept.remove_aside()
         took_s = time.monotonic() - began_s
         self._tell("environment.built", f"{_named(environment)} is ready after {took_s:.1f} s")
-
-    def _walls(self, readable: Collection[str], writable: str = "") -> Walls:
-        """For what looks at packages, or runs them, before they are anybody's environment."""
-        walls = self._rooms.zygote_walls("trial", readable)
-        if writable:  # a file of packages may be large, and their disk is watched
-            walls = msgspec.structs.replace(walls, writable=(*walls.writable, writable), scratch_mb=1 << 20)
-        return walls
 
     async def _make_place(self) -> None:
         """For one more than there are. Raises UNAVAILABLE."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from understudy.adapters.doors import Doorway
 from understudy.agent.clearing import Clearing
 from understudy.agent.environments import Environments
+from understudy.agent.limits import Groups
 from understudy.agent.rooms import Rooms
 from understudy.agent.spawners import Spawners
 from understudy.agent.zygote import Fork
@@ -33,6 +34,7 @@ class Forking:
         config: ClusterConfig,
         node: NodeConfig,
         rooms: Rooms,
+        groups: Groups,
         clearing: Clearing,
         environments: Environments,
         on_forked: OnForked,
@@ -48,7 +50,7 @@ class Forking:
         self._on_failed = on_failed
         self._owed: dict[str, _Owed] = {}
         self.zygotes = Spawners(
-            config.agent, environments, rooms, self._forked, self._refused, on_exited, spawn
+            config.agent, environments, rooms, groups, self._forked, self._refused, on_exited, spawn
         )
 
     def fork(self, worker: str, pool: str) -> None:

@@ -88,7 +88,9 @@ class AgentProcess:
             self._tell,
             spare=kept.drop_oldest,
         )
-        self._environments = Environments(kept, self._staging, rooms, config.agent, self.step, self._tell)
+        self._environments = Environments(
+            kept, self._staging, rooms, self._groups, config.agent, self.step, self._tell
+        )
         self._workers = Workers(
             config,
             self._node,

@@ -44,14 +44,14 @@ class Rooms:
         """For a worker that is to be forked; its directories are made. Raises OSError."""
         environment, network = environment_of(pool)
         tier = self.tier if environment == OWN else self._environment_tier
-        place = self._places[worker] = _place(pool)
+        place = self._places[worker] = place_of(pool)
         self._root.mkdir(parents=True, exist_ok=True)
         return self._made(f"{place}/{worker}", tier, network=network)
 
     def zygote_walls(self, pool: str, readable: Collection[str]) -> Walls:
         """For the zygote of an environment, or what tries or makes one: it may read its packages too."""
         _, network = environment_of(pool)
-        walls = self._made(_place(pool), self._environment_tier, network=network)
+        walls = self._made(place_of(pool), self._environment_tier, network=network)
         return msgspec.structs.replace(walls, readable=(*walls.readable, *readable))
 
     def _made(self, place: str, tier: Tier, *, network: bool) -> Walls:
@@ -70,7 +70,7 @@ class Rooms:
 
     def folder(self, replica: str) -> Path:
         """Made if it isn't there."""
-        folder = self._folders / self._places.get(replica, _place(OWN)) / replica
+        folder = self._folders / self._places.get(replica, place_of(OWN)) / replica
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -85,12 +85,16 @@ class Rooms:
             for path in root.glob(f"*/{replica}"):  # of a worker that was found, the place isn't known
                 remove_tree(path)
 
+    def clear_zygote(self, pool: str) -> None:
+        """Its own; those of its workers lie elsewhere or are gone."""
+        remove_tree(self._scratch / place_of(pool))
+
     def clear_all(self) -> None:
         for folder in (self._folders, self._scratch):
             remove_tree(folder)
 
 
-def _place(pool: str) -> str:
+def place_of(pool: str) -> str:
     return hashlib.sha256(pool.encode()).hexdigest()[:16] if pool else "own"
 
 

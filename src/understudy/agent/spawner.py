@@ -40,7 +40,8 @@ _decode = msgspec.msgpack.Decoder(Answer).decode
 class Spawner:
     """Forks workers. A zygote that dies is replaced, and what it still owed is asked of the new one.
 
-    `command` starts the zygote with the number of its socket.
+    `command` starts the zygote with the number of its socket. `clear` ends what a zygote that has ended left,
+    and takes so many seconds at most.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Spawner:
         on_broken: Callable[[], None] | None = None,
         *,
         trusted: bool = True,
+        clear: Callable[[float], object] = lambda _: None,
     ) -> None:
         self._command = command
         self._tuning = tuning
@@ -60,6 +62,7 @@ class Spawner:
         self._on_failed = on_failed
         self._on_exited = on_exited
         self._trusted = trusted  # else it runs code of models, and nothing that it says is relied on
+        self._clear = clear
         self._on_broken = on_broken  # zygotes end again and again before they have forked anything
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger()
@@ -105,6 +108,7 @@ class Spawner:
         self._hang_up()
         if self._process is not None:
             await asyncio.to_thread(_end, self._process, STOP_TIMEOUT_S)
+            await asyncio.to_thread(self._clear, STOP_TIMEOUT_S)
 
     def _send(self, request: Fork, door: list[int]) -> None:
         if self._control is None:
@@ -176,6 +180,7 @@ class Spawner:
             self._watchdog = None
         if self._process is not None:
             _end(self._process, 0)
+            self._clear(0)
         if self._closed:
             return
         delay_ms = min(self._tuning.backoff_ms * 2**self._failures, self._tuning.backoff_ms_max)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 
 from understudy.agent.entering import command_behind
 from understudy.agent.environments import Environments
-from understudy.agent.rooms import Rooms
+from understudy.agent.limits import Groups, Paths
+from understudy.agent.rooms import Rooms, place_of
 from understudy.agent.spawner import Spawner
 from understudy.agent.trial import packages_of, zygote_command
 from understudy.agent.zygote import Fork
@@ -27,6 +29,7 @@ class Spawners:
         tuning: AgentTuning,
         environments: Environments,
         rooms: Rooms,
+        groups: Groups,
         on_forked: Callable[[str, int], None],
         on_failed: Callable[[str, str], None],
         on_exited: Callable[[int, int], None],
@@ -35,6 +38,7 @@ class Spawners:
         self._tuning = tuning
         self._environments = environments
         self._rooms = rooms
+        self._groups = groups
         self._callbacks = on_forked, on_failed, on_exited
         self._by_key: dict[str, Spawner] = {}
         self._spawn = spawn
@@ -70,7 +74,12 @@ class Spawners:
         if key not in self._by_key:
             broken = (lambda: self._environments.doubt(environment_of(key)[0])) if key else None
             self._by_key[key] = Spawner(
-                self._command(key), self._tuning, *self._callbacks, broken, trusted=key == OWN
+                self._command(key),
+                self._tuning,
+                *self._callbacks,
+                broken,
+                trusted=key == OWN,
+                clear=partial(self._groups.end, self._group_of(key)),
             )
             self._by_key[key].start()
         return self._by_key[key]
@@ -80,7 +89,17 @@ class Spawners:
             return lambda socket: [sys.executable, "-P", "-m", "understudy.agent.zygote", socket]
         python, folder = self._environments.kept.command(environment_of(key)[0])
         walls = self._rooms.zygote_walls(key, packages_of(python, folder))
-        return lambda socket: command_behind(walls, zygote_command(socket, python, folder))
+        group = self._group_of(key)
+
+        def command(socket: str) -> list[str]:
+            made = self._groups.make(group, self._tuning.sandbox.packages_memory_mb)
+            return command_behind(walls, made, zygote_command(socket, python, folder))
+
+        return command
+
+    def _group_of(self, key: str) -> Paths:
+        """Our own runs nobody else's code."""
+        return self._groups.of(f"zygote-{place_of(key)}") if key != OWN else ()
 
 
 def _zygote_of(pool: str) -> str:

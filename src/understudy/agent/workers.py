@@ -90,6 +90,7 @@ class Workers:
             config,
             node,
             rooms,
+            groups,
             self._clearing,
             environments,
             self._forked,

@@ -15,6 +15,7 @@ class SandboxSettings(Settings, frozen=True):
     writable: tuple[str, ...] = ()  # and write to
     scratch_mb: Count = 512  # of files that a model may write, all of which are gone with its worker
     tasks_max: Count = 1024  # processes and threads of a worker
+    packages_memory_mb: Count = 4096  # of what runs packages of a model before there is a worker
 
 
 class AgentTuning(Settings, frozen=True):
