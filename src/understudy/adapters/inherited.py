@@ -9,6 +9,8 @@ import signal
 import sys
 from io import TextIOWrapper
 
+from understudy.adapters.sandbox import kernel
+
 # Ignored, exit statuses of children are lost, and the end of a parent isn't heard of.
 DEFAULTS = (signal.SIGCHLD, signal.SIGTERM)
 
@@ -23,6 +25,14 @@ def settle_inherited() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if isinstance(sys.stdout, TextIOWrapper):  # as standard error does: no character ends a command
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def close_to_others() -> None:
+    """Keep other processes of our user out of our memory, environment and descriptors, but for root's.
+
+    A fork inherits that, and what is executed doesn't: a zygote and its workers are open.
+    """
+    kernel.control(kernel.PR_SET_DUMPABLE, 0, "PR_SET_DUMPABLE")
 
 
 def _open_standard_descriptors() -> None:

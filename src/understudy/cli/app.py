@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from understudy.adapters.inherited import settle_inherited
+from understudy.adapters.inherited import close_to_others, settle_inherited
 from understudy.cli.exits import Exit, of_environment
 from understudy.cli.output import Output
 from understudy.wire.errors import Code, CommandError, UnderstudyError
@@ -93,6 +93,7 @@ RUN, OPERATE, LOOK = "Run", "Operate", "Look"
 def main() -> None:
     """Entry point. Ends the process with a status of `exits.Exit`."""
     settle_inherited()
+    close_to_others()
     try:
         app()
     except UnderstudyError as error:

@@ -121,6 +121,8 @@ def _separate(walls: Walls) -> None:
     if user == 0:
         kernel.unshare(flags)
     else:
+        # One that is closed to others of its user may not write its maps either.
+        kernel.control(kernel.PR_SET_DUMPABLE, 1, "PR_SET_DUMPABLE")
         kernel.unshare(flags | kernel.NEW_USER)
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
