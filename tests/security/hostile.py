@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 KEPT = []
+TAKEN = []
 
 
 def called(result):
@@ -176,6 +178,49 @@ def open_all(_):
                 os.close(number)
         return count
     return count
+
+
+def watch_all(_):
+    """Instances of inotify."""
+    taken = []
+    try:
+        while True:
+            taken.append(called(LIBC.inotify_init1(0)))
+    except OSError:
+        TAKEN.append(taken)
+        return len(taken)
+
+
+def send_all(_):
+    """Descriptors to itself, never received."""
+    pair = socket.socketpair()
+    pair[0].setblocking(False)
+    count = 0
+    try:
+        while True:
+            socket.send_fds(pair[0], [b"."], [2] * 250)
+            count += 250
+    except OSError:
+        TAKEN.append(pair)
+        return count
+
+
+def signal_all(_):
+    """Signals to its own thread, which doesn't hear them."""
+    number, count = signal.SIGRTMIN, 0
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    while LIBC.pthread_sigqueue(ctypes.c_ulong(threading.get_ident()), number, None) == 0:
+        count += 1
+    return count
+
+
+def release(_):
+    signal.signal(signal.SIGRTMIN, signal.SIG_IGN)  # drops those that wait
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGRTMIN})
+    for taken in TAKEN:
+        for each in taken:
+            each.close() if isinstance(each, socket.socket) else os.close(each)
+    TAKEN.clear()
 
 
 def inherited(_):

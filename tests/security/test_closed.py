@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +53,7 @@ MEASURE = "import sys; from understudy.adapters.memory import pss_mb; print(pss_
 
 
 def become_somebody() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(SOMEBODY, SOMEBODY, SOMEBODY)
@@ -101,15 +104,26 @@ def up() -> Iterator[Up]:
                 up.terminate()
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never came true"
+        time.sleep(0.01)
+
+
 def children_of(pid: int) -> Iterator[int]:
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
-            yield child
-            yield from children_of(child)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for child in map(int, path.read_text().split()):
+                yield child
+                yield from children_of(child)
 
 
 def title_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except FileNotFoundError:  # it has ended
+        return ""
 
 
 def roles_of(up: int) -> dict[int, str]:
@@ -119,9 +133,7 @@ def roles_of(up: int) -> dict[int, str]:
 
 def test_no_process_of_its_user_looks_into_a_role(up: Up) -> None:
     with subprocess.Popen(["sleep", "60"], preexec_fn=become_somebody) as open_one:
-        deadline_s = time.monotonic() + DEADLINE_S
-        while "sleep" not in title_of(open_one.pid):
-            assert time.monotonic() < deadline_s
+        wait_until(lambda: "sleep" in title_of(open_one.pid))
         try:
             assert set(attacked(open_one.pid)[open_one.pid]) >= {"mem", "environ", "maps", "descriptors"}
         finally:
@@ -134,9 +146,17 @@ def test_no_process_of_its_user_looks_into_a_role(up: Up) -> None:
     assert {roles.get(pid, "up"): got for pid, got in came.items() if got} == {}
 
 
+def test_its_roles_may_have_all_the_descriptors_that_there_are_for_them(up: Up) -> None:
+    """Those that models have sent and nobody received count against the limit of whoever sends one."""
+    for pid, title in roles_of(up.pid).items():
+        limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+        soft, hard = next(line.split()[3:5] for line in limits if line.startswith("Max open files"))
+        assert soft == hard or "controller" in title, title
+
+
 def test_namespaces_are_made_by_who_is_closed_itself(up: Up) -> None:
     assert "sandbox  namespaces" in up.said, up.said
-    assert any("worker" in title_of(pid) for pid in children_of(up.pid))
+    wait_until(lambda: any("worker" in title_of(pid) for pid in children_of(up.pid)))
 
 
 def test_what_is_closed_is_measured_by_what_it_has_of_its_own(up: Up) -> None:

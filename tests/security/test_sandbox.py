@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[1] / "contract"))
 from agents_zygote import AgentsZygote
 from worker_process import DEADLINE_S, Client, connected, loading, request, tensor
 
-from understudy.adapters.sandbox import kernel, seccomp
+from understudy.adapters.sandbox import kernel, limits, seccomp
 from understudy.adapters.sandbox.walls import Tier, Walls
 from understudy.agent.zygote import Exited
 from understudy.wire.messages import Loaded
@@ -44,6 +44,18 @@ import sys, msgspec
 from understudy.adapters.sandbox import trial
 from understudy.adapters.sandbox.walls import Walls
 print(trial.best(msgspec.json.decode(sys.argv[1], type=Walls)).tier)
+"""
+# What agents and gateways do, and an instance for whoever else is of that user.
+OTHERS = """
+import ctypes, os, socket
+from understudy.adapters import descriptors
+
+descriptors.raise_limit()
+if ctypes.CDLL(None).inotify_init1(0) < 0:
+    raise OSError("no inotify")
+one, other = socket.socketpair()
+socket.send_fds(one, [b"."], [2])
+print("done")
 """
 _COLUMN = 0 if kernel.MACHINE == "x86_64" else 1
 REFUSED = {
@@ -304,6 +316,25 @@ def test_descriptors_are_bounded_and_the_worker_answers_afterwards(scene: Scene)
     assert scene.attack("") == "nothing"
     with scene.place.connected(scene.folder / "w1") as another:
         assert another.answer(request(tensor("attack", "BYTES", [1], [""]), tensor("on", "BYTES", [1], [""])))
+
+
+def test_what_a_user_has_of_the_kernel_is_left_to_others_of_that_user(scene: Scene) -> None:
+    taken = {
+        attack: int(scene.attack(attack).removeprefix("got "))
+        for attack in ("watch_all", "send_all", "signal_all")
+    }
+    try:
+        assert taken["send_all"] > 1024, "else it takes nothing from anybody"
+        assert taken["signal_all"] <= limits.SIGNALS_MAX
+        others = subprocess.run(
+            [sys.executable, "-P", "-c", OTHERS],
+            preexec_fn=scene.place.prepare,
+            capture_output=True,
+            text=True,
+        )
+        assert others.stdout == "done\n", (taken, others.stderr)
+    finally:
+        assert scene.attack("release") == "got None"
 
 
 def test_of_the_clusters_descriptors_it_has_its_own_only(scene: Scene) -> None:

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 import uvloop
 
-from understudy.adapters import logs
+from understudy.adapters import descriptors, logs
 from understudy.adapters.artifacts import DirectoryStore, LocalArtifacts
 from understudy.adapters.claims import claim
 from understudy.adapters.crash_policy import CrashPolicy
@@ -272,6 +272,7 @@ def run_agent(config: ClusterConfig, name: str) -> None:
     """Run until SIGTERM or SIGINT, then drain. Raises `ConfigError` if it can't start."""
     logs.configure("agent", name)
     need_handles()
+    descriptors.raise_limit()  # what a model of our user has sent counts against ours
     config.node(name)
     meeting_place(Path(config.run_dir))
     sandbox = tier_here(config, name)

@@ -44,13 +44,14 @@ _PRETENDED: dict[str, tuple[int | None, int | None]] = {
     "lremovexattr": (198, 15), "fremovexattr": (199, 16), "setxattrat": (463, 463),
     "removexattrat": (466, 466),
 }  # fmt: skip
-# What is shared by all processes of the machine.
+# What is shared by all processes of the machine, or of the user.
 _SHARED: dict[str, tuple[int | None, int | None]] = {
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193),
     "semtimedop": (220, 192), "semctl": (66, 191), "msgget": (68, 186), "msgsnd": (69, 189),
     "msgrcv": (70, 188),
     "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
     "migrate_pages": (256, 238), "move_pages": (279, 239),
+    "inotify_init": (253, None), "inotify_init1": (294, 26),
 }  # fmt: skip
 # Limits and priorities, of this process alone: (x86_64, aarch64, argument that says whose, from 0).
 _OWN_ONLY = (
