@@ -184,8 +184,8 @@ def test_processes_are_bounded_and_all_of_them_end() -> None:
 
 
 @pytest.mark.parametrize("grouped", [True, False])
-def test_a_group_of_burning_processes_weighs_like_one(grouped: bool) -> None:
-    """Beside it on one processor, a process gets as much as all of them; else as much as each."""
+def test_a_group_of_burning_processes_weighs_like_two(grouped: bool) -> None:
+    """Beside it on one processor, a process gets half as much as all of them; else as much as each."""
     cores = os.sched_getaffinity(0)
     controllers = ("pids", "cpu") if grouped else ("pids",)
     with groups_with(*controllers, controllers=controllers) as groups:
@@ -200,4 +200,4 @@ def test_a_group_of_burning_processes_weighs_like_one(grouped: bool) -> None:
                 times = (burnt_s(group) - before_s) / BURNER_S
         finally:
             os.sched_setaffinity(0, cores)
-    assert times < 3.0 if grouped else times > 10.0
+    assert times < 5.0 if grouped else times > 10.0

@@ -22,14 +22,16 @@ _ROOT = Path("/sys/fs/cgroup")
 _MB = 1024 * 1024
 END_TIMEOUT_S = 5.0
 POLL_S = 0.005
-# Controller -> what it bounds. Of processor time a group has no quota, only the weight that it is made with,
-# one process's: so hundreds of processes get what one would, and a model with many threads gets all that
-# nobody else wants.
+# Controller -> what it bounds. Of processor time a group has no quota, only a weight, that of two processes:
+# hundreds get what two would, and a model with many threads gets all that nobody else wants. The kernel
+# divides a weight among the processors where the group ran lately: with one process's, a worker beside a
+# gateway on two busy processors answered 11 % less than outside of its group, with two processes' as much.
 CONTROLLERS = {"memory": "memory", "pids": "processes", "cpu": "share of processor time"}
 _FILES = {
     1: {"memory": "memory.limit_in_bytes", "pids": "pids.max", "cpu": "cpu.shares"},
     2: {"memory": "memory.max", "pids": "pids.max", "cpu": "cpu.weight"},
 }
+_WEIGHTS = {1: "2048", 2: "200"}
 
 Paths = tuple[str, ...]  # of one group: v1 has a directory for each controller, v2 has one
 
@@ -70,6 +72,7 @@ class Groups:
             with contextlib.suppress(OSError):
                 path.mkdir(exist_ok=True)
                 _write_if_there(path / "pids.max", str(self._tasks_max))
+                _write_if_there(path / _FILES[self._version]["cpu"], _WEIGHTS[self._version])
                 if memory_mb is not None and self._of_memory((str(path),)):
                     self._limit_memory(path, memory_mb)
                 made.append(str(path))
