@@ -6,6 +6,7 @@ packages.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -47,9 +48,9 @@ def main() -> None:
     command = sys.argv[2:]
     if entrance.keep:
         _keep()
-    for group in entrance.groups:
-        (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
     try:
+        for group in entrance.groups:
+            (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
         if entrance.walls.tier is Tier.LANDLOCK:
             restrict(entrance.walls)
         os.execv(command[0], command)
@@ -72,7 +73,8 @@ def _keep() -> None:
     end_children(timeout_s=END_TIMEOUT_S)
     status = os.waitstatus_to_exitcode(wait_status)
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL) if -status != signal.SIGKILL else None
+        with contextlib.suppress(OSError):  # SIGKILL has no other
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 

@@ -35,7 +35,8 @@ def measure(cluster: Cluster, replicas: Iterable[ReplicaFacts]) -> MemoryUse:
     ours = _processes_of("self")
     # What is beside a worker behind its walls is there for it.
     beside = {_processes_of(pid): role for pid, role in roles.items()}
-    beside.pop(ours, None)
+    for nobodys in (ours, ""):
+        beside.pop(nobodys, None)
     sums = dict.fromkeys(MemoryUse._fields, 0.0)
     for (role, _), process in cluster.roles.items():
         if role != "agent":
