@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from understudy.adapters import archives
 from understudy.adapters.archives import DEPTH_MAX, HEADER_BYTES_MAX, unpack
 from understudy.wire.errors import Code, UnderstudyError
 
@@ -84,6 +85,11 @@ def oversized_header() -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 4096
 
 
+def folders_unlisted() -> bytes:
+    """Few entries, and many directories on the way to them."""
+    return packed(*[entry(f"{number}/" * (DEPTH_MAX - 1) + "f") for number in range(4)])
+
+
 def sparse() -> bytes:
     fields = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(2**40),
               "GNU.sparse.name": "huge"}  # fmt: skip
@@ -110,6 +116,8 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "a file with holes": sparse,
     "compressed": lambda: gzip.compress(packed(entry("a", b"\0" * 10_000_000))),
     "cut off": lambda: packed(entry("a", b"x" * 5000))[:2000],
+    "cut off, of a long name": lambda: packed(entry("/".join(["n" * 200] * 15), b"x" * 5000))[:6000],
+    "a name of many steps": lambda: packed(entry("n/" * 20_000)),
     "no archive": lambda: b"something else" * 1000,
     "nothing": lambda: b"",
 }
@@ -121,6 +129,16 @@ def test_what_is_no_plain_file_inside_is_refused_and_nothing_is_left(tmp_path: P
     with pytest.raises(UnderstudyError, match="can't be unpacked") as caught:
         unpacked(tmp_path, archive)
     assert caught.value.code is Code.LOAD_FAILED
+    assert len(str(caught.value)) < 1000
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
+
+
+def test_directories_count_that_no_entry_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "FILES_MAX", 4 * DEPTH_MAX)
+    assert len(unpacked(tmp_path, folders_unlisted())) == 4
+    monkeypatch.setattr(archives, "FILES_MAX", 4 * DEPTH_MAX - 1)
+    with pytest.raises(UnderstudyError, match="more than 127 files and directories"):
+        unpacked(tmp_path, folders_unlisted())
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar"]
 
 

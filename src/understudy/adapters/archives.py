@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 import shutil
 import tarfile
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
 from understudy.adapters.disks import is_place_trouble
-from understudy.wire.errors import Code, UnderstudyError
+from understudy.wire.errors import Code, UnderstudyError, cut
 
 FILES_MAX = 100_000  # and directories
 DEPTH_MAX = 32
 NAME_BYTES_MAX = 255  # of one part of a path, as file systems have it
 HEADER_BYTES_MAX = 64 * 1024  # of one entry: names and attributes are read into memory
+MESSAGE_CHARS_MAX = 500
 CHUNK_BYTES = 1024 * 1024
 PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
@@ -35,33 +37,44 @@ def unpack(archive: Path, folder: Path) -> None:
         with archive.open("rb") as content:
             headers = _Headers(content)
             with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
-                for number, member in enumerate(tar):
-                    if number == FILES_MAX:
-                        raise tarfile.TarError(f"it has more than {FILES_MAX} entries")
-                    _extract(member, content, folder)
+                made = 0
+                for number, member in enumerate(tar, 1):
+                    made += _extract(member, content, folder)
+                    if max(number, made) > FILES_MAX:
+                        raise tarfile.TarError(f"it has more than {FILES_MAX} files and directories")
                     headers.next()
     except (tarfile.TarError, OSError, ValueError) as error:
         shutil.rmtree(folder, ignore_errors=True)
         code = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED
-        raise UnderstudyError(code, f"the artifact can't be unpacked: {error}") from error
+        what = cut(str(error), MESSAGE_CHARS_MAX)  # it may quote a name, however long that is
+        raise UnderstudyError(code, f"the artifact can't be unpacked: {what}") from error
 
 
-def _extract(member: tarfile.TarInfo, content: IO[bytes], folder: Path) -> None:
+def _extract(member: tarfile.TarInfo, content: IO[bytes], folder: Path) -> int:
+    """How many files and directories were made."""
     path = folder.joinpath(*_steps(member.name))
-    shown = repr(member.name[:NAME_BYTES_MAX])
+    shown = repr(member.name)
     try:
         if member.type == tarfile.DIRTYPE:
-            path.mkdir(parents=True, exist_ok=True)
-            return
+            return _make_folders(path)
         if member.type not in PLAIN or member.issparse() or member.size < 0:
             raise tarfile.TarError(f"{shown} is no plain file")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        made = _make_folders(path.parent)
         mode = 0o755 if member.mode & 0o100 else 0o644
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise tarfile.TarError(f"{shown} is there twice") from error
     with os.fdopen(file, "wb") as target:
         _copy(content, member, target)
+    return made + 1
+
+
+def _make_folders(path: Path) -> int:
+    """Have `path` be a directory; how many were made for that: an archive need not list them."""
+    lacking = [*takewhile(lambda each: not each.is_dir(), (path, *path.parents))]
+    for each in reversed(lacking):
+        each.mkdir()
+    return len(lacking)
 
 
 def _steps(name: str) -> list[str]:
@@ -71,7 +84,7 @@ def _steps(name: str) -> list[str]:
     if steps in ([""], ["."]):
         return []
     if not whole or "." in steps or ".." in steps or len(steps) > DEPTH_MAX:
-        raise tarfile.TarError(f"{name[:NAME_BYTES_MAX]!r} is no path within the artifact")
+        raise tarfile.TarError(f"{name!r} is no path within the artifact")
     return steps
 
 
