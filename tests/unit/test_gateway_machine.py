@@ -522,3 +522,15 @@ def test_a_state_that_only_a_newer_agent_knows_gets_no_requests():
     world.report("n1", world.replica("r1", "big", state="hibernating"))
     assert world.gateway.replicas["r1"].state == "unknown"
     assert [replica.id for replica in world.app.ranked] == ["r2"]
+
+
+def test_what_a_worker_had_that_its_agent_ended_goes_to_one_that_stays() -> None:
+    world = World()
+    request = world.request()
+    assert len(world.links["r1"].infers()) == 1
+    world.serials["n1"] += 1
+    state = NodeState("n1", 1, world.serials["n1"], 1, (), killed=("r1",))
+    world.step(core.NodeStateReceived(state))
+    assert len(world.links["r1"].infers()) == 1
+    world.reply("r2")
+    assert request.outcome == ("small", "failover")

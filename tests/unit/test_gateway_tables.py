@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from gateway_world import World
+from gateway_world import DEFAULTS, World
 
 from understudy.core.gateway import machine as core
 from understudy.core.gateway.tables import completed
@@ -81,6 +81,27 @@ def test_a_request_in_flight_to_an_app_that_is_removed_ends_at_once() -> None:
     request = world.request()
     removed = (Removal("digits", 1),)
     world.step(core.RoutesReceived(RouteTable(2, nodes=world.gateway.table.nodes, removed=removed)))
+    assert request.outcome is Code.UNAVAILABLE
+
+
+def test_a_removed_app_takes_no_request_for_what_ended_its_workers() -> None:
+    world = World(standby=True)
+    request = world.request()
+    removed = (Removal("digits", 1),)
+    world.step(core.RoutesReceived(RouteTable(2, nodes=world.gateway.table.nodes, removed=removed)))
+    assert request.outcome is Code.UNAVAILABLE
+    assert not world.gateway.dispatcher.inflight
+
+
+def test_an_accused_request_ends_with_its_app() -> None:
+    world = World(standby=True)
+    request = world.request()
+    world.lose_worker("r1")
+    world.lose_worker("r2")
+    assert not hasattr(request, "outcome"), "it is accused of both"
+    removed = (Removal("digits", 1),)
+    world.step(core.RoutesReceived(RouteTable(2, nodes=world.gateway.table.nodes, removed=removed)))
+    world.advance(2 * DEFAULTS.retry.poison_verdict_ms / 1000)
     assert request.outcome is Code.UNAVAILABLE
 
 

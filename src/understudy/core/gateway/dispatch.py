@@ -47,6 +47,7 @@ class Dispatcher:
     ) -> None:
         """`changed` is called when an app's rotation must be worked out anew; `random` gives [0, 1)."""
         self._settings = settings
+        self._apps = apps
         self._died_of_it = died_of_it
         self._poisoned = poisoned
         self._changed = changed
@@ -276,6 +277,8 @@ class Dispatcher:
         for request in acquitted:
             request.app.queues.suspects.append(request)
             self.waiting_room.release(request.app, now)
+            if self._apps.get(request.app.name) is not request.app:  # removed meanwhile: nobody looks again
+                self.waiting_room.give_up_waiting(request.app)
         for request in guilty:
             self._poisoned(request)
             why = "this request took down its workers; not tried again"

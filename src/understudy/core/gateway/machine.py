@@ -307,6 +307,7 @@ class Gateway:
         if replica.node in self.nodes:
             self.nodes[replica.node].replicas.discard(replica.id)
         replica.state = Seen.STOPPED
+        replica.app.refresh(now)  # what it had goes to those that stay
         self.dispatcher.link_lost(replica, now)
         self._effects.append(DropWorker(replica))
 
@@ -537,9 +538,13 @@ class Gateway:
             self._note("brownout.ended", "the full-size variant answers alone again", app=app.name)
 
     def _died_of_it(self, replica: Replica) -> bool:
-        """Whether a request may be to blame for this worker's end: its node lives, and didn't kill it."""
+        """Whether a request may be to blame for this worker's end.
+
+        Its app wasn't removed, and its node lives and didn't kill it.
+        """
         node = self.nodes.get(replica.node)
-        return node is not None and node.alive and replica.id not in node.killed
+        served = self.apps.get(replica.app.name) is replica.app
+        return served and node is not None and node.alive and replica.id not in node.killed
 
     def _tell_health(self, app: App, now: float) -> None:
         event = app.health.judge(app, now)
