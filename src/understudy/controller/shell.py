@@ -7,7 +7,6 @@ decisions (`core.controller.machine`), the documents of the API (`api`, `status`
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from pathlib import Path
 from typing import assert_never
@@ -300,8 +299,6 @@ def _check_hello(hello: Hello) -> None:
         log.warning("protocol.mixed", role=hello.role, name=hello.name, protocol=hello.protocol)
     if not 0 <= hello.incarnation < INCARNATION_MAX:
         raise ProtocolError(f"{hello.incarnation} can't be an incarnation")
-    if not math.isfinite(hello.memory_mb):
-        raise ProtocolError("memory_mb has to be a number")
     try:
         msgspec.convert(hello.name, Name)
     except msgspec.ValidationError as error:

@@ -25,6 +25,7 @@ from typing import Any
 
 import msgspec
 
+from understudy.settings import NonNegative
 from understudy.wire.errors import Code, ProtocolError, UnderstudyError
 from understudy.wire.frames import HEADER_BYTES_MAX, LARGE_BYTES, Buffer, Frame, encode_frame, frame_head
 from understudy.wire.records import (
@@ -134,8 +135,8 @@ class Hello(msgspec.Struct):
     incarnation: int = 0  # grows with each start of the process
     address: str = ""  # where this process listens for frames, if it does
     site: str = ""
-    memory_mb: float = 0.0
-    cores: float = 0.0
+    memory_mb: NonNegative = 0.0
+    cores: NonNegative = 0.0
     devices: tuple[Device, ...] = ()
     revision: int = 0  # newest route table or target that it holds
     sandbox: str = ""  # of a node's models: its tier, and in parentheses what it lacks here
@@ -168,16 +169,16 @@ class Load(msgspec.Struct):
 class Loaded(msgspec.Struct):
     """Memory is 0 unless more than one latency run was asked for: only then is it read."""
 
-    load_ms: float
-    first_inference_ms: float
-    latency_ms: float
-    base_mb: float
-    memory_mb: float
+    load_ms: NonNegative
+    first_inference_ms: NonNegative
+    latency_ms: NonNegative
+    base_mb: NonNegative
+    memory_mb: NonNegative
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     notes: tuple[str, ...] = ()  # what was found to be other than the file or the manifest says
-    memory_per_byte: float = 0.0  # as in `Profile`, and measured when memory is
-    output_per_byte: float = 0.0
+    memory_per_byte: NonNegative = 0.0  # as in `Profile`, and measured when memory is
+    output_per_byte: NonNegative = 0.0
     verdict: BatchingVerdict | None = None  # of a variant that is measured, filled in by the agent
 
 
@@ -216,7 +217,7 @@ class WorkerStats(msgspec.Struct):
     requests: int = 0
     failures: int = 0
     queued: int = 0
-    pss_mb: float = 0.0
+    pss_mb: NonNegative = 0.0
     infer_us_mean: float = 0.0
     batches: int = 0  # executed; one that stands still while something is queued is a model that hangs
     tcp_address: str = ""  # "tcp:host:port" if the worker listens there too

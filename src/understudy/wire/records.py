@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from understudy.settings import NonNegative, Positive
+
 VariantKey = tuple[str, int, str]  # (app, version, variant)
 
 
@@ -78,15 +80,15 @@ class Environment(msgspec.Struct, frozen=True):
 
 
 class Profile(msgspec.Struct, frozen=True):
-    """What a variant costs, measured in a real worker when it was imported."""
+    """What a variant costs, measured in a real worker when it was imported: as its model's process says."""
 
-    base_mb: float  # PSS of a blank worker before loading
-    memory_mb: float  # PSS that loading and one inference added
-    load_ms: float  # Load sent -> first inference done
-    latency_ms: float  # median of single-row inferences inside the worker
+    base_mb: NonNegative  # PSS of a blank worker before loading
+    memory_mb: NonNegative  # PSS that loading and one inference added
+    load_ms: NonNegative  # Load sent -> first inference done
+    latency_ms: NonNegative  # median of single-row inferences inside the worker
     measured_on: str = ""
-    memory_per_byte: float = 0.0  # of inputs: what an inference adds at its peak; 0: not measured
-    output_per_byte: float = 0.0  # of inputs
+    memory_per_byte: NonNegative = 0.0  # of inputs: what an inference adds at its peak; 0: not measured
+    output_per_byte: NonNegative = 0.0  # of inputs
 
     @property
     def replica_mb(self) -> float:
@@ -120,10 +122,10 @@ class Variant(msgspec.Struct, frozen=True):
     artifact: ArtifactRef
     accuracy: float
     options: dict[str, Any] = {}
-    memory_limit_mb: float | None = None  # None: derived from the profile
+    memory_limit_mb: Positive | None = None  # None: derived from the profile
     profile: Profile | None = None
     environment: Environment | None = None  # None: Understudy's own installation
-    load_timeout_s: float | None = None  # None: the cluster's
+    load_timeout_s: Positive | None = None  # None: the cluster's
     verdict: BatchingVerdict | None = None  # None: never found out, so its requests run one at a time
     network: bool = False  # whether its code may use it
 
@@ -196,20 +198,20 @@ class AppVersion(msgspec.Struct, frozen=True):
     version: int
     variants: tuple[Variant, ...]
     criticality: Criticality = Criticality.STANDARD
-    weight: float = 1.0
+    weight: Positive = 1.0
     replicas: int = 1
     idempotent: bool = True
-    deadline_ms: float = 1000.0
+    deadline_ms: Positive = 1000.0
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     batching: Batching = Batching()
     static: dict[str, Any] | None = None  # {"outputs": [...]} of an inference response
     probe: dict[str, Any] | None = None  # an inference request; None: zeros of the declared shapes
     fallback: tuple[str, ...] = DEFAULT_FALLBACK  # what answers when the full-size variant can't, in order
-    objective_ms: float | None = None  # latency to keep; variants that can't aren't placed
+    objective_ms: Positive | None = None  # latency to keep; variants that can't aren't placed
     brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
     client_rate: ClientRate | None = None
-    requests_per_s: float = 0.0  # expected of all clients; 0: not stated, so it takes no compute
+    requests_per_s: NonNegative = 0.0  # expected of all clients; 0: not stated, so it takes no compute
     content: str = ""  # digest of what was deployed
     manifests: dict[str, str] = {}  # digest of a manifest's path -> of what it last brought; the newest few
     finite: Finite = Finite.REQUIRED  # of all its outputs
@@ -257,16 +259,16 @@ class Device(msgspec.Struct, frozen=True):
     """A part of a node with memory and compute of its own: an accelerator, a socket."""
 
     name: str
-    memory_mb: float
-    cores: float = 0.0  # like the one that profiled its variants; 0: not limited
+    memory_mb: NonNegative
+    cores: NonNegative = 0.0  # like the one that profiled its variants; 0: not limited
 
 
 class NodeInfo(msgspec.Struct, frozen=True):
     name: str
     site: str  # a path, the largest place first: "eu/room-2/rack-7"
     address: str  # of its agent: "unix:/path" or "tcp:host:port"
-    memory_mb: float  # of all its devices together
-    cores: float = 0.0  # as a device's, for a node without devices
+    memory_mb: NonNegative  # of all its devices together
+    cores: NonNegative = 0.0  # as a device's, for a node without devices
     devices: tuple[Device, ...] = ()
 
 
