@@ -277,6 +277,16 @@ def test_an_unknown_field_that_cannot_be_found_again_is_refused(write: Write) ->
 MANIFEST_REFUSALS = [
     pytest.param('name = "digits"\nvariants = []', "variants: ", id="no-variants"),
     pytest.param(
+        f'name = "digits"\nfallback = {[f"app:a{n}" for n in range(33)]}\n{VARIANT}',
+        "fallback: expected `array` of length <= 32",
+        id="many-links",
+    ),
+    pytest.param(
+        f'name = "digits"\nstand_in_for = {[f"a{n}" for n in range(257)]}\n{VARIANT}',
+        "stand_in_for: expected `array` of length <= 256",
+        id="many-stand-ins",
+    ),
+    pytest.param(
         f'name = "digits"\n{VARIANT}{VARIANT}', "variants[1].name: 'small' is used twice", id="variant-twice"
     ),
     pytest.param(

@@ -101,7 +101,8 @@ class AppManifest(Settings, frozen=True):
     objective_ms: Positive | None = None  # latency to keep, by slower variants never; default: deadline / 2
     brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
     client_rate: ClientRateSettings | None = None
-    stand_in_for: tuple[AppPattern, ...] = ()  # apps whose clients it answers, whatever else they may ask
+    # Apps whose clients it answers, whatever else they may ask.
+    stand_in_for: Annotated[tuple[AppPattern, ...], Meta(max_length=256)] = ()
     network: bool = False  # whether its models may use the network
     requests_per_s: NonNegative = 0.0  # expected of all clients; 0: not stated, so it takes no compute
     inputs: Annotated[tuple[TensorSettings, ...], Meta(max_length=1024)] = ()
@@ -110,7 +111,8 @@ class AppManifest(Settings, frozen=True):
     batching: BatchingSettings = BatchingSettings()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
-    fallback: tuple[FallbackLink, ...] | None = None  # default: smaller-variant, previous-version, static
+    # Default: smaller-variant, previous-version, static.
+    fallback: Annotated[tuple[FallbackLink, ...], Meta(max_length=32)] | None = None
 
     @property
     def all_outputs(self) -> OutputsSettings:
