@@ -43,6 +43,7 @@ from understudy.wire.statuses import CLUSTER_HEADER, STATUSES
 
 REQUEST_BYTES_MAX = 16 * 1024 * 1024  # of everything but artifacts
 EVENTS_PER_ANSWER_MAX = 1000
+SERIAL_MAX = 2**63 - 1  # of an event; stores know no larger number
 PROBLEMS_MAX = 100
 PROBLEM_LENGTH_MAX = 4000
 STOP_TIMEOUT_S = 2
@@ -265,7 +266,7 @@ def _reading_routes(controller: Controller) -> list[Any]:
     @get("/events", summary="What happened, oldest first")
     async def events(
         limit: Annotated[int, QueryParameter(ge=1, le=EVENTS_PER_ANSWER_MAX)] = 100,
-        after: Annotated[int | None, QueryParameter(ge=0)] = None,
+        after: Annotated[int | None, QueryParameter(ge=0, le=SERIAL_MAX)] = None,
         app: FromQuery[str] = "",
         node: FromQuery[str] = "",
     ) -> EventsAnswer:
