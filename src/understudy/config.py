@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import functools
 import hashlib
 import os
 import re
@@ -224,7 +225,8 @@ def _is_like(raw: dict[str, Any], one: type[msgspec.Struct], other: type[msgspec
     counts = [0, 0]
     for name in raw:
         if name not in known & strange:
-            near = next(iter(difflib.get_close_matches(name, sorted(known | strange), n=1)), "")
+            names = [name] if name in known | strange else sorted(known | strange)
+            near = next(iter(difflib.get_close_matches(name, names, n=1)), "")
             counts[0] += near in known - strange
             counts[1] += near in strange - known
     return counts[0] > counts[1]
@@ -266,7 +268,7 @@ def _parts(raw: Any, type_: Any, path: str) -> Iterator[tuple[str, Any]]:
         for index, each in enumerate(raw):
             yield from _refusals(each, get_args(type_)[0], f"{path}[{index}]")
     elif isinstance(raw, dict) and isinstance(type_, type) and issubclass(type_, msgspec.Struct):
-        fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
+        fields = {field.encode_name: field for field in _fields(type_)}
         strangers = [name for name in raw if name not in fields]
         meant = {near for name in strangers for near in difflib.get_close_matches(name, sorted(fields), n=1)}
         yield from ((f"Object contains unknown field `{name}` - at `${path}`", raw) for name in strangers)
@@ -275,6 +277,9 @@ def _parts(raw: Any, type_: Any, path: str) -> Iterator[tuple[str, Any]]:
                 yield from _refusals(raw[name], field.type, f"{path}.{name}")
             elif field.required and name not in meant:
                 yield f"Object missing required field `{name}` - at `${path}`", raw
+
+
+_fields = functools.cache(msgspec.structs.fields)  # which reads annotations anew, each time
 
 
 def _matching(raw: Any, type_: Any) -> Any:
