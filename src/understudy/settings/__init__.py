@@ -9,6 +9,9 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from understudy.wire.numbers import NonNegative as NonNegative
+from understudy.wire.numbers import Positive as Positive
+
 # `$` alone would let a newline follow.
 _NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$(?!\n)"
 _PATTERN = r"^[A-Za-z0-9._*?-]{1,64}$(?!\n)"
@@ -20,9 +23,6 @@ PATTERNS = {  # what a value that doesn't match is told
     LINK: "a link is one of smaller-variant, previous-version, last-good, static and app:NAME",
 }
 Name = Annotated[str, Meta(pattern=_NAME)]
-# Finite, so that sums and products of a few of them still are.
-Positive = Annotated[float, Meta(gt=0, le=1e15)]
-NonNegative = Annotated[float, Meta(ge=0, le=1e15)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=1, le=2**53)]
 Length = Annotated[int, Meta(ge=-1, le=2**31 - 1)]  # of one dimension; -1: any

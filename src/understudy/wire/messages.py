@@ -25,9 +25,9 @@ from typing import Any
 
 import msgspec
 
-from understudy.settings import NonNegative
 from understudy.wire.errors import Code, ProtocolError, UnderstudyError
 from understudy.wire.frames import HEADER_BYTES_MAX, LARGE_BYTES, Buffer, Frame, encode_frame, frame_head
+from understudy.wire.numbers import NonNegative
 from understudy.wire.records import (
     AppVersion,
     ArtifactRef,

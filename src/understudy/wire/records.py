@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from understudy.settings import NonNegative, Positive
+from understudy.wire.numbers import NonNegative, Positive
 
 VariantKey = tuple[str, int, str]  # (app, version, variant)
 

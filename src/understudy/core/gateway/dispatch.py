@@ -47,7 +47,6 @@ class Dispatcher:
     ) -> None:
         """`changed` is called when an app's rotation must be worked out anew; `random` gives [0, 1)."""
         self._settings = settings
-        self._apps = apps
         self._died_of_it = died_of_it
         self._poisoned = poisoned
         self._changed = changed
@@ -161,9 +160,8 @@ class Dispatcher:
         request, replica = flight.request, flight.replica
         code, probing = error.code, flight.stream == replica.breaker.probe
         if code in FAILURES and not request.done:
-            request.faults += (
-                ReplicaFault(replica, flight.stream, now),
-            )  # whose it is shows at the end of it
+            # Whose it is shows at the end of it.
+            request.faults += (ReplicaFault(replica, flight.stream, now),)
         else:
             replica.breaker.abandoned(flight.stream)
         if code is Code.BUSY:
@@ -269,17 +267,17 @@ class Dispatcher:
                 if app.chain:
                     self.fallback.consider(app, now)
         self.fallback.tick(now)
-        self._judge(now)
+        self._judge(apps, now)
 
-    def _judge(self, now: float) -> None:
+    def _judge(self, apps: list[App], now: float) -> None:
         """Requests that were on two dying workers: guilty, unless a node died rather than a worker."""
         guilty, acquitted = self.poison.judge(now)
         for request in acquitted:
             request.app.queues.suspects.append(request)
             self.waiting_room.release(request.app, now)
-            if self._apps.get(request.app.name) is not request.app:  # removed meanwhile: nobody looks again
+            if request.app not in apps:  # removed meanwhile: nobody looks again
                 self.waiting_room.give_up_waiting(request.app)
         for request in guilty:
             self._poisoned(request)
-            why = "this request took down its workers; not tried again"
-            self.flights.give_up(request, UnderstudyError(Code.POISON, why))
+            error = UnderstudyError(Code.POISON, "this request took down its workers; not tried again")
+            self.flights.give_up(request, error)
