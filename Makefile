@@ -21,10 +21,11 @@ PYTHONS ?= /usr/bin/python3 python3.13
 COUNT ?= 1000000
 SEEDS ?= 1000
 CASES ?= 10000
+DEPLOYMENTS ?= 1000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow test-pythons wheels-arm64 fuzz compare-onnx sim sim-planted longwork check perf-analyzer pytorch docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-tenants bench-demo clean
+.PHONY: help setup demo test test-fast test-slow test-pythons wheels-arm64 fuzz fuzz-deployments compare-onnx sim sim-planted longwork check perf-analyzer pytorch docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-tenants bench-demo clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -51,6 +52,9 @@ wheels-arm64:  ## ask whether everything that is pinned has wheels for arm64
 
 fuzz: $(VENV)/.stamp-dev  ## feed COUNT generated inputs (default: a million) to each decoder of bytes from outside
 	$(BIN)/python tests/fuzz/run.py --count $(COUNT)
+
+fuzz-deployments: $(VENV)/.stamp-dev  ## deploy DEPLOYMENTS generated apps (default: 1,000) to a cluster, beside a good one
+	$(BIN)/python tests/fuzz/deployments.py --count $(DEPLOYMENTS)
 
 compare-onnx: $(VENV)/.stamp-dev  ## ask random ONNX models CASES things (default: 10,000), and ONNX Runtime directly
 	$(BIN)/python tests/fuzz/onnx_compare.py --count $(CASES)

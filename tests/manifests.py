@@ -61,7 +61,10 @@ def mutated(draw: random.Random, base: dict[str, Any] = BASE) -> dict[str, Any]:
     """`base` after up to three changes: a value replaced, a field removed, renamed, doubled or added."""
     document = copy.deepcopy(base)
     for _ in range(draw.randint(0, 3)):
-        holder, key = draw.choice(_places(document))
+        places = _places(document)
+        if not places:
+            break
+        holder, key = draw.choice(places)
         match draw.randrange(6):
             case 0 | 1 | 2:
                 holder[key] = copy.deepcopy(draw.choice(NASTY))
@@ -70,7 +73,7 @@ def mutated(draw: random.Random, base: dict[str, Any] = BASE) -> dict[str, Any]:
             case 4 if isinstance(holder, dict):
                 holder[draw.choice((f"{key}s", f"{key}\n", key[::-1], "ü", ""))] = holder[key]
             case _:
-                holder[key] = deep(draw.choice((2, 40, 60, 300)))
+                holder[key] = deep(draw.choice((2, 40, 60, 100)))
     return document
 
 
@@ -137,7 +140,7 @@ def scrambled(draw: random.Random, text: bytes) -> bytes:
 def give_artifact(document: dict[str, Any], artifact: dict[str, Any]) -> None:
     """Each variant, as far as there are any, refers to `artifact`."""
     variants = document.get("variants")
-    for variant in variants if isinstance(variants, list) else ():
+    for variant in variants if isinstance(variants, list | tuple) else ():
         if isinstance(variant, dict):
             variant["artifact"] = artifact
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +30,7 @@ WATCH_S = 1.0
 WARM_FRACTION = 0.25  # of the inputs, in which caches fill
 BLOCKS_MAX = 20_000  # objects more than after that; a leak in one input of a hundred exceeds it in a long run
 RSS_MB_MAX = 24.0
+MEMORY = Path("/dev/shm")
 FINDINGS_MAX = 5  # then the run ends
 
 
@@ -131,6 +135,14 @@ def _held() -> tuple[int, float]:
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return sys.getallocatedblocks(), pages * resource.getpagesize() / 2**20
+
+
+def folder_of(target: Target) -> Path:
+    """Where writing costs no disk, if there is such a place. It is gone with `target`."""
+    place = MEMORY if os.access(MEMORY, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="understudy-fuzz-", dir=place))
+    weakref.finalize(target, shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def written(pieces: list[bytes]) -> str:

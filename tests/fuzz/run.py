@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 import multiprocessing
 import sys
 import time
@@ -16,15 +17,24 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import fuzzing
+import structlog
+from archives_target import ArchivesTarget
+from control_target import ControlTarget
 from frames_target import FramesTarget
 from fuzzing import Report, Target
 from grpc_target import GrpcTarget
 from http_target import HttpTarget
+from manifests_target import ManifestsTarget
+from peers_target import PeersTarget
 from tensors_target import TensorsTarget
 
 TARGETS: dict[str, Callable[[], Target]] = {
-    target.name: target for target in (HttpTarget, FramesTarget, TensorsTarget, GrpcTarget)
-}
+    target.name: target
+    for target in (
+        HttpTarget, FramesTarget, TensorsTarget, GrpcTarget, ManifestsTarget, ArchivesTarget, ControlTarget,
+        PeersTarget,
+    )
+}  # fmt: skip
 COUNT = 1_000_000
 
 
@@ -64,6 +74,7 @@ def main() -> int:
 
 
 def run_part(name: str, seed: int, first: int, count: int) -> Report:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     return fuzzing.run(TARGETS[name], seed, first, count)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import control_target
 import fuzzing
 import pytest
 from run import TARGETS
@@ -27,6 +28,12 @@ def test_an_input_depends_on_its_number_and_the_seed_alone(name: str) -> None:
     again = [TARGETS[name]().generate(fuzzing.rng_of(SEED, number)) for number in reversed(range(50))]
     assert first == again[::-1]
     assert all(fuzzing.read(fuzzing.written(pieces)) == pieces for pieces in first)
+
+
+def test_a_serial_beyond_those_of_stores_is_refused() -> None:
+    headers = b"host: 127.0.0.1:80\nauthorization: Bearer " + control_target.TOKEN.encode()
+    request = [b"GET /v1/events?after=" + b"9" * 19, headers, b""]
+    assert control_target.ControlTarget().check(request) == "others refused with 400"
 
 
 class Faulty:

@@ -54,7 +54,7 @@ probe = {inputs = [{name = "x", datatype = "FP32", shape = [1, 4], data = [-1, 0
 @pytest.fixture(scope="session")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
     folder: Path = tmp_path_factory.mktemp("attacked")
-    write_linear_app(folder / "apps" / "plain", "plain", "standard")
+    write_linear_app(folder / "apps" / "plain", "plain", "standard", "deadline_ms = 10000")
     write_python_app(folder / "apps" / "liar", "liar", {"full": LIAR}, LIARS_SETTINGS, datatype="FP32")
     with asyncio.Runner() as runner:
         context = running(folder, nodes={"n1": "a"}, extra=EXTRA)
