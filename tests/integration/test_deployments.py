@@ -88,6 +88,28 @@ async def test_a_body_that_is_no_manifest_is_a_bad_request(body: bytes) -> None:
 
 
 @on_loop
+async def test_apps_that_no_message_could_hold_are_refused() -> None:
+    long = {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0.5] * 4, "note": "x" * 9000}]
+    }
+    async with control_plane("n1", settings="apps_bytes_max = 15000") as (controller, agents):
+        done = await controller.deploy(controller.manifest(probe=long))
+        assert done["state"] == "ready"
+        second = controller.manifest(name="second", probe=long)
+        status, refused = controller.ask("POST", "/v1/apps", second)
+        assert (status, refused["code"]) == (413, "too-large")
+        assert "apps_bytes_max" in refused["error"]
+        done = await controller.deploy(controller.manifest(probe={**long, "id": "again"}))
+        assert done["state"] == "ready", "it takes the place of its former version"
+        outputs = (TensorSpec("y", "FP32", (-1, 2), labels=("x" * 9000, "b")),)
+        agents["n1"].measures = lambda asked: Measured(Profile(40, 10, 20, 1.0), (X,), outputs)
+        done = await controller.deploy(
+            controller.manifest(name="second", deadline_ms=900.0, objective_ms=800.0)
+        )
+        assert (done["state"], "apps_bytes_max" in done["message"]) == ("failed", True)
+
+
+@on_loop
 async def test_the_traceback_of_a_models_code_reaches_whoever_deployed_it() -> None:
     def raises(asked: Measure) -> Measured:
         error = UnderstudyError(Code.LOAD_FAILED, "KeyError: 'layer.1'")

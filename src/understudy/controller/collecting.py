@@ -95,8 +95,10 @@ class Collector:
 
     def _needed(self) -> set[str]:
         apps = [release.app for release in self._machine.catalog.releases.values()]
-        variants = [variant for app in apps for variant in app.variants]
-        return {ref.digest for v in variants for ref in v.artifacts} | self._deployments.digests
+        variants = [
+            variant for app in (*apps, *self._deployments.coming.values()) for variant in app.variants
+        ]
+        return {ref.digest for v in variants for ref in v.artifacts}
 
     @property
     def _knows_all(self) -> bool:

@@ -22,6 +22,7 @@ from understudy.controller.profiling import Profiler
 from understudy.controller.requests import (
     AppRequest,
     check_request,
+    check_size,
     content_digest,
     draft,
     measuring_method,
@@ -33,7 +34,13 @@ from understudy.core.controller.profiles import without_disturbance
 from understudy.core.controller.promises import check_promises
 from understudy.core.controller.signature import common_signature, told_changes
 from understudy.core.controller.stand_ins import check_known, check_signatures
-from understudy.core.controller.stored import Memory, Release, StoredDeployment, deployment_key, profile_key
+from understudy.core.controller.stored import (
+    Memory,
+    Release,
+    StoredDeployment,
+    deployment_key,
+    profile_key,
+)
 from understudy.core.controller.unbatched import ended_at_work
 from understudy.core.lifecycle import DEPLOYMENT, FINISHED, DeploymentPhase, NodePhase, advance
 from understudy.settings.cluster import ClusterConfig
@@ -67,11 +74,10 @@ class Deployment(msgspec.Struct):
 
 
 class Coming(NamedTuple):
-    """A version that is being measured. `stand_ins`: the other apps that it names."""
+    """A version that is being measured."""
 
-    stand_ins: tuple[str, ...]
+    app: AppVersion
     decided: asyncio.Event
-    digests: frozenset[str]
 
 
 class Deployments:
@@ -138,13 +144,14 @@ class Deployments:
     def start(self, request: AppRequest, manifest: str = "", *, if_changed: bool = False) -> Deployment:
         """Begin; `if_changed`: only if the file at the path `manifest` changed since it was deployed last.
 
-        Raises `InvalidArgument` naming the field, CONFLICT, BUSY or STORE_UNAVAILABLE.
+        Raises `InvalidArgument` naming the field, TOO_LARGE, CONFLICT, BUSY or STORE_UNAVAILABLE.
         """
         check_request(request, self._config)
         _check_artifacts(self._artifacts, request)
         app = draft(request, self._machine.catalog.next_version(request.name))
         links = {name: current.stand_ins for name, current in self._machine.apps.items()}
-        check_known(app, links | {name: coming.stand_ins for name, coming in self._coming.items()})
+        check_known(app, links | {name: coming.stand_ins for name, coming in self.coming.items()})
+        check_size(app, self._machine.apps | self.coming, self._tuning.apps_bytes_max)
         other = self.running(request.name)
         if other is not None:
             raise _underway(other)
@@ -171,17 +178,15 @@ class Deployments:
             raise UnderstudyError(Code.STORE_UNAVAILABLE, what)
         else:
             self._bookkeeper.save({deployment_key(id): StoredDeployment(id, request.name, content)}, ())
-            digests = frozenset(ref.digest for variant in app.variants for ref in variant.artifacts)
-            self._coming[app.app] = Coming(app.stand_ins, asyncio.Event(), digests)
+            self._coming[app.app] = Coming(app, asyncio.Event())
             self._spawn(self._run(deployment, app))
-        self._next += 1
-        self._known[id] = deployment
+        self._next, self._known[id] = self._next + 1, deployment
         return deployment
 
     @property
-    def digests(self) -> frozenset[str]:
-        """Of artifacts of versions that are being measured."""
-        return frozenset().union(*(coming.digests for coming in self._coming.values()))
+    def coming(self) -> dict[str, AppVersion]:
+        """Versions that are being measured, by app."""
+        return {name: coming.app for name, coming in self._coming.items()}
 
     def observe(self, now: float) -> None:
         """Finish what is placed. To be called after each step of the machine."""
@@ -235,6 +240,7 @@ class Deployments:
                 self._forget_profiles(draft_app)  # the node may have been disturbed: measured anew next time
                 raise
             check_signatures(app, self._machine.apps)
+            check_size(app, self._machine.apps | self.coming, self._tuning.apps_bytes_max)
             # A peer may have told of later versions meanwhile.
             app = msgspec.structs.replace(app, version=self._machine.catalog.next_version(app.app))
             deployment.version = app.version

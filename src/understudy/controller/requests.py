@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from understudy.settings.cluster import ClusterConfig
 from understudy.settings.manifest import AppManifest, mistakes
 from understudy.settings.runtimes import check_runtime
 from understudy.wire.documents import check_document
-from understudy.wire.errors import InvalidArgument
+from understudy.wire.errors import Code, InvalidArgument, UnderstudyError
 from understudy.wire.records import (
     DEFAULT_FALLBACK,
     AppVersion,
@@ -116,6 +117,19 @@ def check_request(request: AppRequest, config: ClusterConfig) -> None:
         if elements > body_bytes_max:  # and an element takes a byte at least
             what = f"{elements} elements are more than a request may have bytes"
             raise InvalidArgument(f"inputs[{index}].shape: {what} (gateway.http.body_bytes_max)")
+
+
+def check_size(app: AppVersion, apps: Mapping[str, AppVersion], bytes_max: int) -> None:
+    """Raises TOO_LARGE if `app` makes all `apps` too large for a message that tells of them."""
+    size_bytes = sum(len(msgspec.msgpack.encode(each)) for each in {**apps, app.app: app}.values())
+    if size_bytes > bytes_max:
+        raise UnderstudyError(
+            Code.TOO_LARGE,
+            "all apps together would have more than controller.apps_bytes_max; shorten what is long in "
+            "this one: its probe, labels, static answer or options",
+            size_bytes=size_bytes,
+            apps_bytes_max=bytes_max,
+        )
 
 
 def _as_manifest(request: AppRequest) -> AppManifest:

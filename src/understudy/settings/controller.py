@@ -32,6 +32,7 @@ class ControllerTuning(Settings, frozen=True):
     static_bytes_max: Count = 64 * 1024  # of an app's static answer, as JSON
     probe_bytes_max: Count = 8 * 1024**2
     options_bytes_max: Count = 64 * 1024  # of one variant
+    apps_bytes_max: Count = 24 * 1024**2  # of all apps as they are sent; a message has two versions of each
     environment_timeout_s: Positive = 600.0  # for a node to get the packages of a variant ready
     profile_timeout_s: Positive = 120.0  # of one variant, beyond its load_timeout_s
     profile_attempts_max: Count = 3  # of one variant, each on another node if there is one
