@@ -113,6 +113,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "a name too long for a file": lambda: packed(entry("n" * 300)),
     "a header of gigabytes": oversized_header,
     "long attributes": lambda: packed(entry("a", pax_headers={"comment": "x" * HEADER_BYTES_MAX})),
+    "attributes of absurd length": lambda: packed(entry("a", b"9" * 20 + b" path=x\n", type=tarfile.XHDTYPE)),
     "a file with holes": sparse,
     "compressed": lambda: gzip.compress(packed(entry("a", b"\0" * 10_000_000))),
     "cut off": lambda: packed(entry("a", b"x" * 5000))[:2000],

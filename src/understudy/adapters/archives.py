@@ -43,7 +43,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     if max(number, made) > FILES_MAX:
                         raise tarfile.TarError(f"it has more than {FILES_MAX} files and directories")
                     headers.next()
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except Exception as error:  # an archive is anybody's file, and the library raises what it meets
         shutil.rmtree(folder, ignore_errors=True)
         code = Code.UNAVAILABLE if is_place_trouble(error) else Code.LOAD_FAILED
         what = cut(str(error), MESSAGE_CHARS_MAX)  # it may quote a name, however long that is
