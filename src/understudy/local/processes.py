@@ -1,4 +1,4 @@
-"""One role as a process group on this machine, across its restarts."""
+"""One role as process groups on this machine, across its restarts."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ KILL_TIMEOUT_S = 2.0  # the kernel needs milliseconds; more means that it is stu
 class RoleProcess:
     """A role and what it has spawned. `wanted`: it should be running now.
 
+    Each life of it has a session of its own, for where a kernel shares processor time among sessions
+    (`sched_autogroup_enabled`), a gateway would share its part with agents that start workers.
+
     The kernel ties the process to the thread that calls `start` (see `parents.follow_parent`).
     """
 
@@ -39,7 +42,7 @@ class RoleProcess:
         self._argv = argv
         self._logs = logs or LogSettings()
         self._process: subprocess.Popen[bytes] | None = None
-        self._group = 0
+        self._groups: set[int] = set()  # of each life of which somebody lives
         self._killed = False
         self._started_s = 0.0
         self.restarts_in_a_row = 0
@@ -63,7 +66,7 @@ class RoleProcess:
         return self.pid != 0 and time.monotonic() - self._started_s > SETTLED_AFTER_S
 
     def start(self) -> None:
-        """Start it, unless it runs. While workers of a former process live, it joins their group."""
+        """Start it, unless it runs. Workers of a former process may live on."""
         self.wanted = True
         if self._process is not None and self._killed:
             self._process.wait(KILL_TIMEOUT_S)
@@ -71,16 +74,16 @@ class RoleProcess:
             return
         self.log_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.rotate_log()
-        self._group = self._group if self.pids() else 0
+        self._groups = set(filter(group_pids, self._groups))
         with open(self.log_path, "ab", opener=for_us_alone) as log:
             self._process = subprocess.Popen(
                 self._argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                process_group=self._group,
+                start_new_session=True,
             )
-        self._group = self._group or self._process.pid
+        self._groups.add(self._process.pid)
         self._killed = False
         self._started_s = time.monotonic()
         self.starts += 1
@@ -93,14 +96,14 @@ class RoleProcess:
 
     def send_group(self, number: signal.Signals) -> None:
         """Signal the role's process and everything that it has spawned."""
-        if self._group:
-            self._killed = self._killed or number is signal.SIGKILL
+        self._killed = self._killed or number is signal.SIGKILL
+        for group in self._groups:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._group, number)
+                os.killpg(group, number)
 
     def pids(self) -> list[int]:
-        """Everybody alive in its group."""
-        return group_pids(self._group) if self._group else []
+        """Everybody alive of it."""
+        return sorted(pid for group in self._groups for pid in group_pids(group))
 
     def restart_delay_s(self) -> float:
         """How long to wait before it is started again: not at all at first, then doubling."""
