@@ -347,6 +347,29 @@ def slow_another(pid):
     os.setpriority(os.PRIO_PROCESS, int(pid), 19)
 
 
+def slow_group(_):
+    os.setpriority(os.PRIO_PGRP, 0, 19)
+
+
+def slow_user(_):
+    os.setpriority(os.PRIO_USER, 0, 19)
+
+
+def idle_disk_of_user(_):
+    called(LIBC.syscall({"x86_64": 251, "aarch64": 30}[os.uname().machine], 3, 0, 3 << 13))
+
+
+def signal_group(_):
+    """All that is in its process group."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    os.kill(0, signal.SIGUSR1)
+
+
+def signal_group_by_handle(_):
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    called(LIBC.syscall(424, os.pidfd_open(os.getpid()), signal.SIGUSR1, None, 4))
+
+
 def share_memory(_):
     called(LIBC.shmget(0, 1 << 20, 0o1600))
 

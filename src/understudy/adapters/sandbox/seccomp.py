@@ -53,12 +53,20 @@ _SHARED: dict[str, tuple[int | None, int | None]] = {
     "migrate_pages": (256, 238), "move_pages": (279, 239),
     "inotify_init": (253, None), "inotify_init1": (294, 26),
 }  # fmt: skip
-# Limits and priorities, of this process alone: (x86_64, aarch64, argument that says whose, from 0).
-_OWN_ONLY = (
-    (302, 261, 0),  # prlimit64
-    (203, 122, 0), (144, 119, 0), (142, 118, 0), (314, 274, 0),  # sched_set: affinity, scheduler, param, attr
-    (141, 140, 1), (251, 30, 1),  # setpriority, ioprio_set
+# (x86_64, aarch64, what arguments have to be, from 0). Never a process group, for the agent's is the workers'
+# too whatever namespaces they are in, nor all that the user runs.
+_OF_ONE_PROCESS = (
+    (141, 140, {0: 0}), (251, 30, {0: 1}),  # setpriority, ioprio_set: which
+    (424, 424, {3: 0}),  # pidfd_send_signal: flags
 )  # fmt: skip
+# Limits and priorities, of this process alone.
+_OWN_ONLY = (
+    (302, 261, {0: 0}),  # prlimit64
+    (203, 122, {0: 0}), (144, 119, {0: 0}),  # sched_setaffinity, sched_setscheduler
+    (142, 118, {0: 0}), (314, 274, {0: 0}),  # sched_setparam, sched_setattr
+    (141, 140, {0: 0, 1: 0}), (251, 30, {0: 1, 1: 0}),  # setpriority, ioprio_set: which, who
+)  # fmt: skip
+_KILL_CALL = (62, 129)
 _SOCKETPAIR = (53, 199)
 _DATAGRAMS, _TYPE_MASK = 2, 0xF
 _CLONE, _CLONE3 = (56, 220), 435
@@ -142,10 +150,17 @@ def program(families: tuple[int, ...], *, shares_machine: bool = False) -> bytes
             ],
         ),
     ]
+    steps += _if(
+        _EQUAL,
+        _KILL_CALL[column],
+        [_step(_LOAD, _FIRST), *_if(_EQUAL, 0, [_step(_RETURN, refused)]), _step(_RETURN, _ALLOW)],
+    )
     outcomes = [(_REFUSED, refused)]
     if shares_machine:
         outcomes += [(_SHARED, refused), (_PRETENDED, _ERROR)]
         steps += _of_a_shared_machine(column)
+    for *one_process, arguments in _OF_ONE_PROCESS:
+        steps += _only_with(one_process[column], arguments)
     for calls, outcome in outcomes:
         for numbers in calls.values():
             number = numbers[column]
@@ -166,14 +181,17 @@ def _of_a_shared_machine(column: int) -> list[bytes]:
             _step(_RETURN, _ALLOW),
         ],
     )
-    for *numbers, argument in _OWN_ONLY:
-        whose = [
-            _step(_LOAD, _FIRST + 8 * argument),
-            *_if(_EQUAL, 0, [_step(_RETURN, _ALLOW)]),
-            _step(_RETURN, _ERROR | errno.EPERM),
-        ]
-        steps += _if(_EQUAL, numbers[column], whose)
+    for *numbers, arguments in _OWN_ONLY:
+        steps += _only_with(numbers[column], arguments)
     return steps
+
+
+def _only_with(number: int, arguments: dict[int, int]) -> list[bytes]:
+    """Allow the call where its arguments are these, else refuse it."""
+    allowed = [_step(_RETURN, _ALLOW)]
+    for argument, value in arguments.items():
+        allowed = [_step(_LOAD, _FIRST + 8 * argument), *_if(_EQUAL, value, allowed)]
+    return _if(_EQUAL, number, [*allowed, _step(_RETURN, _ERROR | errno.EPERM)])
 
 
 def _step(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
