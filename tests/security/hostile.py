@@ -51,6 +51,11 @@ def replace(path):
     os.rename(path, path + ".away")
 
 
+def watch(path):
+    """What others make there."""
+    called(LIBC.inotify_add_watch(called(LIBC.inotify_init1(0)), path.encode(), 0x3FF))
+
+
 def link(path):
     """By a link in a directory that it may write to."""
     os.symlink(path, os.environ["TMPDIR"] + "/link")

@@ -182,6 +182,7 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
 MUST_FAIL = [
     ("read", "{state}/operator.token"),
     ("link", "{state}/operator.token"),
+    ("watch", "{state}/replicas/own/w2"),
     ("through_root", "{state}/operator.token"),
     ("listed", "{state}/replicas/own/w2"),
     ("read", "{state}/replicas/own/w2/model.py"),

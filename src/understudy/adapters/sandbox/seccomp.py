@@ -51,7 +51,7 @@ _SHARED: dict[str, tuple[int | None, int | None]] = {
     "msgrcv": (70, 188),
     "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
     "migrate_pages": (256, 238), "move_pages": (279, 239),
-    "inotify_init": (253, None), "inotify_init1": (294, 26),
+    "inotify_init": (253, None), "inotify_init1": (294, 26),  # tells what happens in any directory
 }  # fmt: skip
 # (x86_64, aarch64, what arguments have to be, from 0). Never a process group, for the agent's is the workers'
 # too whatever namespaces they are in, nor all that the user runs.
