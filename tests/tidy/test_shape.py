@@ -88,6 +88,19 @@ def test_tasks_have_an_owner(src: list[Any]) -> None:
     assert not bare, "\n".join(bare)
 
 
+def test_no_process_of_ours_runs_what_lies_where_it_is_started(src: list[Any]) -> None:
+    """`python -m` looks for modules in the working directory first, which may be a model's."""
+    open_ = [
+        f"{module.path}:{node.lineno}: -P has to come before -m"
+        for module in src
+        for node in module.nodes
+        if isinstance(node, ast.List)
+        and any(isinstance(each, ast.Constant) and each.value == "-m" for each in node.elts)
+        and not any(isinstance(each, ast.Constant) and each.value == "-P" for each in node.elts)
+    ]
+    assert not open_, "\n".join(open_)
+
+
 def test_failures_are_not_swallowed(src: list[Any]) -> None:
     swallowed = []
     for module in src:

@@ -69,6 +69,15 @@ def test_wheels_at_hand_ask_nobody(tmp_path: Path) -> None:
         assert len(packages(package)) == 2
 
 
+def test_nothing_beside_the_requirements_runs(tmp_path: Path) -> None:
+    write_wheel(tmp_path / "wheels", "frobnicate", "2.1")
+    path = manifest(tmp_path, "frobnicate\n", 'wheels = "wheels"\nrequirements = "model/requirements.txt"')
+    (tmp_path / "model" / "pip.py").write_text("open('ran', 'w').close()\n")
+    with pack(path) as package:
+        assert packages(package) == ["frobnicate-2.1-py3-none-any.whl"]
+    assert not (tmp_path / "model" / "ran").exists()
+
+
 def test_what_cannot_be_had_is_told_in_pips_words(tmp_path: Path) -> None:
     path = manifest(tmp_path, "no-such-frobnicate\n", 'requirements = "model/requirements.txt"')
     with pytest.raises(CommandError, match="No matching distribution found for no-such-frobnicate") as raised:

@@ -62,7 +62,7 @@ def _wheels_in(folder: Path) -> list[Path]:
 def _run_pip(where: str, requirements: Path, folder: Path | None, made: Path) -> None:
     ours = made / "understudy.txt"
     ours.write_text("\n".join(own_requirements()))
-    command = [sys.executable, "-m", "pip", "wheel", "--no-input", "--disable-pip-version-check"]
+    command = [sys.executable, "-P", "-m", "pip", "wheel", "--no-input", "--disable-pip-version-check"]
     command += ["--wheel-dir", str(made), "--requirement", requirements.name, "--constraint", str(ours)]
     own = dict(os.environ)
     if folder is not None:
