@@ -32,13 +32,21 @@ def let_others_read(folder: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """As far as that is possible, however deep and large it is: a model may have made it. Blocks.
+    """As far as that is possible, however deep, large and closed it is: a model may have made it. Blocks.
 
-    By another process: a million names would take our memory, and our interpreter's lock.
+    By other processes: a million names would take our memory, and our interpreter's lock.
     """
     try:
         path.rmdir()
     except FileNotFoundError:
         return
     except OSError:
-        subprocess.run(["rm", "-rf", "--", str(path)], check=False, stderr=subprocess.DEVNULL)
+        remove = ["rm", "-rf", "--", str(path)]
+        _run_quietly(remove)
+        if os.path.lexists(path):  # we aren't root, and directories in it have no rights for us
+            _run_quietly(["chmod", "-R", "u+rwx", "--", str(path)])
+            _run_quietly(remove)
+
+
+def _run_quietly(command: list[str]) -> None:
+    subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
 from understudy.adapters.disks import is_place_trouble
+from understudy.adapters.own_files import remove_tree
 from understudy.adapters.wheels import installed_bytes
 from understudy.agent.kept_environments import PYTHON, KeptEnvironments
 from understudy.agent.limits import Groups
@@ -186,7 +186,7 @@ class Environments:
             raise UnderstudyError(code, f"it can't be built: {error}") from error
         finally:
             self._staging.let_go(name)
-            await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
+            await asyncio.to_thread(remove_tree, partial)
             await asyncio.to_thread(self._staging.clear, name)
             await self.kept.remove_aside()
         took_s = time.monotonic() - began_s

@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from understudy.adapters.own_files import remove_tree
 from understudy.core.agent.events import EnvironmentChanged, Event
 
 PYTHON = "python"  # names the interpreter, in the mark of one
@@ -40,7 +40,7 @@ class KeptEnvironments:
         """Keys of those that survived from a former life; what was being built is cleared away."""
         self._root.mkdir(parents=True, exist_ok=True)
         for path in self._root.glob(f"{_PARTIAL}*"):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
         for path in self._root.iterdir():
             if path.is_dir():
                 mark = path / PYTHON
@@ -90,7 +90,7 @@ class KeptEnvironments:
         if spare:
             self._ready.discard(spare[0])
             self._step(EnvironmentChanged(spare[0], None))
-            await asyncio.to_thread(shutil.rmtree, self._moved_aside(spare[0]), ignore_errors=True)
+            await asyncio.to_thread(remove_tree, self._moved_aside(spare[0]))
         return bool(spare)
 
     def set_aside(self, key: str) -> None:
@@ -100,7 +100,7 @@ class KeptEnvironments:
 
     async def remove_aside(self) -> None:
         while self._aside:
-            await asyncio.to_thread(shutil.rmtree, self._aside.pop(), ignore_errors=True)
+            await asyncio.to_thread(remove_tree, self._aside.pop())
 
     def _spare(self) -> list[str]:
         """What no variant needs, of this node's target or running; what was used longest ago comes first."""
