@@ -67,7 +67,7 @@ def test_a_gateway_records_whom_it_refused(attacked: Attacked) -> None:
     number = 0
     while True:
         number += 1
-        assert ask(attacked.gateway, "GET", f"/understudy/number-{number}")[0] == 401
+        assert ask(attacked.gateway, "GET", f"/understudy/number-{number}?api_key=s3cret-key")[0] == 401
         found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         mine = [r for r in found if r["action"] == f"GET /understudy/number-{number}"]
         if mine:
@@ -75,5 +75,6 @@ def test_a_gateway_records_whom_it_refused(attacked: Attacked) -> None:
         assert time.monotonic() < deadline
     assert (mine[0]["status"], mine[0]["origin"]) == (401, "127.0.0.1")
     assert path.stat().st_mode & 0o777 == 0o600
+    assert "s3cret-key" not in path.read_text()
     origin = {"Origin": "https://evil.example"}
     assert ask(attacked.gateway, "GET", "/v2", **origin)[0] == 403

@@ -121,11 +121,14 @@ class Api:
             exchange.fail(error, error.context.pop("status", None))
 
     def note_refusal(self, error: UnderstudyError, method: bytes, url: bytes, origin: str) -> None:
-        """If it was refused for who asks, or from where: a record of it."""
+        """If it was refused for who asks, or from where: a record of it, by its path alone: somebody may have
+        thought that a key belongs into the query.
+        """
         if self.audit is None or error.code not in ABOUT_WHO:
             return
         status = error.context.get("status", STATUSES[error.code].http)
-        action = f"{method.decode('latin-1')} {url.decode('latin-1')}"
+        path = target_path(url).partition(b"?")[0]
+        action = f"{method.decode('latin-1')} {path.decode('latin-1')}"
         self.audit.refused("", origin, action, status, error.message)
 
     def _submit(
