@@ -17,6 +17,7 @@ def write_wheel(
     tag: str = "py3-none-any",
     needs: tuple[str, ...] = (),
     damaged: bool = False,
+    compressed: bool = False,
 ) -> Path:
     """A wheel with one module of its name that says its version, unless `files` says otherwise."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +30,8 @@ def write_wheel(
     }
     record = "".join(f"{path},sha256={_hash(text)},{len(text)}\n" for path, text in contents.items())
     path = folder / f"{name}-{version}-{tag}.whl"
-    with zipfile.ZipFile(path, "w") as archive:
+    method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", method) as archive:
         for file, text in contents.items():
             archive.writestr(file, text[::-1] if damaged and file.endswith(".py") else text)
         archive.writestr(f"{about}/RECORD", f"{record}{about}/RECORD,,\n")

@@ -432,10 +432,18 @@ def test_a_disk_full_of_environments_that_are_wanted_loses_none(tmp_path: Path) 
         found = [of_two_mib(node, name) for name in "abc"]
         node.environments.want(found[:2])
         node.prepare(*found[:2])
-        with pytest.raises(UnderstudyError, match="No space left") as caught:
+        with pytest.raises(UnderstudyError, match="its packages take 2 MB installed; the disk of") as caught:
             node.prepare(found[2])
         assert caught.value.code is Code.UNAVAILABLE
         assert {path.name for path in node.root.iterdir()} == {found[0].key, found[1].key}
+
+
+def test_wheels_that_become_more_than_the_disk_has_do_not_fill_it(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 14) as disk, Node(tmp_path, disk=disk) as node:
+        write_wheel(node.folder / "a", "a", files={"a.py": "", "a.txt": "x" * 2**26}, compressed=True)
+        with refused(node, node.packed("a")) as (message, code):
+            assert message.startswith("its packages take 64 MB installed")
+            assert code is Code.UNAVAILABLE
 
 
 def test_an_agent_that_was_told_nothing_yet_lets_no_environment_go(node: Node) -> None:

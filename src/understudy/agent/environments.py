@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from understudy.adapters.disks import is_place_trouble
+from understudy.adapters.disks import MIB, DiskRoom, is_place_trouble
 from understudy.adapters.own_files import remove_tree
 from understudy.adapters.wheels import installed_bytes
 from understudy.agent.kept_environments import PYTHON, KeptEnvironments
@@ -175,7 +175,9 @@ class Environments:
                 await asyncio.to_thread(_mark, partial, environment.python)
             else:
                 folder = await self._staging.provide(environment.wheels, name)
-                await self._staging.make_room(await asyncio.to_thread(installed_bytes, folder))
+                needed_bytes = await asyncio.to_thread(installed_bytes, folder)
+                await self._staging.make_room(needed_bytes)
+                await asyncio.to_thread(_check_room, partial, needed_bytes)
                 await asyncio.to_thread(partial.mkdir, parents=True, exist_ok=True)
                 await self._trials.install(folder, partial)
                 await asyncio.to_thread(self._rooms.open_up, partial)
@@ -205,6 +207,14 @@ class Environments:
 def _mark(folder: Path, python: str) -> None:
     folder.mkdir(parents=True)
     (folder / PYTHON).write_text(python)
+
+
+def _check_room(place: Path, needed_bytes: int) -> None:
+    """Before the disk is full for everybody: wheels are compressed, and may become a thousand times more."""
+    room = DiskRoom.of(place)
+    if needed_bytes > room.free_bytes:
+        needed_mb = needed_bytes / MIB
+        raise UnderstudyError(Code.UNAVAILABLE, f"its packages take {needed_mb:,.0f} MB installed; {room}")
 
 
 def _named(environment: Environment) -> str:
