@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +30,12 @@ from understudy.wire.errors import ConfigError
 SECRET, LATER = "aa0b5c2f7d1e49b8", "bb0b5c2f7d1e49b8"
 META = "/v2"  # needs an identity and no permission
 JWT = '[auth.jwt]\nissuer = "a"\naudience = "b"\ngrants = [{ value = "*" }]\n'
+FETCH = """
+import sys
+from understudy.gateway.jwks import fetch
+from understudy.settings.security import JwtSettings
+sys.stdout.buffer.write(fetch(JwtSettings(issuer="a", audience="b", jwks=sys.argv[1], grants=())))
+"""
 KEYS_ONLY = '[auth]\nkeys = "file:keys.toml"\n'
 
 
@@ -255,6 +264,20 @@ def test_a_new_key_of_the_issuer_is_fetched_off_the_request_path(tmp_path: Path)
                 await running.until(refused, "a token ends with the key that signed it")
 
     run(main())
+
+
+def test_keys_of_this_machine_are_asked_of_no_proxy() -> None:
+    """Over the loopback nothing but the address says whose they are."""
+    with issuing() as issuer, issuing() as proxy:
+        jwks = f"http://127.0.0.1:{issuer.server_port}/jwks"
+        others = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", FETCH, jwks],
+            env={**others, "http_proxy": f"http://127.0.0.1:{proxy.server_port}"},
+            capture_output=True,
+            check=True,
+        )
+        assert (done.stdout, proxy.fetched) == (issuer.document(), 0)
 
 
 def test_tokens_with_unknown_keys_do_not_flood_the_issuer(tmp_path: Path) -> None:
