@@ -241,8 +241,11 @@ def test_links_out_of_a_directory_are_followed(folder: Path) -> None:
     )
     with pack(folder / "APP.toml") as package:
         content = package.artifacts[0].content.read()
+        (note,) = package.notes
     assert b"weights" in content
     assert b"vocabulary" in content
+    blobs = (folder / "blobs").resolve()
+    assert note.endswith(f"code: more/v is {blobs / 'more' / 'v'}, w is {blobs / 'w'}"), "and it is said"
 
 
 def test_check_tells_everything_that_is_wrong_without_a_cluster(folder: Path) -> None:

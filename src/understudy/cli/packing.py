@@ -26,6 +26,7 @@ VARIANTS = re.compile(r"^\s*(\[\[variants\]\]|variants\s*=)", re.MULTILINE)
 
 
 REQUIREMENTS = "requirements.txt"
+STRAYS_SHOWN_MAX = 10
 EXPECTED = (
     "expected */APP.toml, *.toml with variants, an .onnx file, or a model.py with a class that loads "
     f"what else lies there: see {kinds.PAGE}"
@@ -131,6 +132,7 @@ class ManifestSource:
                     artifacts.setdefault(packages.ref.digest, packages)
                     described["wheels"] = msgspec.to_builtins(packages.ref)
                 environments.remark(variant, path)
+                environments.notes += _strays(path, files)
                 variants.append(described)
             description = {**_plain(self.manifest), "variants": variants}
             return Package(
@@ -194,6 +196,17 @@ def pack(manifest_path: Path) -> Package:
 def _plain(settings: AppManifest | VariantManifest) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(settings)
     return plain
+
+
+def _strays(folder: Path, files: Mapping[str, Path]) -> list[str]:
+    """That files from outside of `folder` go along: whoever wrote it may have chosen them."""
+    real = folder.resolve()
+    led_out = [(name, to) for name, file in files.items() if not (to := file.resolve()).is_relative_to(real)]
+    if not folder.is_dir() or not led_out:
+        return []
+    shown = ", ".join(f"{name} is {to}" for name, to in led_out[:STRAYS_SHOWN_MAX])
+    more = f", and {len(led_out) - STRAYS_SHOWN_MAX} more" if len(led_out) > STRAYS_SHOWN_MAX else ""
+    return [f"links lead out of {folder}: {shown}{more}"]
 
 
 def _check_artifact(where: str, variant: VariantManifest, path: Path) -> None:
