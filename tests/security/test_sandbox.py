@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -177,6 +178,53 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
             "home": str(Path.home()),
         }
         yield Scene(place, folder, zygote, client, pid, victim, on)
+
+
+def without_landlock(place: Place) -> None:
+    """As before Linux 5.13."""
+    place.prepare()
+    kernel.control(kernel.PR_SET_NO_NEW_PRIVS, 1, "PR_SET_NO_NEW_PRIVS")
+    unknown = seccomp._step(seccomp._RETURN, seccomp._ERROR | errno.ENOSYS)
+    steps = [seccomp._step(seccomp._LOAD, seccomp._NUMBER)]
+    for number in range(kernel.LANDLOCK_CREATE_RULESET, kernel.LANDLOCK_RESTRICT_SELF + 1):
+        steps += seccomp._if(seccomp._EQUAL, number, [unknown])
+    seccomp.install(b"".join([*steps, seccomp._step(seccomp._RETURN, seccomp._ALLOW)]))
+
+
+@pytest.mark.parametrize("prepare", [Place.prepare, without_landlock], ids=["landlock", "no-landlock"])
+@pytest.mark.parametrize("root", [True, False], ids=["root", "user"])
+def test_the_network_is_no_way_to_sockets_of_the_machine_that_are_not_its(
+    root: bool, prepare: Callable[[Place], None]
+) -> None:
+    place = Place(root, forbidden=False)
+    if root and os.geteuid() != 0:
+        pytest.skip("only root can try what root's models can do")
+    with contextlib.ExitStack() as opened:
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="us-")))
+        state, path = folder / "state", folder / "w1"
+        state.mkdir()
+        walls = Walls(Tier.NAMESPACES, hidden=(str(folder),))
+        folder.chmod(0o711)
+        zygote = opened.enter_context(AgentsZygote(state, walls, prepare=partial(prepare, place)))
+        zygote.rooms.walls(path.name, "+network")  # makes its directories
+        for each in (state, *state.rglob("*")):
+            if os.geteuid() == 0 and not root:
+                os.chown(each, SOMEBODY, SOMEBODY)
+        stream = opened.enter_context(socket.socket(socket.AF_UNIX))
+        datagrams = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        stream.bind(f"\0understudy-{os.getpid()}-stream")
+        datagrams.bind(f"\0understudy-{os.getpid()}-datagrams")
+        stream.listen()
+        port = opened.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        pid = zygote.fork(path, network=True)
+        worker = opened.enter_context(place.connected(path))
+        load(zygote, path, worker)
+        scene = Scene(place, folder, zygote, worker, pid, 0, {})
+        assert scene.attack("dial", str(port)) == "got None"
+        assert scene.attack("work") == "got done"
+        assert scene.attack("connect_abstract", f"understudy-{os.getpid()}-stream").startswith("failed Perm")
+        came = scene.attack("send_by_pair", f"\0understudy-{os.getpid()}-datagrams")
+        assert came.startswith("failed Perm"), came
 
 
 MUST_FAIL = [

@@ -32,11 +32,13 @@ def version() -> int:
     )
 
 
-def keep_to_own_abstract_sockets() -> None:
-    """And to signals within; nothing else. Does nothing where that can't be had."""
+def keeps_to_own_abstract_sockets() -> bool:
+    """From now on, and to signals within; nothing else. False where that can't be had."""
     with contextlib.suppress(OSError):
         if version() >= SIGNALS_SINCE:
             _enforce(_ruleset(struct.pack("QQQ", 0, 0, _SCOPES)))
+            return True
+    return False
 
 
 def restrict(rules: Iterable[tuple[str, int]], *, network: bool) -> None:

@@ -100,9 +100,8 @@ def _be_worker(walls: Walls, run: Callable[[], None], teller: socket.socket) -> 
         if identity is not None:
             _become(identity)
         limits.give_up_privileges()
-        if walls.network:
-            landlock.keep_to_own_abstract_sockets()
-        seccomp.refuse_calls(seccomp.LOCAL)
+        kept_in = not walls.network or landlock.keeps_to_own_abstract_sockets()
+        seccomp.refuse_calls(seccomp.LOCAL if kept_in else seccomp.OF_MACHINE)
         settle(OWN_TEMPORARY)
         os.umask(0o077)
     except OSError as error:

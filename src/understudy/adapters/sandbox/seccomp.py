@@ -82,6 +82,7 @@ _X32 = 0x40000000  # calls of another ABI have numbers beyond it
 
 LOCAL = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)  # of a network of its own
 INTERNET = (socket.AF_INET, socket.AF_INET6)
+OF_MACHINE = (*INTERNET, socket.AF_NETLINK)  # of the machine's network, without its abstract Unix sockets
 
 _LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _AND, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x54, 0x06
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
@@ -100,7 +101,11 @@ def refuse_calls(families: tuple[int, ...], *, shares_machine: bool = False) -> 
     `shares_machine`: it has no namespaces of its own. Raises `OSError` where that can't be had.
     `PR_SET_NO_NEW_PRIVS` must have been set.
     """
-    code = program(families, shares_machine=shares_machine)
+    install(program(families, shares_machine=shares_machine))
+
+
+def install(code: bytes) -> None:
+    """A filter, for this process and its children. Raises `OSError`."""
     buffer = ctypes.create_string_buffer(code, len(code))
     installed = _Filter(len(code) // 8, ctypes.addressof(buffer))
     kernel.call(
@@ -155,10 +160,13 @@ def program(families: tuple[int, ...], *, shares_machine: bool = False) -> bytes
         _KILL_CALL[column],
         [_step(_LOAD, _FIRST), *_if(_EQUAL, 0, [_step(_RETURN, refused)]), _step(_RETURN, _ALLOW)],
     )
+    if socket.AF_UNIX not in families:
+        steps += _no_datagram_pairs(column)
     outcomes = [(_REFUSED, refused)]
     if shares_machine:
         outcomes += [(_SHARED, refused), (_PRETENDED, _ERROR)]
-        steps += _of_a_shared_machine(column)
+        for *own, arguments in _OWN_ONLY:
+            steps += _only_with(own[column], arguments)
     for *one_process, arguments in _OF_ONE_PROCESS:
         steps += _only_with(one_process[column], arguments)
     for calls, outcome in outcomes:
@@ -170,10 +178,11 @@ def program(families: tuple[int, ...], *, shares_machine: bool = False) -> bytes
     return b"".join(steps)
 
 
-def _of_a_shared_machine(column: int) -> list[bytes]:
-    steps = _if(
+def _no_datagram_pairs(column: int) -> list[bytes]:
+    """What is sent to a pair of datagram sockets could be sent to anybody's."""
+    return _if(
         _EQUAL,
-        _SOCKETPAIR[column],  # a pair of datagram sockets could be sent to anybody's
+        _SOCKETPAIR[column],
         [
             _step(_LOAD, _SECOND),
             _step(_AND, _TYPE_MASK),
@@ -181,9 +190,6 @@ def _of_a_shared_machine(column: int) -> list[bytes]:
             _step(_RETURN, _ALLOW),
         ],
     )
-    for *numbers, arguments in _OWN_ONLY:
-        steps += _only_with(numbers[column], arguments)
-    return steps
 
 
 def _only_with(number: int, arguments: dict[int, int]) -> list[bytes]:
