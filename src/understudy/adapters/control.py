@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import socket
 import ssl
 from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
@@ -18,7 +19,8 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from understudy.adapters.operator_tokens import known_token
+from understudy.adapters.operator_tokens import VARIABLE, given_token, known_token
+from understudy.adapters.places import stranger_behind
 from understudy.config import read_secret
 from understudy.settings.cluster import ClusterConfig
 from understudy.settings.gateway import GatewayConfig
@@ -137,7 +139,7 @@ class Servers:
                 failures.append(f"{url} ({_reason(error)})")
                 continue
             try:
-                target, token = urlsplit(url).path + path, self._token(url, path)
+                target, token = urlsplit(url).path + path, self._token(url, path, connection.sock)
                 reply = _exchange(connection, method, target, content, {**token, **sent_headers})
                 if reply.status == HTTPStatus.UNAUTHORIZED and token and "Authorization" in sent_headers:
                     # A key for other gateways, such as the environment's; this one has none.
@@ -168,11 +170,18 @@ class Servers:
             f"with {'--gateway' if self.what == 'gateway' else '--url'} or --cluster FILE",
         )
 
-    def _token(self, url: str, path: str) -> Mapping[str, str]:
-        """The operator's, where it is wanted. Looked up each time: the role that makes it may just begin."""
+    def _token(self, url: str, path: str, link: socket.socket) -> Mapping[str, str]:
+        """The operator's, where it is wanted. Looked up each time: the role that makes it may just begin.
+
+        One that was found is of a cluster of ours: no other user who took its port is told it.
+        """
         if self.what != "controller" and not path.startswith(OPERATORS_PATH):
             return {}
         token = known_token(url, self.data_dir)
+        if token and not given_token() and (user := stranger_behind(link)) is not None:
+            what = f"a process of user {user} answers at {url}, who isn't told the token of a cluster of ours"
+            hint = f"stop it; if that user's cluster is meant, {VARIABLE} gives its token"
+            raise CommandError(Code.UNAUTHENTICATED, what, hint)
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def each(self) -> list[Servers]:

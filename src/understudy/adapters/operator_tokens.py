@@ -67,9 +67,7 @@ def known_token(url: str, data_dir: Path | None = None) -> str:
 
     Raises `ConfigError` for one of the environment that can't be sent.
     """
-    if given := os.environ.get(VARIABLE, "").strip():
-        if not given.isascii() or not given.isprintable():
-            raise ConfigError(f"{VARIABLE} is not a line of printable ASCII")
+    if given := given_token():
         return given
     with contextlib.suppress(OSError, ConfigError, RuntimeError):
         if data_dir is not None and (data_dir / FILE_NAME).exists():
@@ -77,6 +75,14 @@ def known_token(url: str, data_dir: Path | None = None) -> str:
     with contextlib.suppress(OSError, ConfigError, RuntimeError):
         return _read(_places() / _file_of(urlsplit(url).netloc))
     return ""
+
+
+def given_token() -> str:
+    """The environment's. Raises `ConfigError`."""
+    given = os.environ.get(VARIABLE, "").strip()
+    if not given.isascii() or (given and not given.isprintable()):
+        raise ConfigError(f"{VARIABLE} is not a line of printable ASCII")
+    return given
 
 
 def _places() -> Path:

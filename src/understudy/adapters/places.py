@@ -7,12 +7,15 @@ import os
 import socket
 import stat
 import struct
+import sys
+from ipaddress import ip_address
 from pathlib import Path
 
 from understudy.wire.errors import ConfigError
 
 _CREDENTIALS = struct.Struct("3i")  # process, user, group
 PROBE_TIMEOUT_S = 0.2
+_LISTENS = "0A"  # in /proc/net/tcp
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -52,6 +55,36 @@ def is_of_our_user(sock: socket.socket) -> bool:
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, user, _ = _CREDENTIALS.unpack(credentials)
     return user in (0, os.geteuid())
+
+
+def stranger_behind(link: socket.socket) -> int | None:
+    """The user at the other end of a TCP connection within this machine, unless that is us or root.
+
+    None too where it can't be known. The listener is looked at beside who took the connection, which until
+    then is nobody's.
+    """
+    own, peer = link.getsockname()[:2], link.getpeername()[:2]
+    if not ip_address(peer[0]).is_loopback:
+        return None
+    places = (peer, ("0.0.0.0", peer[1]), ("::", peer[1]))
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                _, here, there, state, _, _, _, user, *_ = line.split()
+                other = int(user) not in (0, os.geteuid()) and _endpoint(here) in places
+                if other and (state == _LISTENS or _endpoint(there) == own):
+                    return int(user)
+    return None
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    """Address and port, as the kernel's tables have them: words in the machine's order of bytes."""
+    words, _, port = text.partition(":")
+    packed = b"".join(
+        int(words[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(words), 8)
+    )
+    address = ip_address(packed)
+    return str(getattr(address, "ipv4_mapped", None) or address), int(port, 16)
 
 
 def same_file(path: str, identity: tuple[int, int]) -> bool:
