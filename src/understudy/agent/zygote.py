@@ -229,10 +229,15 @@ class Zygote:
         run_worker(WorkerArgs(request.worker, tuple(door), request.settings))
 
     def _reap(self, pidfd: int) -> None:
-        pid = self._children.pop(pidfd)
+        pid = self._children[pidfd]
+        try:
+            _, status = os.waitpid(pid, 0)
+        except ChildProcessError:  # it ended before whoever helped it to be born, and is ours in a moment
+            time.sleep(POLL_S)
+            return
+        del self._children[pidfd]
         self._selector.unregister(pidfd)
         os.close(pidfd)
-        _, status = os.waitpid(pid, 0)
         self._ending.discard(pid)
         if pid in self._workers:
             if init := self._workers.pop(pid):
