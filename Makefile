@@ -3,10 +3,18 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
+# Each file that pip fetches has a hash in a lock. Nothing is built but this project, and that without
+# isolation: whatever pip would fetch to build with has no hash.
+PIP := -m pip install --quiet --quiet --disable-pip-version-check
+LOCKED := $(PIP) --require-hashes --only-binary :all: --requirement
+OURS := $(PIP) --no-deps --no-build-isolation --editable .
 # A test that hangs ends the run, with the stack of every thread.
 PYTEST := $(BIN)/python -m pytest -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
-DEFINITIONS := pyproject.toml constraints.txt
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --only-binary :all: --generate-hashes \
+	--no-annotate --custom-compile-command "make lock" $(UPGRADE)
+# Of the build of PyTorch without CUDA, which its makers keep elsewhere.
+TORCH := 2.13.0
+TORCH_CPU_HASH := 6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 
 # Levels that hold only decisions and small I/O run side by side. The rest own the machine while they
 # run: they start whole clusters, kill them and measure how long the answers take.
@@ -25,7 +33,7 @@ DEPLOYMENTS ?= 1000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow test-pythons wheels-arm64 fuzz fuzz-deployments compare-onnx sim sim-planted longwork check perf-analyzer pytorch docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-tenants bench-demo clean
+.PHONY: help setup demo test test-fast test-slow test-pythons wheels-arm64 fuzz fuzz-deployments compare-onnx sim sim-planted longwork check perf-analyzer pytorch docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-tenants bench-demo clean lock
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -47,8 +55,19 @@ test-slow: $(VENV)/.stamp-dev $(PERF_ANALYZER) $(if $(CI),$(PYTORCH))  ## run th
 test-pythons: $(VENV)/.stamp-dev  ## try other Pythons that are installed here: unit tests, and a cluster that answers
 	sh tests/pythons.sh $(PYTHONS)
 
-wheels-arm64:  ## ask whether everything that is pinned has wheels for arm64
-	sh tests/wheels_arm64.sh
+lock: $(VENV)/.stamp-dev  ## write locks/ and those of the benchmarks' peers anew; UPGRADE=--upgrade takes newer versions
+	$(LOCK) pyproject.toml --extra dev --group build --output-file locks/dev.txt >/dev/null
+	$(LOCK) pyproject.toml --extra demo --group build --constraint locks/dev.txt --output-file locks/demo.txt >/dev/null
+	$(LOCK) pyproject.toml --group pytorch --group build --constraint locks/dev.txt --output-file locks/pytorch.txt >/dev/null
+	sed -i -e '/$(TORCH_CPU_HASH)/d' \
+		-e '/^torch==$(TORCH) /a\    --hash=sha256:$(TORCH_CPU_HASH) \\' locks/pytorch.txt
+	$(LOCK) --group examples --constraint locks/dev.txt --output-file locks/examples.txt >/dev/null
+	for file in locks/perf-analyzer.txt benchmarks/peers/*/requirements.txt; do \
+		$(LOCK) --no-deps --upgrade $$file --output-file $$file >/dev/null || exit 1; done
+
+wheels-arm64: $(VENV)/.stamp-dev  ## ask whether everything that an installation and the demo need has wheels for arm64
+	$(BIN)/uv pip install --quiet --dry-run --require-hashes --only-binary :all: --target build/arm64 \
+		--python-version 3.11 --python-platform aarch64-manylinux_2_28 --requirement locks/demo.txt
 
 fuzz: $(VENV)/.stamp-dev  ## feed COUNT generated inputs (default: a million) to each decoder of bytes from outside
 	$(BIN)/python tests/fuzz/run.py --count $(COUNT)
@@ -81,29 +100,29 @@ pytorch: $(PYTORCH)  ## install PyTorch into build/pytorch, for the test of an e
 docs: $(VENV)/.stamp-dev  ## write the generated pages of docs/reference anew
 	$(BIN)/python -m docs.generate
 
-bench: $(VENV)/.stamp-bench  ## compare with other model servers and with HAProxy: about 12 minutes
+bench: $(VENV)/.stamp-dev  ## compare with other model servers and with HAProxy: about 12 minutes
 	benchmarks/require wrk haproxy
 	$(BIN)/python -m benchmarks.compare
 	$(BIN)/python -m docs.generate
 
-bench-faults: $(VENV)/.stamp-bench  ## break Understudy and other servers in five ways, and count what failed: about 35 minutes
+bench-faults: $(VENV)/.stamp-dev  ## break Understudy and other servers in five ways, and count what failed: about 35 minutes
 	benchmarks/require wrk haproxy
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m docs.generate
 
-bench-plan: $(VENV)/.stamp-bench  ## make plans for up to 1,000 nodes and 10,000 apps, and lose nodes: about 8 minutes
+bench-plan: $(VENV)/.stamp-dev  ## make plans for up to 1,000 nodes and 10,000 apps, and lose nodes: about 8 minutes
 	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m docs.generate
 
-bench-evaluation: $(VENV)/.stamp-bench  ## play failures against plans and simpler schemes, 5 to 1,000 nodes: about 10 minutes
+bench-evaluation: $(VENV)/.stamp-dev  ## play failures against plans and simpler schemes, 5 to 1,000 nodes: about 10 minutes
 	$(BIN)/python -m benchmarks.evaluation
 	$(BIN)/python -m docs.generate
 
-bench-recovery: $(VENV)/.stamp-bench  ## kill every node of clusters with real models of 5 to 338 MB: about 8 minutes
+bench-recovery: $(VENV)/.stamp-dev  ## kill every node of clusters with real models of 5 to 338 MB: about 8 minutes
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m docs.generate
 
-bench-tenants: $(VENV)/.stamp-bench  ## a hostile tenant beside a good one: about 6 minutes
+bench-tenants: $(VENV)/.stamp-dev  ## a hostile tenant beside a good one: about 6 minutes
 	$(BIN)/python -m benchmarks.tenants
 
 bench-demo: demo  ## run the demo and keep its report, from which the README's figures are drawn
@@ -121,19 +140,22 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) \
 		|| { rm -rf $(VENV); echo "no venv module; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
-$(VENV)/.stamp-%: $(DEFINITIONS) | $(BIN)/python
+$(VENV)/.stamp-%: locks/%.txt pyproject.toml | $(BIN)/python
 	@echo "setting up $(VENV) for $* (the first time takes one to two minutes)"
-	@$(PIP) --editable '.[$*]'
+	@$(BIN)/python $(LOCKED) $<
+	@$(BIN)/python $(OURS)
 	@touch $@
 
-$(PERF_ANALYZER): | $(BIN)/python
+$(PERF_ANALYZER): locks/perf-analyzer.txt | $(BIN)/python
 	@echo "fetching perf_analyzer"
-	@$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --upgrade \
-		--target build/perf_analyzer tritonclient==2.41.1 nvidia-cuda-runtime-cu12==12.9.79
+	@$(BIN)/python $(LOCKED) $< --no-deps --upgrade --target build/perf_analyzer
+	@touch $@
 
-$(PYTORCH): | $(BIN)/python
+# Where pip finds a build without CUDA, that is enough; what the lock has for Linux only is CUDA.
+$(PYTORCH): locks/pytorch.txt | $(BIN)/python
 	@echo "installing PyTorch into build/pytorch"
 	@$(PYTHON) -m venv --clear build/pytorch
-	@$(PYTORCH) -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable . torch onnxscript scikit-learn
+	@sed -e 's/^torch==[^ ]*/&+cpu/' -e "s/sys_platform == 'linux'/sys_platform == 'none'/" $< >build/pytorch/cpu.txt
+	@$(PYTORCH) $(LOCKED) build/pytorch/cpu.txt 2>/dev/null || $(PYTORCH) $(LOCKED) $<
+	@$(PYTORCH) $(OURS)
 	@touch $@

@@ -67,6 +67,8 @@ def environment(peer: str) -> Path:
             "install",
             "--quiet",
             "--no-deps",
+            "--require-hashes",
+            "--only-binary=:all:",
         ]
         create: list[str | Path] = [sys.executable, "-m", "venv", folder]
         for command in (create, [*install, "--requirement", requirements]):
@@ -82,7 +84,7 @@ def environment(peer: str) -> Path:
 def version(peer: str, package: str) -> str:
     """Of `package`, as pinned for `peer`."""
     lines = (PEERS / peer / "requirements.txt").read_text().splitlines()
-    return next(line.partition("==")[2] for line in lines if line.startswith(f"{package}=="))
+    return next(line.split()[0].partition("==")[2] for line in lines if line.startswith(f"{package}=="))
 
 
 @contextlib.contextmanager

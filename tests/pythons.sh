@@ -10,8 +10,8 @@ for python in "$@"; do
     folder=build/pythons/$version
     echo "== $python is $version"
     "$python" -m venv "$folder"
-    "$folder/bin/pip" install --quiet --quiet --disable-pip-version-check --constraint constraints.txt \
-        ".[all]" hypothesis ml-dtypes psutil pytest pytest-xdist trustme
+    "$folder/bin/pip" install -qq --disable-pip-version-check --require-hashes --only-binary :all: -r locks/dev.txt
+    "$folder/bin/pip" install -qq --disable-pip-version-check --no-deps --no-build-isolation .
     "$folder/bin/python" -m pytest --quiet --numprocesses 2 -p no:cacheprovider tests/unit
     "$folder/bin/python" -m pytest --quiet -p no:cacheprovider tests/integration/test_agent_faults.py \
         tests/integration/test_ends_and_claims.py

@@ -59,7 +59,8 @@ class Workplace:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._packages = folder / "packages"
-        self._environment = {**os.environ, "PIP_CONSTRAINT": str(ROOT / "constraints.txt")}
+        self._wheels = folder / "wheels"
+        self._environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self._wheels)}
         http, control = free_ports(2)
         self.http = f"http://127.0.0.1:{http}"
         self._control = f"http://127.0.0.1:{control}"
@@ -67,13 +68,20 @@ class Workplace:
         file = folder / "CLUSTER.toml"
         file.write_text(file.read_text().replace(":8080", f":{http}").replace(":8090", f":{control}"))
 
+    def fetch_wheels(self) -> None:
+        """Those that pip may have from here on."""
+        lock = ["--require-hashes", "--only-binary=:all:", f"--requirement={ROOT / 'locks' / 'examples.txt'}"]
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(self._wheels), *lock]
+        done = self._ran(pip, PIP_TIMEOUT_S, PIP_NO_INDEX="0")
+        if done.returncode:
+            pytest.skip(f"pip can't have the packages of the examples: {done.stderr[-500:]}")
+
     def install(self, *examples: str) -> None:
         """What is needed to train them, beside what the tests have."""
         files = [f"--requirement={self.folder / example / 'requirements.txt'}" for example in examples]
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(self._packages), *files]
         done = self._ran(pip, PIP_TIMEOUT_S)
-        if done.returncode:
-            pytest.skip(f"pip can't have the packages of {', '.join(examples)}: {done.stderr[-500:]}")
+        assert done.returncode == 0, done.stderr
 
     def python(self, *arguments: str, executable: str = sys.executable) -> str:
         """What a script prints that has the packages of the examples."""
@@ -127,6 +135,7 @@ class Workplace:
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workplace]:
     place = Workplace(tmp_path_factory.mktemp("bring-your-own"))
+    place.fetch_wheels()
     with running(place.folder / "CLUSTER.toml"):
         yield place
 
