@@ -33,7 +33,7 @@ DEPLOYMENTS ?= 1000
 SOURCES := $(wildcard src tests benchmarks docs examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow test-pythons wheels-arm64 fuzz fuzz-deployments compare-onnx sim sim-planted longwork check perf-analyzer pytorch docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-tenants bench-demo clean lock
+.PHONY: help setup demo test test-fast test-slow test-pythons wheels-arm64 fuzz fuzz-deployments compare-onnx sim sim-planted longwork check perf-analyzer pytorch docs bench bench-faults bench-plan bench-evaluation bench-recovery bench-tenants bench-demo clean lock test-lowest
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -55,12 +55,21 @@ test-slow: $(VENV)/.stamp-dev $(PERF_ANALYZER) $(if $(CI),$(PYTORCH))  ## run th
 test-pythons: $(VENV)/.stamp-dev  ## try other Pythons that are installed here: unit tests, and a cluster that answers
 	sh tests/pythons.sh $(PYTHONS)
 
+test-lowest: locks/lowest.txt | $(BIN)/python  ## try the oldest libraries that pyproject.toml allows: unit tests, and a cluster that answers
+	$(PYTHON) -m venv --clear build/lowest
+	build/lowest/bin/python $(LOCKED) $<
+	build/lowest/bin/python $(OURS)
+	build/lowest/bin/python -m pytest --quiet --numprocesses 2 -p no:cacheprovider tests/unit --ignore tests/unit/test_inference_messages.py
+	build/lowest/bin/python -m pytest --quiet -p no:cacheprovider tests/integration/test_agent_faults.py tests/integration/test_gateway_grpc.py
+
 lock: $(VENV)/.stamp-dev  ## write locks/ and those of the benchmarks' peers anew; UPGRADE=--upgrade takes newer versions
-	$(LOCK) pyproject.toml --extra dev --group build --output-file locks/dev.txt >/dev/null
+	$(LOCK) pyproject.toml --extra demo --group dev --output-file locks/dev.txt >/dev/null
 	$(LOCK) pyproject.toml --extra demo --group build --constraint locks/dev.txt --output-file locks/demo.txt >/dev/null
-	$(LOCK) pyproject.toml --group pytorch --group build --constraint locks/dev.txt --output-file locks/pytorch.txt >/dev/null
+	$(LOCK) pyproject.toml --group pytorch --constraint locks/dev.txt --output-file locks/pytorch.txt >/dev/null
 	sed -i -e '/$(TORCH_CPU_HASH)/d' \
 		-e '/^torch==$(TORCH) /a\    --hash=sha256:$(TORCH_CPU_HASH) \\' locks/pytorch.txt
+	$(LOCK) pyproject.toml --extra all --group build --group tests --resolution lowest-direct \
+		--output-file locks/lowest.txt >/dev/null
 	$(LOCK) --group examples --constraint locks/dev.txt --output-file locks/examples.txt >/dev/null
 	for file in locks/perf-analyzer.txt benchmarks/peers/*/requirements.txt; do \
 		$(LOCK) --no-deps --upgrade $$file --output-file $$file >/dev/null || exit 1; done

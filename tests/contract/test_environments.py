@@ -193,7 +193,7 @@ def test_what_is_no_wheel_is_named(node: Node, content: bytes) -> None:
 def test_a_package_too_old_for_us_is_named_with_what_is_needed(node: Node) -> None:
     write_wheel(node.folder / "wheels", "msgspec", "0.2")
     with refused(node, node.packed()) as (message, _):
-        assert "msgspec is 0.2 here, and Understudy needs 0.19 or newer" in message
+        assert "msgspec is 0.2 here, and Understudy needs 0.21.1 or newer" in message
 
 
 def test_a_package_that_ends_the_interpreter_is_the_environments_failure(node: Node) -> None:

@@ -22,6 +22,7 @@ from understudy.cli import deploy
 from understudy.cli.output import Output
 from understudy.cli.packing import Package, pack
 from understudy.cli.problems import KnownProblems
+from understudy.cli.roles import check_libraries
 from understudy.core.lifecycle import DeploymentPhase
 from understudy.core.views import from_controller
 from understudy.local.supervisor import Cluster
@@ -43,6 +44,7 @@ def run_up(config_path: Path, output: Output, *, restart: bool) -> bool:
     have_init()
     be_patient()
     cluster = Cluster(config_path)
+    check_libraries(cluster.config, "controller", "gateway", "agent")
     problems = KnownProblems(output)
     with ungrouped(UnderstudyError), ungrouped(OSError):
         asyncio.run(_run(cluster, output, problems, restart=restart))
