@@ -25,7 +25,7 @@ UNITLESS = {
     "attempts_max", "poison_kills", "deaths_max", "consecutive_failures", "calls_min", "heartbeats_missed",
     "readmit_heartbeats", "events_max", "threads", "processes", "blank_workers", "probe_failures_restart",
     "crash_loop_count", "file_count", "versions_max", "replicas",
-    "calls_max", "streams_max", "stream_pipeline_max", "tokens_max",
+    "calls_max", "streams_max", "watches_max", "stream_pipeline_max", "tokens_max",
     "manifests_max", "removals_max",
     "uploads_max", "events_pending_max", "deployments_max", "profile_attempts_max",
     "tasks_max",

@@ -14,9 +14,9 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 
@@ -24,8 +24,9 @@ from understudy.core.gateway.rotation import App, Request, Source
 from understudy.gateway import grpc_answers as answers
 from understudy.gateway.api import Api
 from understudy.gateway.auth import Identity, headers_of, may_be_answered_by
-from understudy.gateway.grpc_health import HEALTH, HealthService, enable_reflection
+from understudy.gateway.grpc_health import HEALTH, REFLECTION, HealthService, Reflection, path_of
 from understudy.gateway.grpc_methods import PlainMethods
+from understudy.gateway.grpc_reading import Reading
 from understudy.gateway.tls import Certificate, ServerContext
 from understudy.invariants import InvariantBroken
 from understudy.settings.gateway import GatewayTuning
@@ -43,6 +44,8 @@ DEADLINE_MARGIN_FRACTION = 0.1  # at most
 SETTLE_S = 0.5  # for every process of a gateway to take no new connections
 ANSWER_BYTES_COUNTED = 16 * 1024  # of one answer; smaller ones aren't worth it
 AGE_JITTER = 1.1  # by which the library lets a connection outlive its age
+
+Answer = TypeVar("Answer", bytes, None)
 
 
 class Caller:
@@ -120,21 +123,25 @@ class GrpcServer:
         self._server = grpc.aio.server(
             options=_options(settings, api.connections.limit), maximum_concurrent_rpcs=settings.grpc.calls_max
         )
-        handlers: dict[str, Any] = {
-            "ModelInfer": grpc.unary_unary_rpc_method_handler(self._model_infer),
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(self._model_stream_infer),
-        }
-        for method, (answer, path) in PlainMethods(api).table().items():
-            handlers[method] = grpc.unary_unary_rpc_method_handler(
-                self._plain(answer, path),
-                request_deserializer=inference.message(f"{method}Request").FromString,
-                response_serializer=inference.message(f"{method}Response").SerializeToString,
-            )
+        self._reading = Reading(settings)
         self._listeners: list[socket.socket] = []
-        service = grpc.method_handlers_generic_handler(inference.SERVICE, handlers)
-        health = grpc.method_handlers_generic_handler(HEALTH, HealthService(api, self._plain).handlers)
-        self._server.add_generic_rpc_handlers((service, health))
-        enable_reflection(self._server)
+        self._server.add_generic_rpc_handlers(self._services())
+
+    def _services(self) -> Iterator[Any]:
+        unary, stream = grpc.stream_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+        methods = {
+            "ModelInfer": unary(self._model_infer),
+            "ModelStreamInfer": stream(self._model_stream_infer),
+        }
+        for method, (answer, path) in PlainMethods(self._api).table().items():
+            methods[method] = unary(self._plain(answer, path, inference.message(f"{method}Request")))
+        yield grpc.method_handlers_generic_handler(inference.SERVICE, methods)
+        health = HealthService(self._api, self._reading)
+        check = self._plain(health.check, path_of, health.asked)
+        methods = {"Check": unary(check), "Watch": stream(self._refusing(health.watch))}
+        yield grpc.method_handlers_generic_handler(HEALTH, methods)
+        methods = {"ServerReflectionInfo": stream(self._refusing(Reflection(self._reading).answer))}
+        yield grpc.method_handlers_generic_handler(REFLECTION, methods)
 
     async def start(self, address: str, tls: ServerContext | None = None) -> int:
         """Listen on "host:port"; returns the port, which is chosen for 0. Raises `ConfigError`."""
@@ -166,9 +173,9 @@ class GrpcServer:
 
     # inference
 
-    async def _model_infer(self, message: bytes, context: Any) -> bytes:
+    async def _model_infer(self, _requests: Any, context: Any) -> bytes:
         try:
-            request = self._submit(message, context)
+            request = self._submit(await self._reading.message(context), context)
             try:
                 answer, metadata = await request.ended
             finally:
@@ -283,16 +290,27 @@ class GrpcServer:
     # everything else
 
     def _plain(
-        self, answer: Callable[[Any], Any], path: Callable[[Any], str]
-    ) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def handle(message: Any, context: Any) -> Any:
+        self, answer: Callable[[Any], Any], path: Callable[[Any], str], kind: Any
+    ) -> Callable[[Any, Any], Awaitable[bytes]]:
+        async def serve(context: Any) -> bytes:
+            message = await self._reading.small(context, kind)
             try:
                 if self._api.authenticator is not None:
                     headers = headers_of(context.invocation_metadata())
                     self._api.authenticator.check_path(headers, path(message), Caller(context))
-                return answer(message)
+                answered: bytes = answer(message).SerializeToString()
             except UnderstudyError as error:
                 self._api.note_refusal(error, b"gRPC", path(message).encode(), Caller(context).address)
+                raise
+            return answered
+
+        return self._refusing(serve)
+
+    def _refusing(self, serve: Callable[[Any], Awaitable[Answer]]) -> Callable[[Any, Any], Awaitable[Answer]]:
+        async def handle(_requests: Any, context: Any) -> Answer:
+            try:
+                return await serve(context)
+            except UnderstudyError as error:
                 await self._abort(context, error)
 
         return handle
@@ -360,6 +378,7 @@ def _options(settings: GatewayTuning, connections_max: int) -> list[tuple[str, i
         ("grpc.max_receive_message_length", settings.http.body_bytes_max),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", limits.metadata_bytes_max),
+        ("grpc.absolute_max_metadata_size", limits.metadata_bytes_max),  # else some above it get through
         ("grpc.max_concurrent_streams", limits.streams_max),
         ("grpc.max_connection_idle_ms", int(limits.idle_timeout_s * 1000)),
         ("grpc.keepalive_time_ms", int(limits.ping_interval_s * 1000)),

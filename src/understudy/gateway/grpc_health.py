@@ -6,18 +6,18 @@ Health of "" and of the inference service is the gateway's readiness; that of an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import grpc
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from understudy.gateway.api import Api
+from understudy.gateway.grpc_reading import Reading
 from understudy.wire import inference
 from understudy.wire.errors import Code, UnderstudyError
 
 HEALTH = "grpc.health.v1.Health"
+REFLECTION = reflection.SERVICE_NAME
 WHOLE = ("", inference.SERVICE)
 WATCH_S = 0.5  # between two looks for those who watch
 
@@ -29,39 +29,30 @@ _SERVING, _NOT_SERVING, _UNKNOWN = (
 
 
 class HealthService:
-    """`guarded` makes a handler of what answers a request and of what its permission is looked up by."""
+    asked = health_pb2.HealthCheckRequest
 
-    def __init__(self, api: Api, guarded: Callable[..., Any]) -> None:
+    def __init__(self, api: Api, reading: Reading) -> None:
         self._api = api
-        self.handlers = {
-            "Check": grpc.unary_unary_rpc_method_handler(
-                guarded(self._check, path_of),
-                request_deserializer=health_pb2.HealthCheckRequest.FromString,
-                response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
-            ),
-            "Watch": grpc.unary_stream_rpc_method_handler(
-                self._watch,
-                request_deserializer=health_pb2.HealthCheckRequest.FromString,
-                response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
-            ),
-        }
+        self._reading = reading
 
-    def _check(self, asked: Any) -> Any:
+    def check(self, asked: Any) -> Any:
         status = self._status(asked.service)
         if status == _UNKNOWN:
             raise UnderstudyError(Code.NOT_FOUND, f"no service or model {asked.service!r}")
         return health_pb2.HealthCheckResponse(status=status)
 
-    async def _watch(self, asked: Any, context: Any) -> AsyncIterator[Any]:
+    async def watch(self, context: Any) -> None:
         """The status now and whenever it changes; of the whole only, where callers must say who they are."""
-        told = None
-        while True:
-            known = asked.service in WHOLE or self._api.authenticator is None
-            status = self._status(asked.service) if known else _UNKNOWN
-            if status != told:
-                told = status
-                yield health_pb2.HealthCheckResponse(status=status)
-            await asyncio.sleep(WATCH_S)
+        with self._reading.watch():
+            asked = await self._reading.small(context, self.asked)
+            told = None
+            while True:
+                known = asked.service in WHOLE or self._api.authenticator is None
+                status = self._status(asked.service) if known else _UNKNOWN
+                if status != told:
+                    told = status
+                    await context.write(health_pb2.HealthCheckResponse(status=status).SerializeToString())
+                await asyncio.sleep(WATCH_S)
 
     def _status(self, service: str) -> int:
         if service in WHOLE:
@@ -78,8 +69,18 @@ def path_of(asked: Any) -> str:
     return "/v2/health/ready" if asked.service in WHOLE else f"/v2/models/{asked.service}/ready"
 
 
-def enable_reflection(server: Any) -> None:
-    for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
-        inference.POOL.AddSerializedFile(file.serialized_pb)
-    services = (inference.SERVICE, HEALTH, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(services, server, inference.POOL)
+class Reflection:
+    """A stream of questions, each of which comes soon after the one before."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+        for file in (health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+            inference.POOL.AddSerializedFile(file.serialized_pb)
+        services = (inference.SERVICE, HEALTH, REFLECTION)
+        self._servicer = reflection.aio.ReflectionServicer(services, pool=inference.POOL)
+
+    async def answer(self, context: Any) -> None:
+        with self._reading.watch():
+            questions = self._reading.every_small(context, reflection_pb2.ServerReflectionRequest)
+            async for response in self._servicer.ServerReflectionInfo(questions, context):
+                await context.write(response.SerializeToString())

@@ -9,7 +9,7 @@ from msgspec import Meta
 from understudy.settings import Count, Fraction, Name, NonNegative, Positive, Settings
 from understudy.settings.security import TlsSettings
 
-OTHER_BODY_BYTES_MAX = 64 * 1024  # over HTTP, of what isn't inference
+OTHER_BODY_BYTES_MAX = 64 * 1024  # of what isn't inference
 
 
 class HttpLimits(Settings, frozen=True):
@@ -41,6 +41,7 @@ class GrpcLimits(Settings, frozen=True):
 
     calls_max: Count = 4096  # at once, over all connections; a stream is one
     streams_max: Count = 1024  # calls at once on one connection
+    watches_max: Count = 512  # of health and reflection, streams at once over all connections
     stream_pipeline_max: Count = 16  # requests of one ModelStreamInfer that are in flight together
     metadata_bytes_max: Count = 16_384
     idle_timeout_s: Positive = 300.0  # a connection without a call
