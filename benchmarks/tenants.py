@@ -243,10 +243,13 @@ def memory_mb(cluster: int) -> dict[str, float]:
     return found
 
 
-def attack(gateway: int, command: list[str], folder: Path, seed: int, stop: Any, told: Any) -> None:
+def attack(
+    gateway: int, command: list[str], folder: Path, seed: int, ready: Any, stop: Any, told: Any
+) -> None:
     """In a process of its own, and politely: real attackers have machines of their own."""
     os.nice(10)
     hostile = Hostile(gateway, command, folder, seed)
+    ready.wait()
     hostile.run(stop)
     told.put(hostile.done)
 
@@ -268,13 +271,14 @@ def main(seconds: float, seed: int) -> int:
         calm = Good(gateway, body, payload.headers)
         calm.run(CALM_S)
         before = memory_mb(process.pid)
-        stop, told = context.Event(), context.SimpleQueue()
+        ready, stop, told = context.Barrier(ATTACKERS + 1), context.Event(), context.SimpleQueue()
         attackers = [
-            context.Process(target=attack, args=(gateway, command, folder, seed + number, stop, told))
+            context.Process(target=attack, args=(gateway, command, folder, seed + number, ready, stop, told))
             for number in range(ATTACKERS)
         ]
         for attacker in attackers:
             attacker.start()
+        ready.wait()
         disturbed = Good(gateway, body, payload.headers)
         disturbed.run(seconds)
         stop.set()
