@@ -81,6 +81,11 @@ async def callers_are_told_apart(channel: Any, token: str) -> None:
         assert await status_of(channel, method, body, metadata) is status, (method, metadata, status)
 
 
+async def a_strangers_body_is_not_waited_for(channel: Any) -> None:
+    call = channel.stream_unary(METHOD)(timeout=5)
+    assert await call.code() is Status.UNAUTHENTICATED
+
+
 async def a_stream_checks_each_request(channel: Any, token: str) -> None:
     stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(metadata=with_bearer(token), timeout=5)
     errors = []
@@ -163,6 +168,7 @@ def test_grpc_behind_tls_and_keys(tmp_path: Path) -> None:
             address = grpc_address(harness)
             async with channel_to(address, authority) as channel:
                 await callers_are_told_apart(channel, token)
+                await a_strangers_body_is_not_waited_for(channel)
                 await a_stream_checks_each_request(channel, token)
             await a_rate_is_the_keys_own(address, authority)
             await tritons_client_says_who_it_is(address, tmp_path / "ca.pem")

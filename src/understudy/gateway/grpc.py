@@ -175,6 +175,7 @@ class GrpcServer:
 
     async def _model_infer(self, _requests: Any, context: Any) -> bytes:
         try:
+            self._meet(context)
             request = self._submit(await self._reading.message(context), context)
             try:
                 answer, metadata = await request.ended
@@ -228,6 +229,16 @@ class GrpcServer:
         finally:
             for request in unfinished:
                 self._finish(request)
+
+    def _meet(self, context: Any) -> None:
+        """Take no body from a stranger. Raises as `Authenticator.identify`."""
+        if self._api.authenticator is not None:
+            peer = Caller(context)
+            try:
+                self._api.authenticator.identify(headers_of(context.invocation_metadata()), peer)
+            except UnderstudyError as error:
+                self._api.note_refusal(error, b"gRPC ModelInfer", b"", peer.address)
+                raise
 
     def _submit(self, message: bytes, context: Any) -> GrpcRequest:
         """Hand a request to the dispatcher. `_finish` must be called when nobody waits for it any more."""
