@@ -78,3 +78,11 @@ def test_of_a_link_the_link_is_removed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("others")
     remove_tree(tmp_path / "link")
     assert os.listdir(tmp_path) == ["others"]
+
+
+def test_without_programs_it_is_removed_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no more processes may be made, say: the agent must not end by it."""
+    (tmp_path / "tree" / "below").mkdir(parents=True)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    remove_tree(tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()

@@ -167,8 +167,12 @@ def values(info: msgspec.inspect.Type) -> st.SearchStrategy[Any]:
             return st.booleans()
         case msgspec.inspect.IntType():
             return st.integers(-(2**63), 2**64 - 1)
-        case msgspec.inspect.FloatType():
+        case msgspec.inspect.FloatType(gt=None, ge=None, le=None):
             return numbers
+        case msgspec.inspect.FloatType(gt=above, ge=least, le=most):
+            return st.floats(
+                above if least is None else least, most, exclude_min=least is None, allow_nan=False
+            )
         case msgspec.inspect.StrType():
             return st.text(max_size=12)
         case msgspec.inspect.BytesType():

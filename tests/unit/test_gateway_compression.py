@@ -120,7 +120,7 @@ def test_large_bodies_are_made_plain_beside_the_loop(monkeypatch: pytest.MonkeyP
 
     async def test() -> None:
         monkeypatch.setattr(compression, "_step", watched)
-        decompressor, ends = Decompressor(100 * SIZE), Ends(2)
+        decompressor, ends = Decompressor(100 * SIZE, 8), Ends(2)
         for name, size in (("small", 1000), ("large", 100 * SIZE)):
             decompressor.start(b"gzip", gzip.compress(bytes(size)), wish(), ends.wait_for(name))
         await ends.all()
@@ -135,13 +135,26 @@ def test_senders_take_turns() -> None:
     """Who sends a small body doesn't wait for somebody's many large ones, nor for his first."""
 
     async def test() -> None:
-        decompressor, ends = Decompressor(100 * SIZE), Ends(5)
+        decompressor, ends = Decompressor(100 * SIZE, 8), Ends(5)
         large, small = gzip.compress(bytes(100 * SIZE)), gzip.compress(bytes(SIZE))
         for number in range(4):
             decompressor.start(b"gzip", large, wish("much"), ends.wait_for(f"much {number}"))
         decompressor.start(b"gzip", small, wish("little"), ends.wait_for("little"))
         await ends.all()
         assert ends.order == ["little", "much 0", "much 1", "much 2", "much 3"]
+
+    asyncio.run(test())
+
+
+def test_only_so_many_are_begun_at_once() -> None:
+    """What is half made plain holds memory that is counted nowhere."""
+
+    async def test() -> None:
+        decompressor, ends = Decompressor(100 * SIZE, 1), Ends(2)
+        decompressor.start(b"gzip", gzip.compress(bytes(100 * SIZE)), wish("first"), ends.wait_for("first"))
+        decompressor.start(b"gzip", gzip.compress(bytes(SIZE)), wish("second"), ends.wait_for("second"))
+        await ends.all()
+        assert ends.order == ["first", "second"]
 
     asyncio.run(test())
 
@@ -154,7 +167,7 @@ def test_only_so_many_large_bodies_wait(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(compression, "_step", lambda job: step(job) if held.wait(10) else None)
 
     async def test() -> None:
-        decompressor, ends = Decompressor(SIZE), Ends(7)
+        decompressor, ends = Decompressor(SIZE, 8), Ends(7)
         body = gzip.compress(bytes(SIZE))
         for name in ("a1", "a2", "a3", "a4", "b1", "b2"):
             decompressor.start(b"gzip", body, wish(name[0]), ends.wait_for(name))
@@ -174,7 +187,7 @@ def test_nothing_is_made_plain_for_nobody() -> None:
     """Whose client is gone, or has waited in vain: not a piece of it."""
 
     async def test() -> None:
-        decompressor, ends = Decompressor(SIZE), Ends(2)
+        decompressor, ends = Decompressor(SIZE, 8), Ends(2)
         body = gzip.compress(bytes(SIZE))
         decompressor.start(b"gzip", body, wish(due=monotonic()), ends.wait_for("late"))
         decompressor.start(b"gzip", body, wish(gone=lambda: True), ends.wait_for("gone"))

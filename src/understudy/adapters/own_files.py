@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -42,10 +43,15 @@ def remove_tree(path: Path) -> None:
         return
     except OSError:
         remove = ["rm", "-rf", "--", str(path)]
-        _run_quietly(remove)
-        if os.path.lexists(path):  # we aren't root, and directories in it have no rights for us
-            _run_quietly(["chmod", "-R", "u+rwx", "--", str(path)])
+        try:
             _run_quietly(remove)
+        except OSError:  # no process can be made, or there is no rm
+            shutil.rmtree(path, ignore_errors=True)
+            return
+        if os.path.lexists(path):  # we aren't root, and directories in it have no rights for us
+            with contextlib.suppress(OSError):
+                _run_quietly(["chmod", "-R", "u+rwx", "--", str(path)])
+                _run_quietly(remove)
 
 
 def _run_quietly(command: list[str]) -> None:

@@ -10,6 +10,7 @@ import struct
 import sys
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from understudy.wire.errors import ConfigError
 
@@ -63,18 +64,33 @@ def stranger_behind(link: socket.socket) -> int | None:
     None too where it can't be known. The listener is looked at beside who took the connection, which until
     then is nobody's.
     """
-    own, peer = link.getsockname()[:2], link.getpeername()[:2]
-    if not ip_address(peer[0]).is_loopback:
+    own, peer = _plain(link.getsockname()), _plain(link.getpeername())
+    address = ip_address(peer[0])
+    if not address.is_loopback:
         return None
-    places = (peer, ("0.0.0.0", peer[1]), ("::", peer[1]))
+    any_of_family = "0.0.0.0" if address.version == 4 else "::"
+    # Whom the kernel asks first comes first; who has the connection is asked before all.
+    listeners: dict[str, list[int]] = {peer[0]: [], any_of_family: [], "::": []}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):
             for line in Path(table).read_text().splitlines()[1:]:
-                _, here, there, state, _, _, _, user, *_ = line.split()
-                other = int(user) not in (0, os.geteuid()) and _endpoint(here) in places
-                if other and (state == _LISTENS or _endpoint(there) == own):
-                    return int(user)
-    return None
+                _, here, there, state, _, _, _, user, _, inode, *_ = line.split()
+                host, port = _endpoint(here)
+                if (host, port) == peer and _endpoint(there) == own and inode != "0":
+                    return _stranger([int(user)])
+                if state == _LISTENS and port == peer[1] and host in listeners:
+                    listeners[host].append(int(user))
+    return _stranger(next(filter(None, listeners.values()), []))
+
+
+def _stranger(users: list[int]) -> int | None:
+    return next((user for user in users if user not in (0, os.geteuid())), None)
+
+
+def _plain(address: Any) -> tuple[str, int]:
+    """Address and port; an IPv4 address in IPv6's form as what it is."""
+    host = ip_address(address[0].partition("%")[0])
+    return str(getattr(host, "ipv4_mapped", None) or host), address[1]
 
 
 def _endpoint(text: str) -> tuple[str, int]:

@@ -192,6 +192,7 @@ class SqliteStore:
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
+        self._counts = Counter()  # another file may be there next time
         if connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()

@@ -55,7 +55,7 @@ def main() -> None:
             restrict(entrance.walls)
         os.execv(command[0], command)
     except OSError as error:
-        sys.exit(f"{command[0]} can't be run behind walls: {error}")
+        sys.exit(f"{command[0]} can't be run in its groups and behind walls: {error}")
 
 
 def _keep() -> None:

@@ -71,11 +71,11 @@ class Groups:
         for path in map(Path, paths):
             with contextlib.suppress(OSError):
                 path.mkdir(exist_ok=True)
+                made.append(str(path))  # whatever can't be set in it, it ends as a whole
                 _write_if_there(path / "pids.max", str(self._tasks_max))
                 _write_if_there(path / _FILES[self._version]["cpu"], _WEIGHTS[self._version])
                 if memory_mb is not None and self._of_memory((str(path),)):
                     self._limit_memory(path, memory_mb)
-                made.append(str(path))
         return tuple(made)
 
     def admit(self, paths: Paths, pid: int) -> None:

@@ -19,7 +19,7 @@ class Record(msgspec.Struct, frozen=True):
     pid: int
     start_ticks: int
     socket: str
-    cgroup: str  # that bounds its memory, where each controller has groups of its own
+    cgroup: str  # the first of its groups: that of memory, if there is one
     environment: str = ""  # key of the pool that it was forked for
     tcp_address: str = ""
     cgroups_more: tuple[str, ...] = ()

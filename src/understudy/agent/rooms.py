@@ -33,7 +33,7 @@ class Rooms:
         self.tier = walls.tier
         # Root gives each worker a user number that nobody has.
         self.for_other_users = walls.tier is Tier.NAMESPACES and os.geteuid() == 0
-        self._environment_tier = environment_tier
+        self.environment_tier = environment_tier
         self._folders = state_dir / "replicas"
         self._scratch = state_dir / "scratch"
         self._root = state_dir / "root"
@@ -43,7 +43,7 @@ class Rooms:
     def walls(self, worker: str, pool: str = OWN) -> Walls:
         """For a worker that is to be forked; its directories are made. Raises OSError."""
         environment, network = environment_of(pool)
-        tier = self.tier if environment == OWN else self._environment_tier
+        tier = self.tier if environment == OWN else self.environment_tier
         place = self._places[worker] = place_of(pool)
         self._root.mkdir(parents=True, exist_ok=True)
         return self._made(f"{place}/{worker}", tier, network=network)
@@ -51,7 +51,7 @@ class Rooms:
     def zygote_walls(self, pool: str, readable: Collection[str]) -> Walls:
         """For the zygote of an environment, or what tries or makes one: it may read its packages too."""
         _, network = environment_of(pool)
-        walls = self._made(place_of(pool), self._environment_tier, network=network)
+        walls = self._made(place_of(pool), self.environment_tier, network=network)
         return msgspec.structs.replace(walls, readable=(*walls.readable, *readable))
 
     def _made(self, place: str, tier: Tier, *, network: bool) -> Walls:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 
+from understudy.adapters.sandbox.walls import Tier
 from understudy.agent.entering import command_behind
 from understudy.agent.environments import Environments
 from understudy.agent.limits import Groups, Paths
@@ -98,8 +99,10 @@ class Spawners:
         return command
 
     def _group_of(self, key: str) -> Paths:
-        """Our own runs nobody else's code."""
-        return self._groups.of(f"zygote-{place_of(key)}") if key != OWN else ()
+        """None for our own, which runs nobody else's code; nor where it would hold processes 1 of workers."""
+        if key == OWN or self._rooms.environment_tier is Tier.NAMESPACES:
+            return ()
+        return self._groups.of(f"zygote-{place_of(key)}")
 
 
 def _zygote_of(pool: str) -> str:

@@ -111,7 +111,7 @@ class Zygote:
         deadline_s = time.monotonic() + END_TIMEOUT_S
         self._selector.unregister(self._control)
         self._asked = False
-        while self._serve_once(0) or ((self._ending or self._births) and time.monotonic() < deadline_s):
+        while (self._serve_once(0) or self._ending or self._births) and time.monotonic() < deadline_s:
             self._serve_once(POLL_S)
 
     def _serve_once(self, timeout_s: float | None) -> bool:

@@ -44,7 +44,7 @@ class HeldCall(Protocol):
     """A request over gRPC, for which `held_bytes` are held."""
 
     app: App
-    client: str
+    address: str
     held_bytes: int
 
 
@@ -70,7 +70,8 @@ class Api:
         self.shares = ByteShares(limits.body_bytes_total_max, limits.body_bytes_max, self._holdings)
         self.known_heads: dict[bytes, Head] = {}
         self._infer: dict[bytes, App] = {}
-        self._decompressor = Decompressor(settings.http.body_bytes_max)
+        begun_max = max(limits.body_bytes_total_max // limits.body_bytes_max, 1)
+        self._decompressor = Decompressor(limits.body_bytes_max, begun_max)
         self._pages = Pages(self)
         self._infer_pattern = re.compile(MODEL + "/infer")
 
@@ -87,7 +88,7 @@ class Api:
         for connection in self.connections:
             yield from connection.holdings()
         for call in self.calls:
-            yield Holding(call.client, call.app.spec.app, call.held_bytes)
+            yield Holding(call.address, call.app.spec.app, call.held_bytes)
 
     # requests
 
@@ -173,8 +174,9 @@ class Api:
         if isinstance(plain, UnderstudyError):
             exchange.fail(plain, plain.context.pop("status", None))
             return
-        self.bytes_held += len(plain)
-        exchange.held_bytes += len(plain)
+        more = len(plain) - len(request.body)
+        self.bytes_held += more
+        exchange.held_bytes += more
         error = self.over_share(exchange.connection.address, request.app.spec.app)
         if error is not None:
             exchange.fail(error)

@@ -12,6 +12,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Generator, Hashable
+from itertools import islice
 from time import monotonic
 from typing import NamedTuple, TypeAlias
 
@@ -52,10 +53,13 @@ class _Job(NamedTuple):
 class Decompressor:
     """Makes bodies plain: small ones at once, large ones in a thread of its own, which is shared fairly."""
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, begun_max: int) -> None:
+        """`begun_max`: as many may be half made plain at once; each holds memory."""
         self._bytes_max = bytes_max
+        self._begun_max = begun_max
+        self._turn = 0
         self._changed = threading.Condition()
-        self._jobs: dict[Hashable, deque[_Job]] = {}  # by sender; whose turn it is comes first
+        self._jobs: dict[Hashable, deque[_Job]] = {}  # by sender; the first `begun_max` take turns
         self._thread: threading.Thread | None = None
 
     def start(self, encoding: bytes, body: Buffer, wish: Wish, done: Done) -> None:
@@ -66,6 +70,9 @@ class Decompressor:
             if error.code is not Code.TOO_LARGE or self._bytes_max <= INLINE_BYTES_MAX:
                 done(error)
                 return
+        except MemoryError as error:
+            done(_no_memory(error))
+            return
         else:
             done(plain)
             return
@@ -96,21 +103,23 @@ class Decompressor:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs)
-                sender, queue = next(iter(self._jobs.items()))
+                begun = list(islice(self._jobs.items(), self._begun_max))
+                self._turn += 1
+                sender, queue = begun[self._turn % len(begun)]
                 job = queue[0]
             end = _step(job)
-            with self._changed:
-                del self._jobs[sender]
-                if end is not None:
+            if end is not None:
+                with self._changed:
                     queue.popleft()
-                if queue:
-                    self._jobs[sender] = queue  # behind the others
+                    del self._jobs[sender]
+                    if queue:
+                        self._jobs[sender] = queue  # behind the others
             if end is not None:
                 try:
                     loop.call_soon_threadsafe(job.done, end)
                 except RuntimeError:  # the process is ending
                     return
-            del job, queue, end  # or a body would be kept until the next one comes
+            del begun, job, queue, end  # or a body would be kept until the next one comes
 
 
 def _step(job: _Job) -> Buffer | UnderstudyError | None:
@@ -125,10 +134,14 @@ def _step(job: _Job) -> Buffer | UnderstudyError | None:
     except UnderstudyError as error:
         return error
     except MemoryError as error:
-        return UnderstudyError(Code.SHED, "no memory for the body", reason=str(error))
+        return _no_memory(error)
     except Exception as error:
         return UnderstudyError(Code.INTERNAL, f"the body can't be decompressed: {error!r}")
     return None
+
+
+def _no_memory(error: MemoryError) -> UnderstudyError:
+    return UnderstudyError(Code.SHED, "no memory for the body", reason=str(error))
 
 
 def decompress(encoding: bytes, body: Buffer, bytes_max: int) -> Buffer:

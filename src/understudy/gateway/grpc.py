@@ -64,12 +64,13 @@ class Caller:
 class GrpcRequest(Request):
     """A request whose end is awaited by its call."""
 
-    __slots__ = ("ended", "held_bytes", "id_bytes", "identity")
+    __slots__ = ("address", "ended", "held_bytes", "id_bytes", "identity")
 
     flags = ENCODING_PROTOBUF
     ended: asyncio.Future[tuple[bytes, answers.Metadata]]  # set by whoever made it
     id_bytes: bytes
     identity: Identity | None
+    address: str  # of who asks
     held_bytes: int  # of its body, and then of its answer
 
     @property
@@ -258,7 +259,8 @@ class GrpcServer:
         request.ended = self._loop.create_future()
         request.id_bytes = head.id
         request.identity = identity
-        request.client = peer.address if identity is None else identity.client
+        request.address = peer.address
+        request.client = request.address if identity is None else identity.client
         self._hold(request, len(message))
         try:
             self._gateway.dispatcher.submit(request, now)
@@ -281,7 +283,7 @@ class GrpcServer:
         request.held_bytes = size
         api.bytes_held += size
         api.calls.add(request)
-        refusal = api.over_share(request.client, request.app.spec.app)
+        refusal = api.over_share(request.address, request.app.spec.app)
         if refusal is not None:
             self._let_go(request)
             raise refusal

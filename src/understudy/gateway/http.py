@@ -491,7 +491,7 @@ class HttpConnection(asyncio.Protocol):
     def _hold(self, more: int) -> None:
         """Answers that its client doesn't read yet. One that may not have them held is let go."""
         self.api.bytes_held += more
-        if self.api.bytes_held > self.api.shares.crowded and self.api.over_share(self.address) is not None:
+        if more > 0 and self.api.bytes_held > self.api.shares.crowded and self.api.over_share(self.address):
             self.abort()
 
     def holdings(self) -> Iterator[Holding]:
@@ -606,7 +606,8 @@ class HttpConnection(asyncio.Protocol):
 
     def drain(self, idle_since: float) -> None:
         """Close when everything is answered and the client has sent nothing since `idle_since`."""
-        if self.phase == "idle" and self.idle_since <= idle_since and not self._unread:
+        shakes_hands = self._transport is None
+        if self.phase == "idle" and self.idle_since <= idle_since and not self._unread and not shakes_hands:
             self.closing = True
             self._close_if_done()
 

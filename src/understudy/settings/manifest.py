@@ -88,6 +88,10 @@ class BatchingSettings(Settings, frozen=True):
     tolerance: Positive | None = None  # of an answer's magnitude; default: by datatype, 0.0001 for FP32
 
 
+StandInFor = Annotated[tuple[AppPattern, ...], Meta(max_length=256)]
+FallbackChain = Annotated[tuple[FallbackLink, ...], Meta(max_length=32)]
+
+
 class AppManifest(Settings, frozen=True):
     """APP.toml: what a user deploys."""
 
@@ -101,8 +105,7 @@ class AppManifest(Settings, frozen=True):
     objective_ms: Positive | None = None  # latency to keep, by slower variants never; default: deadline / 2
     brownout: bool = True  # when overloaded for long, ready smaller variants answer what would be shed
     client_rate: ClientRateSettings | None = None
-    # Apps whose clients it answers, whatever else they may ask.
-    stand_in_for: Annotated[tuple[AppPattern, ...], Meta(max_length=256)] = ()
+    stand_in_for: StandInFor = ()  # apps whose clients it answers, whatever else they may ask
     network: bool = False  # whether its models may use the network
     requests_per_s: NonNegative = 0.0  # expected of all clients; 0: not stated, so it takes no compute
     inputs: Annotated[tuple[TensorSettings, ...], Meta(max_length=1024)] = ()
@@ -111,8 +114,7 @@ class AppManifest(Settings, frozen=True):
     batching: BatchingSettings = BatchingSettings()
     static: dict[str, Any] | None = None
     probe: dict[str, Any] | None = None
-    # Default: smaller-variant, previous-version, static.
-    fallback: Annotated[tuple[FallbackLink, ...], Meta(max_length=32)] | None = None
+    fallback: FallbackChain | None = None  # default: smaller-variant, previous-version, static
 
     @property
     def all_outputs(self) -> OutputsSettings:
