@@ -53,16 +53,6 @@ def test_what_else_a_process_does_meanwhile_is_not_the_models(monkeypatch: pytes
     assert Process(lambda rows: rows % 3).measured(monkeypatch).per_byte < 3
 
 
-@pytest.mark.parametrize("number", range(1, 8))
-@pytest.mark.parametrize("size_mb", [5.0, 7.0, 100.0])
-def test_what_a_process_takes_once_is_not_the_models(
-    number: int, size_mb: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An arena of a thread, say. Taken for the model's, a row of it would be taken for gigabytes."""
-    process = Process(lambda _: size_mb if len(process.rows) == number else 0.0)
-    assert process.measured(monkeypatch).per_byte == Appetite().per_byte
-
-
 def test_a_model_that_compares_every_row_with_every_other_is_never_given_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -43,13 +43,9 @@ def appetite(
     runs: list[_Run] = []
     for tensors in _growing(probe):
         try:
-            run = _measured(predict, tensors)
-            if runs and run.added_mb - runs[-1].added_mb >= TOLD_MB:
-                # What a process takes once, and just now, doesn't come again; what its size takes does.
-                run = min(run, _measured(predict, tensors), key=lambda each: each.added_mb)
+            runs.append(_measured(predict, tensors))
         except Exception:  # so many rows aren't what it takes; it says so to whoever sends them
             break
-        runs.append(run)
         more_mb = runs[-1].added_mb - runs[-2].added_mb if runs[1:] else 0.0
         if runs[-1].took_s > RUN_S_MAX or more_mb > RUN_MB_MAX:
             break
