@@ -68,6 +68,7 @@ lock: $(VENV)/.stamp-dev  ## write locks/ and those of the benchmarks' peers ane
 	$(LOCK) pyproject.toml --group pytorch --constraint locks/dev.txt --output-file locks/pytorch.txt >/dev/null
 	sed -i -e '/$(TORCH_CPU_HASH)/d' \
 		-e '/^torch==$(TORCH) /a\    --hash=sha256:$(TORCH_CPU_HASH) \\' locks/pytorch.txt
+	grep -q $(TORCH_CPU_HASH) locks/pytorch.txt  # else TORCH and its hash here are those of an older one
 	$(LOCK) pyproject.toml --extra all --group build --group tests --resolution lowest-direct \
 		--output-file locks/lowest.txt >/dev/null
 	$(LOCK) --group examples --constraint locks/dev.txt --output-file locks/examples.txt >/dev/null

@@ -225,8 +225,9 @@ def _is_like(raw: dict[str, Any], one: type[msgspec.Struct], other: type[msgspec
     counts = [0, 0]
     for name in raw:
         if name not in known & strange:
-            names = [name] if name in known | strange else sorted(known | strange)
-            near = next(iter(difflib.get_close_matches(name, names, n=1)), "")
+            near = name
+            if name not in known | strange:
+                near = next(iter(difflib.get_close_matches(name, sorted(known | strange), n=1)), "")
             counts[0] += near in known - strange
             counts[1] += near in strange - known
     return counts[0] > counts[1]

@@ -27,6 +27,7 @@ sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "in
 import fuzzing
 from archives_target import BLOCK, packed
 from families import ROWS, write_linear, write_linear_app
+from fuzzing import say
 from harness import Answer, Harness, closed, infer_body, read_answer, request_bytes, running
 from mutations import mutated
 
@@ -229,11 +230,6 @@ async def fuzz(count: int, seed: int) -> int:
     for what in wrong[:20]:
         say(what)
     return bool(wrong)
-
-
-def say(text: str, end: str = "\n") -> None:
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
 
 
 def main() -> int:

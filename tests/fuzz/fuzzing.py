@@ -153,5 +153,10 @@ def read(text: str) -> list[bytes]:
     return [bytes.fromhex(piece) for piece in text.split(".")]
 
 
+def say(text: str, end: str = "\n") -> None:
+    sys.stdout.write(text + end)
+    sys.stdout.flush()
+
+
 def cpus() -> int:
     return len(os.sched_getaffinity(0))

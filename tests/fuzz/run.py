@@ -21,7 +21,7 @@ import structlog
 from archives_target import ArchivesTarget
 from control_target import ControlTarget
 from frames_target import FramesTarget
-from fuzzing import Report, Target
+from fuzzing import Report, Target, say
 from grpc_target import GrpcTarget
 from http_target import HttpTarget
 from manifests_target import ManifestsTarget
@@ -36,11 +36,6 @@ TARGETS: dict[str, Callable[[], Target]] = {
     )
 }  # fmt: skip
 COUNT = 1_000_000
-
-
-def say(text: str, end: str = "\n") -> None:
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
 
 
 def main() -> int:

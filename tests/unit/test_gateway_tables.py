@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from gateway_world import DEFAULTS, World
 
 from understudy.core.gateway import machine as core
@@ -76,19 +77,17 @@ def test_a_gateway_serves_on_what_a_table_lacks_and_keeps_it_on_disk() -> None:
     assert not world.gateway.apps
 
 
-def test_a_request_in_flight_to_an_app_that_is_removed_ends_at_once() -> None:
-    world = World(standby=False)
-    request = world.request()
+def remove(world: World) -> None:
     removed = (Removal("digits", 1),)
     world.step(core.RoutesReceived(RouteTable(2, nodes=world.gateway.table.nodes, removed=removed)))
-    assert request.outcome is Code.UNAVAILABLE
 
 
-def test_a_removed_app_takes_no_request_for_what_ended_its_workers() -> None:
-    world = World(standby=True)
+@pytest.mark.parametrize("standby", [False, True])
+def test_a_request_in_flight_to_an_app_that_is_removed_ends_at_once(standby: bool) -> None:
+    """It isn't taken for what ended the workers, nor sent to another one."""
+    world = World(standby=standby)
     request = world.request()
-    removed = (Removal("digits", 1),)
-    world.step(core.RoutesReceived(RouteTable(2, nodes=world.gateway.table.nodes, removed=removed)))
+    remove(world)
     assert request.outcome is Code.UNAVAILABLE
     assert not world.gateway.dispatcher.inflight
 
@@ -99,8 +98,7 @@ def test_an_accused_request_ends_with_its_app() -> None:
     world.lose_worker("r1")
     world.lose_worker("r2")
     assert not hasattr(request, "outcome"), "it is accused of both"
-    removed = (Removal("digits", 1),)
-    world.step(core.RoutesReceived(RouteTable(2, nodes=world.gateway.table.nodes, removed=removed)))
+    remove(world)
     world.advance(2 * DEFAULTS.retry.poison_verdict_ms / 1000)
     assert request.outcome is Code.UNAVAILABLE
 
@@ -108,8 +106,7 @@ def test_an_accused_request_ends_with_its_app() -> None:
 def test_what_an_agent_told_of_an_app_before_the_controller_did_is_not_forgotten() -> None:
     world = World(standby=False)
     whole = world.gateway.table
-    removed = (Removal("digits", 1),)
-    world.step(core.RoutesReceived(RouteTable(2, nodes=whole.nodes, removed=removed)))
+    remove(world)
     world.report("n1", world.replica("r9", "big"))
     world.step(core.RoutesReceived(msgspec.structs.replace(whole, revision=3)))
     assert set(world.gateway.apps["digits"].replicas) == {"r9"}

@@ -80,7 +80,7 @@ def known_token(url: str, data_dir: Path | None = None) -> str:
 def given_token() -> str:
     """The environment's. Raises `ConfigError`."""
     given = os.environ.get(VARIABLE, "").strip()
-    if not given.isascii() or (given and not given.isprintable()):
+    if not given.isascii() or not given.isprintable():
         raise ConfigError(f"{VARIABLE} is not a line of printable ASCII")
     return given
 

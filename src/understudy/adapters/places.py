@@ -8,7 +8,7 @@ import socket
 import stat
 import struct
 import sys
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,8 @@ def _stranger(users: list[int]) -> int | None:
 
 
 def _plain(address: Any) -> tuple[str, int]:
-    """Address and port; an IPv4 address in IPv6's form as what it is."""
-    host = ip_address(address[0].partition("%")[0])
-    return str(getattr(host, "ipv4_mapped", None) or host), address[1]
+    """Address and port of a socket."""
+    return _shown(ip_address(address[0].partition("%")[0])), address[1]
 
 
 def _endpoint(text: str) -> tuple[str, int]:
@@ -99,8 +98,12 @@ def _endpoint(text: str) -> tuple[str, int]:
     packed = b"".join(
         int(words[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(words), 8)
     )
-    address = ip_address(packed)
-    return str(getattr(address, "ipv4_mapped", None) or address), int(port, 16)
+    return _shown(ip_address(packed)), int(port, 16)
+
+
+def _shown(address: IPv4Address | IPv6Address) -> str:
+    """An IPv4 address in IPv6's form as what it is."""
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def same_file(path: str, identity: tuple[int, int]) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from understudy.core.recent import subject, surplus
@@ -98,8 +99,9 @@ class MemoryStore:
             self._events.append(StoredEvent(self._serial, event))
         counts = Counter(subject(stored.event) for stored in self._events)
         for who, count in surplus(counts, self._events_max).items():
-            gone = [stored for stored in self._events if subject(stored.event) == who][:count]
-            self._events = [stored for stored in self._events if stored not in gone]
+            theirs = (stored for stored in self._events if subject(stored.event) == who)
+            gone = {stored.serial for stored in islice(theirs, count)}
+            self._events = [stored for stored in self._events if stored.serial not in gone]
 
     async def events(
         self, after: int | None, limit: int, *, app: str = "", node: str = ""

@@ -149,11 +149,10 @@ class Deployments:
         check_request(request, self._config)
         _check_artifacts(self._artifacts, request)
         app = draft(request, self._machine.catalog.next_version(request.name))
-        links = {name: current.stand_ins for name, current in self._machine.apps.items()}
-        check_known(app, links | {name: coming.stand_ins for name, coming in self.coming.items()})
-        check_size(app, self._machine.apps | self.coming, self._tuning.apps_bytes_max)
-        other = self.running(request.name)
-        if other is not None:
+        apps = self._machine.apps | self.coming
+        check_known(app, {name: each.stand_ins for name, each in apps.items()})
+        check_size(app, apps, self._tuning.apps_bytes_max)
+        if (other := self.running(request.name)) is not None:
             raise _underway(other)
         self._forget_oldest()
         id = f"d{self._machine.publications.epoch}-{self._next}"
@@ -180,7 +179,8 @@ class Deployments:
             self._bookkeeper.save({deployment_key(id): StoredDeployment(id, request.name, content)}, ())
             self._coming[app.app] = Coming(app, asyncio.Event())
             self._spawn(self._run(deployment, app))
-        self._next, self._known[id] = self._next + 1, deployment
+        self._next += 1
+        self._known[id] = deployment
         return deployment
 
     @property
